@@ -1,0 +1,90 @@
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// CreateOrder is the body of POST /Order/create-order.
+type CreateOrder struct {
+	OrderID  string
+	ItemsNum int
+}
+
+// UpdateOrder is the body of PUT /Order/update-order.
+type UpdateOrder struct {
+	OrderID string
+	Status  string
+}
+
+// DecodeCreateOrder reads and checks a request body. The error names everything that is wrong with it.
+func DecodeCreateOrder(body []byte) (CreateOrder, error) {
+	var raw struct{ OrderID, ItemsNum json.RawMessage }
+	if err := decodeStrict(body, &raw); err != nil {
+		return CreateOrder{}, err
+	}
+	var req CreateOrder
+	var idErr, numErr error
+	req.OrderID, idErr = textField("orderId", raw.OrderID, ParseOrderID)
+	req.ItemsNum, numErr = itemsNum(raw.ItemsNum)
+	return req, joinSentence(idErr, numErr)
+}
+
+// DecodeUpdateOrder reads and checks a request body. The error names everything that is wrong with it.
+func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
+	var raw struct{ OrderID, Status json.RawMessage }
+	if err := decodeStrict(body, &raw); err != nil {
+		return UpdateOrder{}, err
+	}
+	var req UpdateOrder
+	var idErr, statusErr error
+	req.OrderID, idErr = textField("orderId", raw.OrderID, ParseOrderID)
+	req.Status, statusErr = textField("status", raw.Status, ParseStatus)
+	return req, joinSentence(idErr, statusErr)
+}
+
+func textField(name string, raw json.RawMessage, parse func(string) (string, error)) (string, error) {
+	if missing(raw) {
+		return "", fmt.Errorf("%s is missing, must be a string that is not blank", name)
+	}
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", fmt.Errorf("%s must be a string, not %.20s", name, raw)
+	}
+	return parse(s)
+}
+
+func itemsNum(raw json.RawMessage) (int, error) {
+	if missing(raw) {
+		return 0, fmt.Errorf("itemsNum is missing, must be a whole number from 1 to %d", MaxItems)
+	}
+	n, err := strconv.Atoi(string(raw))
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return 0, fmt.Errorf("itemsNum is out of range, must be from 1 to %d", MaxItems)
+	case err != nil:
+		return 0, fmt.Errorf("itemsNum must be a whole number from 1 to %d, not %.20s", MaxItems, raw)
+	case n < 1 || n > MaxItems:
+		return 0, fmt.Errorf("itemsNum is %d, must be from 1 to %d", n, MaxItems)
+	}
+	return n, nil
+}
+
+func missing(raw json.RawMessage) bool { return len(raw) == 0 || bytes.Equal(raw, []byte("null")) }
+
+func joinSentence(errs ...error) error {
+	var all []string
+	for _, err := range errs {
+		if err != nil {
+			all = append(all, err.Error())
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(all, "; "))
+}
