@@ -1,0 +1,218 @@
+package sqldb_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/internal/sqldb"
+)
+
+var schema = fstest.MapFS{"0001_t.sql": {Data: []byte("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k INTEGER);")}}
+
+func open(t *testing.T, path string, migrations fs.FS) *sqldb.DB {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+func count(t *testing.T, db *sqldb.DB) (n int) {
+	t.Helper()
+	if err := db.Read.QueryRowContext(t.Context(), "SELECT count(*) FROM t").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestTxCommitsOrLeavesNothing(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "a b?#%.db"), schema) // a path that a URL would have to escape
+	insert := func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("INSERT INTO t(v) VALUES (?)", "x")
+		return err
+	}
+	if err := db.Tx(t.Context(), insert); err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error { return errors.Join(insert(tx), refused) }); !errors.Is(err, refused) {
+		t.Errorf("a failing transaction returns %v, want its own error", err)
+	}
+	if got := count(t, db); got != 1 {
+		t.Errorf("%d rows after one commit and one roll-back, want 1", got)
+	}
+	if err := db.Tx(t.Context(), insert); err != nil {
+		t.Errorf("a transaction after a roll-back: %v", err)
+	}
+}
+
+func TestTxOnceBegunIgnoresCancellation(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := db.Tx(ctx, func(tx *sqldb.Tx) error {
+		cancel()
+		_, err := tx.Exec("INSERT INTO t(v) VALUES ('x')")
+		return err
+	})
+	if err != nil || count(t, db) != 1 {
+		t.Errorf("err = %v with %d rows, want the transaction committed", err, count(t, db))
+	}
+	if err := db.Tx(ctx, func(*sqldb.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a transaction begun after the cancellation returns %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestManyRowsGoInFewStatements(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	for _, n := range []int{0, 1, 2, 3, 255, 256, 257, 1000} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			var args, keys []any
+			for k := range n {
+				args = append(args, k, strings.Repeat("v", k%3))
+				keys = append(keys, k)
+			}
+			read := map[int]string{}
+			scan := func(rows *sql.Rows) error {
+				var k int
+				var v string
+				err := rows.Scan(&k, &v)
+				read[k] = v
+				return err
+			}
+			err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				if _, err := tx.Exec("DELETE FROM t"); err != nil {
+					return err
+				}
+				changed, err := tx.ExecRows("INSERT INTO t(k, v) VALUES ", 2, " ON CONFLICT DO NOTHING", args)
+				if changed != int64(n) {
+					t.Errorf("ExecRows says that it changed %d rows, want %d", changed, n)
+				}
+				return errors.Join(err, tx.QueryIn("SELECT k, v FROM t WHERE k IN ", keys, "", scan))
+			})
+			if err != nil || len(read) != n {
+				t.Errorf("within the transaction: %d rows read back (%v), want %d", len(read), err, n)
+			}
+			clear(read)
+			if err := db.QueryIn(t.Context(), "SELECT k, v FROM t WHERE k IN ", keys, " AND k < 500", scan); err != nil {
+				t.Error(err)
+			}
+			if want := min(n, 500); len(read) != want {
+				t.Errorf("outside of a transaction: %d rows read back, want %d", len(read), want)
+			}
+		})
+	}
+}
+
+func TestReadersDoNotWrite(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	if _, err := db.Read.ExecContext(t.Context(), "INSERT INTO t(v) VALUES ('x')"); err == nil {
+		t.Error("a reader could write")
+	}
+}
+
+func TestEveryConnectionHasItsSettings(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	got := map[string]string{}
+	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		for _, name := range []string{"journal_mode", "synchronous", "foreign_keys"} {
+			if err := tx.Query("PRAGMA "+name, func(rows *sql.Rows) error {
+				var v string
+				err := rows.Scan(&v)
+				got[name] = v
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"}, got); diff != "" {
+		t.Errorf("settings of the writer (-want +got):\n%s", diff)
+	}
+}
+
+func TestMigrations(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "t.db")
+	two := fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": {Data: []byte("ALTER TABLE t ADD COLUMN w TEXT")}}
+	for _, step := range []struct {
+		name       string
+		migrations fs.FS
+		wantErr    string
+	}{
+		{"a new database gets all", schema, ""},
+		{"what is applied is not applied again", schema, ""},
+		{"a newer program adds what is new", two, ""},
+		{"an older program refuses what it does not know", schema, "0002_more.sql"},
+		{"a broken migration says which one it is", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k); NONSENSE")}}, "0003_x.sql"},
+		{"and leaves nothing behind", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k)")}}, ""},
+	} {
+		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations)
+		if err == nil {
+			err = db.Close()
+		}
+		if got := fmt.Sprint(err); (step.wantErr == "") != (err == nil) || !strings.Contains(got, step.wantErr) {
+			t.Errorf("%s: err = %v, want %q", step.name, err, step.wantErr)
+		}
+	}
+}
+
+func TestASecondProcessIsRefused(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "t.db")
+	open(t, path, schema)
+	if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema); !errors.Is(err, sqldb.ErrInUse) {
+		t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
+	}
+}
+
+// TestAFullDiskRefusesAndRecovers limits the file's pages, which fails a transaction as a full disk does.
+func TestAFullDiskRefusesAndRecovers(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	fill := func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("INSERT INTO t(v) VALUES (?)", strings.Repeat("x", 1<<20))
+		return err
+	}
+	limit := func(pages int) {
+		if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			return tx.Query(fmt.Sprintf("PRAGMA max_page_count = %d", pages), func(*sql.Rows) error { return nil })
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit(20)
+	if err := db.Tx(t.Context(), fill); err == nil {
+		t.Fatal("1 MiB went into 20 pages")
+	}
+	limit(1_000_000)
+	if err := db.Tx(t.Context(), fill); err != nil {
+		t.Errorf("after there is room again: %v", err)
+	}
+	if got := count(t, db); got != 1 {
+		t.Errorf("%d rows, want the one that was committed", got)
+	}
+}

@@ -1,0 +1,102 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Routes are a service's endpoints: a path in lower case, a method, a handler.
+type Routes []Route
+
+// Route is one endpoint.
+type Route struct {
+	Method, Path string
+	Handler      http.HandlerFunc
+}
+
+// Handler serves the routes whatever the case of a request's path and query names, measures them, and answers what is not there
+// with what is.
+func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
+	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "http_request_duration_seconds", Help: "Time to answer a request.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), NativeHistogramBucketFactor: 1.1,
+	}, []string{"route", "method", "code"})
+	reg.MustRegister(durations)
+
+	router := mux.NewRouter()
+	allowed := map[string][]string{}
+	var all []string
+	for _, route := range rs {
+		router.Handle(route.Path, measure(durations, route.Path, route.Method, route.Handler)).Methods(route.Method)
+		allowed[route.Path] = append(allowed[route.Path], route.Method)
+		all = append(all, route.Method+" "+route.Path)
+	}
+	slices.Sort(all)
+	router.NotFoundHandler = measure(durations, "other", "other", func(w http.ResponseWriter, r *http.Request) {
+		Problem{Status: http.StatusNotFound, Text: "There is nothing at this path. This service has: " + strings.Join(all, ", ") + "."}.Write(w, r)
+	})
+	router.MethodNotAllowedHandler = measure(durations, "other", "other", func(w http.ResponseWriter, r *http.Request) {
+		allow := strings.Join(allowed[r.URL.Path], ", ")
+		w.Header().Set("Allow", allow)
+		Problem{Status: http.StatusMethodNotAllowed, Text: fmt.Sprintf("This path takes %s, not %.16s.", allow, r.Method)}.Write(w, r)
+	})
+	return FoldCase(router)
+}
+
+func measure(durations *prometheus.HistogramVec, route, method string, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		sw := statusWriter{ResponseWriter: w, status: http.StatusOK}
+		defer func() { // also when a handler breaks the connection off by a panic
+			durations.WithLabelValues(route, method, strconv.Itoa(sw.status)).Observe(time.Since(start).Seconds())
+		}()
+		next(&sw, r)
+	}
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Ops are the endpoints for those who run a service, on a port of their own.
+type Ops struct {
+	Ready    func() error // nil, or what is missing
+	Registry *prometheus.Registry
+	OpenAPI  []byte // describes what the service serves
+}
+
+// Handler serves /healthz (the process turns), /readyz (it can do its work now), /metrics and /openapi.yaml.
+func (o Ops) Handler() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { WriteText(w, http.StatusOK, "ok\n") })
+	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := o.Ready(); err != nil {
+			WriteText(w, http.StatusServiceUnavailable, "not ready: "+err.Error()+"\n")
+			return
+		}
+		WriteText(w, http.StatusOK, "ready\n")
+	})
+	m.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	m.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(o.OpenAPI)
+	})
+	return m
+}
