@@ -1,0 +1,37 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Running finds the broker that works on dir, whoever started it; pid is 0 when there is none. It asks for the holder of the lock
+// which Kafka keeps on its data, so unlike a file with a number in it this is never another process that has the number by now.
+func Running(dir string) (addr string, pid int, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "data", ".lock"), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", 0, nil
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	defer f.Close()
+	lock := syscall.Flock_t{Type: syscall.F_WRLCK, Whence: io.SeekStart}
+	if err := syscall.FcntlFlock(f.Fd(), syscall.F_GETLK, &lock); err != nil {
+		return "", 0, fmt.Errorf("ask for the lock on %s: %w", f.Name(), err)
+	}
+	if lock.Type == syscall.F_UNLCK {
+		return "", 0, nil
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "server.properties"))
+	if err != nil {
+		return "", 0, err
+	}
+	listener, _, _ := strings.Cut(parseProperties(string(text))["listeners"], ",")
+	return strings.TrimPrefix(listener, "PLAINTEXT://"), int(lock.Pid), nil
+}

@@ -1,0 +1,171 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+//go:embed kafka/pom.xml
+var pom []byte
+
+// A MissingError names a program that has to be installed before a real server can run here.
+type MissingError struct{ Program, Install string }
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s is not installed: install %s", e.Program, e.Install)
+}
+
+const needJDK = "a JDK, 17 or newer (Debian and Ubuntu: openjdk-17-jdk-headless)"
+
+// installation is Kafka's class path in the user's cache, shared by everything that starts a broker.
+type installation struct {
+	java    string
+	jars    []string
+	archive string // class data archive: loading Kafka's classes is half of its start; empty when there is none
+}
+
+// install fetches Kafka unless it is there. The first of several processes does it while the others wait.
+func install(ctx context.Context, log *slog.Logger) (installation, error) {
+	java, err := exec.LookPath("java")
+	if err != nil {
+		return installation{}, &MissingError{"java", needJDK}
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return installation{}, fmt.Errorf("find the cache directory: %w", err)
+	}
+	// The sum makes any change of the pom another installation, so that none is ever altered while a broker runs from it.
+	sum := sha256.Sum256(pom)
+	dir := filepath.Join(cache, "ordersystem", "kafka-"+Version()+"-"+hex.EncodeToString(sum[:4]))
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return installation{}, err
+	}
+	unlock, err := lockFile(ctx, dir+".lock")
+	if err != nil {
+		return installation{}, err
+	}
+	defer unlock()
+
+	fresh := false
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		log.Info("fetching kafka, once", "version", Version(), "dir", dir)
+		if err := fetch(ctx, dir); err != nil {
+			return installation{}, err
+		}
+		fresh = true
+	}
+	in := installation{java: java}
+	if in.jars, err = filepath.Glob(filepath.Join(dir, "*.jar")); err != nil {
+		return installation{}, err
+	}
+	slices.Sort(in.jars) // the archive holds for one order of the class path only
+	archive := filepath.Join(dir, "classes.jsa")
+	if fresh {
+		if err := in.archiveClasses(ctx, archive); err != nil {
+			log.Warn("no class data archive: each start of kafka takes a second longer", "error", err)
+		}
+	}
+	if _, err := os.Stat(archive); err == nil {
+		in.archive = archive
+	}
+	return in, nil
+}
+
+// Version is the Kafka version that the pom pins.
+func Version() string {
+	return string(regexp.MustCompile(`<kafka.version>(.+)</kafka.version>`).FindSubmatch(pom)[1])
+}
+
+// fetch brings the jars into dir, which exists only once it is complete.
+func fetch(ctx context.Context, dir string) error {
+	mvn, err := exec.LookPath("mvn")
+	if err != nil {
+		return &MissingError{"mvn", "Apache Maven (Debian and Ubuntu: maven)"}
+	}
+	tmp := dir + ".tmp"
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(tmp, "pom.xml"), pom, 0o644); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, mvn, "--batch-mode", "--strict-checksums", "-f", "pom.xml",
+		"dependency:copy-dependencies", "-DoutputDirectory="+tmp)
+	cmd.Dir = tmp
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("fetch kafka with mvn: %w\n%s", err, tail(out, 20, ""))
+	}
+	return os.Rename(tmp, dir)
+}
+
+// archiveClasses lets a broker start and stop once so that the JVM writes down the classes it loaded.
+func (in installation) archiveClasses(ctx context.Context, path string) error {
+	dir, err := os.MkdirTemp("", "kafka-archive-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	k := &Kafka{installation: in, options: Options{
+		Dir: dir,
+		Log: slog.New(slog.DiscardHandler),
+		JVM: append(slices.Clone(quickJVM), "-XX:ArchiveClassesAtExit="+path+".tmp"),
+	}}
+	if err := k.start(ctx); err != nil {
+		return err
+	}
+	k.Stop()
+	return os.Rename(path+".tmp", path)
+}
+
+// lockFile takes a lock that the system takes back when the process ends, however it ends.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for the lock %s: %w", path, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// tail returns the last n lines of text that match pattern.
+func tail(text []byte, n int, pattern string) string {
+	match := regexp.MustCompile(pattern)
+	var lines []string
+	for line := range bytes.Lines(text) {
+		if match.Match(line) {
+			lines = append(lines, string(line))
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-n):], "")
+}

@@ -1,0 +1,71 @@
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// process is a child process and its end.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+}
+
+// startProcess starts cmd; detached means that it survives this process.
+func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
+	cmd.SysProcAttr = child()
+	if detached {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	failed := make(chan error)
+	go func() {
+		// The parent-death signal comes when the *thread* that forked ends, and Go ends idle threads: this one stays.
+		runtime.LockOSThread()
+		defer close(p.done)
+		if err := cmd.Start(); err != nil {
+			failed <- err
+			return
+		}
+		close(failed)
+		_ = cmd.Wait() // how it ended stands in ProcessState
+	}()
+	err := <-failed
+	if err != nil {
+		<-p.done
+	}
+	return p, err
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// stop asks the process to end and waits for it; one that does not end is killed.
+func (p *process) stop(patience time.Duration) {
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.kill()
+	}
+}
+
+func (p *process) kill() {
+	p.signal(os.Kill)
+	<-p.done
+}
+
+func (p *process) signal(s os.Signal) {
+	if p.running() {
+		_ = p.cmd.Process.Signal(s) // an error means that it has just ended
+	}
+}

@@ -1,0 +1,50 @@
+package testenv
+
+import (
+	"os/exec"
+	"testing"
+	"time"
+)
+
+func TestProcessStop(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		script   string
+		patience time.Duration
+		want     string // how it ended
+	}{
+		{"one that listens", "trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done", time.Minute, "exit status 3"},
+		{"one that does not", "trap '' TERM; echo up; while :; do sleep 0.01; done", 50 * time.Millisecond, "signal: killed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command("/bin/sh", "-c", tt.script)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := startProcess(cmd, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 3)); err != nil { // the trap is set
+				t.Fatal(err)
+			}
+			p.stop(tt.patience)
+			p.stop(tt.patience)
+			p.kill()
+			if got := cmd.ProcessState.String(); got != tt.want || p.running() {
+				t.Errorf("it ended with %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestProcessThatCannotStart(t *testing.T) {
+	p, err := startProcess(exec.Command("/no/such/program"), false)
+	if err == nil {
+		t.Fatal("it started")
+	}
+	p.stop(time.Minute) // must not wait for the end of what never was
+	p.kill()
+}

@@ -1,0 +1,211 @@
+package testenv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/fakekafka"
+)
+
+// Fake starts a fake Kafka in this process, with the declared topics, and returns its address. It hides what real groups and
+// restarts cost; tests of these use StartKafka.
+func Fake(t testing.TB) string {
+	t.Helper()
+	cluster, err := fakekafka.New("", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	return cluster.ListenAddrs()[0]
+}
+
+// Record is a record as an independent reader sees it.
+type Record struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+	Time      time.Time
+	Key       []byte
+	Value     []byte
+	Headers   []contract.Header
+}
+
+const ioPatience = 60 * time.Second
+
+// ReadAll returns what a topic holds now: all committed records, by partition, each in its order.
+func ReadAll(t testing.TB, addr, topic string) []Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
+	defer cancel()
+	records, err := Read(ctx, addr, topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return records
+}
+
+// Read is ReadAll outside a test. Control records are fetched too, and left out of the result: without them a partition that
+// ends with the marker of a transaction would never seem to end.
+func Read(ctx context.Context, addr, topic string) ([]Record, error) {
+	left, start, err := bounds(ctx, addr, topic)
+	if err != nil {
+		return nil, fmt.Errorf("read the bounds of topic %s: %w", topic, err)
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start}))
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var records []Record
+	for len(left) > 0 {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return nil, fmt.Errorf("read topic %s, partitions left and their ends %v: %w", topic, left, err)
+		}
+		for r := range fetches.RecordsAll() {
+			end, wanted := left[r.Partition]
+			if wanted && r.Offset < end && !r.Attrs.IsControl() {
+				records = append(records, newRecord(r))
+			}
+			if wanted && r.Offset >= end-1 {
+				delete(left, r.Partition)
+			}
+		}
+	}
+	slices.SortStableFunc(records, func(a, b Record) int { return cmp.Compare(a.Partition, b.Partition) })
+	return records, nil
+}
+
+// bounds returns, for each partition that is not empty, its end and where to start.
+func bounds(ctx context.Context, addr, topic string) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
+	admin, err := newAdmin(addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer admin.Close()
+	first, err := list(ctx, admin.ListStartOffsets, topic)
+	if err != nil {
+		return nil, nil, err
+	}
+	ends, err = list(ctx, admin.ListCommittedOffsets, topic)
+	if err != nil {
+		return nil, nil, err
+	}
+	starts = make(map[int32]kgo.Offset)
+	for p, offset := range first {
+		if ends[p] <= offset {
+			delete(ends, p)
+			continue
+		}
+		starts[p] = kgo.NewOffset().At(offset)
+	}
+	return ends, starts, nil
+}
+
+func list(ctx context.Context, ask func(context.Context, ...string) (kadm.ListedOffsets, error), topic string) (map[int32]int64, error) {
+	listed, err := ask(ctx, topic)
+	if err == nil {
+		err = listed.Error()
+	}
+	if err != nil {
+		return nil, err
+	}
+	offsets := make(map[int32]int64)
+	for p, o := range listed[topic] {
+		offsets[p] = o.Offset
+	}
+	return offsets, nil
+}
+
+func newRecord(r *kgo.Record) Record {
+	record := Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key, Value: r.Value}
+	for _, h := range r.Headers {
+		record.Headers = append(record.Headers, contract.Header{Key: h.Key, Value: h.Value})
+	}
+	return record
+}
+
+// Produce writes messages as any other producer would: keys go to partitions as Java's clients place them (murmur2), nothing is
+// checked, a nil value is a tombstone. It returns them as written.
+func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
+	defer cancel()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	var batch []*kgo.Record
+	for _, m := range messages {
+		r := &kgo.Record{Topic: m.Topic, Key: m.Key, Value: m.Value}
+		for _, h := range m.Headers {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		batch = append(batch, r)
+	}
+	if err := client.ProduceSync(ctx, batch...).FirstErr(); err != nil {
+		t.Fatalf("produce %d records: %v", len(batch), err)
+	}
+	var written []Record
+	for _, r := range batch {
+		written = append(written, newRecord(r))
+	}
+	return written
+}
+
+// CommittedOffsets returns what a group has committed, by topic and partition.
+func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
+	defer cancel()
+	admin, err := newAdmin(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	fetched, err := fetchOffsets(ctx, admin, group)
+	if err != nil {
+		t.Fatalf("fetch the offsets of group %s: %v", group, err)
+	}
+	offsets := make(map[string]map[int32]int64)
+	for topic, partitions := range fetched {
+		offsets[topic] = make(map[int32]int64)
+		for p, o := range partitions {
+			offsets[topic][p] = o.At
+		}
+	}
+	return offsets
+}
+
+// fetchOffsets waits for the group's coordinator: a broker only makes the topic behind it when it is first asked.
+func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.OffsetResponses, error) {
+	for {
+		fetched, err := admin.FetchOffsets(ctx, group)
+		if err == nil {
+			err = fetched.Error()
+		}
+		switch {
+		case errors.Is(err, kerr.GroupIDNotFound):
+			return nil, nil
+		case !kerr.IsRetriable(err):
+			return fetched, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

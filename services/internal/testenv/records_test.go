@@ -1,0 +1,248 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersystem.dev/services/contract"
+)
+
+// What is said of topics and records holds for the real broker and for the fake.
+func onBoth(t *testing.T, test func(t *testing.T, addr string)) {
+	t.Run("fake", func(t *testing.T) { test(t, Fake(t)) })
+	t.Run("real", func(t *testing.T) { test(t, SharedKafka(t).Addr) })
+}
+
+func TestDeclaredTopics(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		for _, topic := range contract.Topics() {
+			config, partitions := topicAsIs(t, addr, topic.Name)
+			if diff := cmp.Diff(topic.Config, only(topic.Config, config)); diff != "" {
+				t.Errorf("config of %s (-want +got):\n%s", topic.Name, diff)
+			}
+			if partitions != topic.Partitions {
+				t.Errorf("%s has %d partitions, want %d", topic.Name, partitions, topic.Partitions)
+			}
+		}
+	})
+}
+
+func TestCreateTopics(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		declared := contract.Topic{Name: NewTopic(t, addr, 2), Partitions: 2, Config: maps.Clone(contract.Topics()[0].Config)}
+		otherPartitions, otherConfig := declared, declared
+		otherPartitions.Partitions = 3
+		otherConfig.Config = map[string]string{"cleanup.policy": "delete"}
+		for _, tt := range []struct {
+			name  string
+			topic contract.Topic
+			want  string
+		}{
+			{"as declared", declared, ""},
+			{"other partitions", otherPartitions, "it has 2 partitions, declared are 3"},
+			{"other config", otherConfig, `its cleanup.policy is "compact", declared is "delete"`},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				err := CreateTopics(t.Context(), addr, []contract.Topic{tt.topic}, 1)
+				if (err == nil) != (tt.want == "") || (err != nil && !strings.Contains(err.Error(), tt.want)) {
+					t.Errorf("error is %v, want %q", err, tt.want)
+				}
+			})
+		}
+	})
+}
+
+func TestDeleteTopic(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		topic := contract.Topic{Name: NewTopic(t, addr, 1), Partitions: 1}
+		Produce(t, addr, message(topic.Name, "k", "v"))
+		if err := DeleteTopic(t.Context(), addr, topic.Name); err != nil {
+			t.Fatal(err)
+		}
+		if err := DeleteTopic(t.Context(), addr, topic.Name); err == nil {
+			t.Error("a topic was deleted twice")
+		}
+		if err := CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := ReadAll(t, addr, topic.Name); len(got) != 0 {
+			t.Errorf("the topic made anew holds %d records", len(got))
+		}
+	})
+}
+
+func TestReadAll(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		topic := NewTopic(t, addr, 3)
+		if got := ReadAll(t, addr, topic); len(got) != 0 {
+			t.Errorf("an empty topic holds %d records", len(got))
+		}
+		var messages []contract.Message
+		for i := range 200 {
+			m := message(topic, fmt.Sprint("key", i%20), fmt.Sprint("value", i))
+			m.Headers = []contract.Header{{Key: "n", Value: []byte{byte(i)}}, {Key: "n", Value: []byte("again")}}
+			messages = append(messages, m)
+		}
+		messages = append(messages, contract.Message{Topic: topic, Key: []byte("key1")}, message(topic, "key2", ""))
+		want := byPartition(Produce(t, addr, messages...))
+		if diff := cmp.Diff(want, ReadAll(t, addr, topic), ignoreTime); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestReadAllWithGaps(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		topic := "gaps-" + uuid.NewString() // the broker deletes no records of a compacted topic
+		if err := CreateTopics(t.Context(), addr, []contract.Topic{{Name: topic, Partitions: 1}}, 1); err != nil {
+			t.Fatal(err)
+		}
+		Produce(t, addr, message(topic, "a", "deleted"), message(topic, "a", "kept"))
+		deleteBefore(t, addr, topic, 1)
+		transact(t, addr, message(topic, "a", "aborted"), kgo.TryAbort)
+		transact(t, addr, message(topic, "a", "committed"), kgo.TryCommit)
+
+		var got []string // the topic ends with the marker of the last transaction
+		for _, r := range ReadAll(t, addr, topic) {
+			got = append(got, fmt.Sprint(r.Offset, " ", string(r.Value)))
+		}
+		if diff := cmp.Diff([]string{"1 kept", "4 committed"}, got); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestReadMissingTopic(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		if got, err := Read(t.Context(), addr, "no-such-topic"); err == nil {
+			t.Errorf("read %d records of a topic that is missing", len(got))
+		}
+	})
+}
+
+// The hashes are those of Kafka's own test of murmur2.
+func TestProducePartitions(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		const partitions = 12
+		topic := NewTopic(t, addr, partitions)
+		for key, hash := range map[string]int32{"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536} {
+			want := (hash & 0x7fffffff) % partitions
+			if got := Produce(t, addr, message(topic, key, "v"))[0].Partition; got != want {
+				t.Errorf("key %s is in partition %d, want %d", key, got, want)
+			}
+		}
+	})
+}
+
+func TestCommittedOffsets(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		topic := NewTopic(t, addr, 2)
+		if got := CommittedOffsets(t, addr, topic+"-group"); len(got) != 0 {
+			t.Errorf("a group that never was has committed %v", got)
+		}
+		commit(t, addr, topic+"-group", topic, 1, 5)
+		want := map[string]map[int32]int64{topic: {1: 5}}
+		if diff := cmp.Diff(want, CommittedOffsets(t, addr, topic+"-group")); diff != "" {
+			t.Errorf("offsets (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Topics have LogAppendTime: what the producer thinks and what the broker keeps differ.
+var ignoreTime = cmpopts.IgnoreFields(Record{}, "Time")
+
+func message(topic, key, value string) contract.Message {
+	return contract.Message{Topic: topic, Key: []byte(key), Value: []byte(value)}
+}
+
+func byPartition(records []Record) []Record {
+	return slices.SortedStableFunc(slices.Values(records), func(a, b Record) int { return int(a.Partition - b.Partition) })
+}
+
+func adminOf(t *testing.T, addr string) *kadm.Client {
+	t.Helper()
+	admin, err := newAdmin(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	return admin
+}
+
+func topicAsIs(t *testing.T, addr, name string) (config map[string]string, partitions int) {
+	t.Helper()
+	admin := adminOf(t, addr)
+	configs, err1 := admin.DescribeTopicConfigs(t.Context(), name)
+	topics, err2 := admin.ListTopics(t.Context(), name)
+	if err := errors.Join(err1, err2, topics.Error()); err != nil {
+		t.Fatal(err)
+	}
+	return configMap(configs), len(topics[name].Partitions)
+}
+
+func brokerConfig(t *testing.T, addr string) map[string]string {
+	t.Helper()
+	admin := adminOf(t, addr)
+	brokers, err := admin.ListBrokers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs, err := admin.DescribeBrokerConfigs(t.Context(), brokers[0].NodeID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return configMap(configs)
+}
+
+func configMap(configs kadm.ResourceConfigs) map[string]string {
+	m := make(map[string]string)
+	for _, c := range configs[0].Configs {
+		m[c.Key] = c.MaybeValue()
+	}
+	return m
+}
+
+func commit(t *testing.T, addr, group, topic string, partition int32, offset int64) {
+	t.Helper()
+	offsets := make(kadm.Offsets)
+	offsets.AddOffset(topic, partition, offset, -1)
+	if err := adminOf(t, addr).CommitAllOffsets(t.Context(), group, offsets); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deleteBefore(t *testing.T, addr, topic string, offset int64) {
+	t.Helper()
+	offsets := make(kadm.Offsets)
+	offsets.AddOffset(topic, 0, offset, -1)
+	deleted, err := adminOf(t, addr).DeleteRecords(t.Context(), offsets)
+	if err = errors.Join(err, deleted.Error()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func transact(t *testing.T, addr string, m contract.Message, end kgo.TransactionEndTry) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.TransactionalID(m.Topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	err = errors.Join(client.BeginTransaction(),
+		client.ProduceSync(t.Context(), &kgo.Record{Topic: m.Topic, Key: m.Key, Value: m.Value}).FirstErr(),
+		client.EndTransaction(context.WithoutCancel(t.Context()), end))
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,124 @@
+package testenv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"ordersystem.dev/services/contract"
+)
+
+// CreateTopics makes the topics that are missing and waits until clients can use them. One that is there and not as declared is an
+// error: it is never altered, since more partitions would move keys.
+func CreateTopics(ctx context.Context, addr string, topics []contract.Topic, replication int16) error {
+	admin, err := newAdmin(addr)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(ctx, ioPatience)
+	defer cancel()
+	var all []error
+	for _, topic := range topics {
+		if err := createTopic(ctx, admin, topic, replication); err != nil {
+			all = append(all, fmt.Errorf("create topic %s: %w", topic.Name, err))
+		}
+	}
+	return errors.Join(all...)
+}
+
+func createTopic(ctx context.Context, admin *kadm.Client, topic contract.Topic, replication int16) error {
+	config := make(map[string]*string)
+	for name, value := range topic.Config {
+		config[name] = &value
+	}
+	made, err := admin.CreateTopic(ctx, int32(topic.Partitions), replication, config, topic.Name)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return err
+	}
+	partitions, err := awaitTopic(ctx, admin, topic.Name, made.ID)
+	if err != nil {
+		return err
+	}
+	return checkTopic(ctx, admin, topic, partitions)
+}
+
+// awaitTopic waits until the broker, which learns of a topic after the controller has answered, knows it with all its leaders. With
+// an ID that is the topic of that ID, not one of the same name that was deleted just before.
+func awaitTopic(ctx context.Context, admin *kadm.Client, name string, id kadm.TopicID) (partitions int, err error) {
+	for {
+		topics, err := admin.ListTopics(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		topic := topics[name]
+		led := topic.Err == nil
+		for _, p := range topic.Partitions {
+			led = led && p.Err == nil && p.Leader >= 0
+		}
+		if led && (id == kadm.TopicID{} || id == topic.ID) {
+			return len(topic.Partitions), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("wait for its leaders: %w", cmp.Or(topic.Err, ctx.Err()))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// checkTopic says in what a topic differs from its declaration.
+func checkTopic(ctx context.Context, admin *kadm.Client, want contract.Topic, partitions int) error {
+	configs, err := admin.DescribeTopicConfigs(ctx, want.Name)
+	if err != nil {
+		return err
+	}
+	config, err := configs.On(want.Name, nil)
+	if err = cmp.Or(err, config.Err); err != nil {
+		return err
+	}
+	var differs []string
+	if partitions != want.Partitions {
+		differs = append(differs, fmt.Sprintf("it has %d partitions, declared are %d", partitions, want.Partitions))
+	}
+	for _, c := range config.Configs {
+		if value, declared := want.Config[c.Key]; declared && c.MaybeValue() != value {
+			differs = append(differs, fmt.Sprintf("its %s is %q, declared is %q", c.Key, c.MaybeValue(), value))
+		}
+	}
+	if differs != nil {
+		return errors.New("it exists otherwise: " + strings.Join(differs, "; "))
+	}
+	return nil
+}
+
+// DeleteTopic deletes a topic with all that it holds.
+func DeleteTopic(ctx context.Context, addr, name string) error {
+	admin, err := newAdmin(addr)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if _, err := admin.DeleteTopic(ctx, name); err != nil {
+		return fmt.Errorf("delete topic %s: %w", name, err)
+	}
+	return nil
+}
+
+// NewTopic makes a topic of the test's own, with the order topics' settings, and returns its name.
+func NewTopic(t testing.TB, addr string, partitions int) string {
+	t.Helper()
+	topic := contract.Topic{Name: "test-" + uuid.NewString(), Partitions: partitions, Config: contract.Topics()[0].Config}
+	if err := CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
+		t.Fatal(err)
+	}
+	return topic.Name
+}
