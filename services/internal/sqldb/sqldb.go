@@ -63,7 +63,7 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 		return err
 	}
 	if err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("%w (lock %s.lock: %v)", ErrInUse, path, err)
+		return fmt.Errorf("%w (lock %s.lock: %w)", ErrInUse, path, err)
 	}
 	// In the DSN, so that every connection of a pool has them. The journal's size is cut after a checkpoint: a burst leaves no big file.
 	dsn := func(more string) string {
@@ -109,7 +109,8 @@ func (db *DB) Close() error {
 		errs = append(errs, db.pool.Close())
 	}
 	if db.lock != nil {
-		errs = append(errs, db.lock.Close())
+		// Unlocked by hand: a child process between its fork and its exec still has the file open, and with it the lock.
+		errs = append(errs, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN), db.lock.Close())
 	}
 	return errors.Join(errs...)
 }
