@@ -1,0 +1,165 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestAdminLooksTopicsUp(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		leaks(t)
+		one, two := testenv.NewTopic(t, addr, 1), testenv.NewTopic(t, addr, 4)
+		a := admin(t, addr)
+		got, err := a.Topics(t.Context(), one, "missing-b", two, "missing-a")
+		missing, ok := errors.AsType[*MissingTopicsError](err)
+		if !ok || !slices.Equal(missing.Names, []string{"missing-a", "missing-b"}) {
+			t.Errorf("error %v, want the two missing topics", err)
+		}
+		if len(got) != 2 || got[one].Partitions != 1 || got[two].Partitions != 4 || got[one].ID == "" || got[one].ID == got[two].ID {
+			t.Errorf("topics: %v", got)
+		}
+		if got, err := a.Topics(t.Context(), one); err != nil || len(got) != 1 {
+			t.Errorf("one topic: %v, %v", got, err)
+		}
+	})
+}
+
+func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := newTopic(t, addr, 3)
+		for range 5 {
+			transaction(t, addr, topic, 1, true, "v") // two offsets each, with the marker
+		}
+		truncate(t, addr, topic, 1, 4)
+		a := admin(t, addr)
+		infos, err := a.Topics(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := func(n int32) Partition { return Partition{topic, infos[topic].ID, n} }
+		first, end, err := a.Bounds(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []map[Partition]int64{{at(0): 0, at(1): 4, at(2): 0}, {at(0): 0, at(1): 10, at(2): 0}}
+		if diff := cmp.Diff(want, []map[Partition]int64{first, end}); diff != "" {
+			t.Errorf("first and end (-want +got):\n%s", diff)
+		}
+		if _, _, err := a.Bounds(t.Context(), topic, "missing"); err == nil {
+			t.Error("no error with a missing topic")
+		} else if _, ok := errors.AsType[*MissingTopicsError](err); !ok {
+			t.Errorf("with a missing topic: %v", err)
+		}
+	})
+}
+
+func TestAdminSaysThatKafkaIsUnreachable(t *testing.T) {
+	leaks(t)
+	addr := deadAddr(t)
+	_, err := admin(t, addr).Topics(t.Context(), "topic")
+	unreachable, ok := errors.AsType[*UnreachableError](err)
+	if !ok || unreachable.Brokers != addr || !strings.Contains(err.Error(), "unreachable at "+addr) {
+		t.Errorf("error %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := admin(t, addr).Topics(ctx, "topic"); err == nil {
+		t.Error("no error after the context's end")
+	}
+}
+
+func TestAdminAwaitsTopics(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		declared := contract.Topics()[0]
+		declared.Name = "late-" + uuid.NewString()
+		states := make(chan error, 1000)
+		found := make(chan map[string]TopicInfo)
+		a := admin(t, addr)
+		go func() {
+			infos, err := a.AwaitTopics(t.Context(), func(err error) { states <- err }, contract.TopicCreated, declared.Name)
+			if err != nil {
+				t.Error(err)
+			}
+			found <- infos
+		}()
+		missing, ok := errors.AsType[*MissingTopicsError](<-states)
+		if !ok || !slices.Equal(missing.Names, []string{declared.Name}) {
+			t.Errorf("first state %v", missing)
+		}
+		if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-found; len(got) != 2 {
+			t.Errorf("found %v", got)
+		}
+		close(states)
+		var last error
+		for last = range states {
+		}
+		if last != nil {
+			t.Errorf("last state %v", last)
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := a.AwaitTopics(ctx, nil, "missing"); !errors.Is(err, context.Canceled) {
+			t.Errorf("after the context's end: %v", err)
+		}
+	})
+}
+
+func TestARefusedPasswordIsTheReasonGiven(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("PLAIN", "cart", "right"), kfake.SeedTopics(1, "topic"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cfg := Config{Brokers: cluster.ListenAddrs()[0], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "wrong"}
+	for password, want := range map[string]string{"wrong": "SASL authentication error", "right": ""} {
+		cfg.Password = password
+		a, err := NewAdmin(cfg, logger(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		_, err = a.Topics(t.Context(), "topic")
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", password, err, want)
+		}
+	}
+}
+
+func TestAMissingWritePermissionIsNamed(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
+		kfake.User("PLAIN", "cart", "cart"), kfake.SeedTopics(1, "topic"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	failed := make(chan error, 1)
+	p, err := NewProducer(Config{Brokers: cluster.ListenAddrs()[0], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "cart"},
+		logger(t), func(_ int64, err error) { failed <- err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Produce(message("topic", "k", "v"), 1); err != nil {
+		t.Fatal(err)
+	}
+	got := <-failed
+	if got == nil || !strings.Contains(got.Error(), "Write permission") && !strings.Contains(got.Error(), "no permission on the topic") {
+		t.Errorf("report %v", got)
+	}
+	t.Log(Code(got), got)
+}

@@ -1,0 +1,312 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// each runs a test on the fake and on a real broker.
+func each(t *testing.T, test func(t *testing.T, addr string)) {
+	t.Run("fake", func(t *testing.T) { test(t, testenv.Fake(t)) })
+	t.Run("kafka", func(t *testing.T) { test(t, testenv.SharedKafka(t).Addr) })
+}
+
+func config(addr string) Config { return Config{Brokers: addr, ClientID: "broker-test"} }
+
+func logger(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// deadAddr is an address where nobody listens.
+func deadAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// poll asks again and again until ok; for what only an outside look tells.
+func poll(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(60 * time.Second)
+	defer deadline.Stop()
+	for tick := time.NewTicker(20 * time.Millisecond); !ok(); {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// leaks fails the test if it leaves goroutines of the package or of the client behind.
+func leaks(t *testing.T) {
+	running := func() map[string]string {
+		stacks := make(map[string]string)
+		text := make([]byte, 4<<20)
+		for stack := range strings.SplitSeq(string(text[:runtime.Stack(text, true)]), "\n\n") {
+			id, _, _ := strings.Cut(stack, " [")
+			if (strings.Contains(stack, "confluent-kafka-go") || strings.Contains(stack, "internal/broker.")) && !strings.Contains(stack, "testing.tRunner") {
+				stacks[id] = stack
+			}
+		}
+		return stacks
+	}
+	before := running()
+	t.Cleanup(func() {
+		var left map[string]string
+		for range 200 {
+			left = running()
+			maps.DeleteFunc(left, func(id, _ string) bool { return before[id] != "" })
+			if len(left) == 0 {
+				return
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+		t.Errorf("goroutines left:\n%s", strings.Join(slices.Collect(maps.Values(left)), "\n\n"))
+	})
+}
+
+func admin(t testing.TB, addr string) *Admin {
+	t.Helper()
+	a, err := NewAdmin(config(addr), logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+func message(topic, key, value string) contract.Message {
+	return contract.Message{Topic: topic, Key: []byte(key), Value: []byte(value)}
+}
+
+// messages is n messages with values 0 to n-1, over so many keys.
+func messages(topic string, n, keys int) []contract.Message {
+	all := make([]contract.Message, n)
+	for i := range all {
+		all[i] = message(topic, fmt.Sprint("key", i%keys), fmt.Sprint(i))
+	}
+	return all
+}
+
+// transaction writes values to one partition, and commits or aborts; either leaves a marker, an offset without a record.
+func transaction(t testing.TB, addr, topic string, partition int32, commit bool, values ...string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.TransactionalID(t.Name()), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range values {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: partition, Key: []byte("key"), Value: []byte(v)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := client.EndTransaction(t.Context(), kgo.TransactionEndTry(commit)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// truncate moves a partition's first offset.
+func truncate(t testing.TB, addr, topic string, partition int32, first int64) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	var offsets kadm.Offsets
+	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: first})
+	deleted, err := kadm.NewClient(client).DeleteRecords(t.Context(), offsets)
+	if err := errors.Join(err, deleted.Error()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newTopic is testenv.NewTopic without compaction, which forbids deleting records.
+func newTopic(t testing.TB, addr string, partitions int) string {
+	t.Helper()
+	topic := contract.Topic{Name: "test-" + uuid.NewString(), Partitions: partitions}
+	if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
+		t.Fatal(err)
+	}
+	return topic.Name
+}
+
+// store keeps records and positions as the Order service does: each member of the group has a view of its own, and writes only
+// where the position is still the one it left.
+type store struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed and made anew at each change
+	next    map[Partition]int64
+	values  map[place][]string // what was applied, in order
+	faults  int                // writes that a member did not own, or records out of order
+}
+
+func newStore() *store {
+	return &store{changed: make(chan struct{}), next: make(map[Partition]int64), values: make(map[place][]string)}
+}
+
+func (s *store) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// await waits until ok, which sees the store locked.
+func (s *store) await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(60 * time.Second)
+	defer deadline.Stop()
+	for {
+		s.mu.Lock()
+		done, changed := ok(), s.changed
+		s.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// count is how many records were applied; the store is locked.
+func (s *store) count() (n int) {
+	for _, values := range s.values {
+		n += len(values)
+	}
+	return n
+}
+
+// member is one member's Handler over a store.
+type member struct {
+	*store
+	apply    func(ctx context.Context, b Batch) error // before the store is touched, if set
+	load     func() error                             // likewise
+	expected map[Partition]int64
+	assigned [][]Partition
+	revoked  int
+	batches  int
+}
+
+func newMember(s *store) *member { return &member{store: s, expected: make(map[Partition]int64)} }
+
+func (m *member) Assigned(_ context.Context, ps []Partition) (next map[Partition]int64, err error) {
+	if m.load != nil {
+		if err := m.load(); err != nil {
+			return nil, err
+		}
+	}
+	next = make(map[Partition]int64)
+	m.change(func() {
+		for _, p := range ps {
+			next[p] = m.next[p]
+			m.expected[p] = m.next[p]
+		}
+		m.assigned = append(m.assigned, ps)
+	})
+	return next, nil
+}
+
+func (m *member) Revoked(ps []Partition) {
+	m.change(func() {
+		m.revoked += len(ps)
+		for _, p := range ps {
+			delete(m.expected, p)
+		}
+	})
+}
+
+func (m *member) Apply(ctx context.Context, b Batch) (err error) {
+	if m.apply != nil {
+		if err := m.apply(ctx, b); err != nil {
+			return err
+		}
+	}
+	m.change(func() {
+		at := make(map[place]int64)
+		for p := range b.Next {
+			expected, mine := m.expected[p]
+			if !mine {
+				m.faults++
+			}
+			if m.next[p] != expected {
+				err = ErrFenced
+				return
+			}
+			at[place{p.Topic, p.Number}] = expected
+		}
+		for _, r := range b.Records {
+			where := place{r.Topic, r.Partition}
+			if from, ok := at[where]; !ok || r.Offset < from {
+				m.faults++
+			}
+			at[where] = r.Offset + 1
+			m.values[where] = append(m.values[where], string(r.Value))
+		}
+		for p, next := range b.Next {
+			if next < at[place{p.Topic, p.Number}] {
+				m.faults++
+			}
+			m.next[p], m.expected[p] = next, next
+		}
+		m.batches++
+	})
+	return err
+}
+
+// start runs a consumer until the returned stop, or the test's end.
+func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
+	t.Helper()
+	c = NewConsumer(config(addr), cc, admin(t, addr), logger(t))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx, h) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Errorf("Run: %v", err)
+				}
+			case <-time.After(15 * time.Second):
+				t.Error("Run did not end")
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return c, stop
+}

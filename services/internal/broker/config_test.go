@@ -1,0 +1,183 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/internal/env"
+)
+
+func TestConfigFromEnv(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cert, key := file("tls.crt", "cert"), file("tls.key", "key")
+	file("cas/old.crt", "old")
+	file("cas/new.crt", "new")
+	file("cas/ca.p12", "not PEM")
+	file("none/readme", "")
+	cas, none := filepath.Join(dir, "cas"), filepath.Join(dir, "none")
+
+	for _, test := range []struct {
+		name string
+		env  map[string]string
+		want Config
+		errs []string // what each line of the error starts with
+	}{
+		{name: "nothing", errs: []string{"KAFKA_BROKERS is not set"}},
+		{
+			name: "plain",
+			env:  map[string]string{"KAFKA_BROKERS": "a:9092,b:9093"},
+			want: Config{Brokers: "a:9092,b:9093", Protocol: "plaintext"},
+		},
+		{
+			name: "client certificate",
+			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_TLS_CA": cas, "KAFKA_TLS_CERT": cert,
+				"KAFKA_TLS_KEY": key},
+			want: Config{Brokers: "a:9093", Protocol: "ssl", CA: cas, Cert: cert, Key: key},
+		},
+		{
+			name: "password",
+			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "sasl_ssl", "KAFKA_SASL_MECHANISM": "scram-sha-512",
+				"KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret"},
+			want: Config{Brokers: "a:9093", Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", Username: "cart", Password: "secret"},
+		},
+		{
+			name: "every mistake at once",
+			env: map[string]string{"KAFKA_BROKERS": "a", "KAFKA_SECURITY_PROTOCOL": "sasl_plaintext", "KAFKA_TLS_CA": none,
+				"KAFKA_TLS_CERT": "/no/such/file", "KAFKA_SASL_PASSWORD": "secret"},
+			errs: []string{`KAFKA_BROKERS="a"`, `KAFKA_TLS_CA=`, `KAFKA_TLS_CERT="/no/such/file": must be a file`, `KAFKA_TLS_CERT="/no/such/file": must be set`,
+				`KAFKA_SECURITY_PROTOCOL="sasl_plaintext": must be ssl`, `KAFKA_SASL_MECHANISM=""`, "KAFKA_SASL_USERNAME is not set"},
+		},
+		{
+			name: "a password that would not be used",
+			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret"},
+			errs: []string{`KAFKA_SECURITY_PROTOCOL="plaintext": must be sasl_plaintext or sasl_ssl`},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := env.New(func(name string) string { return test.env[name] })
+			got := ConfigFromEnv(e)
+			var lines []string
+			if err := e.Err(); err != nil {
+				lines = strings.Split(err.Error(), "\n")
+				if strings.Contains(err.Error(), "secret") {
+					t.Errorf("the password shows: %v", err)
+				}
+			}
+			if len(lines) != len(test.errs) {
+				t.Fatalf("errors:\n%s\nwant:\n%s", strings.Join(lines, "\n"), strings.Join(test.errs, "\n"))
+			}
+			for i, want := range test.errs {
+				if !strings.HasPrefix(lines[i], want) {
+					t.Errorf("error %q, want %q", lines[i], want)
+				}
+			}
+			if test.errs == nil && got != test.want {
+				t.Error(cmp.Diff(fmt.Sprint(test.want), fmt.Sprint(got)))
+			}
+		})
+	}
+
+	if pem, err := trusted(cas); err != nil || pem != "new\nold\n" {
+		t.Errorf("trusted directory: %q, %v", pem, err)
+	}
+}
+
+func TestConfigMasksThePassword(t *testing.T) {
+	c := Config{Brokers: "a:1", Username: "cart", Password: "secret"}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("start", "kafka", c)
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("start", "config", struct{ Kafka Config }{c})
+	for _, text := range []string{log.String(), c.String(), fmt.Sprintf("%v %+v %#v", c, struct{ Kafka Config }{c}, c)} {
+		if strings.Contains(text, "secret") || !strings.Contains(text, "cart") {
+			t.Error(text)
+		}
+	}
+}
+
+func TestClientsThatCannotBeMade(t *testing.T) {
+	leaks(t)
+	cfg := Config{Brokers: "a:1", CA: "/no/such/file"}
+	if _, err := NewProducer(cfg, quiet, nil); err == nil {
+		t.Error("producer: no error")
+	}
+	if _, err := NewAdmin(cfg, quiet); err == nil {
+		t.Error("admin: no error")
+	}
+	if err := NewConsumer(cfg, ConsumerConfig{}, nil, quiet).Run(t.Context(), nil); err == nil {
+		t.Error("consumer: no error")
+	}
+	cfg = Config{Brokers: "a:1", Protocol: "no-such"}
+	if _, err := NewProducer(cfg, quiet, nil); err == nil {
+		t.Error("producer with a wrong setting: no error")
+	}
+}
+
+func TestErrors(t *testing.T) {
+	wrap := func(code kafka.ErrorCode, fatal bool) error {
+		return fmt.Errorf("produce: %w", explain(kafka.NewError(code, "text", fatal)))
+	}
+	for _, test := range []struct {
+		err        error
+		code, says string
+	}{
+		{nil, "", ""},
+		{fmt.Errorf("x: %w", ErrQueueFull), "_QUEUE_FULL", "queue is full"},
+		{errors.New("x"), "OTHER", "x"},
+		{wrap(kafka.ErrClusterAuthorizationFailed, true), "CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic"},
+		{wrap(kafka.ErrGroupAuthorizationFailed, false), "GROUP_AUTHORIZATION_FAILED", "on the consumer group: a member needs the ACL Read"},
+		{wrap(kafka.ErrorCode(1234), false), "CODE_1234", "text"},
+	} {
+		if got := Code(test.err); got != test.code {
+			t.Errorf("Code(%v) = %s, want %s", test.err, got, test.code)
+		}
+		if got := fmt.Sprint(test.err); test.err != nil && !strings.Contains(got, test.says) {
+			t.Errorf("%q does not say %q", got, test.says)
+		}
+	}
+}
+
+func TestTroubleIsSaidOnce(t *testing.T) {
+	var text strings.Builder
+	trouble := &trouble{log: slog.New(slog.NewTextHandler(&text, nil)), brokers: "a:1"}
+	refused := kafka.NewError(kafka.ErrTransport, "connection refused", false)
+	down := kafka.NewError(kafka.ErrAllBrokersDown, "1/1 brokers are down", false)
+	for _, step := range []struct {
+		what  string
+		do    func()
+		lines int
+		says  string
+	}{
+		{"one connection of several", func() { trouble.report(refused) }, 0, ""},
+		{"all brokers down", func() { trouble.report(down) }, 1, "connection refused"},
+		{"the same again", func() { trouble.report(down); trouble.report(refused); trouble.report(refused) }, 1, ""},
+		{"over", func() { trouble.over(); trouble.over() }, 2, "Kafka answers again"},
+		{"down before the reason is known", func() { trouble.report(down) }, 2, ""},
+		{"the reason follows", func() { trouble.report(refused) }, 3, "connection refused"},
+		{"another reason", func() { trouble.report(kafka.NewError(kafka.ErrAuthentication, "", false)) }, 4, "refuses the user"},
+		{"which stays", func() { trouble.report(down); trouble.report(refused) }, 4, ""},
+	} {
+		before := text.Len()
+		step.do()
+		if got := strings.Count(text.String(), "\n"); got != step.lines || !strings.Contains(text.String()[before:], step.says) {
+			t.Errorf("%s: %d lines, want %d, the last with %q:\n%s", step.what, got, step.lines, step.says, text.String())
+		}
+	}
+}

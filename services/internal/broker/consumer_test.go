@@ -1,0 +1,510 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// group is a consumer's config with a group of its own.
+func group(topics ...string) ConsumerConfig {
+	return ConsumerConfig{Group: "group-" + uuid.NewString(), Topics: topics, TopicCheck: 500 * time.Millisecond}
+}
+
+// written is what a topic holds, by partition in order.
+func written(t testing.TB, addr, topic string) map[place][]string {
+	t.Helper()
+	values := make(map[place][]string)
+	for _, r := range testenv.ReadAll(t, addr, topic) {
+		at := place{r.Topic, r.Partition}
+		values[at] = append(values[at], string(r.Value))
+	}
+	return values
+}
+
+// sameAs checks that the store holds each record of the topics once and in order.
+func (s *store) sameAs(t testing.TB, addr string, topics ...string) {
+	t.Helper()
+	want := make(map[place][]string)
+	for _, topic := range topics {
+		maps.Copy(want, written(t, addr, topic))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if diff := cmp.Diff(want, s.values, cmp.AllowUnexported(place{})); diff != "" {
+		t.Errorf("store (-topic +store):\n%s", diff)
+	}
+	if s.faults > 0 {
+		t.Errorf("%d writes were out of order or to partitions of others", s.faults)
+	}
+}
+
+func TestConsumerReadsAllInOrder(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		leaks(t)
+		created, updated := testenv.NewTopic(t, addr, 4), testenv.NewTopic(t, addr, 4)
+		testenv.Produce(t, addr, messages(created, 2500, 40)...)
+		m := newMember(newStore())
+		largest := 0
+		m.apply = func(_ context.Context, b Batch) error { largest = max(largest, len(b.Records)); return nil }
+		cc := group(created, updated)
+		cc.MaxRecords = 100
+		c, stop := start(t, addr, cc, m)
+		m.await(t, "what was there before", func() bool { return m.count() == 2500 })
+		testenv.Produce(t, addr, messages(updated, 500, 40)...)
+		m.await(t, "what came later", func() bool { return m.count() == 3000 })
+		if c.Assigned() != 8 || c.Rebalances() == 0 || c.Err() != nil {
+			t.Errorf("assigned %d, rebalances %d, error %v", c.Assigned(), c.Rebalances(), c.Err())
+		}
+		stop()
+		m.sameAs(t, addr, created, updated)
+		if largest > 100 {
+			t.Errorf("a batch of %d records, the limit is 100", largest)
+		}
+		if c.Assigned() != 0 || len(m.expected) > 0 {
+			t.Errorf("at the end: assigned %d, the handler believes to have %v", c.Assigned(), m.expected)
+		}
+	})
+}
+
+func TestConsumerStartsWhereTheStoreSaysAndCommitsAHint(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 3)
+		cc := group(topic)
+		all := testenv.Produce(t, addr, messages(topic, 9, 1)...)
+		at := all[0].Partition
+
+		m := newMember(newStore())
+		_, stop := start(t, addr, cc, m)
+		m.await(t, "first run", func() bool { return m.count() == 9 })
+		want := map[int32]int64{0: 0, 1: 0, 2: 0}
+		want[at] = 9
+		poll(t, "commits, also of the idle partitions", func() bool {
+			return cmp.Equal(want, testenv.CommittedOffsets(t, addr, cc.Group)[topic])
+		})
+		stop()
+
+		// The store was set back to an earlier state: the commits in Kafka count for nothing.
+		m = newMember(newStore())
+		infos, err := admin(t, addr).Topics(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.next[Partition{topic, infos[topic].ID, at}] = 4
+		start(t, addr, cc, m)
+		m.await(t, "second run", func() bool { return m.count() == 5 })
+		if diff := cmp.Diff([]string{"4", "5", "6", "7", "8"}, m.values[place{topic, at}]); diff != "" {
+			t.Errorf("read again (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 4)
+		testenv.Produce(t, addr, messages(topic, 300, 20)...)
+		m := newMember(newStore())
+		broken := errors.New("disk full")
+		var tries int
+		var first []Record
+		down := make(chan struct{})
+		began := time.Now()
+		cc := group(topic)
+		cc.MaxRecords = 50
+		var committed map[int32]int64
+		m.apply = func(_ context.Context, b Batch) error {
+			if len(b.Records) > cc.MaxRecords {
+				t.Errorf("%d records in a batch: it went on reading", len(b.Records))
+			}
+			if time.Since(began) > 7*time.Second { // longer than the session timeout of 6 s
+				if committed == nil {
+					committed = testenv.CommittedOffsets(t, addr, cc.Group)[topic]
+				}
+				return nil
+			}
+			if tries++; tries == 1 {
+				first = slices.Clone(b.Records)
+				close(down)
+			} else if diff := cmp.Diff(first, b.Records); diff != "" {
+				t.Errorf("the batch is another one (-first +now):\n%s", diff)
+			}
+			return broken
+		}
+		c, stop := start(t, addr, cc, m)
+		<-down
+		testenv.Produce(t, addr, messages(topic, 200, 20)...)
+		poll(t, "the error shows", func() bool { return errors.Is(c.Err(), broken) })
+		m.await(t, "all records", func() bool { return m.count() == 500 })
+		if c.Rebalances() != 1 || c.Err() != nil {
+			t.Errorf("%d rebalances, want 1; error %v", c.Rebalances(), c.Err())
+		}
+		if tries < 4 {
+			t.Errorf("%d tries", tries)
+		}
+		stop()
+		if diff := cmp.Diff(map[int32]int64{0: 0, 1: 0, 2: 0, 3: 0}, committed); diff != "" {
+			t.Errorf("committed before anything was stored (-want +got):\n%s", diff)
+		}
+		m.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 6)
+		testenv.Produce(t, addr, messages(topic, 600, 60)...)
+		shared := newStore()
+		one, two := newMember(shared), newMember(shared)
+		var broken atomic.Bool
+		broken.Store(true)
+		tried := make(chan int, 1000)
+		cc := group(topic)
+		cc.MaxRecords = 50
+		one.apply = func(_ context.Context, b Batch) error {
+			if len(b.Records) > cc.MaxRecords {
+				t.Errorf("%d records in a batch: it went on reading", len(b.Records))
+			}
+			if broken.Load() {
+				tried <- len(b.Records)
+				return errors.New("disk full")
+			}
+			return nil
+		}
+		c1, stop1 := start(t, addr, cc, one)
+		<-tried
+		c2, stop2 := start(t, addr, cc, two)
+		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 3 && c2.Assigned() == 3 })
+		stop2() // its partitions come to the first, which is still trying
+		poll(t, "one has all", func() bool { return c1.Assigned() == 6 })
+		testenv.Produce(t, addr, messages(topic, 300, 60)...)
+		broken.Store(false)
+		one.await(t, "all records", func() bool { return shared.count() == 900 })
+		stop1()
+		shared.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerJoinsAnewWhenFenced(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		leaks(t)
+		topic := testenv.NewTopic(t, addr, 2)
+		m := newMember(newStore())
+		c, stop := start(t, addr, group(topic), m)
+		testenv.Produce(t, addr, messages(topic, 10, 5)...)
+		m.await(t, "first records", func() bool { return m.count() == 10 })
+		// Somebody else wrote: the store is ahead of what this member left.
+		m.change(func() {
+			for p := range m.expected {
+				m.expected[p]--
+			}
+		})
+		testenv.Produce(t, addr, messages(topic, 10, 5)...)
+		m.await(t, "records after the fence", func() bool { return m.count() == 20 })
+		if len(m.assigned) < 2 || m.revoked < 2 {
+			t.Errorf("assigned %d times, revoked %d partitions: the session went on", len(m.assigned), m.revoked)
+		}
+		poll(t, "no trouble is left", func() bool { return c.Err() == nil && c.Assigned() == 2 })
+		stop()
+		m.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerTriesAgainWhenTheStoreCannotBeRead(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		testenv.Produce(t, addr, messages(topic, 10, 5)...)
+		m := newMember(newStore())
+		tries := 0
+		m.load = func() error {
+			if tries++; tries < 4 {
+				return errors.New("database is locked")
+			}
+			return nil
+		}
+		_, stop := start(t, addr, group(topic), m)
+		m.await(t, "all records", func() bool { return m.count() == 10 })
+		stop()
+		m.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumersShareAndTakeOver(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 6)
+		shared := newStore()
+		one, two := newMember(shared), newMember(shared)
+		cc := group(topic)
+		c1, stop1 := start(t, addr, cc, one)
+		c2, stop2 := start(t, addr, cc, two)
+		stopped := make(chan struct{})
+		feed := make(chan struct{})
+		go func() {
+			defer close(feed)
+			for i := 0; ; i++ {
+				select {
+				case <-stopped:
+					return
+				default:
+					testenv.Produce(t, addr, messages(topic, 50, 60)...)
+				}
+			}
+		}()
+		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 3 && c2.Assigned() == 3 })
+		one.await(t, "both work", func() bool { return one.batches > 5 && two.batches > 5 })
+		stop1()
+		poll(t, "the other has all", func() bool { return c2.Assigned() == 6 })
+		close(stopped)
+		<-feed
+		all := len(testenv.ReadAll(t, addr, topic))
+		two.await(t, "all records", func() bool { return shared.count() == all })
+		stop2()
+		shared.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerThatWasSilentTooLongCannotWrite(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		shared := newStore()
+		slow, other := newMember(shared), newMember(shared)
+		blocked, release := make(chan struct{}), make(chan struct{})
+		var once atomic.Bool
+		slow.apply = func(context.Context, Batch) error {
+			if once.CompareAndSwap(false, true) {
+				close(blocked)
+				<-release
+			}
+			return nil
+		}
+		cc := group(topic)
+		cc.MaxSilence = 2 * time.Second
+		_, stopSlow := start(t, addr, cc, slow)
+		testenv.Produce(t, addr, messages(topic, 100, 10)...)
+		<-blocked
+		c, stopOther := start(t, addr, cc, other)
+		poll(t, "the other takes all", func() bool { return c.Assigned() == 2 })
+		other.await(t, "the other has applied all", func() bool { return shared.count() == 100 })
+		close(release)
+		testenv.Produce(t, addr, messages(topic, 100, 10)...)
+		other.await(t, "what came later", func() bool { return shared.count() == 200 })
+		poll(t, "the silent one is back", func() bool { return c.Assigned() == 1 })
+		stopSlow()
+		stopOther()
+		shared.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerSeesATopicMadeAnew(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic, other := testenv.NewTopic(t, addr, 2), testenv.NewTopic(t, addr, 2)
+		m := newMember(newStore())
+		_, stop := start(t, addr, group(topic, other), m)
+		testenv.Produce(t, addr, append(messages(topic, 50, 10), messages(other, 50, 10)...)...)
+		m.await(t, "the old topic's records", func() bool { return m.count() == 100 })
+		if err := testenv.DeleteTopic(t.Context(), addr, topic); err != nil {
+			t.Fatal(err)
+		}
+		declared := contract.Topics()[0]
+		declared.Name, declared.Partitions = topic, 2
+		poll(t, "the topic is made anew", func() bool {
+			return testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1) == nil
+		})
+		poll(t, "it can be written", func() bool { return !t.Failed() && produced(t, addr, message(topic, "key", "new")) })
+		m.await(t, "the new topic's record", func() bool { return m.count() == 101 })
+		stop()
+		ids := make(map[string]bool)
+		for _, ps := range m.assigned {
+			for _, p := range ps {
+				if p.Topic == topic {
+					ids[p.TopicID] = true
+				}
+			}
+		}
+		if len(ids) != 2 {
+			t.Errorf("topic IDs seen: %v, want two", ids)
+		}
+		if m.faults > 0 {
+			t.Errorf("%d faults", m.faults)
+		}
+	})
+}
+
+// produced tries to write one message.
+func produced(t testing.TB, addr string, m contract.Message) bool {
+	p, r := producer(t, addr)
+	if err := p.Produce(m, 1); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	_, errs := r.get()
+	return errs[""] == 1
+}
+
+func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		declared := contract.Topics()[0]
+		declared.Name, declared.Partitions = "late-"+uuid.NewString(), 2
+		m := newMember(newStore())
+		_, stop := start(t, addr, group(declared.Name), m)
+		for range 3 { // it lives on without the topic
+			<-time.After(200 * time.Millisecond)
+		}
+		if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Produce(t, addr, messages(declared.Name, 10, 3)...)
+		m.await(t, "its records", func() bool { return m.count() == 10 })
+		stop()
+		m.sameAs(t, addr, declared.Name)
+	})
+}
+
+func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		transaction(t, addr, topic, 0, true, "a", "b") // offsets 0, 1 and a marker
+		transaction(t, addr, topic, 0, false, "x")     // aborted, and a marker: nothing to read up to the end, 5
+		transaction(t, addr, topic, 1, false, "y", "z")
+		a := admin(t, addr)
+		_, end, err := a.Bounds(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMember(newStore())
+		cc := group(topic)
+		_, stop := start(t, addr, cc, m)
+		m.await(t, fmt.Sprint("the end ", end), func() bool { return cmp.Equal(end, m.next) })
+		if diff := cmp.Diff(map[place][]string{{topic, 0}: {"a", "b"}}, m.values, cmp.AllowUnexported(place{})); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		poll(t, "commits at the ends", func() bool {
+			return cmp.Equal(map[int32]int64{0: 5, 1: 3}, testenv.CommittedOffsets(t, addr, cc.Group)[topic])
+		})
+		stop()
+	})
+}
+
+func TestConsumerGoesOnAtTheLogsStart(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := newTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, 10, 1)...)
+		truncate(t, addr, topic, 0, 6)
+		m := newMember(newStore()) // its position is 0
+		_, stop := start(t, addr, group(topic), m)
+		m.await(t, "what is left", func() bool { return m.count() == 4 })
+		stop()
+		m.sameAs(t, addr, topic)
+	})
+}
+
+func TestConsumerReadsAgainWhenTheLogLostItsEnd(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, 3, 1)...)
+		a := admin(t, addr)
+		infos, err := a.Topics(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMember(newStore())
+		m.next[Partition{topic, infos[topic].ID, 0}] = 1000 // what the store has seen before the loss
+		_, stop := start(t, addr, group(topic), m)
+		m.await(t, "what is in the log now", func() bool { return m.count() == 3 })
+		stop()
+	})
+}
+
+func TestConsumerFinishesTheBatchInHand(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		leaks(t)
+		topic := testenv.NewTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, 10, 1)...)
+		m := newMember(newStore())
+		inHand, stopping := make(chan struct{}), make(chan struct{})
+		var once atomic.Bool
+		m.apply = func(ctx context.Context, _ Batch) error {
+			if once.CompareAndSwap(false, true) {
+				close(inHand)
+				<-stopping
+				select {
+				case <-ctx.Done():
+					t.Error("the context of the batch in hand ended with Run's")
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+			return nil
+		}
+		cc := group(topic)
+		_, stop := start(t, addr, cc, m)
+		<-inHand
+		go close(stopping)
+		stop()
+		if m.count() == 0 {
+			t.Error("the batch in hand was dropped")
+		}
+		n := int64(m.count())
+		if diff := cmp.Diff(map[int32]int64{0: n}, testenv.CommittedOffsets(t, addr, cc.Group)[topic]); diff != "" {
+			t.Errorf("committed (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestConsumerWithoutKafkaStopsInTime(t *testing.T) {
+	leaks(t)
+	m := newMember(newStore())
+	c, stop := start(t, deadAddr(t), group("topic"), m)
+	poll(t, "the trouble shows", func() bool { return c.Err() != nil })
+	began := time.Now()
+	stop()
+	if took := time.Since(began); took > closeTimeout {
+		t.Errorf("Run ended after %s", took)
+	}
+}
+
+func TestConsumerOutlivesTheBroker(t *testing.T) {
+	leaks(t)
+	k := testenv.StartKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 4)
+	m := newMember(newStore())
+	c, stop := start(t, k.Addr, group(topic), m)
+	for round := range 2 {
+		testenv.Produce(t, k.Addr, messages(topic, 100, 10)...)
+		m.await(t, "records", func() bool { return m.count() == 100*(round+1) })
+		k.Kill()
+		poll(t, "the trouble shows", func() bool { return c.Err() != nil })
+		if err := k.StartAgain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Produce(t, k.Addr, messages(topic, 100, 10)...)
+	m.await(t, "records after the last restart", func() bool { return m.count() == 300 })
+	poll(t, "the trouble is over", func() bool { return c.Err() == nil })
+	stop()
+	m.sameAs(t, k.Addr, topic)
+}
+
+func TestConsumerLeavesADeadBrokerInTime(t *testing.T) {
+	k := testenv.StartKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 2)
+	m := newMember(newStore())
+	_, stop := start(t, k.Addr, group(topic), m)
+	testenv.Produce(t, k.Addr, messages(topic, 10, 10)...)
+	m.await(t, "records", func() bool { return m.count() == 10 })
+	k.Kill()
+	began := time.Now()
+	stop()
+	if took := time.Since(began); took > closeTimeout+2*time.Second {
+		t.Errorf("Run ended after %s", took)
+	}
+}

@@ -1,0 +1,110 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+)
+
+var (
+	// ErrQueueFull says that the producer holds as many unacknowledged messages as it may: try again when some are delivered.
+	ErrQueueFull = errors.New("the producer's queue is full")
+	// ErrClosed says that the producer takes nothing more.
+	ErrClosed = errors.New("the producer is closed")
+	// ErrFenced is returned by Handler.Apply when another member wrote the partition's offset: this one's view is out of date.
+	ErrFenced = errors.New("fenced: another member has written this partition's offset")
+)
+
+// MissingTopicsError says that Kafka answers and does not have these topics.
+type MissingTopicsError struct{ Names []string }
+
+func (e *MissingTopicsError) Error() string {
+	return "missing topics: " + strings.Join(e.Names, ", ")
+}
+
+// UnreachableError says that Kafka does not answer, or not to us.
+type UnreachableError struct {
+	Brokers string
+	Err     error // the last reason seen
+}
+
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("Kafka is unreachable at %s: %v", e.Brokers, e.Err)
+}
+
+func (e *UnreachableError) Unwrap() error { return e.Err }
+
+// meanings says what is to be done about an error where librdkafka's text does not, with a name for each code as a metric's label.
+var meanings = map[kafka.ErrorCode]struct{ name, text string }{
+	// An idempotent producer without Write on any topic may not even get its ID, which Kafka words as the cluster's refusal.
+	kafka.ErrClusterAuthorizationFailed: {"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic: its ACL is missing"},
+	kafka.ErrTopicAuthorizationFailed:   {"TOPIC_AUTHORIZATION_FAILED", "no permission on the topic: a producer needs the ACL Write, a consumer Read"},
+	kafka.ErrGroupAuthorizationFailed:   {"GROUP_AUTHORIZATION_FAILED", "no permission on the consumer group: a member needs the ACL Read, a reader by itself Describe"},
+	kafka.ErrSaslAuthenticationFailed:   {"SASL_AUTHENTICATION_FAILED", "Kafka refuses the user or the password"},
+	kafka.ErrAuthentication:             {"_AUTHENTICATION", "Kafka refuses the user or the password"},
+	kafka.ErrSsl:                        {"_SSL", "TLS does not come about: check the CA, the client's certificate and the port"},
+	kafka.ErrUnknownTopicOrPart:         {"UNKNOWN_TOPIC_OR_PARTITION", "the topic or partition does not exist: create it by declaration"},
+	kafka.ErrUnknownTopic:               {"_UNKNOWN_TOPIC", "the topic does not exist: create it by declaration"},
+	kafka.ErrUnknownPartition:           {"_UNKNOWN_PARTITION", "the partition does not exist"},
+	kafka.ErrUnknownTopicID:             {"UNKNOWN_TOPIC_ID", "the topic was deleted, and perhaps made anew"},
+	kafka.ErrMsgSizeTooLarge:            {"MSG_SIZE_TOO_LARGE", "the message is larger than the topic's max.message.bytes"},
+	kafka.ErrInvalidRecord:              {"INVALID_RECORD", "the topic's settings refuse the message"},
+	kafka.ErrInvalidTimestamp:           {"INVALID_TIMESTAMP", "the topic's settings refuse the message's time"},
+	kafka.ErrPolicyViolation:            {"POLICY_VIOLATION", ""},
+	kafka.ErrUnsupportedVersion:         {"UNSUPPORTED_VERSION", "the broker is too old: the new consumer protocol needs Kafka 4.0"},
+	kafka.ErrUnsupportedFeature:         {"_UNSUPPORTED_FEATURE", "the broker is too old: the new consumer protocol needs Kafka 4.0"},
+	kafka.ErrAllBrokersDown:             {"_ALL_BROKERS_DOWN", "no broker can be reached"},
+	kafka.ErrTransport:                  {"_TRANSPORT", ""},
+	kafka.ErrResolve:                    {"_RESOLVE", "the brokers' name is unknown"},
+	kafka.ErrTimedOut:                   {"_TIMED_OUT", ""},
+	kafka.ErrRequestTimedOut:            {"REQUEST_TIMED_OUT", ""},
+	kafka.ErrMsgTimedOut:                {"_MSG_TIMED_OUT", ""},
+	kafka.ErrNotEnoughReplicas:          {"NOT_ENOUGH_REPLICAS", "fewer replicas are in sync than min.insync.replicas"},
+	kafka.ErrFatal:                      {"_FATAL", ""},
+	kafka.ErrGaplessGuarantee:           {"_GAPLESS_GUARANTEE", "an earlier message failed for good, so the later ones were not sent"},
+	kafka.ErrPurgeQueue:                 {"_PURGE_QUEUE", "not sent before the producer closed"},
+	kafka.ErrPurgeInflight:              {"_PURGE_INFLIGHT", "sent, but not acknowledged before the producer closed"},
+	kafka.ErrMaxPollExceeded:            {"_MAX_POLL_EXCEEDED", "one batch took longer than a member may be silent: its partitions went to others"},
+}
+
+// Code is an error's name for a metric's label: one of a bounded set.
+func Code(err error) string {
+	if err == nil {
+		return ""
+	}
+	if errors.Is(err, ErrQueueFull) {
+		return "_QUEUE_FULL"
+	}
+	e, ok := errors.AsType[kafka.Error](err)
+	if !ok {
+		return "OTHER"
+	}
+	if m, ok := meanings[e.Code()]; ok {
+		return m.name
+	}
+	return "CODE_" + strconv.Itoa(int(e.Code()))
+}
+
+// explain puts what an error means in front of it.
+func explain(err error) error {
+	if e, ok := errors.AsType[kafka.Error](err); ok {
+		if m := meanings[e.Code()]; m.text != "" {
+			return fmt.Errorf("%s (%s: %w)", m.text, m.name, err)
+		}
+	}
+	return err
+}
+
+// is says whether an error has one of these codes.
+func is(err error, codes ...kafka.ErrorCode) bool {
+	e, ok := errors.AsType[kafka.Error](err)
+	for _, c := range codes {
+		if ok && e.Code() == c {
+			return true
+		}
+	}
+	return false
+}

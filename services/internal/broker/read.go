@@ -1,0 +1,197 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"unsafe"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"ordersystem.dev/services/contract"
+)
+
+// readBatch is how many records ReadTo hands over at most at once.
+const readBatch = 1000
+
+// ReadTo reads each partition in to from its offset in from (0 when it has none) up to, not including, its offset in to, and gives the
+// records to apply in batches that are valid only during the call. It belongs to no group and commits nothing; group is what its ACL
+// names. It ends where the partition ends when that comes first: compaction and transactions leave offsets that no record has, so it
+// never waits for one. While Kafka is away it waits, until ctx ends; a topic that is gone is an error.
+func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, from, to map[Partition]int64, apply func(context.Context, []Record) error) error {
+	r := &reader{open: make(map[place]*span)}
+	var assign []kafka.TopicPartition
+	for p, end := range to {
+		if from[p] < end {
+			r.open[place{p.Topic, p.Number}] = &span{topic: p.Topic, number: p.Number, end: end}
+			assign = append(assign, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(from[p])})
+		}
+	}
+	if len(assign) == 0 {
+		return nil
+	}
+	settings, err := cfg.client(kafka.ConfigMap{
+		"group.id":             group,
+		"enable.auto.commit":   false,
+		"enable.partition.eof": true,
+		"isolation.level":      "read_committed",
+		"auto.offset.reset":    "earliest", // the log's start has moved past from
+		// The end of a partition shows when a fetch comes back empty, so an empty one must not wait long.
+		"fetch.wait.max.ms":                 20,
+		"fetch.queue.backoff.ms":            5,
+		"queued.max.messages.kbytes":        32 << 10,
+		"topic.metadata.propagation.max.ms": 5000,
+		"log_level":                         0, // what matters comes as an event as well, and a log's goroutine makes Close slow
+	})
+	if err == nil {
+		r.client, err = kafka.NewConsumer(settings)
+	}
+	if err != nil {
+		return fmt.Errorf("make reader: %w", err)
+	}
+	r.trouble = &trouble{log: log, brokers: cfg.Brokers}
+
+	// One goroutine owns the client, so that the next batch is read while this one is applied.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.full, r.empty = make(chan []Record), make(chan []Record, 2)
+	r.empty <- make([]Record, 0, readBatch)
+	r.empty <- make([]Record, 0, readBatch)
+	var failed error
+	go func() {
+		defer close(r.full)
+		defer r.client.Close()
+		if failed = r.client.Assign(assign); failed == nil {
+			failed = r.read(ctx)
+		}
+	}()
+	for batch := range r.full {
+		if err == nil {
+			if err = apply(ctx, batch); err != nil {
+				cancel()
+			}
+		}
+		r.empty <- batch[:0]
+	}
+	if err == nil && failed != nil {
+		err = fmt.Errorf("read: %w", failed)
+	}
+	return err
+}
+
+type place struct {
+	topic  string
+	number int32
+}
+
+// span is what is left to read of one partition.
+type span struct {
+	topic  string
+	number int32
+	end    int64
+}
+
+type reader struct {
+	client      *kafka.Consumer
+	trouble     *trouble
+	open        map[place]*span // partitions that have not ended
+	full, empty chan []Record
+}
+
+func (r *reader) read(ctx context.Context) error {
+	batch := <-r.empty
+	var at *span // of the last record: the next one is mostly of the same partition
+	for wait := 0; len(r.open) > 0; {
+		switch event := r.client.Poll(wait).(type) {
+		case nil:
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			wait = 100
+			if len(batch) > 0 {
+				select { // apply may as well begin, if it has nothing to do
+				case r.full <- batch:
+					batch = <-r.empty
+				default:
+					wait = 1
+				}
+			}
+			continue
+		case *kafka.Message:
+			m := event.TopicPartition
+			if at == nil || at.number != m.Partition || at.topic != *m.Topic {
+				at = r.open[place{*m.Topic, m.Partition}]
+			}
+			if at == nil {
+				break
+			}
+			if offset := int64(m.Offset); offset < at.end {
+				batch = append(batch, record(event))
+			}
+			if int64(m.Offset) >= at.end-1 {
+				r.end(at)
+				at = nil
+			}
+			if len(batch) == readBatch {
+				select {
+				case r.full <- batch:
+					batch = <-r.empty
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+		case kafka.PartitionEOF:
+			// Whatever was below `to` when it was looked up has been seen.
+			if s := r.open[place{*event.Topic, event.Partition}]; s != nil {
+				r.end(s)
+				at = nil
+			}
+		case kafka.Error:
+			if err := fatalToReader(event); err != nil {
+				return err
+			}
+			r.trouble.report(event)
+		}
+		wait = 0
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	select {
+	case r.full <- batch:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// end stops fetching a partition while others go on.
+func (r *reader) end(s *span) {
+	delete(r.open, place{s.topic, s.number})
+	if len(r.open) > 0 {
+		_ = r.client.Pause([]kafka.TopicPartition{{Topic: &s.topic, Partition: s.number}}) // at worst what follows is read and ignored
+	}
+}
+
+// fatalToReader is nil for what may pass.
+func fatalToReader(err kafka.Error) error {
+	if err.IsFatal() || is(err, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopicID,
+		kafka.ErrTopicAuthorizationFailed, kafka.ErrGroupAuthorizationFailed) {
+		return explain(err)
+	}
+	return nil
+}
+
+// The two header types are one but for their tags, so a slice of the one is one of the other; this does not compile once they differ.
+var _ = contract.Header(kafka.Header{})
+
+func record(m *kafka.Message) Record {
+	r := Record{
+		Topic: *m.TopicPartition.Topic, Partition: m.TopicPartition.Partition, Offset: int64(m.TopicPartition.Offset),
+		Time: m.Timestamp, Key: m.Key, Value: m.Value,
+	}
+	if len(m.Headers) > 0 {
+		r.Headers = unsafe.Slice((*contract.Header)(unsafe.Pointer(&m.Headers[0])), len(m.Headers))
+	}
+	return r
+}
