@@ -1,0 +1,166 @@
+// Package outbox publishes messages that were written in the same transaction as the state they speak of (the transactional outbox
+// pattern): what was committed is published, in order, at least once; what was rolled back never is.
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/sqldb"
+)
+
+// Schema makes the table; a service has it among its migrations.
+//
+//go:embed schema.sql
+var Schema string
+
+// Box is the outbox in one database.
+type Box struct {
+	db  *sqldb.DB
+	log *slog.Logger
+
+	rows  atomic.Int64  // in the table; what is acknowledged and not deleted yet counts
+	acked atomic.Int64  // every row up to this id is acknowledged and can go
+	wake  chan struct{} // something was committed
+
+	failures *prometheus.CounterVec
+	acks     prometheus.Histogram
+}
+
+// Open counts what an earlier run left and registers the metrics, their names starting with prefix.
+func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string) (*Box, error) {
+	b := &Box{
+		db: db, log: log, wake: make(chan struct{}, 1),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "_delivery_failures_total", Help: "Messages that Kafka refused or that could not be sent, by librdkafka's error code. They are sent again.",
+		}, []string{"code"}),
+		acks: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: prefix + "_produce_ack_seconds", Help: "From handing a message to the Kafka client until its acknowledgement.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), NativeHistogramBucketFactor: 1.1,
+		}),
+	}
+	var rows int64
+	if err := db.Read.QueryRowContext(ctx, "SELECT count(*) FROM outbox").Scan(&rows); err != nil {
+		return nil, fmt.Errorf("count the outbox: %w", err)
+	}
+	b.rows.Store(rows)
+	reg.MustRegister(b.failures, b.acks,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: prefix + "_outbox_rows", Help: "Messages accepted and not yet removed after their acknowledgement.",
+		}, func() float64 { return float64(b.rows.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: prefix + "_outbox_oldest_seconds", Help: "Age of the oldest message that Kafka has not acknowledged, 0 when there is none.",
+		}, b.oldest))
+	return b, nil
+}
+
+// Rows is the number of messages in the outbox.
+func (b *Box) Rows() int64 { return b.rows.Load() }
+
+func (b *Box) oldest() float64 {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // a scrape has none to pass on
+	defer cancel()
+	var at int64
+	err := b.db.Read.QueryRowContext(ctx, "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1", b.acked.Load()).Scan(&at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0
+	}
+	if err != nil {
+		b.log.Warn("the age of the oldest outbox row is unknown", "err", err)
+		return 0
+	}
+	return max(0, time.Since(time.UnixMilli(at)).Seconds())
+}
+
+// Add writes messages in the caller's transaction. The caller calls committed once that transaction is committed; it wakes the relay.
+// Add also deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own.
+func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) (committed func(), err error) {
+	deleted, err := b.deleteAcked(tx)
+	if err != nil {
+		return nil, err
+	}
+	const columns = 5
+	args := make([]any, 0, columns*len(ms))
+	for _, m := range ms {
+		args = append(args, m.Topic, m.Key, m.Value, encodeHeaders(m.Headers), at.UnixMilli())
+	}
+	if _, err := tx.ExecRows("INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES ", columns, "", args); err != nil {
+		return nil, fmt.Errorf("insert into the outbox: %w", err)
+	}
+	return func() {
+		b.rows.Add(int64(len(ms)) - deleted)
+		select {
+		case b.wake <- struct{}{}:
+		default: // it is awake
+		}
+	}, nil
+}
+
+func (b *Box) deleteAcked(tx *sqldb.Tx) (int64, error) {
+	n, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", b.acked.Load())
+	if err != nil {
+		return 0, fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
+	}
+	return n, nil
+}
+
+// encodeHeaders writes keys and values with their lengths before them, a value's plus one, as 0 stands for no value: a dead letter
+// carries the headers it came with to the byte.
+func encodeHeaders(hs []contract.Header) []byte {
+	b := make([]byte, 0, 48*len(hs))
+	for _, h := range hs {
+		b = binary.AppendUvarint(b, uint64(len(h.Key)))
+		b = append(b, h.Key...)
+		if h.Value == nil {
+			b = append(b, 0)
+			continue
+		}
+		b = binary.AppendUvarint(b, uint64(len(h.Value))+1)
+		b = append(b, h.Value...)
+	}
+	return b
+}
+
+var errHeaders = errors.New("the headers of an outbox row are damaged")
+
+func decodeHeaders(b []byte) ([]contract.Header, error) {
+	hs := make([]contract.Header, 0, 8)
+	for len(b) > 0 {
+		key, rest, err := cut(b, 0)
+		if err != nil {
+			return nil, err
+		}
+		value, rest, err := cut(rest, 1)
+		if err != nil {
+			return nil, err
+		}
+		hs, b = append(hs, contract.Header{Key: string(key), Value: value}), rest
+	}
+	return hs, nil
+}
+
+// cut takes a length, less bias, and as many bytes; a length below the bias is no value.
+func cut(b []byte, bias uint64) (field, rest []byte, err error) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 {
+		return nil, nil, errHeaders
+	}
+	b = b[size:]
+	if n < bias {
+		return nil, b, nil
+	}
+	if n -= bias; n > uint64(len(b)) {
+		return nil, nil, errHeaders
+	}
+	return b[:n:n], b[n:], nil
+}

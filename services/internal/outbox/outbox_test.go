@@ -1,0 +1,324 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func open(t *testing.T, path string) *Box {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), path, sqldb.Full, fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := Open(t.Context(), db, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func add(t *testing.T, b *Box, ms ...contract.Message) {
+	t.Helper()
+	var committed func()
+	err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
+		committed, err = b.Add(tx, time.Now(), ms)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed()
+}
+
+// numbered are n messages of a few keys, each with its number in the whole sequence as its value.
+func numbered(topic string, from, n int) []contract.Message {
+	ms := make([]contract.Message, n)
+	for i := range ms {
+		ms[i] = contract.Message{Topic: topic, Key: fmt.Append(nil, "key", (from+i)%7), Value: fmt.Append(nil, from+i), Headers: []contract.Header{{Key: "n", Value: fmt.Append(nil, from+i)}}}
+	}
+	return ms
+}
+
+// relay runs a relay until stop is called, which returns when it has ended.
+func relay(t *testing.T, b *Box, addr string) (stop func()) {
+	t.Helper()
+	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return map[string]string{"KAFKA_BROKERS": addr}[name] }))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Relay(ctx, cfg) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !holds(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 30 s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func empty(b *Box) func() bool { return func() bool { return b.Rows() == 0 } }
+
+// published are the numbers in a topic by key, in the order in which a reader gets them.
+func published(t *testing.T, addr, topic string) map[string][]string {
+	t.Helper()
+	got := map[string][]string{}
+	for _, r := range testenv.ReadAll(t, addr, topic) {
+		got[string(r.Key)] = append(got[string(r.Key)], string(r.Value))
+	}
+	return got
+}
+
+func byKey(ms []contract.Message) map[string][]string {
+	want := map[string][]string{}
+	for _, m := range ms {
+		want[string(m.Key)] = append(want[string(m.Key)], string(m.Value))
+	}
+	return want
+}
+
+// inOrder says whether all of want came, each key's in order. What came twice may only repeat a stretch from its beginning on:
+// behind a number comes the next one, or one that was there before.
+func inOrder(want, got map[string][]string) error {
+	for key, numbers := range want {
+		next := 0
+		for _, n := range got[key] {
+			i := slices.Index(numbers, n)
+			if i < 0 || i > next {
+				return fmt.Errorf("%s: %s came before its predecessors, in %v", key, n, got[key])
+			}
+			next = max(next, i+1)
+		}
+		if next != len(numbers) {
+			return fmt.Errorf("%s: %d of %d came", key, next, len(numbers))
+		}
+	}
+	return nil
+}
+
+func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
+	for name, start := range map[string]func(*testing.T) string{
+		"fake Kafka": func(t *testing.T) string { return testenv.Fake(t) },
+		"real Kafka": func(t *testing.T) string { return testenv.SharedKafka(t).Addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := start(t)
+			topic := testenv.NewTopic(t, addr, 3)
+			path := filepath.Join(t.TempDir(), "t.db")
+			b := open(t, path)
+			all := numbered(topic, 0, 25_000) // more than is in flight at a time
+			add(t, b, all[:20_000]...)
+			stop := relay(t, b, addr)
+			for i := 20_000; i < len(all); i += 100 { // the others while it works
+				add(t, b, all[i:i+100]...)
+			}
+			refused := errors.New("refused")
+			err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				_, err := b.Add(tx, time.Now(), []contract.Message{{Topic: topic, Key: []byte("never"), Value: []byte("never")}})
+				return errors.Join(err, refused)
+			})
+			if !errors.Is(err, refused) {
+				t.Fatal(err)
+			}
+			eventually(t, "the outbox is empty", empty(b))
+			if diff := cmp.Diff(byKey(all), published(t, addr, topic)); diff != "" {
+				t.Errorf("published (-want +got):\n%s", diff)
+			}
+			if b.oldest() != 0 {
+				t.Errorf("the oldest row of an empty outbox is %f s old", b.oldest())
+			}
+			stop()
+		})
+	}
+}
+
+func TestAnOutageIsRiddenOut(t *testing.T) {
+	k := testenv.StartKafka(t)
+	ctx := t.Context()
+	topic := testenv.NewTopic(t, k.Addr, 3)
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	all := numbered(topic, 0, 9000)
+	relay(t, b, k.Addr)
+	add(t, b, all[:3000]...)
+	k.Kill()
+	for i := 3000; i < 9000; i += 1000 {
+		add(t, b, all[i:i+1000]...)
+	}
+	if b.Rows() < 6000 {
+		t.Errorf("%d rows while Kafka is away, want 6000 or more", b.Rows())
+	}
+	if b.oldest() <= 0 {
+		t.Errorf("the oldest row is %f s old while Kafka is away", b.oldest())
+	}
+	if err := k.StartAgain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the outbox is empty", empty(b))
+	if err := inOrder(byKey(all), published(t, k.Addr, topic)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A refused row stops what is behind it: were the others sent on, a later version of an order could overtake an earlier one.
+func TestARefusedRowIsNotOvertaken(t *testing.T) {
+	addr := testenv.SharedKafka(t).Addr
+	present, absent := testenv.NewTopic(t, addr, 3), "made-later-"+strings.ToLower(t.Name())
+	path := filepath.Join(t.TempDir(), "t.db")
+	b := open(t, path)
+	before, behind := numbered(present, 0, 50), numbered(present, 50, 50)
+	late := numbered(absent, 0, 50)
+	add(t, b, slices.Concat(before, late, behind)...)
+	relay(t, b, addr)
+	eventually(t, "a failure is counted", func() bool { return failures(t, b) > 0 })
+	if n := len(testenv.ReadAll(t, addr, present)); n < 50 {
+		eventually(t, "what was before the refused rows is published", func() bool { return len(testenv.ReadAll(t, addr, present)) >= 50 })
+	}
+	if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{{Name: absent, Partitions: 3, Config: map[string]string{}}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := testenv.DeleteTopic(context.WithoutCancel(t.Context()), addr, absent); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the outbox is empty", empty(b))
+	if err := inOrder(byKey(late), published(t, addr, absent)); err != nil {
+		t.Error(err)
+	}
+	if err := inOrder(byKey(slices.Concat(before, behind)), published(t, addr, present)); err != nil {
+		t.Error(err)
+	}
+}
+
+func failures(t *testing.T, b *Box) float64 {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(b.failures)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum float64
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue()
+		}
+	}
+	return sum
+}
+
+func TestARestartGoesOnWhereItWas(t *testing.T) {
+	addr := testenv.Fake(t)
+	topic := testenv.NewTopic(t, addr, 3)
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	all := numbered(topic, 0, 3000)
+	before := runtime.NumGoroutine()
+	for i := 0; i < len(all); i += 300 {
+		add(t, b, all[i:i+300]...)
+		relay(t, b, addr)() // stopped at once
+	}
+	eventually(t, "no goroutine of a stopped relay is left", func() bool { return runtime.NumGoroutine() <= before })
+	stop := relay(t, b, addr)
+	eventually(t, "the outbox is empty", empty(b))
+	stop()
+	if err := inOrder(byKey(all), published(t, addr, topic)); err != nil {
+		t.Error(err)
+	}
+	add(t, b, numbered(topic, 3000, 1)...)
+	var id int64
+	if err := b.db.Read.QueryRowContext(t.Context(), "SELECT id FROM outbox").Scan(&id); err != nil || id != 3001 {
+		t.Errorf("after the table was empty the next id is %d (%v), want 3001: an id is never used again", id, err)
+	}
+}
+
+func TestOnlyWhatIsAcknowledgedWithoutAGapIsDone(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	w := &window{box: b, progress: make(chan struct{}, 1)}
+	ids := []int64{11, 12, 15, 16, 20}
+	tags := make([]int64, len(ids))
+	for i, id := range ids {
+		tags[i] = w.add(id, time.Now())
+	}
+	for _, step := range []struct {
+		row   int
+		err   error
+		acked int64
+	}{{1, nil, 0}, {0, nil, 12}, {3, nil, 12}, {2, errors.New("refused"), 12}, {4, nil, 12}} {
+		w.delivered(tags[step.row], step.err)
+		if got := b.acked.Load(); got != step.acked {
+			t.Errorf("after row %d: done up to %d, want %d", ids[step.row], got, step.acked)
+		}
+	}
+	if err := w.failure(); err == nil || !strings.Contains(err.Error(), "row 15") {
+		t.Errorf("failure is %v, want that of row 15", err)
+	}
+}
+
+func TestHeadersAreKeptToTheByte(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		hs := []contract.Header{}
+		for range rng.IntN(5) {
+			h := contract.Header{Key: strings.Repeat("k", rng.IntN(300))}
+			if n := rng.IntN(300); n > 0 {
+				h.Value = make([]byte, n-1)
+				for i := range h.Value {
+					h.Value[i] = byte(rng.Uint32())
+				}
+			}
+			hs = append(hs, h)
+		}
+		got, err := decodeHeaders(encodeHeaders(hs))
+		if diff := cmp.Diff(hs, got); err != nil || diff != "" {
+			t.Fatalf("%v (-want +got):\n%s", err, diff)
+		}
+	}
+	for _, damaged := range [][]byte{{5}, {1, 'k'}, {1, 'k', 9, 'v'}, {0x80}} {
+		if _, err := decodeHeaders(damaged); !errors.Is(err, errHeaders) {
+			t.Errorf("decodeHeaders(%v): %v, want %v", damaged, err, errHeaders)
+		}
+	}
+}
