@@ -1,0 +1,128 @@
+package cart
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/contract"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func creation(t testing.TB, id string) change {
+	t.Helper()
+	m, err := newEvent(contract.TypeCreated, newOrder(contract.CreateOrder{OrderID: id, ItemsNum: 2}, noon), "", noon).Message()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return change{orderID: id, created: &m}
+}
+
+func update(id, status string, ifMatch ...string) change {
+	return change{orderID: id, status: status, ifMatch: ifMatch}
+}
+
+func keyed(c change, key, fingerprint string) change {
+	c.key, c.fingerprint = key, []byte(fingerprint)
+	return c
+}
+
+// outcome is a decision as this test writes it: the version given, or why not.
+func outcome(a answer, err error) string {
+	if err == nil {
+		return etag(a.version)
+	}
+	return err.Error()
+}
+
+func TestChangesOfOneGroupAreDecidedInTheirOrder(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		room    int64
+		changes []change
+		want    []string
+		events  []string // type and version of what is published
+	}{
+		"created, updated and updated again": {9,
+			[]change{creation(t, "a"), update("a", "paid"), update("a", "shipped")},
+			[]string{`"1"`, `"2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
+		"a refusal costs its neighbours nothing": {9,
+			[]change{creation(t, "a"), creation(t, "a"), update("b", "paid"), update("a", "new"), creation(t, "b")},
+			[]string{`"1"`, errExists.Error(), errNotFound.Error(), errSameStatus.Error(), `"1"`}, []string{"a order.created 1", "b order.created 1"}},
+		"If-Match names the version that the order has by then": {9,
+			[]change{creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`), update("a", "x", `W/"2"`), update("a", "x", `"2"`)},
+			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
+		"a key gives its answer again, and only for its request": {9,
+			[]change{keyed(creation(t, "a"), "k", "1"), update("a", "paid"), keyed(creation(t, "a"), "k", "1"), keyed(creation(t, "b"), "k", "2")},
+			[]string{`"1"`, `"2"`, `"1"`, errKeyReused.Error()}, []string{"a order.created 1", "a order.updated 2"}},
+		"a refusal burns no key": {9,
+			[]change{keyed(update("a", "paid"), "k", "1"), creation(t, "a"), keyed(update("a", "paid"), "k", "1")},
+			[]string{errNotFound.Error(), `"1"`, `"2"`}, []string{"a order.created 1", "a order.updated 2"}},
+		"a full backlog takes nothing more, and still repeats answers": {1,
+			[]change{keyed(creation(t, "a"), "k", "1"), creation(t, "b"), keyed(creation(t, "a"), "k", "1"), creation(t, "a")},
+			[]string{`"1"`, errBacklog.Error(), `"1"`, errExists.Error()}, []string{"a order.created 1"}},
+	} {
+		l := &ledger{now: noon, room: c.room, orders: map[string]answer{}, answers: map[string]storedAnswer{}, changed: map[string]bool{}, newKeys: map[string]bool{}}
+		var got, events []string
+		for _, ch := range c.changes {
+			got = append(got, outcome(l.decide(ch)))
+		}
+		for _, m := range l.messages {
+			e, err := contract.DecodeEvent(m.Topic, 0, m.Key, m.Value, m.Headers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			events = append(events, e.Order.OrderID+" "+e.Type+" "+json.Number(etag(e.Order.Version)[1:2]).String())
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s: outcomes (-want +got):\n%s", name, diff)
+		}
+		if diff := cmp.Diff(c.events, events); diff != "" {
+			t.Errorf("%s: events (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
+	t.Parallel()
+	created := creation(t, "a")
+	l := &ledger{now: noon.Add(time.Hour), room: 9, orders: map[string]answer{}, answers: map[string]storedAnswer{}, changed: map[string]bool{}, newKeys: map[string]bool{}}
+	before, err := l.decide(created)
+	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: "00-11111111111111111111111111111111-2222222222222222-01"})
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	var want, got contract.Order
+	if err := errors.Join(json.Unmarshal(before.body, &want), json.Unmarshal(after.body, &got)); err != nil {
+		t.Fatal(err)
+	}
+	want.Status, want.Version = "paid", 2
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	m := l.messages[1]
+	e, err := contract.DecodeEvent(m.Topic, 5, m.Key, m.Value, m.Headers)
+	if err != nil || !e.Time.Equal(noon.Add(time.Hour)) || e.Traceparent == "" || e.ID == "" {
+		t.Errorf("its event is %+v (%v), want the time, trace and an ID of its own", e, err)
+	}
+}
+
+func TestNewOrder(t *testing.T) {
+	t.Parallel()
+	o := newOrder(contract.CreateOrder{OrderID: "a", ItemsNum: 1000}, noon)
+	var sum contract.Amount
+	for i, it := range o.Items {
+		if it.Quantity < 1 || it.Quantity > 4 || it.Price < 10_00 || it.Price > 99_00 || it.Price%100 != 0 {
+			t.Fatalf("item %d is %+v, want 1-4 of a price of 10-99", i, it)
+		}
+		sum += contract.Amount(it.Quantity) * it.Price
+	}
+	if o.TotalAmount != sum || o.Status != "new" || o.Currency != "USD" || o.Version != 1 || o.Items[999].ProductID != "Product1000" || len(o.CustomerID) != 36 {
+		o.Items = nil
+		t.Errorf("%+v, want a total of %s", o, sum)
+	}
+}

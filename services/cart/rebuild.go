@@ -1,0 +1,58 @@
+package cart
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+)
+
+// rebuild fills a new store with what the order topics hold, so that no version is given twice and no order made twice. It reads up
+// to where the topics ended when it began; nobody else writes to them. A run that was cut off starts over: restoring is idempotent.
+func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger) error {
+	first, end, err := admin.Bounds(ctx, contract.TopicCreated, contract.TopicUpdated)
+	if err != nil {
+		return fmt.Errorf("rebuild: %w", err)
+	}
+	var records, skipped, total int64
+	for p := range end {
+		total += end[p] - first[p]
+	}
+	log.Info("rebuilding the store from the topics", "offsets", total)
+	progress := time.Now()
+	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, func(ctx context.Context, batch []broker.Record) error {
+		newest := make(map[string]answer, len(batch))
+		for _, r := range batch {
+			e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
+			if err != nil { // the Order service makes it a dead letter
+				skipped++
+				continue
+			}
+			if e.Order.Version <= newest[e.Order.OrderID].version {
+				continue
+			}
+			body, err := e.Order.Encode()
+			if err != nil {
+				return err
+			}
+			newest[e.Order.OrderID] = answer{e.Order.Version, body}
+		}
+		records += int64(len(batch))
+		if time.Since(progress) > 5*time.Second {
+			progress = time.Now()
+			log.Info("rebuilding", "records", records, "of_offsets", total)
+		}
+		return s.restore(ctx, newest)
+	})
+	if err != nil {
+		return fmt.Errorf("rebuild: %w", err)
+	}
+	if err := s.markRebuilt(ctx); err != nil {
+		return fmt.Errorf("rebuild: %w", err)
+	}
+	log.Info("the store is rebuilt", "records", records, "skipped", skipped)
+	return nil
+}

@@ -1,0 +1,222 @@
+package cart
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// service is a running Cart service.
+type service struct {
+	api, ops string
+	stop     func()
+}
+
+func start(t *testing.T, dir, kafka string) service {
+	t.Helper()
+	vars := map[string]string{"HTTP_ADDR": "127.0.0.1:0", "OPS_ADDR": "127.0.0.1:0", "DATA_DIR": dir, "KAFKA_BROKERS": kafka}
+	e := env.New(func(name string) string { return vars[name] })
+	cfg := ConfigFromEnv(e)
+	if err := e.Err(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	bound, ended := make(chan service, 1), make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, cfg, slog.New(slog.NewTextHandler(t.Output(), nil)), func(api, ops net.Addr) {
+			bound <- service{api: "http://" + api.String(), ops: "http://" + ops.String()}
+		})
+	}()
+	select {
+	case s := <-bound:
+		stopped := false
+		s.stop = func() {
+			if stopped {
+				return
+			}
+			stopped = true
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+			http.DefaultClient.CloseIdleConnections()
+		}
+		t.Cleanup(s.stop)
+		return s
+	case err := <-ended:
+		t.Fatalf("Run: %v", err)
+	}
+	return service{}
+}
+
+func (s service) ask(t *testing.T, method, url, body string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// until waits for an answer of an endpoint that contains text.
+func (s service) until(t *testing.T, url string, status int, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		code, body := s.ask(t, http.MethodGet, url, "")
+		if code == status && strings.Contains(body, text) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %d %q after 30 s, want %d %q", url, code, body, status, text)
+		}
+	}
+}
+
+func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
+	kafka := testenv.Fake(t)
+	dir := filepath.Join(t.TempDir(), "cart")
+	before, filesBefore := runtime.NumGoroutine(), openFiles(t)
+	s := start(t, dir, kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	for i := range 20 {
+		s.ask(t, "POST", s.api+create, fmt.Sprintf(`{"orderId":"o%d","itemsNum":2}`, i))
+		for j := range i % 3 {
+			if code, body := s.ask(t, "PUT", s.api+put, fmt.Sprintf(`{"orderId":"o%d","status":"s%d"}`, i, j)); code != 200 {
+				t.Fatal(code, body)
+			}
+		}
+	}
+	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
+	s.stop()
+	want := stored(t, dir)
+
+	// What a plain JSON producer wrote counts as well; what is no event is passed over.
+	plain := `{"OrderId":"plain","CustomerId":"c","OrderDate":"2026-01-02T03:04:05Z","Items":[{"ProductId":"P","Quantity":1,"Price":10.5}],"TotalAmount":10.5,"Currency":"USD","Status":"new"}`
+	testenv.Produce(t, kafka,
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("plain"), Value: []byte(plain)},
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("x"), Value: []byte("no order")},
+		contract.Message{Topic: contract.TopicUpdated, Key: []byte("y")},
+		event(t, "repeated", 1), event(t, "repeated", 3), event(t, "repeated", 2)) // as after a relay that started over
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	s = start(t, dir, kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"o7","itemsNum":2}`); code != 409 {
+		t.Errorf("an order of before, created again: %d %q, want 409", code, body)
+	}
+	s.stop()
+	got := stored(t, dir)
+	if got["plain"] == "" {
+		t.Error("the plain producer's order is not there")
+	}
+	if v, _, _ := strings.Cut(got["repeated"], " "); v != "3" {
+		t.Errorf("an order whose older versions came again is restored at version %s, want 3", v)
+	}
+	delete(got, "plain")
+	delete(got, "repeated")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("rebuilt store (-want +got):\n%s", diff)
+	}
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before || openFiles(t) > filesBefore; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", before, filesBefore, runtime.NumGoroutine(), openFiles(t), stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
+// event is an order at a version, as Cart publishes it.
+func event(t *testing.T, id string, version int64) contract.Message {
+	t.Helper()
+	o, kind := newOrder(contract.CreateOrder{OrderID: id, ItemsNum: 1}, noon), contract.TypeCreated
+	if o.Version = version; version > 1 {
+		kind = contract.TypeUpdated
+	}
+	m, err := newEvent(kind, o, "", noon).Message()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// openFiles counts this process's file descriptors, where the system tells.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+func stored(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	s, stop := running(t, dir, 1)
+	defer stop()
+	all := map[string]string{}
+	for _, row := range rows(t, s, "SELECT order_id || ' ' || version || ' ' || CAST(body AS TEXT) FROM orders") {
+		id, rest, _ := strings.Cut(row, " ")
+		all[id] = rest
+	}
+	return all
+}
+
+func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := ln.Addr().String()
+	ln.Close()
+	dir := filepath.Join(t.TempDir(), "cart")
+
+	s := start(t, dir, nobody)
+	s.until(t, s.ops+"/readyz", 503, "unreachable")
+	if code, _ := s.ask(t, "POST", s.api+create, `{"orderId":"a","itemsNum":2}`); code != 503 {
+		t.Errorf("a new store without Kafka takes an order: %d, want 503", code)
+	}
+	s.stop()
+
+	kafka := testenv.Fake(t)
+	s = start(t, dir, kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	s.stop()
+
+	s = start(t, dir, nobody)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"a","itemsNum":2}`); code != 200 {
+		t.Errorf("a whole store without Kafka: %d %q, want the order taken", code, body)
+	}
+	s.stop()
+
+	s = start(t, dir, kafka)
+	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
+	if got := len(testenv.ReadAll(t, kafka, contract.TopicCreated)); got != 1 {
+		t.Errorf("%d records once Kafka is there, want 1", got)
+	}
+}

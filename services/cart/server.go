@@ -1,0 +1,193 @@
+package cart
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/web"
+)
+
+// server answers the HTTP API.
+type server struct {
+	store *store
+	open  atomic.Bool // the store is rebuilt: what it does not hold does not exist
+}
+
+func (s *server) handler(reg prometheus.Registerer) http.Handler {
+	return web.Routes{
+		{Method: http.MethodPost, Path: "/order/create-order", Handler: s.create},
+		{Method: http.MethodPut, Path: "/order/update-order", Handler: s.update},
+	}.Handler(reg)
+}
+
+func (s *server) create(w http.ResponseWriter, r *http.Request) {
+	s.change(w, r, "Order created successfully", func(body []byte, traceparent string) (change, error) {
+		req, err := contract.DecodeCreateOrder(body)
+		if err != nil {
+			return change{}, invalid(err)
+		}
+		now := s.store.now().UTC().Truncate(time.Millisecond)
+		m, err := newEvent(contract.TypeCreated, newOrder(req, now), traceparent, now).Message()
+		return change{orderID: req.OrderID, created: &m, fingerprint: fingerprint("create", req.OrderID, fmt.Sprint(req.ItemsNum))}, err
+	})
+}
+
+func (s *server) update(w http.ResponseWriter, r *http.Request) {
+	s.change(w, r, "Order updated successfully", func(body []byte, traceparent string) (change, error) {
+		req, err := contract.DecodeUpdateOrder(body)
+		if err != nil {
+			return change{}, invalid(err)
+		}
+		tags := ifMatch(r.Header.Values("If-Match"))
+		return change{
+			orderID: req.OrderID, status: req.Status, ifMatch: tags, traceparent: traceparent,
+			fingerprint: fingerprint(append([]string{"update", req.OrderID, req.Status}, tags...)...),
+		}, nil
+	})
+}
+
+// change is the one way of a request: read, prepare, store, answer.
+func (s *server) change(w http.ResponseWriter, r *http.Request, done string, prepare func(body []byte, traceparent string) (change, error)) {
+	c, err := s.prepare(w, r, prepare)
+	var a answer
+	if err == nil {
+		a, err = s.store.submit(r.Context(), c)
+	}
+	if err != nil {
+		problem(err, c.orderID).Write(w, r)
+		return
+	}
+	w.Header().Set("ETag", etag(a.version))
+	if !web.WantsJSON(r) {
+		web.WriteText(w, http.StatusOK, done)
+		return
+	}
+	web.WriteJSON(w, http.StatusOK, "application/json", struct {
+		Message string          `json:"message"`
+		Order   json.RawMessage `json:"order"`
+	}{done, a.body})
+}
+
+func (s *server) prepare(w http.ResponseWriter, r *http.Request, prepare func([]byte, string) (change, error)) (change, error) {
+	if !s.open.Load() {
+		return change{}, errNotRebuilt
+	}
+	key, err := idempotencyKey(r.Header.Values("Idempotency-Key"))
+	if err != nil {
+		return change{}, err
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, contract.MaxBodyBytes))
+	if err != nil {
+		return change{}, fmt.Errorf("read the request: %w", err)
+	}
+	c, err := prepare(body, traceparent(r.Header.Get("Traceparent")))
+	c.key = key
+	return c, err
+}
+
+// errNotRebuilt says that the store does not yet hold what the topics hold.
+var errNotRebuilt = errors.New("store is not rebuilt")
+
+// invalidError is a request that says something the contract does not allow; its text is for the client.
+type invalidError struct{ error }
+
+func invalid(err error) error { return invalidError{err} }
+
+// problem is the one table from errors to answers.
+func problem(err error, orderID string) web.Problem {
+	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return web.Problem{Status: http.StatusRequestEntityTooLarge, Text: fmt.Sprintf("The request body is over the limit of %d bytes.", e.Limit)}
+	}
+	if e, ok := errors.AsType[invalidError](err); ok {
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + e.Error() + "."}
+	}
+	if e, ok := errors.AsType[versionError](err); ok {
+		return web.Problem{Status: http.StatusPreconditionFailed, Text: "Order with ID " + orderID + " is at version " + etag(e.current) + ", which If-Match does not name. Read it again and decide anew."}
+	}
+	switch {
+	case errors.Is(err, contract.ErrTooLarge):
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + err.Error() + "."}
+	case errors.Is(err, errExists):
+		return web.Problem{Status: http.StatusConflict, Text: "Order already exists"}
+	case errors.Is(err, errNotFound):
+		return web.Problem{Status: http.StatusNotFound, Text: "Order with ID " + orderID + " not found"}
+	case errors.Is(err, errSameStatus):
+		return web.Problem{Status: http.StatusConflict, Text: "Order status is the same as entered."}
+	case errors.Is(err, errKeyReused):
+		return web.Problem{Status: http.StatusUnprocessableEntity, Text: "This Idempotency-Key was used for another request; a new request needs a new key."}
+	case errors.Is(err, errKeyInFlight):
+		return web.Problem{Status: http.StatusConflict, Text: "A request with this Idempotency-Key is still under way; try again when it has ended.", RetryAfter: time.Second}
+	case errors.Is(err, errBacklog):
+		return web.Problem{Status: http.StatusServiceUnavailable, Text: "Too many orders wait for Kafka; this one was not taken. Try again later.", RetryAfter: 10 * time.Second}
+	case errors.Is(err, errNotRebuilt):
+		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The service is starting and does not know all orders yet. Try again shortly.", RetryAfter: 2 * time.Second}
+	case errors.Is(err, errUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The order could not be stored and nothing was changed. Try again later.", RetryAfter: 5 * time.Second}
+	default: // the body could not be read to its end
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. The request could not be read."}
+	}
+}
+
+// ifMatch splits If-Match into its entity tags; nil stands for none given and for *, which every existing order fulfils.
+func ifMatch(headers []string) []string {
+	var tags []string
+	for _, h := range headers {
+		for tag := range strings.SplitSeq(h, ",") {
+			if tag = strings.TrimSpace(tag); tag == "*" {
+				return nil
+			}
+			tags = append(tags, tag)
+		}
+	}
+	return tags
+}
+
+// idempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header: a quoted string there; as many clients leave the
+// quotes away, both are taken, as the same key.
+func idempotencyKey(headers []string) (string, error) {
+	if len(headers) == 0 {
+		return "", nil
+	}
+	key := strings.TrimSpace(headers[0])
+	if len(key) > 1 && key[0] == '"' && key[len(key)-1] == '"' {
+		key = key[1 : len(key)-1]
+	}
+	notPrintable := func(c rune) bool { return c < ' ' || c > '~' }
+	if len(headers) > 1 || key == "" || len(key) > 255 || strings.ContainsFunc(key, notPrintable) {
+		return "", invalid(errors.New("Idempotency-Key must be given once, as 1 to 255 printable ASCII characters"))
+	}
+	return key, nil
+}
+
+// fingerprint tells requests apart that came with the same key. The parts hold no NUL.
+func fingerprint(parts ...string) []byte {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return sum[:]
+}
+
+var validTraceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})$`)
+
+// traceparent continues the caller's trace (W3C Trace Context) with a span of our own, or starts one.
+func traceparent(header string) string {
+	var id [24]byte
+	_, _ = rand.Read(id[:]) // never fails, says its documentation
+	trace, flags := hex.EncodeToString(id[:16]), "00"
+	if m := validTraceparent.FindStringSubmatch(header); m != nil && strings.Trim(m[1], "0") != "" {
+		trace, flags = m[1], m[2]
+	}
+	return "00-" + trace + "-" + hex.EncodeToString(id[16:]) + "-" + flags
+}
