@@ -1,0 +1,115 @@
+package order
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/outbox"
+	"ordersystem.dev/services/internal/web"
+)
+
+// Run runs the service until ctx ends or something fails for good. started, if not nil, is told the addresses once both are bound.
+//
+// It stops from the outside in: the API stops accepting, answers who waits and drains; then the consumer finishes its batch; then
+// the ops endpoints close, and the store.
+func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
+	cfg.Kafka.ClientID = "order"
+	api, err := web.Listen(cfg.HTTPAddr)
+	if err != nil {
+		return err
+	}
+	defer api.Close() // by the server before, if it came to run
+	ops, err := web.Listen(cfg.OpsAddr)
+	if err != nil {
+		return err
+	}
+	defer ops.Close()
+
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m := newMetrics(reg)
+
+	st, err := openStore(ctx, cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.close()) }()
+	if st.box, err = outbox.Open(ctx, st.db, log, reg, "order"); err != nil {
+		return err
+	}
+
+	admin, err := broker.NewAdmin(cfg.Kafka, log)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	auditor, err := newAuditor(filepath.Join(cfg.DataDir, "audit"), cfg.Kafka, admin, m, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, auditor.close()) }()
+
+	v, lookups := newView(), newWaiters()
+	handler := &consumer{store: st, waiters: lookups, view: v, metrics: m, log: log, now: time.Now, next: map[broker.Partition]int64{}}
+	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
+		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
+	}, admin, log)
+	reg.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "order_rebalances_total", Help: "Changes of this member's partitions.",
+		}, func() float64 { return float64(member.Rebalances()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "order_assigned_partitions", Help: "Partitions that this member has.",
+		}, func() float64 { return float64(member.Assigned()) }))
+
+	g, ctx := errgroup.WithContext(ctx) // ends when told to stop, and at the first failure
+	s := &server{
+		store: st, view: v, waiters: lookups, auditor: auditor, log: log, stopping: ctx.Done(),
+		pace: pace{grace: 30 * time.Second, rate: 64 << 10},
+	}
+	ready := func() error {
+		if ctx.Err() != nil {
+			return errors.New("stopping")
+		}
+		missing := v.ready()
+		if trouble := member.Err(); missing != nil && trouble != nil {
+			return fmt.Errorf("%w; %w", missing, trouble)
+		}
+		return missing
+	}
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	probed, stopOps := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopOps()
+	g.Go(func() error {
+		defer stopWork()
+		return web.Serve(ctx, api, s.handler(reg))
+	})
+	g.Go(func() error {
+		defer stopOps()
+		inner, work := errgroup.WithContext(work)
+		inner.Go(func() error { return member.Run(work, handler) })
+		inner.Go(func() error { return st.box.Relay(work, cfg.Kafka) })
+		return inner.Wait()
+	})
+	g.Go(func() error {
+		return web.Serve(probed, ops, web.Ops{Ready: ready, Registry: reg, OpenAPI: contract.OrderOpenAPI}.Handler())
+	})
+	g.Go(func() error { return v.catchUp(ctx, admin, st, log) })
+	log.Info("order is listening", "api", api.Addr().String(), "ops", ops.Addr().String())
+	if started != nil {
+		started(api.Addr(), ops.Addr())
+	}
+	return g.Wait()
+}

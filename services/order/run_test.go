@@ -1,0 +1,321 @@
+package order
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestConfigFromEnv(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name      string
+		env       map[string]string
+		api, ops  string
+		dir, errs string
+	}{
+		{"defaults", map[string]string{"KAFKA_BROKERS": "kafka:9092"}, ":7000", ":7001", "./data/order", ""},
+		{"ops follow the API", map[string]string{"KAFKA_BROKERS": "kafka:9092", "HTTP_ADDR": "127.0.0.1:17000"}, "127.0.0.1:17000", "127.0.0.1:17001", "./data/order", ""},
+		{"all set", map[string]string{"KAFKA_BROKERS": "kafka:9092", "HTTP_ADDR": ":0", "OPS_ADDR": ":9", "DATA_DIR": "/d"}, ":0", ":9", "/d", ""},
+		{"all that is wrong at once", map[string]string{"HTTP_ADDR": "7000", "OPS_ADDR": ":x"}, ":7000", ":7001", "./data/order", "HTTP_ADDR OPS_ADDR KAFKA_BROKERS"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			e := env.New(func(name string) string { return tt.env[name] })
+			cfg := ConfigFromEnv(e)
+			if cfg.HTTPAddr.Value != tt.api || cfg.OpsAddr.Value != tt.ops || cfg.DataDir != tt.dir {
+				t.Errorf("config = %+v", cfg)
+			}
+			for _, variable := range strings.Fields(tt.errs) {
+				if e.Err() == nil || !strings.Contains(e.Err().Error(), variable) {
+					t.Errorf("the error does not name %s: %v", variable, e.Err())
+				}
+			}
+			if tt.errs == "" && e.Err() != nil {
+				t.Error(e.Err())
+			}
+		})
+	}
+}
+
+// service is the whole service in this process.
+type service struct {
+	api, ops string
+	stop     context.CancelFunc
+	done     chan error
+}
+
+func start(t testing.TB, kafka, dir string) *service {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	s := &service{stop: stop, done: make(chan error, 1)}
+	cfg := Config{
+		HTTPAddr: env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"}, OpsAddr: env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
+		DataDir: dir, Kafka: broker.Config{Brokers: kafka},
+	}
+	bound := make(chan struct{})
+	go func() {
+		s.done <- Run(ctx, cfg, slog.New(slog.NewTextHandler(t.Output(), nil)), func(api, ops net.Addr) {
+			s.api, s.ops = "http://"+api.String(), "http://"+ops.String()
+			close(bound)
+		})
+	}()
+	t.Cleanup(func() { s.end(t) })
+	select {
+	case <-bound:
+	case err := <-s.done:
+		t.Fatalf("Run: %v", err)
+	}
+	return s
+}
+
+// end stops the service, once.
+func (s *service) end(t testing.TB) {
+	t.Helper()
+	s.stop()
+	if s.done == nil {
+		return
+	}
+	select {
+	case err := <-s.done:
+		if err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("Run does not end")
+	}
+	s.done = nil
+}
+
+func (s *service) ready(t testing.TB) {
+	t.Helper()
+	last := ""
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		got := get(t, s.ops+"/readyz")
+		if got.Status == http.StatusOK {
+			return
+		}
+		if last = got.Body; time.Now().After(deadline) {
+			t.Fatalf("in vain waited to be ready: %s", last)
+		}
+	}
+}
+
+func (s *service) details(t testing.TB, query string) answered {
+	t.Helper()
+	return get(t, s.api+"/order/order-details?"+query, "Prefer", "wait=30")
+}
+
+// message is an event as Cart produces it.
+func message(t testing.TB, id string, version int64, eventID string) contract.Message {
+	t.Helper()
+	r := event(t, id, version, eventID)
+	return contract.Message{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
+}
+
+// The whole way, on a fake Kafka: the same on a real one is below.
+func TestService(t *testing.T) {
+	t.Parallel()
+	theWholeWay(t, testenv.Fake(t))
+}
+
+func TestServiceOnRealKafka(t *testing.T) {
+	t.Parallel()
+	theWholeWay(t, testenv.SharedKafka(t).Addr)
+}
+
+func theWholeWay(t *testing.T, kafka string) {
+	dir := t.TempDir()
+	testenv.Produce(t, kafka, message(t, "before", 1, "b1"))
+	s := start(t, kafka, dir)
+	if got := get(t, s.ops+"/healthz"); got.Status != 200 {
+		t.Errorf("/healthz before it is ready: %+v", got)
+	}
+	s.ready(t)
+	if got := get(t, s.api+"/order/order-details?orderId=before"); got.Status != 200 {
+		t.Errorf("ready, and yet it does not know an order that was there before it: %+v", got)
+	}
+
+	// An order's way, in one order of events and the other.
+	testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
+	if got := s.details(t, "orderId=A"); got.Status != 200 || got.Header.Get("ETag") != `"1"` {
+		t.Errorf("after its creation: %+v", got)
+	}
+	testenv.Produce(t, kafka, message(t, "A", 2, "a2"))
+	if got := s.details(t, "orderId=A&minVersion=2"); got.Status != 200 || !strings.Contains(got.Body, `"status":"by a2"`) {
+		t.Errorf("after its update: %+v", got)
+	}
+
+	// A bad record goes to the dead-letter topic and delays nobody.
+	bad := contract.Message{Topic: contract.TopicCreated, Key: []byte("A"), Value: []byte("broken"), Headers: []contract.Header{{Key: "h", Value: []byte{1}}}}
+	testenv.Produce(t, kafka, bad, contract.Message{Topic: contract.TopicCreated, Key: []byte("A")}, message(t, "after", 1, "x1"))
+	if got := s.details(t, "orderId=after"); got.Status != 200 {
+		t.Errorf("behind a bad record: %+v", got)
+	}
+	var letters []testenv.Record
+	eventually(t, "two dead letters", func() bool {
+		letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
+		return len(letters) == 2
+	})
+	for _, l := range letters {
+		if string(l.Key) != "A" || (l.Value != nil && string(l.Value) != "broken") {
+			t.Errorf("a dead letter came out as key %q, value %q", l.Key, l.Value)
+		}
+	}
+
+	// The audit reads the topics themselves.
+	audit := s.api + "/order/getAllOrderIdsFromTopic?topicName="
+	if got := get(t, audit+contract.TopicCreated); got.Status != 200 || !strings.Contains(got.Body, "'order-created-topic': 3") {
+		t.Errorf("audit of the created topic: %+v", got)
+	}
+	testenv.Produce(t, kafka, message(t, "B", 2, "b2"))
+	if got := get(t, audit+contract.TopicUpdated, "Cache-Control", "no-cache"); got.Status != 200 || !strings.Contains(got.Body, "'order-updated-topic': 2") {
+		t.Errorf("audit of the updated topic: %+v", got)
+	}
+
+	for path, want := range map[string]string{
+		"/metrics":      `order_dead_letters_total{reason="tombstone"} 1`,
+		"/openapi.yaml": "openapi: 3.1",
+	} {
+		if got := get(t, s.ops+path); got.Status != 200 || !strings.Contains(got.Body, want) {
+			t.Errorf("%s has no %q: %.2000s", path, want, got.Body)
+		}
+	}
+
+	// It stops at once, its waiters answered, and goes on where it was.
+	waiting := make(chan answered, 1)
+	go func() { waiting <- s.details(t, "orderId=never") }()
+	eventually(t, "a look-up that waits", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "go_goroutines") // the request is on its way at least
+	})
+	s.end(t)
+	if got := <-waiting; got.Status != 503 {
+		t.Errorf("a look-up while the service stops: %+v", got)
+	}
+	testenv.Produce(t, kafka, message(t, "A", 3, "a3"))
+	s = start(t, kafka, dir)
+	s.ready(t)
+	if got := get(t, s.api+"/order/order-details?orderId=A&minVersion=3"); got.Status != 200 {
+		t.Errorf("after the next start: %+v", got)
+	}
+	if got := len(testenv.ReadAll(t, kafka, contract.TopicDeadLetter)); got != 2 {
+		t.Errorf("%d dead letters after the next start, want the same 2", got)
+	}
+	s.end(t)
+
+	// A store that is lost is rebuilt from Kafka alone.
+	before := hashOf(t, dir)
+	dir = t.TempDir()
+	s = start(t, kafka, dir)
+	s.ready(t)
+	s.end(t)
+	if diff := cmp.Diff(before, hashOf(t, dir)); diff != "" {
+		t.Errorf("the rebuilt store is another (-want +got):\n%s", diff)
+	}
+}
+
+func hashOf(t testing.TB, dir string) string {
+	t.Helper()
+	s, err := openStore(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	return hash(t, s) + fmt.Sprint(s.state(t))
+}
+
+// A topic that is deleted and made anew under a running service is read from its beginning.
+func TestTopicMadeAnewUnderTheService(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.StartKafka(t).Addr
+	create := func() {
+		if err := testenv.CreateTopics(t.Context(), kafka, contract.Topics(), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	s := start(t, kafka, dir)
+	eventually(t, "the missing topics", func() bool {
+		return strings.Contains(get(t, s.ops+"/readyz").Body, "missing topics: order-created-topic, order-dead-letter-topic, order-updated-topic")
+	})
+	create()
+	s.ready(t)
+	testenv.Produce(t, kafka, message(t, "A", 1, "a1"), message(t, "B", 1, "b1"))
+	if got := s.details(t, "orderId=B"); got.Status != 200 {
+		t.Errorf("before: %+v", got)
+	}
+	audit := s.api + "/order/getAllOrderIdsFromTopic?topicName=" + contract.TopicCreated
+	if got := get(t, audit); !strings.Contains(got.Body, "'order-created-topic': 2") {
+		t.Errorf("audit before: %+v", got)
+	}
+
+	if err := testenv.DeleteTopic(t.Context(), kafka, contract.TopicCreated); err != nil {
+		t.Fatal(err)
+	}
+	create()
+	testenv.Produce(t, kafka, message(t, "C", 1, "c1"))
+	if got := s.details(t, "orderId=C"); got.Status != 200 {
+		t.Errorf("an order of the new topic: %+v", got)
+	}
+	if got := get(t, s.api+"/order/order-details?orderId=A"); got.Status != 200 {
+		t.Errorf("an order that only the old topic told: %+v", got)
+	}
+	if got := get(t, audit); !strings.Contains(got.Body, "'order-created-topic': 1") {
+		t.Errorf("audit of the new topic: %+v", got)
+	}
+	if got := get(t, s.ops+"/metrics"); !strings.Contains(got.Body, "order_topics_recreated_total 1") {
+		t.Error("the topic made anew was not counted once")
+	}
+	s.end(t)
+	s = start(t, kafka, dir)
+	s.ready(t)
+}
+
+func TestServiceSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // a port at which nobody answers as Kafka does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	s := start(t, ln.Addr().String(), t.TempDir())
+	eventually(t, "the reason", func() bool {
+		return strings.Contains(get(t, s.ops+"/readyz").Body, "Kafka is unreachable")
+	})
+	if got := get(t, s.api+"/order/order-details?orderId=A"); got.Status != 503 {
+		t.Errorf("a look-up: %+v", got)
+	}
+	if got := get(t, s.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated); got.Status != 503 || got.Body != "The topic cannot be read: Kafka is unreachable." {
+		t.Errorf("an audit: %+v", got)
+	}
+	begin := time.Now()
+	s.end(t)
+	if took := time.Since(begin); took > 15*time.Second {
+		t.Errorf("without Kafka it took %s to stop", took)
+	}
+}
+
+func TestSecondServiceOnTheSameStoreIsRefused(t *testing.T) {
+	t.Parallel()
+	kafka, dir := testenv.Fake(t), t.TempDir()
+	s := start(t, kafka, dir)
+	err := Run(t.Context(), Config{
+		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"}, DataDir: dir, Kafka: broker.Config{Brokers: kafka},
+	}, slog.New(slog.DiscardHandler), nil)
+	if err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Errorf("Run: %v", err)
+	}
+	s.ready(t)
+}
