@@ -184,7 +184,7 @@ func (a *Admin) AwaitTopics(ctx context.Context, state func(err error), names ..
 			if missing, ok := errors.AsType[*MissingTopicsError](err); ok {
 				a.log.Warn("waiting for topics: missing on a reachable broker; create them by declaration", "missing", missing.Names)
 			} else {
-				a.log.Warn("waiting for Kafka", "error", err)
+				a.log.Warn("waiting for Kafka", "err", err)
 			}
 		}
 		if !sleep(ctx, wait) {

@@ -260,7 +260,7 @@ func (s *session) poll(wait time.Duration) bool {
 		}
 	case kafka.OffsetsCommitted:
 		if e.Error != nil && !is(e.Error, kafka.ErrNoOffset) {
-			s.log.Debug("commit", "error", e.Error) // a hint only, and the next one says the same
+			s.log.Debug("commit", "err", e.Error) // a hint only, and the next one says the same
 		}
 	case kafka.Error:
 		if e.IsFatal() {
@@ -309,10 +309,10 @@ func (s *session) apply(ctx context.Context) {
 		}
 		s.fails(err)
 		if ctx.Err() != nil {
-			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "error", err)
+			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", err)
 			return
 		}
-		s.log.Warn("apply batch: trying again", "error", err, "records", len(s.hand.Records), "wait", wait)
+		s.log.Warn("apply batch: trying again", "err", err, "records", len(s.hand.Records), "wait", wait)
 		s.pause()
 		// Polling keeps the membership. What still arrives is collected behind the batch in hand.
 		for until := time.Now().Add(wait); ctx.Err() == nil && len(s.hand.Next) > 0; {
@@ -365,7 +365,7 @@ func (s *session) store(next map[Partition]int64) {
 		tps = append(tps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(offset)})
 	}
 	if _, err := s.client.StoreOffsets(tps); err != nil {
-		s.log.Debug("store offsets", "error", err) // a partition is on its way out
+		s.log.Debug("store offsets", "err", err) // a partition is on its way out
 	}
 }
 
@@ -388,6 +388,8 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 		}
 		if s.paused {
 			s.must("pause", client.Pause(e.Partitions))
+		} else { // librdkafka remembers when it was paused, revoked, and comes back
+			s.must("resume", client.Resume(e.Partitions))
 		}
 		// A partition in which nothing happens would show no commit at all.
 		hint := make(map[Partition]int64)
@@ -494,7 +496,7 @@ func (s *session) close() {
 	go func() {
 		defer close(closed)
 		if err := s.client.Close(); err != nil {
-			s.log.Error("close consumer", "error", err)
+			s.log.Error("close consumer", "err", err)
 		}
 		s.logs.close()
 	}()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,15 +182,54 @@ func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
 			}
 			return nil
 		}
+		c2, stop2 := start(t, addr, cc, two)
+		two.await(t, "the second reads all", func() bool { return shared.count() == 600 })
 		c1, stop1 := start(t, addr, cc, one)
+		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 3 && c2.Assigned() == 3 })
+		testenv.Produce(t, addr, messages(topic, 600, 60)...)
+		<-tried
+		stop2() // its partitions, which the first never had, come to it while it is trying
+		poll(t, "one has all", func() bool { return c1.Assigned() == 6 })
+		testenv.Produce(t, addr, messages(topic, 300, 60)...)
+		for len(tried) > 0 {
+			<-tried
+		}
+		<-tried
+		<-tried // time to read on, if it did
+		broken.Store(false)
+		one.await(t, "all records", func() bool { return shared.count() == 1500 })
+		stop1()
+		shared.sameAs(t, addr, topic)
+	})
+}
+
+// librdkafka remembers a pause beyond the assignment in which it was made.
+func TestConsumerReadsPartitionsThatLeftPausedAndCameBack(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 6)
+		shared := newStore()
+		one, two := newMember(shared), newMember(shared)
+		var broken atomic.Bool
+		broken.Store(true)
+		tried := make(chan struct{}, 1000)
+		one.apply = func(context.Context, Batch) error {
+			if broken.Load() {
+				tried <- struct{}{}
+				return errors.New("disk full")
+			}
+			return nil
+		}
+		cc := group(topic)
+		c1, stop1 := start(t, addr, cc, one)
+		testenv.Produce(t, addr, messages(topic, 60, 60)...)
 		<-tried
 		c2, stop2 := start(t, addr, cc, two)
 		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 3 && c2.Assigned() == 3 })
-		stop2() // its partitions come to the first, which is still trying
-		poll(t, "one has all", func() bool { return c1.Assigned() == 6 })
-		testenv.Produce(t, addr, messages(topic, 300, 60)...)
 		broken.Store(false)
-		one.await(t, "all records", func() bool { return shared.count() == 900 })
+		shared.await(t, "all records", func() bool { return shared.count() == 60 })
+		stop2()
+		testenv.Produce(t, addr, messages(topic, 60, 60)...)
+		shared.await(t, "what came after the return", func() bool { return shared.count() == 120 })
 		stop1()
 		shared.sameAs(t, addr, topic)
 	})
@@ -336,6 +376,19 @@ func TestConsumerSeesATopicMadeAnew(t *testing.T) {
 		}
 		if m.faults > 0 {
 			t.Errorf("%d faults", m.faults)
+		}
+	})
+}
+
+// Mostly the broker itself takes the old topic's partitions away and gives the new one's; the watch is for when it does not.
+func TestConsumerWatchesTopicIDs(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		c := NewConsumer(config(addr), group(topic, "missing"), admin(t, addr), logger(t))
+		s := &session{Consumer: c, changed: make(chan error, 1), ids: map[string]string{topic: "another"}}
+		s.watch(t.Context())
+		if s.look(); s.end == nil || !strings.Contains(s.end.Error(), "made anew") {
+			t.Errorf("the session ends with %v", s.end)
 		}
 	})
 }

@@ -89,7 +89,7 @@ func (t *trouble) report(err error) {
 		return
 	}
 	t.at = time.Now()
-	t.log.Warn("trouble with Kafka", "brokers", t.brokers, "error", t.explained())
+	t.log.Warn("trouble with Kafka", "brokers", t.brokers, "err", t.explained())
 }
 
 // over says that Kafka answers.

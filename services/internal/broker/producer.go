@@ -137,7 +137,7 @@ func (p *Producer) Close() {
 	defer cancel()
 	p.giveUp()
 	if err := p.Flush(ctx); err != nil { // the wrapper's Close drops reports, so all have to be out before it
-		p.log.Error("close producer", "error", err)
+		p.log.Error("close producer", "err", err)
 	}
 	p.client.Close()
 	p.logs.close()
@@ -149,7 +149,7 @@ func (p *Producer) giveUp() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.client.Purge(kafka.PurgeQueue | kafka.PurgeInFlight); err != nil {
-		p.log.Error("purge producer", "error", err)
+		p.log.Error("purge producer", "err", err)
 	}
 }
 

@@ -47,6 +47,7 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 		for n := range int32(2) {
 			transaction(t, addr, topic, n, true, "0", "1", "2", "3", "4") // and a marker at 5
 		}
+		transaction(t, addr, topic, 1, true, "6") // and a marker at 7
 		id, _, _ := bounds(t, addr, topic)
 		at := func(n int32) Partition { return Partition{topic, id, n} }
 		for _, test := range []struct {
@@ -54,7 +55,7 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 			from, to map[Partition]int64
 			want     map[int32][]int64
 		}{
-			{"all", nil, map[Partition]int64{at(0): 6, at(1): 6}, map[int32][]int64{0: {0, 1, 2, 3, 4}, 1: {0, 1, 2, 3, 4}}},
+			{"all", nil, map[Partition]int64{at(0): 6, at(1): 6}, map[int32][]int64{0: {0, 1, 2, 3, 4}, 1: {0, 1, 2, 3, 4}}}, // 6 comes right after the gap
 			{"a part", map[Partition]int64{at(0): 1, at(1): 4}, map[Partition]int64{at(0): 3, at(1): 5}, map[int32][]int64{0: {1, 2}, 1: {4}}},
 			{"nothing", map[Partition]int64{at(0): 3, at(1): 5}, map[Partition]int64{at(0): 3, at(1): 4}, map[int32][]int64{}},
 			{"no partition", nil, nil, map[int32][]int64{}},

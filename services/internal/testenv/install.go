@@ -76,7 +76,7 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	archive := filepath.Join(dir, "classes.jsa")
 	if fresh {
 		if err := in.archiveClasses(ctx, archive); err != nil {
-			log.Warn("no class data archive: each start of kafka takes a second longer", "error", err)
+			log.Warn("no class data archive: each start of kafka takes a second longer", "err", err)
 		}
 	}
 	if _, err := os.Stat(archive); err == nil {
