@@ -38,7 +38,7 @@ func TestConfigFromEnv(t *testing.T) {
 			if cfg.HTTPAddr.Value != tt.api || cfg.OpsAddr.Value != tt.ops || cfg.DataDir != tt.dir {
 				t.Errorf("config = %+v", cfg)
 			}
-			for _, variable := range strings.Fields(tt.errs) {
+			for variable := range strings.FieldsSeq(tt.errs) {
 				if e.Err() == nil || !strings.Contains(e.Err().Error(), variable) {
 					t.Errorf("the error does not name %s: %v", variable, e.Err())
 				}

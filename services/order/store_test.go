@@ -514,6 +514,17 @@ func TestLookUpUsesTheIndex(t *testing.T) {
 	}
 }
 
+func TestEventsThatChangeNothingAreCounted(t *testing.T) {
+	t.Parallel()
+	c := member(t, t.TempDir())
+	c.mustAssign(t, one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0))
+	c.mustApply(t, batch(event(t, "A", 3, "a3"), event(t, "A", 3, "a3"), event(t, "A", 1, "a1"), event(t, "A", 2, "a2"), event(t, "A", 3, "b3")))
+	got := []float64{count(t, c.metrics.duplicates), count(t, c.metrics.stale), count(t, c.metrics.deadLetters.WithLabelValues("conflict"))}
+	if diff := cmp.Diff([]float64{1, 2, 1}, got); diff != "" {
+		t.Errorf("duplicates, stale events, conflicts (-want +got):\n%s", diff)
+	}
+}
+
 func TestMetricsOfReasonsExistFromTheStart(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
