@@ -86,7 +86,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	g.Go(func() error {
 		return prepare(stop, cfg, admin, store, srv, ready, log)
 	})
-	return g.Wait()
+	err = g.Wait()
+	log.Info("cart has stopped")
+	return err
 }
 
 // prepare opens the API once the store is whole, and waits until the topics were seen. A store that is whole needs no Kafka: orders

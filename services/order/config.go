@@ -3,6 +3,8 @@
 package order
 
 import (
+	"log/slog"
+
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
 )
@@ -21,7 +23,15 @@ func ConfigFromEnv(e *env.Env) Config {
 	return Config{
 		HTTPAddr: http,
 		OpsAddr:  e.Addr("OPS_ADDR", http.Next()),
-		DataDir:  e.String("DATA_DIR", "./data/order"),
+		DataDir:  e.String("DATA_DIR", "data/order"),
 		Kafka:    broker.ConfigFromEnv(e),
 	}
+}
+
+// LogValue is the configuration as the log shows it; the broker's part masks its secrets.
+func (c Config) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
+		slog.String("data_dir", c.DataDir), slog.Any("kafka", c.Kafka),
+	)
 }

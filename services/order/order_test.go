@@ -1,6 +1,10 @@
 package order
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -116,4 +120,24 @@ func eventually(t testing.TB, what string, done func() bool) {
 			t.Fatal("in vain waited for: " + what)
 		}
 	}
+}
+
+// hash tells whether two stores hold the same orders: a rebuilt one must have the hash of the one that it replaces.
+func (s *store) hash(ctx context.Context) (string, error) {
+	rows, err := s.db.Read.QueryContext(ctx, "SELECT order_id, version, body FROM orders ORDER BY order_id")
+	if err != nil {
+		return "", fmt.Errorf("hash the orders: %w", err)
+	}
+	defer rows.Close()
+	sum := sha256.New()
+	for rows.Next() {
+		var id string
+		var version int64
+		var body []byte
+		if err := rows.Scan(&id, &version, &body); err != nil {
+			return "", fmt.Errorf("hash the orders: %w", err)
+		}
+		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, version, len(body), body)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), rows.Err()
 }

@@ -2,10 +2,8 @@ package order
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -201,24 +199,4 @@ func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error)
 		all[p] = next
 	}
 	return all, rows.Err()
-}
-
-// Hash tells whether two stores hold the same orders: a rebuilt one must have the hash of the one that it replaces.
-func (s *store) Hash(ctx context.Context) (string, error) {
-	rows, err := s.db.Read.QueryContext(ctx, "SELECT order_id, version, body FROM orders ORDER BY order_id")
-	if err != nil {
-		return "", fmt.Errorf("hash the orders: %w", err)
-	}
-	defer rows.Close()
-	sum := sha256.New()
-	for rows.Next() {
-		var id string
-		var version int64
-		var body []byte
-		if err := rows.Scan(&id, &version, &body); err != nil {
-			return "", fmt.Errorf("hash the orders: %w", err)
-		}
-		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, version, len(body), body)
-	}
-	return hex.EncodeToString(sum.Sum(nil)), rows.Err()
 }

@@ -480,7 +480,7 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 
 func hash(t testing.TB, s *store) string {
 	t.Helper()
-	sum, err := s.Hash(t.Context())
+	sum, err := s.hash(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,11 @@ func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	allowed := map[string][]string{}
 	var all []string
 	for _, route := range rs {
-		router.Handle(route.Path, measure(durations, route.Path, route.Method, route.Handler)).Methods(route.Method)
+		methods := []string{route.Method}
+		if route.Method == http.MethodGet {
+			methods = append(methods, http.MethodHead) // RFC 9110 section 9.1; net/http leaves the body out
+		}
+		router.Handle(route.Path, measure(durations, route.Path, route.Method, route.Handler)).Methods(methods...)
 		allowed[route.Path] = append(allowed[route.Path], route.Method)
 		all = append(all, route.Method+" "+route.Path)
 	}
