@@ -26,10 +26,10 @@ func TestConfigFromEnv(t *testing.T) {
 		api, ops  string
 		dir, errs string
 	}{
-		{"defaults", map[string]string{"KAFKA_BROKERS": "kafka:9092"}, ":7000", ":7001", "./data/order", ""},
-		{"ops follow the API", map[string]string{"KAFKA_BROKERS": "kafka:9092", "HTTP_ADDR": "127.0.0.1:17000"}, "127.0.0.1:17000", "127.0.0.1:17001", "./data/order", ""},
+		{"defaults", map[string]string{"KAFKA_BROKERS": "kafka:9092"}, ":7000", ":7001", "data/order", ""},
+		{"ops follow the API", map[string]string{"KAFKA_BROKERS": "kafka:9092", "HTTP_ADDR": "127.0.0.1:17000"}, "127.0.0.1:17000", "127.0.0.1:17001", "data/order", ""},
 		{"all set", map[string]string{"KAFKA_BROKERS": "kafka:9092", "HTTP_ADDR": ":0", "OPS_ADDR": ":9", "DATA_DIR": "/d"}, ":0", ":9", "/d", ""},
-		{"all that is wrong at once", map[string]string{"HTTP_ADDR": "7000", "OPS_ADDR": ":x"}, ":7000", ":7001", "./data/order", "HTTP_ADDR OPS_ADDR KAFKA_BROKERS"},
+		{"all that is wrong at once", map[string]string{"HTTP_ADDR": "7000", "OPS_ADDR": ":x"}, ":7000", ":7001", "data/order", "HTTP_ADDR OPS_ADDR KAFKA_BROKERS"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
