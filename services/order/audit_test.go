@@ -465,6 +465,7 @@ func TestReadEndsWithItsLastCaller(t *testing.T) {
 	cs.ask(second, a, false)
 	came(t, a, 2, 0)
 	tp.gate <- struct{}{}
+	eventually(t, "the first batch is in the index", func() bool { return tp.readCounts()[0] == 10 })
 
 	leaveFirst()
 	came(t, a, 1, 0)

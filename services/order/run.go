@@ -71,7 +71,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		}, func() float64 { return float64(member.Rebalances()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "order_assigned_partitions", Help: "Partitions that this member has.",
-		}, func() float64 { return float64(member.Assigned()) }))
+		}, func() float64 { return float64(member.Assigned()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "order_waiting_lookups", Help: "Look-ups that wait for their order to change.",
+		}, func() float64 { return float64(lookups.count()) }))
 
 	g, ctx := errgroup.WithContext(ctx) // ends when told to stop, and at the first failure
 	s := &server{

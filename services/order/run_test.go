@@ -198,7 +198,7 @@ func theWholeWay(t *testing.T, kafka string) {
 	waiting := make(chan answered, 1)
 	go func() { waiting <- s.details(t, "orderId=never") }()
 	eventually(t, "a look-up that waits", func() bool {
-		return strings.Contains(get(t, s.ops+"/metrics").Body, "go_goroutines") // the request is on its way at least
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
 	})
 	s.end(t)
 	if got := <-waiting; got.Status != 503 {

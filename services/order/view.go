@@ -180,6 +180,16 @@ func (w *waiters) watch(id string) (changed <-chan struct{}, leave func()) {
 	}
 }
 
+// count is how many look-ups wait.
+func (w *waiters) count() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, on := range w.by {
+		n += on.callers
+	}
+	return n
+}
+
 func (w *waiters) wake(changed []*decoded) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
