@@ -99,6 +99,9 @@ func prepare(ctx context.Context, cfg Config, admin *broker.Admin, s *store, srv
 		return err
 	}
 	srv.open.Store(rebuilt)
+	if rebuilt {
+		defer time.AfterFunc(time.Second, ready.unlessToldOtherwise).Stop()
+	}
 	_, err = admin.AwaitTopics(ctx, func(err error) {
 		if _, unreachable := errors.AsType[*broker.UnreachableError](err); unreachable && rebuilt {
 			err = nil
@@ -131,14 +134,24 @@ func prepare(ctx context.Context, cfg Config, admin *broker.Admin, s *store, srv
 }
 
 // readiness is what /readyz says.
-type readiness struct{ missing atomic.Pointer[error] }
+type readiness struct {
+	starting error
+	missing  atomic.Pointer[error]
+}
 
 func newReadiness() *readiness {
-	r := &readiness{}
-	r.set(errors.New("starting"))
+	r := &readiness{starting: errors.New("starting")}
+	r.missing.Store(&r.starting)
 	return r
 }
 
 func (r *readiness) set(err error) { r.missing.Store(&err) }
+
+// unlessToldOtherwise makes the service ready when nothing is known yet: with a whole store it need not wait until Kafka answers, or
+// is known to be away.
+func (r *readiness) unlessToldOtherwise() {
+	var none error
+	r.missing.CompareAndSwap(&r.starting, &none)
+}
 
 func (r *readiness) err() error { return *r.missing.Load() }
