@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// newDemo prepares the demo at ports of its own.
+func newDemo(t testing.TB) *process {
+	t.Helper()
+	port := freePorts(4)
+	d := newProcess(t, "demo", "CART_HTTP_ADDR="+local(port), "ORDER_HTTP_ADDR="+local(port+2))
+	d.api, d.ops = "http://"+local(port), "http://"+local(port+1)
+	return d
+}
+
+// welcome waits for what it prints once it runs, and returns the requests in it.
+func welcome(t testing.TB, d *process) (requests []string) {
+	t.Helper()
+	const end = "Stop it with Ctrl-C"
+	eventually(t, time.Minute, "the demo says that it runs", func() (bool, string) {
+		if !d.running() {
+			t.Fatalf("the demo has ended: %v\n%s", d.cmd.ProcessState, d.log())
+		}
+		out, _ := os.ReadFile(d.file(".out"))
+		if !strings.Contains(string(out), end) {
+			return false, string(out)
+		}
+		for line := range strings.Lines(string(out)) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "curl ") {
+				requests = append(requests, line)
+			}
+		}
+		return true, ""
+	})
+	if err := os.Truncate(d.file(".out"), 0); err != nil {
+		t.Fatal(err)
+	}
+	return requests
+}
+
+// run does what a user does with a printed request.
+func run(t testing.TB, request string) string {
+	t.Helper()
+	if _, err := exec.LookPath("curl"); err != nil {
+		if os.Getenv("TEST_REQUIRE") == "1" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v (TEST_REQUIRE=1 makes this a failure)", err)
+	}
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(request, "curl ", "curl -sS ", 1)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v %s", request, err, out)
+	}
+	return string(out)
+}
+
+// The demo says what to try, what it says works, and a kill -9 loses nothing.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t).start()
+	requests := welcome(t, d)
+	if len(requests) != 4 {
+		t.Fatalf("it prints %d requests, want 4: %q", len(requests), requests)
+	}
+	shown := func(request string, parts ...string) {
+		t.Helper()
+		eventually(t, 10*time.Second, request, func() (bool, string) { // events arrive a moment after the answer
+			got := run(t, request)
+			for _, part := range parts {
+				if !strings.Contains(got, part) {
+					return false, got
+				}
+			}
+			return true, ""
+		})
+	}
+	holds := func() {
+		t.Helper()
+		shown(requests[2], `"orderId":"test-order-101"`, `"status":"Shipped"`, `"version":2`, `"shippingCost":`)
+		shown(requests[3], "Total orders in topic 'order-updated-topic': 1", `"orderId":"test-order-101"`)
+	}
+	if got := run(t, requests[0]); got != "Order created successfully" {
+		t.Errorf("%s: %s", requests[0], got)
+	}
+	if got := run(t, requests[1]); got != "Order updated successfully" {
+		t.Errorf("%s: %s", requests[1], got)
+	}
+	holds()
+
+	d.kill()
+	d.start()
+	welcome(t, d)
+	holds()
+	if got := run(t, requests[0]); got != "Order already exists" {
+		t.Errorf("%s after a kill: %s", requests[0], got)
+	}
+
+	// Its files have one owner.
+	second := newDemo(t)
+	second.env = append(second.env, "DATA_DIR="+d.dir)
+	second.start().ends(30 * time.Second)
+	if code, log := second.cmd.ProcessState.ExitCode(), second.log(); code != 1 || !strings.Contains(log, "a demo runs in "+d.dir+" already") {
+		t.Errorf("a second demo with the same DATA_DIR ended with %d: %s", code, log)
+	}
+	holds()
+	d.stop()
+}
+
+func TestDemoAtTakenPort(t *testing.T) {
+	t.Parallel()
+	for _, variable := range []string{"CART_HTTP_ADDR", "ORDER_HTTP_ADDR"} {
+		ln, err := net.Listen("tcp", local(freePorts(1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		d := newDemo(t)
+		d.env = append(d.env, variable+"="+ln.Addr().String())
+		d.start().ends(30 * time.Second)
+		want := fmt.Sprintf("port of %s is taken by another program", ln.Addr())
+		if code, log := d.cmd.ProcessState.ExitCode(), d.log(); code != 1 || !strings.Contains(log, want) || !strings.Contains(log, "set "+variable+" to move it") {
+			t.Errorf("%s taken: it ended with %d: %s", variable, code, log)
+		}
+	}
+}
+
+// What is wrong with the configuration is told at once, all of it, before anything is touched.
+func TestWrongConfiguration(t *testing.T) {
+	t.Parallel()
+	for name, variables := range map[string][]string{
+		"cart":  {"KAFKA_BROKERS", "HTTP_ADDR", "MAX_BACKLOG"},
+		"order": {"KAFKA_BROKERS", "HTTP_ADDR"},
+	} {
+		p := newProcess(t, name, "HTTP_ADDR=nowhere", "MAX_BACKLOG=none", "KAFKA_BROKERS=")
+		p.start().ends(10 * time.Second)
+		for _, variable := range variables {
+			if !strings.Contains(p.log(), variable) {
+				t.Errorf("%s does not name %s: %s", name, variable, p.log())
+			}
+		}
+		if code := p.cmd.ProcessState.ExitCode(); code != 2 {
+			t.Errorf("%s ended with %d, want 2", name, code)
+		}
+		if files, _ := filepath.Glob(filepath.Join(p.dir, "*")); files != nil {
+			t.Errorf("%s has made %v", name, files)
+		}
+	}
+}
+
+// A password is in no log.
+func TestSecretsStayOutOfTheLog(t *testing.T) {
+	t.Parallel()
+	const secret = "open-sesame-4711"
+	for _, name := range []string{"cart", "order"} {
+		p := newService(t, name, local(freePorts(1)), "LOG_LEVEL=debug", "KAFKA_SECURITY_PROTOCOL=sasl_plaintext",
+			"KAFKA_SASL_MECHANISM=SCRAM-SHA-512", "KAFKA_SASL_USERNAME=someone", "KAFKA_SASL_PASSWORD="+secret)
+		p.start()
+		p.notReady("Kafka is unreachable")
+		p.stop()
+		if log := p.log(); strings.Contains(log, secret) || !strings.Contains(log, "someone") {
+			t.Errorf("the log of %s: %s", name, log)
+		}
+	}
+}
+
+// The requests of the collection work on the demo as they do on the real thing.
+func TestPostmanRequestsOnTheDemo(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t).start()
+	welcome(t, d)
+	order := strings.TrimPrefix(d.env[len(d.env)-1], "ORDER_HTTP_ADDR=")
+	if got := do(t, http.MethodGet, d.ops+"/readyz", ""); got.status != http.StatusOK {
+		t.Errorf("it says that it runs, and yet: %d %s", got.status, got.body)
+	}
+	postman(t, d.api, "http://"+order)
+	d.stop()
+}

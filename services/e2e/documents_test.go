@@ -1,0 +1,435 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/big"
+	"mime"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.yaml.in/yaml/v3"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// The OpenAPI documents against the running services: each answer is one that the document describes, to the last field, and each
+// answer that the document describes is provoked.
+func TestDocumentsDescribeTheServices(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.StartKafka(t)
+	declare(t, kafka.Addr)
+	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	order.start().ready()
+	nowhere := local(freePorts(1))
+	lonelyCart, lonelyOrder := newCart(t, nowhere), newOrder(t, nowhere) // without Kafka
+	lonelyCart.start()
+	lonelyOrder.start()
+	inCart, inOrder := newDocument(t, contract.CartOpenAPI), newDocument(t, contract.OrderOpenAPI)
+
+	const createPath, updatePath = "/Order/create-order", "/Order/update-order"
+	const detailsPath, auditPath = "/order/order-details", "/order/getAllOrderIdsFromTopic"
+	created, updated := "?topicName="+contract.TopicCreated, "?topicName="+contract.TopicUpdated
+	big := `{"orderId": "` + strings.Repeat("x", 70<<10) + `"}`
+	for _, tt := range []struct {
+		document *document
+		service  *process
+		method   string
+		path     string
+		query    string
+		body     string
+		headers  []string
+		want     int
+	}{
+		{inOrder, order, "GET", auditPath, created, "", nil, 404},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, []string{"Idempotency-Key", "K %d"}, 200},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 4}`, []string{"Idempotency-Key", "K %d"}, 422},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 409},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": " ", "ItemsNum": 3.5}`, nil, 400},
+		{inCart, cart, "POST", createPath, "", big, nil, 413},
+		{inCart, cart, "DELETE", createPath, "", "", nil, 405},
+		{inCart, lonelyCart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 503},
+
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, []string{"If-Match", `"1"`, "Idempotency-Key", "L %d"}, 200},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`, []string{"Idempotency-Key", "L %d"}, 422},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, nil, 409},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`, []string{"If-Match", `"1"`}, 412},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "nobody's", "status": "Lost"}`, nil, 404},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d"`, nil, 400},
+		{inCart, cart, "PUT", updatePath, "", big, nil, 413},
+		{inCart, cart, "GET", updatePath, "", "", nil, 405},
+		{inCart, lonelyCart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, nil, 503},
+
+		{inOrder, order, "GET", detailsPath, "?orderId=A+%d&minVersion=2", "", []string{"Prefer", "wait=30"}, 200},
+		{inOrder, order, "GET", detailsPath, "?orderId=A+%d&minVersion=3", "", []string{"Prefer", "wait=1"}, 412},
+		{inOrder, order, "GET", detailsPath, "?orderId=A+%d&minVersion=none", "", nil, 400},
+		{inOrder, order, "GET", detailsPath, "?orderId=nobody", "", nil, 404},
+		{inOrder, order, "GET", detailsPath, "?orderId=nobody", "", []string{"Prefer", "wait=1"}, 404},
+		{inOrder, order, "PUT", detailsPath, "", "", nil, 405},
+		{inOrder, lonelyOrder, "GET", detailsPath, "?orderId=A+%d", "", nil, 503},
+
+		{inOrder, order, "GET", auditPath, created, "", nil, 200},
+		{inOrder, order, "GET", auditPath, updated, "", []string{"Cache-Control", "no-cache"}, 200},
+		{inOrder, order, "GET", auditPath, "?topicName=" + contract.TopicDeadLetter, "", nil, 400},
+		{inOrder, order, "POST", auditPath, "", "", nil, 405},
+		{inOrder, lonelyOrder, "GET", auditPath, updated, "", nil, 503},
+	} {
+		for n, accept := range []string{"*/*", "application/json"} { // what answers in two forms gets an order for each
+			number := func(s string) string { return strings.ReplaceAll(s, "%d", fmt.Sprint(n)) }
+			headers := []string{"Accept", accept}
+			for _, h := range tt.headers {
+				headers = append(headers, number(h))
+			}
+			got := do(t, tt.method, tt.service.api+tt.path+number(tt.query), number(tt.body), headers...)
+			if got.status != tt.want {
+				t.Errorf("%s %s%s %.80s: %d %.300s, want %d", tt.method, tt.path, tt.query, tt.body, got.status, got.body, tt.want)
+				continue
+			}
+			tt.document.covers(t, tt.path, got)
+		}
+	}
+	for document, services := range map[*document][]*process{inCart: {cart, lonelyCart}, inOrder: {order, lonelyOrder}} {
+		for _, p := range services {
+			for _, path := range []string{"/healthz", "/readyz", "/metrics", "/openapi.yaml"} {
+				got := do(t, http.MethodGet, p.ops+path, "")
+				document.covers(t, path, got)
+				if path == "/openapi.yaml" && got.body != string(document.text) {
+					t.Errorf("%s serves another document than the one in the repository", p.name)
+				}
+			}
+			document.covers(t, "/metrics", do(t, http.MethodGet, p.ops+"/metrics", "", "Accept", "application/openmetrics-text"))
+		}
+	}
+	keyInFlight(t, cart, inCart, http.MethodPost, createPath, `{"OrderId": "in-flight-%d", "ItemsNum": 1}`)
+	keyInFlight(t, cart, inCart, http.MethodPut, updatePath, `{"orderId": "A 0", "status": "in-flight-%d"}`)
+	brokenStore(t, cart, order, inOrder, detailsPath)
+
+	inCart.complete(t, nil)
+	inOrder.complete(t, map[string]string{
+		"get " + auditPath + " 500 text/plain":               "its index would have to fail between two checks of it",
+		"get " + auditPath + " 500 application/problem+json": "likewise",
+	})
+}
+
+// keyInFlight provokes the refusal of a second request with the same key while the first one is under way.
+func keyInFlight(t *testing.T, cart *process, d *document, method, path, body string) {
+	t.Helper()
+	seen, n := false, 0
+	eventually(t, 20*time.Second, "a second request with the same key comes while the first is under way", func() (bool, string) {
+		n++
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		for range 8 {
+			wg.Go(func() {
+				got, err := send(method, cart.api+path, fmt.Sprintf(body, n), "Idempotency-Key", fmt.Sprint(path, n))
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil && got.header.Get("Retry-After") != "" && got.status == http.StatusConflict {
+					seen = true
+					d.covers(t, path, got)
+				}
+			})
+		}
+		wg.Wait()
+		return seen, ""
+	})
+}
+
+// brokenStore provokes 500: what is on disk is overwritten while Order runs. It must say so, and live.
+func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
+	t.Helper()
+	do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "big", "ItemsNum": 1000}`) // takes pages of its own
+	if got := order.find("big", 1); got.status != http.StatusOK {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	for _, ending := range []string{"", "-wal"} {
+		name := filepath.Join(order.dir, "order.db"+ending)
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		const header = 4096
+		if n := info.Size() - header; n > 0 {
+			if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, int(n)), header); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+	}
+	cart.create("the store changes") // else Order answers from its memory
+	for _, accept := range []string{"*/*", "application/json"} {
+		var got reply
+		eventually(t, 20*time.Second, "Order cannot read its store", func() (bool, string) {
+			got = do(t, http.MethodGet, order.api+path+"?orderId=big", "", "Accept", accept)
+			return got.status == http.StatusInternalServerError, fmt.Sprintf("%d %.200s", got.status, got.body)
+		})
+		d.covers(t, path, got)
+	}
+	if got := do(t, http.MethodGet, order.ops+"/healthz", ""); got.status != http.StatusOK {
+		t.Errorf("/healthz with a broken store: %d", got.status)
+	}
+}
+
+// document is an OpenAPI document and what of it was seen.
+type document struct {
+	text []byte
+	root map[string]any
+	seen map[string]bool
+}
+
+func newDocument(t *testing.T, text []byte) *document {
+	t.Helper()
+	d := &document{text: text, seen: map[string]bool{}}
+	if err := yaml.Unmarshal(text, &d.root); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// follow goes down the keys, and along references.
+func (d *document) follow(node any, keys ...string) map[string]any {
+	m, _ := node.(map[string]any)
+	for {
+		if ref, ok := m["$ref"].(string); ok {
+			m = d.follow(d.root, strings.Split(strings.TrimPrefix(ref, "#/"), "/")...)
+			continue
+		}
+		if len(keys) == 0 {
+			return m
+		}
+		m, _ = m[keys[0]].(map[string]any)
+		keys = keys[1:]
+	}
+}
+
+// operation is the one operation of a path.
+func (d *document) operation(path string) (method string, operation map[string]any) {
+	for method, node := range d.follow(d.root["paths"], path) {
+		if method != "servers" {
+			return method, d.follow(node)
+		}
+	}
+	return "", nil
+}
+
+// covers holds an answer against what the document says about it.
+func (d *document) covers(t *testing.T, path string, got reply) {
+	t.Helper()
+	method, operation := d.operation(path)
+	name := fmt.Sprintf("%s %s %d", method, path, got.status)
+	response := d.follow(operation, "responses", fmt.Sprint(got.status))
+	if response == nil {
+		t.Errorf("%s is not documented: %.200s", name, got.body)
+		return
+	}
+	kind, _, err := mime.ParseMediaType(got.header.Get("Content-Type"))
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	content := d.follow(response, "content", kind)
+	if content == nil {
+		t.Errorf("%s as %s is not documented", name, kind)
+		return
+	}
+	d.seen[name+" "+kind] = true
+
+	headers := d.follow(response, "headers")
+	for _, h := range []string{"Allow", "ETag", "Preference-Applied", "Retry-After"} {
+		value := got.header.Get(h)
+		if value == "" {
+			continue
+		}
+		if headers[h] == nil {
+			t.Errorf("%s: header %s is not documented", name, h)
+			continue
+		}
+		d.seen[name+" "+h] = true
+		var v any = value
+		schema := d.follow(headers[h], "schema")
+		if schema["type"] == "integer" {
+			v = json.Number(value)
+		}
+		d.valid(t, name+" "+h, schema, v)
+	}
+	var v any = got.body
+	if strings.HasSuffix(kind, "json") {
+		decoder := json.NewDecoder(strings.NewReader(got.body))
+		decoder.UseNumber()
+		if err := decoder.Decode(&v); err != nil {
+			t.Errorf("%s: %v: %.200s", name, err, got.body)
+			return
+		}
+	}
+	d.valid(t, name, d.follow(content, "schema"), v)
+}
+
+// complete demands that everything documented was seen, but for what is explained.
+func (d *document) complete(t *testing.T, unseen map[string]string) {
+	t.Helper()
+	for path := range d.follow(d.root["paths"]) {
+		method, operation := d.operation(path)
+		for status := range d.follow(operation, "responses") {
+			response := d.follow(operation, "responses", status)
+			for _, part := range []string{"content", "headers"} {
+				for what := range d.follow(response, part) {
+					name := fmt.Sprintf("%s %s %s %s", method, path, status, what)
+					if _, explained := unseen[name]; explained == d.seen[name] {
+						t.Errorf("%s: documented; seen: %t, explained why not: %t", name, d.seen[name], explained)
+					}
+				}
+			}
+		}
+	}
+}
+
+// schema is what parts of a document say together about a value.
+type schema struct {
+	keywords   map[string]any
+	properties map[string]any
+	required   []string
+}
+
+func (d *document) gather(node any) schema {
+	s := schema{keywords: map[string]any{}, properties: map[string]any{}}
+	m, _ := node.(map[string]any)
+	for keyword, value := range m {
+		switch keyword {
+		case "$ref":
+			s.add(d.gather(d.follow(m)))
+		case "allOf":
+			for _, part := range value.([]any) {
+				s.add(d.gather(part))
+			}
+		case "properties":
+			maps.Copy(s.properties, value.(map[string]any))
+		case "required":
+			for _, name := range value.([]any) {
+				s.required = append(s.required, name.(string))
+			}
+		default:
+			s.keywords[keyword] = value
+		}
+	}
+	return s
+}
+
+func (s *schema) add(o schema) {
+	maps.Copy(s.keywords, o.keywords)
+	maps.Copy(s.properties, o.properties)
+	s.required = append(s.required, o.required...)
+}
+
+// valid holds a value against a schema. A keyword that it does not know is an error: nothing goes unchecked.
+func (d *document) valid(t *testing.T, at string, node, value any) {
+	t.Helper()
+	s := d.gather(node)
+	text, isText := value.(string)
+	list, isList := value.([]any)
+	object, isObject := value.(map[string]any)
+	number, isNumber := new(big.Rat), false
+	if n, ok := value.(json.Number); ok {
+		_, isNumber = number.SetString(n.String())
+	}
+	compare := func(limit any) int {
+		l, ok := new(big.Rat).SetString(fmt.Sprint(limit))
+		if !ok {
+			t.Errorf("%s: limit %v", at, limit)
+		}
+		return number.Cmp(l)
+	}
+	for keyword, want := range s.keywords {
+		holds := true
+		switch keyword {
+		case "description", "example", "examples", "default":
+		case "type":
+			switch want {
+			case "string":
+				holds = isText
+			case "array":
+				holds = isList
+			case "object":
+				holds = isObject
+			case "integer":
+				holds = isNumber && number.IsInt()
+			case "number":
+				holds = isNumber
+			default:
+				holds = false
+			}
+		case "pattern":
+			holds = regexp.MustCompile(want.(string)).MatchString(text)
+		case "enum":
+			holds = slices.Contains(want.([]any), value)
+		case "minLength":
+			holds = len([]rune(text)) >= want.(int)
+		case "maxLength":
+			holds = len([]rune(text)) <= want.(int)
+		case "minItems":
+			holds = len(list) >= want.(int)
+		case "maxItems":
+			holds = len(list) <= want.(int)
+		case "minimum":
+			holds = compare(want) >= 0
+		case "maximum":
+			holds = compare(want) <= 0
+		case "multipleOf":
+			step, _ := new(big.Rat).SetString(fmt.Sprint(want))
+			holds = new(big.Rat).Quo(number, step).IsInt()
+		case "format":
+			holds = validFormat(want, text, isNumber)
+		case "items":
+			for i, item := range list {
+				d.valid(t, fmt.Sprintf("%s[%d]", at, i), want, item)
+			}
+		default:
+			t.Errorf("%s: this test does not know the keyword %s", at, keyword)
+		}
+		if !holds {
+			t.Errorf("%s: %.200v is not as documented: %s %v", at, value, keyword, want)
+		}
+	}
+	for _, name := range s.required {
+		if _, ok := object[name]; !ok {
+			t.Errorf("%s has no %s", at, name)
+		}
+	}
+	for name, v := range object {
+		property, documented := s.properties[name]
+		if !documented {
+			t.Errorf("%s: field %s is not documented", at, name)
+			continue
+		}
+		d.valid(t, at+"."+name, property, v)
+	}
+}
+
+func validFormat(format any, text string, isNumber bool) bool {
+	switch format {
+	case "int64":
+		return isNumber
+	case "uuid":
+		return uuid.Validate(text) == nil
+	case "date-time":
+		at, err := time.Parse(time.RFC3339, text)
+		return err == nil && at.Location() == time.UTC
+	case "uri-reference":
+		return text == "about:blank"
+	}
+	return false
+}

@@ -1,0 +1,175 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// number is a setting of a test run.
+func number(t testing.TB, name string, fallback uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return fallback
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+// Whatever is killed, stopped and started under load, in any order: every order answered 200 is in its topic and in both stores, each
+// at its newest version, none twice in effect, none that was refused; and each crash left Order's store as the topics tell it up to
+// the offsets in it.
+//
+// E2E_SECONDS makes it longer; E2E_SEED repeats the faults and the requests of a run, though not their timing to the microsecond.
+func TestFaultsUnderLoad(t *testing.T) {
+	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
+	duration := time.Duration(number(t, "E2E_SECONDS", 25)) * time.Second
+	t.Logf("E2E_SEED=%d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1<<32))
+
+	kafka := testenv.StartKafka(t)
+	declare(t, kafka.Addr)
+	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	order.start().ready()
+	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond)
+	defer l.end()
+
+	var crashes []state
+	killOrder := func() {
+		order.kill()
+		crashes = append(crashes, orderStore(t, order, fmt.Sprintf("crash %d", len(crashes)+1)))
+	}
+	again := func() {
+		if err := kafka.StartAgain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) } // lets the system run, and stay down, for a while
+	faults := map[string]func(){
+		"kill cart":  func() { cart.kill(); pause(300 * time.Millisecond); cart.start() },
+		"kill order": func() { killOrder(); pause(300 * time.Millisecond); order.start() },
+		"kill both": func() {
+			cart.kill()
+			killOrder()
+			pause(time.Second)
+			order.start()
+			cart.start()
+		},
+		"restart cart":  func() { cart.stop(); cart.start() },
+		"restart order": func() { order.stop(); order.start() },
+		"stop kafka":    func() { kafka.Stop(); pause(2 * time.Second); again() },
+		"kill kafka":    func() { kafka.Kill(); pause(time.Second); again() },
+		"kill all": func() {
+			kafka.Kill()
+			cart.kill()
+			killOrder()
+			cart.start() // its store is whole: it takes orders without Kafka
+			pause(500 * time.Millisecond)
+			cart.kill()
+			again()
+			cart.start()
+			order.start()
+		},
+		// Cart dies in the midst of sending again what piled up, which repeats some of it once more.
+		"kill cart as kafka comes back": func() {
+			kafka.Stop()
+			pause(time.Second)
+			again()
+			pause(50 * time.Millisecond)
+			cart.kill()
+			cart.start()
+		},
+	}
+	names := []string{
+		"kill cart", "kill order", "kill both", "restart cart", "restart order", "stop kafka", "kill kafka", "kill all",
+		"kill cart as kafka comes back",
+	}
+	var next []string // of the faults: each once, before any comes again
+	for time.Since(begin) < duration {
+		if len(next) == 0 {
+			next = append(next, names...)
+			rng.Shuffle(len(next), func(i, j int) { next[i], next[j] = next[j], next[i] })
+		}
+		pause(1500 * time.Millisecond)
+		t.Logf("%6s %s", time.Since(begin).Round(time.Millisecond), next[0])
+		faults[next[0]]()
+		next = next[1:]
+	}
+
+	cart.ready()
+	order.ready()
+	l.end()
+	settle(t, kafka.Addr, cart, order)
+	cart.stop()
+	order.stop()
+	verify(t, kafka.Addr, l, cart, order, crashes)
+}
+
+// settle waits until all that was accepted is published, and read by Order.
+func settle(t testing.TB, kafka string, cart, order *process) {
+	t.Helper()
+	eventually(t, time.Minute, "Cart's outbox is empty", func() (bool, string) {
+		rows := cart.metric("cart_outbox_rows")
+		return rows == 0, fmt.Sprint(rows)
+	})
+	awaitRead(t, kafka, order)
+}
+
+// verify holds what clients were told against the topics and the stores of the services, which have ended.
+func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []state) {
+	t.Helper()
+	e := l.evidence()
+	e.records = readTopics(t, kafka)
+	e.letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
+	e.cart, e.outbox = cartStore(t, cart)
+	e.order = orderStore(t, order, "at the end")
+	e.crashes = crashes
+	violations := check(e)
+	for i, v := range violations {
+		if i == 20 {
+			t.Errorf("and %d more", len(violations)-i)
+			break
+		}
+		t.Error(v)
+	}
+
+	outcomes, again := map[outcome]int{}, 0
+	for _, o := range e.operations {
+		outcomes[o.outcome]++
+		again += max(0, len(o.traces)-1)
+	}
+	seen, repeated := map[string]bool{}, 0
+	for _, r := range e.records {
+		for _, h := range r.Headers {
+			if h.Key == contract.HeaderID && seen[string(h.Value)] {
+				repeated++
+			} else if h.Key == contract.HeaderID {
+				seen[string(h.Value)] = true
+			}
+		}
+	}
+	t.Logf("%d accepted, %d refused, %d unknown, %d asked again; %d look-ups; %d records, %d of them repeated; %d orders; %d crashes of Order",
+		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups), len(e.records), repeated, len(e.cart), len(crashes))
+	if outcomes[accepted] < 100 {
+		t.Errorf("there was hardly any load: %v", outcomes)
+	}
+	for _, p := range []*process{cart, order} { // an error is no failure of the test, as faults are what it is about
+		if n := strings.Count(p.log(), `"level":"ERROR"`); n > 0 {
+			_, first, _ := strings.Cut(p.log(), `"level":"ERROR"`)
+			t.Logf("%s logged %d errors, the first: %.300s", p.name, n, first)
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// load is clients that work on orders, whatever happens to the services, and write down what they did and what they were told.
+type load struct {
+	t           testing.TB
+	cart, order *process
+	seed        uint64
+	every       time.Duration // pause of each client between its operations
+	headers     []string      // of every request
+
+	stop    context.CancelFunc
+	clients sync.WaitGroup
+	readers sync.WaitGroup
+	news    chan lookup // accepted, for the readers
+	count   atomic.Int64
+
+	mu         sync.Mutex
+	operations []operation
+	lookups    []lookup
+}
+
+const sharedOrders = 5 // that all clients update at once
+
+// startLoad starts clients; end stops them. Without an Order service nothing is looked up.
+func startLoad(t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, headers ...string) *load {
+	ctx, stop := context.WithCancel(t.Context())
+	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, headers: headers, stop: stop, news: make(chan lookup, 64)}
+	for n := range clients {
+		l.clients.Go(func() { l.client(ctx, n) })
+	}
+	for range 2 {
+		if order != nil {
+			l.readers.Go(l.reader)
+		}
+	}
+	return l
+}
+
+// end lets each client finish what it has begun.
+func (l *load) end() {
+	l.stop()
+	l.clients.Wait()
+	if l.news != nil {
+		close(l.news)
+		l.news = nil
+	}
+	l.readers.Wait()
+}
+
+func (l *load) evidence() evidence {
+	return evidence{operations: l.operations, lookups: l.lookups}
+}
+
+// client makes orders of its own, updates them and some that it shares with the others, and asks for things that must be refused.
+func (l *load) client(ctx context.Context, n int) {
+	rng := rand.New(rand.NewPCG(l.seed, uint64(n)))
+	news := l.news
+	var mine []string
+	for ctx.Err() == nil {
+		o := operation{status: fmt.Sprintf("status-%d", l.count.Add(1))}
+		var ifMatch string
+		switch dice := rng.IntN(100); {
+		case dice < 5: // most are refused: one client makes it
+			o.create, o.order = true, fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
+		case dice < 25:
+			o.order = fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
+		case dice < 28: // refused: there is no such order
+			o.order = fmt.Sprintf("never-%d-%d", n, rng.IntN(10))
+		case dice < 31 && len(mine) > 0: // refused: it exists
+			o.create, o.order = true, mine[rng.IntN(len(mine))]
+		case dice < 34 && len(mine) > 0: // refused: it has no such version
+			o.order, ifMatch = mine[rng.IntN(len(mine))], `"1000000"`
+		case dice < 36: // refused: too many items
+			o.create, o.order = true, fmt.Sprintf("invalid-%d-%d", n, len(mine))
+		case dice < 60 || len(mine) == 0:
+			o.create, o.order = true, fmt.Sprintf("order-%d-%d", n, len(mine))
+			mine = append(mine, o.order)
+		default:
+			o.order = mine[rng.IntN(len(mine))]
+		}
+		key := ""
+		if rng.IntN(2) == 0 {
+			key = fmt.Sprintf("key-%d-%s-%d", n, o.order, rng.Uint64())
+		}
+		l.operate(&o, key, ifMatch, rng)
+		l.mu.Lock()
+		l.operations = append(l.operations, o)
+		l.mu.Unlock()
+		if o.outcome == accepted && rng.IntN(3) == 0 {
+			select {
+			case news <- lookup{order: o.order, version: o.version}:
+			default: // the readers wait for Order
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(l.every):
+		}
+	}
+}
+
+// operate carries an operation out. With an Idempotency-Key it goes on asking until it knows; without one an answer that got lost
+// leaves it in the dark. The services are up again before the test ends, so it comes to an end.
+func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
+	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
+	if o.create {
+		items := 1 + rng.IntN(5)
+		if o.order[0] == 'i' {
+			items = 0
+		}
+		method, url, body = http.MethodPost, l.cart.api+"/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.order, items)
+	}
+	o.begin = time.Now()
+	defer func() { o.end = time.Now() }()
+	sent := false // a request may have been carried out though it was not answered
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		trace := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()|1)
+		headers := append([]string{"traceparent", "00-" + trace + "-00000000000000ff-01"}, l.headers...)
+		if key != "" {
+			headers = append(headers, "Idempotency-Key", key)
+		}
+		if ifMatch != "" {
+			headers = append(headers, "If-Match", ifMatch)
+		}
+		got, err := send(method, url, body, headers...)
+		if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
+			continue // nobody has heard of it
+		}
+		o.traces = append(o.traces, trace)
+		switch {
+		case err != nil && key == "":
+			return
+		case err != nil:
+			sent = true
+		case got.status == http.StatusOK:
+			o.outcome, o.version = accepted, got.version()
+			return
+		case sent && got.header.Get("Retry-After") != "":
+			// It says nothing about the request before.
+		default:
+			o.outcome = refused
+			return
+		}
+	}
+	l.t.Errorf("%v is not answered for two minutes", o)
+}
+
+// reader looks up what was accepted.
+func (l *load) reader() {
+	for want := range l.news {
+		got, err := send(http.MethodGet, fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "", "Prefer", "wait=5")
+		if err != nil || got.status != http.StatusOK {
+			continue // Order or Kafka is down: what it must know in the end is checked then
+		}
+		if got.version() < want.version {
+			l.t.Errorf("a look-up of %s at version %d or later told %d", want.order, want.version, got.version())
+		}
+		var body struct {
+			OrderID, Status string
+			Version         int64
+		}
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != want.order || body.Version != got.version() {
+			l.t.Errorf("a look-up of %s, ETag %d, told %s (%v)", want.order, got.version(), got.body, err)
+		}
+		l.mu.Lock()
+		l.lookups = append(l.lookups, lookup{body.OrderID, body.Version, body.Status})
+		l.mu.Unlock()
+	}
+}

@@ -1,0 +1,392 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	buildDir   string
+	buildFlags []string
+)
+
+// build makes the programs once, as a user would.
+var build = sync.OnceValue(func() error {
+	// `go test` does not know that the result depends on the programs. It does notice which folders a test looks into, and that they
+	// have changed: without this it would go on telling the result for older programs.
+	if err := filepath.WalkDir("..", func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
+		return err
+	}
+	args := slices.Concat([]string{"build"}, buildFlags, []string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo"})
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+})
+
+func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "e2e-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	os.RemoveAll(buildDir)
+	os.Exit(code)
+}
+
+// process is one of the project's programs, running by itself. It keeps its address and its data over any number of starts.
+type process struct {
+	t    testing.TB
+	name string
+	env  []string
+	home string // holds its output
+	dir  string // DATA_DIR
+	api  string // URL
+	ops  string
+
+	command    []string // instead of the program, which is its last argument
+	attributes *syscall.SysProcAttr
+	disk       string // where DATA_DIR is found, when the program has a disk of its own
+
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// newProcess prepares a program. What it logged is looked through when the test ends: no race, no panic.
+func newProcess(t testing.TB, name string, env ...string) *process {
+	t.Helper()
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, name: name, attributes: child(), home: t.TempDir()}
+	p.dir = filepath.Join(p.home, name)
+	p.env = append(os.Environ(), "DATA_DIR="+p.dir, "LOG_FORMAT=json", "GORACE=halt_on_error=0")
+	p.env = append(p.env, env...)
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.kill()
+		log := p.log()
+		for _, sign := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+			if at := strings.Index(log, sign); at >= 0 {
+				t.Errorf("%s logged %q: %.4000s", p.name, sign, log[at:])
+			}
+		}
+		if t.Failed() {
+			t.Logf("the end of the log of %s:\n%s", p.name, log[max(0, len(log)-6000):])
+		}
+	})
+	return p
+}
+
+// newCart and newOrder prepare the services; the port above the API's, for operations, is their default.
+func newCart(t testing.TB, kafka string, env ...string) *process {
+	return newService(t, "cart", kafka, env...)
+}
+
+func newOrder(t testing.TB, kafka string, env ...string) *process {
+	return newService(t, "order", kafka, env...)
+}
+
+func newService(t testing.TB, name, kafka string, env ...string) *process {
+	t.Helper()
+	port := freePorts(2)
+	p := newProcess(t, name, append([]string{"KAFKA_BROKERS=" + kafka, "HTTP_ADDR=" + local(port)}, env...)...)
+	p.api, p.ops = "http://"+local(port), "http://"+local(port+1)
+	return p
+}
+
+func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+var ports = struct {
+	sync.Mutex
+	next int
+}{next: 30_000 + rand.IntN(2_000)}
+
+// freePorts returns the first of n free ports in a row. They are below those which the system gives to outgoing connections: one of
+// these could take a service's port while the service is down.
+func freePorts(n int) int {
+	ports.Lock()
+	defer ports.Unlock()
+	for {
+		first, free := ports.next, true
+		if ports.next += n; ports.next > 32_700 {
+			ports.next = 30_000
+		}
+		for port := first; port < first+n; port++ {
+			ln, err := net.Listen("tcp", local(port))
+			if free = free && err == nil; err == nil {
+				ln.Close()
+			}
+		}
+		if free {
+			return first
+		}
+	}
+}
+
+// file is where output goes, over all starts: .log is stderr, .out is stdout.
+func (p *process) file(kind string) string { return filepath.Join(p.home, p.name+kind) }
+
+func (p *process) log() string {
+	text, _ := os.ReadFile(p.file(".log"))
+	return string(text)
+}
+
+// start starts the program, or starts it again.
+func (p *process) start() *process {
+	p.t.Helper()
+	if p.running() {
+		p.t.Fatalf("%s runs already", p.name)
+	}
+	args := append(slices.Clone(p.command), filepath.Join(buildDir, p.name))
+	p.cmd = exec.Command(args[0], args[1:]...)
+	p.cmd.Env = p.env
+	p.cmd.SysProcAttr = p.attributes
+	stderr, err := os.OpenFile(p.file(".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer stderr.Close()
+	stdout, err := os.OpenFile(p.file(".out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer stdout.Close()
+	p.cmd.Stderr, p.cmd.Stdout = stderr, stdout
+	done, started := make(chan struct{}), make(chan error, 1)
+	go func() {
+		// The parent-death signal comes when the thread that forked ends, and Go ends idle threads: this one stays.
+		runtime.LockOSThread()
+		defer close(done)
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = p.cmd.Wait() // how it ended stands in ProcessState
+		}
+	}()
+	if err := <-started; err != nil {
+		p.t.Fatal(err)
+	}
+	p.done = done
+	return p
+}
+
+func (p *process) running() bool {
+	if p.done == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *process) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Fatalf("signal %s: %v", p.name, err)
+	}
+}
+
+// kill ends it as a crash does.
+func (p *process) kill() {
+	if p.running() {
+		p.signal(syscall.SIGKILL)
+		<-p.done
+	}
+}
+
+// grace is what Kubernetes is told to give a service for its end.
+const grace = 20 * time.Second
+
+// stop asks it to end, as Kubernetes does, and demands that it does so within the grace period and in order.
+func (p *process) stop() {
+	p.t.Helper()
+	p.signal(syscall.SIGTERM)
+	p.ends(grace)
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		p.t.Errorf("%s ended with exit code %d after SIGTERM, want 0", p.name, code)
+	}
+}
+
+// ends waits until it has ended.
+func (p *process) ends(within time.Duration) {
+	p.t.Helper()
+	begin := time.Now()
+	select {
+	case <-p.done:
+	case <-time.After(within):
+		p.signal(syscall.SIGQUIT) // shows in its log what it hangs on
+		p.t.Fatalf("%s has not ended in %s", p.name, within)
+	}
+	p.t.Logf("%s ended after %s", p.name, time.Since(begin).Round(time.Millisecond))
+}
+
+// ready waits until it says that it is.
+func (p *process) ready() *process {
+	p.t.Helper()
+	p.readyIn(60 * time.Second)
+	return p
+}
+
+func (p *process) readyIn(within time.Duration) {
+	p.t.Helper()
+	begin := time.Now()
+	defer func() { p.t.Logf("%s was ready after %s", p.name, time.Since(begin).Round(time.Millisecond)) }()
+	eventually(p.t, within, p.name+" is ready", func() (bool, string) {
+		if !p.running() {
+			p.t.Fatalf("%s has ended: %v\n%s", p.name, p.cmd.ProcessState, p.log())
+		}
+		got, err := p.readiness()
+		return err == nil && got.status == http.StatusOK, got.body
+	})
+}
+
+func (p *process) readiness() (reply, error) {
+	return send(http.MethodGet, p.ops+"/readyz", "")
+}
+
+// notReady waits until it says that it is not, and why.
+func (p *process) notReady(why string) {
+	p.t.Helper()
+	eventually(p.t, 30*time.Second, p.name+" says that it is not ready: "+why, func() (bool, string) {
+		got, err := p.readiness()
+		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why), got.body
+	})
+}
+
+// metric is the sum of a metric's series, 0 when there is none.
+func (p *process) metric(name string) float64 {
+	p.t.Helper()
+	return metric(p.t, do(p.t, http.MethodGet, p.ops+"/metrics", "").body, name)
+}
+
+func metric(t testing.TB, text, name string) float64 {
+	t.Helper()
+	var sum float64
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (.+)$`).FindAllStringSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// reply is an answer.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// version is what the ETag says.
+func (r reply) version() int64 {
+	v, _ := strconv.ParseInt(strings.Trim(r.header.Get("ETag"), `"`), 10, 64)
+	return v
+}
+
+var client = &http.Client{Timeout: 40 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
+
+// send sends a request; headers are names and values.
+func send(method, target, body string, headers ...string) (reply, error) {
+	req, err := http.NewRequest(method, target, strings.NewReader(body))
+	if err != nil {
+		return reply{}, err
+	}
+	req.GetBody = nil // else the client sends a request with an Idempotency-Key again by itself, and we could not tell
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Add(headers[i], headers[i+1])
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return reply{}, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, string(text)}, err
+}
+
+func do(t testing.TB, method, target, body string, headers ...string) reply {
+	t.Helper()
+	got, err := send(method, target, body, headers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// create and update send Cart what must succeed, and return the version.
+func (p *process) create(id string) int64 {
+	p.t.Helper()
+	return p.accepted(do(p.t, http.MethodPost, p.api+"/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 2}`, id)))
+}
+
+func (p *process) update(id, status string) int64 {
+	p.t.Helper()
+	return p.accepted(do(p.t, http.MethodPut, p.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, id, status)))
+}
+
+func (p *process) accepted(got reply) int64 {
+	p.t.Helper()
+	if got.status != http.StatusOK || got.version() == 0 {
+		p.t.Fatalf("answered %d %q, ETag %q", got.status, got.body, got.header.Get("ETag"))
+	}
+	return got.version()
+}
+
+// find asks Order for a version of an order, and waits for it.
+func (p *process) find(id string, version int64) reply {
+	p.t.Helper()
+	got, err := send(http.MethodGet, fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", p.api, url.QueryEscape(id), version), "", "Prefer", "wait=30")
+	if err != nil {
+		p.t.Error(err) // not Fatal: goroutines of a test ask, too
+	}
+	return got
+}
+
+// sees demands that Order comes to know an order at exactly this version.
+func (p *process) sees(id string, version int64, status string) {
+	p.t.Helper()
+	got := p.find(id, version)
+	if got.status != http.StatusOK || got.version() != version || !strings.Contains(got.body, fmt.Sprintf(`"status":%q`, status)) {
+		p.t.Errorf("%s knows order %s as %d, version %d: %s; want version %d, status %s", p.name, id, got.status, got.version(), got.body, version, status)
+	}
+}
+
+// eventually polls until the condition holds, and shows the last state when it does not in time.
+func eventually(t testing.TB, within time.Duration, what string, holds func() (ok bool, state string)) {
+	t.Helper()
+	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
+		ok, state := holds()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %s; last: %s", within, what, state)
+		}
+	}
+}

@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// The topics are all there is to a store: deleted, it is made again from them, and is the same, also from topics that were compacted
+// meanwhile. A Cart that lost its store goes on counting where it was.
+func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
+	t.Parallel()
+	kafka, err := testenv.Start(t.Context(), testenv.Options{
+		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
+	})
+	testenv.Require(t, err)
+	t.Cleanup(kafka.Kill)
+	topics := contract.Topics()
+	for i := range topics { // so that compaction comes at once: it leaves the segment that is being written alone
+		config := maps.Clone(topics[i].Config)
+		config["segment.ms"], config["min.cleanable.dirty.ratio"] = "300", "0.001"
+		topics[i].Config = config
+	}
+	declare(t, kafka.Addr, topics...)
+	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	order.start().ready()
+
+	const orders, updates = 30, 6
+	id := func(n int) string { return fmt.Sprint("order-", n) }
+	for n := range orders {
+		cart.create(id(n))
+	}
+	for u := range updates {
+		for n := range orders {
+			if n%3 != 0 { // some are never updated
+				cart.update(id(n), fmt.Sprint("step ", u))
+			}
+		}
+	}
+
+	// both stops the services and tells what they know.
+	both := func() (inCart, inOrder string) {
+		t.Helper()
+		settle(t, kafka.Addr, cart, order)
+		cart.stop()
+		order.stop()
+		c, _ := cartStore(t, cart)
+		o := orderStore(t, order, "").orders
+		for id, r := range o {
+			if k := c[id]; k.version != r.version || k.body != r.body {
+				t.Errorf("order %s is %+v in Cart's store, %+v in Order's", id, k, r)
+			}
+		}
+		return hash(c), hash(o)
+	}
+	rebuilt := func(name string, lost ...*process) {
+		t.Helper()
+		c, o := both()
+		for _, p := range lost {
+			if err := os.RemoveAll(p.dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begin := time.Now()
+		cart.start().ready()
+		order.start().ready()
+		t.Logf("%s: ready after %s", name, time.Since(begin).Round(time.Millisecond))
+		if c2, o2 := both(); c2 != c || o2 != o {
+			t.Errorf("%s: the rebuilt stores are others (cart %t, order %t)", name, c2 != c, o2 != o)
+		}
+		cart.start().ready()
+		order.start().ready()
+	}
+	rebuilt("both stores lost", cart, order)
+
+	// Each segment is closed by the first record after its time; then the cleaner takes it.
+	old := len(readTopics(t, kafka.Addr))
+	fillers := 0
+	eventually(t, time.Minute, "compaction removes what newer versions have replaced", func() (bool, string) {
+		for range 24 {
+			filler := fmt.Sprint("filler-", fillers)
+			fillers++
+			cart.update(filler, fmt.Sprint("v", cart.create(filler)+1))
+		}
+		settle(t, kafka.Addr, cart, order)
+		left := 0
+		for _, r := range readTopics(t, kafka.Addr) {
+			if string(r.Key[:5]) == "order" {
+				left++
+			}
+		}
+		return left <= orders+2*orders/3, fmt.Sprintf("%d of %d records", left, old) // the creations, and one update of each updated order
+	})
+	rebuilt("Order's store lost after compaction", order)
+	rebuilt("Cart's store lost after compaction", cart)
+	if got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "order-1", "ItemsNum": 1}`); got.status != http.StatusConflict {
+		t.Errorf("creating an order again after Cart lost its store: %d %s, want 409", got.status, got.body)
+	}
+	if v := cart.update(id(1), "after the rebuild"); v != updates+2 {
+		t.Errorf("the first update after Cart lost its store is version %d, want %d", v, updates+2)
+	}
+	if v := cart.update(id(0), "after the rebuild"); v != 2 {
+		t.Errorf("the first update of an order that had none is version %d, want 2", v)
+	}
+	order.sees(id(1), updates+2, "after the rebuild")
+	rebuilt("both stores lost after compaction", cart, order)
+	cart.stop()
+	order.stop()
+}
+
+// A topic that is deleted and made anew while Order runs counts from 0 again: it is noticed, said loudly, and read from its beginning.
+func TestTopicMadeAnew(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.StartKafka(t)
+	declare(t, kafka.Addr)
+	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	order.start().ready()
+	for n := range 30 { // in most partitions, so that the old offsets are beyond the new topic's ends
+		id := fmt.Sprint("old-", n)
+		cart.create(id)
+		cart.update(id, "Shipped")
+	}
+	for n := range 30 {
+		order.sees(fmt.Sprint("old-", n), 2, "Shipped")
+	}
+
+	if err := testenv.DeleteTopic(t.Context(), kafka.Addr, contract.TopicUpdated); err != nil {
+		t.Fatal(err)
+	}
+	declare(t, kafka.Addr)
+	eventually(t, 30*time.Second, "the new topic is noticed", func() (bool, string) {
+		return order.metric("order_topics_recreated_total") > 0, ""
+	})
+	testenv.Produce(t, kafka.Addr, message("old-0", "by another producer", "Returned", 3))
+	order.sees("old-0", 3, "Returned")
+	for n := 1; n < 30; n++ {
+		id := fmt.Sprint("old-", n)
+		cart.update(id, "Returned")
+		order.sees(id, 3, "Returned")
+	}
+	if n := order.metric("order_topics_recreated_total"); n != 1 {
+		t.Errorf("order_topics_recreated_total is %v, want 1: one topic was made anew", n)
+	}
+	cart.stop()
+	order.stop()
+}

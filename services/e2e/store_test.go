@@ -1,0 +1,136 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	_ "github.com/mattn/go-sqlite3" // the stores are looked at without the services
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// openStore opens a copy of a service's store, so that nothing that a crash left behind is changed by looking at it.
+func openStore(t testing.TB, p *process) *sql.DB {
+	t.Helper()
+	if p.running() {
+		t.Fatalf("%s still writes its store", p.name)
+	}
+	dir := t.TempDir()
+	for _, ending := range []string{"", "-wal"} {
+		data, err := os.ReadFile(filepath.Join(p.dir, p.name+".db"+ending))
+		if err != nil {
+			if ending == "" {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "copy.db"+ending), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := sql.Open("sqlite3", filepath.Join(dir, "copy.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// cartStore reads what Cart's store holds, and how many rows its outbox has.
+func cartStore(t testing.TB, p *process) (orders map[string]row, outbox int) {
+	t.Helper()
+	db := openStore(t, p)
+	if err := db.QueryRow("SELECT count(*) FROM outbox").Scan(&outbox); err != nil {
+		t.Fatal(err)
+	}
+	return readOrders(t, db, "SELECT order_id, version, '', body FROM orders"), outbox
+}
+
+// orderStore reads what Order's store holds.
+func orderStore(t testing.TB, p *process, when string) state {
+	t.Helper()
+	db := openStore(t, p)
+	return state{when, readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders"), readOffsets(t, db)}
+}
+
+func readOrders(t testing.TB, db *sql.DB, query string) map[string]row {
+	t.Helper()
+	rows, err := db.Query(query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	orders := map[string]row{}
+	for rows.Next() {
+		var id string
+		var r row
+		if err := rows.Scan(&id, &r.version, &r.eventID, &r.body); err != nil {
+			t.Fatal(err)
+		}
+		orders[id] = r
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return orders
+}
+
+func readOffsets(t testing.TB, db *sql.DB) map[place]int64 {
+	t.Helper()
+	rows, err := db.Query("SELECT topic, partition, next_offset FROM offsets")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	offsets := map[place]int64{}
+	for rows.Next() {
+		var p place
+		var next int64
+		if err := rows.Scan(&p.topic, &p.partition, &next); err != nil {
+			t.Fatal(err)
+		}
+		if _, twice := offsets[p]; twice {
+			t.Errorf("%s/%d has two offsets", p.topic, p.partition)
+		}
+		offsets[p] = next
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return offsets
+}
+
+// hash tells whether two stores hold the same orders.
+func hash(orders map[string]row) string {
+	sum := sha256.New()
+	for _, id := range slices.Sorted(maps.Keys(orders)) {
+		r := orders[id]
+		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, r.version, len(r.body), r.body)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// readTopics reads both order topics.
+func readTopics(t testing.TB, kafka string) []testenv.Record {
+	t.Helper()
+	return slices.Concat(testenv.ReadAll(t, kafka, contract.TopicCreated), testenv.ReadAll(t, kafka, contract.TopicUpdated))
+}
+
+// declare makes the declared topics.
+func declare(t testing.TB, kafka string, topics ...contract.Topic) {
+	t.Helper()
+	if topics == nil {
+		topics = contract.Topics()
+	}
+	if err := testenv.CreateTopics(t.Context(), kafka, topics, 1); err != nil {
+		t.Fatal(err)
+	}
+}
