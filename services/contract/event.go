@@ -206,7 +206,10 @@ func decodeStrict(data []byte, v any) error {
 	if !utf8.Valid(data) { // encoding/json would replace what is not UTF-8, silently
 		return errors.New("not valid UTF-8")
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
+	if json.Unmarshal(data, v) == nil {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(data)) // slower, and able to tell broken JSON from something after it
 	if err := d.Decode(v); err != nil {
 		return jsonError(err)
 	}

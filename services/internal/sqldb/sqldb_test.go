@@ -134,7 +134,7 @@ func TestEveryConnectionHasItsSettings(t *testing.T) {
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
 	got := map[string]string{}
 	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		for _, name := range []string{"journal_mode", "synchronous", "foreign_keys"} {
+		for _, name := range []string{"journal_mode", "synchronous", "foreign_keys", "wal_autocheckpoint", "temp_store"} {
 			if err := tx.Query("PRAGMA "+name, func(rows *sql.Rows) error {
 				var v string
 				err := rows.Scan(&v)
@@ -149,7 +149,7 @@ func TestEveryConnectionHasItsSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"}, got); diff != "" {
+	if diff := cmp.Diff(map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": "4000", "temp_store": "2"}, got); diff != "" {
 		t.Errorf("settings of the writer (-want +got):\n%s", diff)
 	}
 }
