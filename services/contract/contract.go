@@ -16,7 +16,7 @@ import (
 
 // Limits of the HTTP APIs and of the events; a request beyond one is answered 400 (413 for the body) with the limit named.
 const (
-	MaxIDBytes     = 256       // order ID, after its outer blanks are trimmed
+	MaxIDBytes     = 256       // order ID, after its outer blanks are trimmed; an event's ID
 	MaxStatusBytes = 256       // status, likewise
 	MaxItems       = 1000      // items of one order
 	MaxBodyBytes   = 64 << 10  // request body
@@ -44,9 +44,6 @@ type Item struct {
 	Quantity  int64  `json:"quantity"`
 	Price     Amount `json:"price"`
 }
-
-// ShippingCost is 2 % of the total, rounded half up to cents.
-func (o Order) ShippingCost() Amount { return ShippingCost(o.TotalAmount) }
 
 // ShippingCost is 2 % of total, rounded half up to cents.
 func ShippingCost(total Amount) Amount { return (total*2 + 50) / 100 }

@@ -114,7 +114,7 @@ func TestShippingCostRoundsHalfUp(t *testing.T) {
 		if err := json.Unmarshal([]byte(tt.total), &total); err != nil {
 			t.Fatal(err)
 		}
-		if got := (Order{TotalAmount: total}).ShippingCost().String(); got != tt.want {
+		if got := ShippingCost(total).String(); got != tt.want {
 			t.Errorf("shipping of %s is %s, want %s", tt.total, got, tt.want)
 		}
 	}

@@ -179,6 +179,9 @@ func (e *Event) readHeaders(headers []Header) error {
 		v := string(h.Value)
 		switch h.Key {
 		case HeaderID:
+			if len(v) > MaxIDBytes { // it is stored, and quoted in dead letters
+				return undecodable("header %s has %d bytes, must be at most %d", h.Key, len(v), MaxIDBytes)
+			}
 			e.ID = v
 		case HeaderTraceparent:
 			e.Traceparent = v

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -167,6 +168,18 @@ func TestPlainEventID(t *testing.T) {
 	}
 	if id(1, one, Header{HeaderID, nil}) != id(1, one) {
 		t.Error("an empty ce_id counts as an ID")
+	}
+}
+
+// An event's ID is stored and quoted: it has a limit, as everything that comes from outside.
+func TestLongEventIDIsUndecodable(t *testing.T) {
+	t.Parallel()
+	const value = `{"orderId":"a","items":[{}],"totalAmount":0,"status":"new"}`
+	for n, want := range map[int]bool{MaxIDBytes: true, MaxIDBytes + 1: false} {
+		_, err := DecodeEvent(TopicCreated, 0, []byte("a"), []byte(value), []Header{{HeaderID, bytes.Repeat([]byte("x"), n)}})
+		if (err == nil) != want {
+			t.Errorf("a ce_id of %d bytes: %v", n, err)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 const (
 	kafkaPatience = 5 * time.Second  // until Kafka has told where a topic ends
 	stallAfter    = 15 * time.Second // without a record, a read of a topic is given up
+	answersAtOnce = 4                // each holds a connection to its index, and an index that was replaced; the pool has no fewer
 )
 
 var errStalled = errors.New("nothing comes from Kafka")
@@ -38,6 +39,8 @@ type auditor struct {
 	ctx  context.Context // of the reads: they belong to all their callers
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+
+	answers chan struct{} // a place for each answer being written
 
 	mu     sync.Mutex
 	topics map[string]*audited
@@ -71,7 +74,7 @@ func newAuditor(dir string, cfg broker.Config, admin *broker.Admin, m *metrics, 
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, fmt.Errorf("remove old audit indexes: %w", err)
 	}
-	a := &auditor{dir: dir, stallAfter: stallAfter, metrics: m, log: log, topics: map[string]*audited{}, bounds: admin.Bounds}
+	a := &auditor{dir: dir, stallAfter: stallAfter, metrics: m, log: log, topics: map[string]*audited{}, bounds: admin.Bounds, answers: make(chan struct{}, answersAtOnce)}
 	a.read = func(ctx context.Context, from, to map[broker.Partition]int64, apply func(context.Context, []broker.Record) error) error {
 		return broker.ReadTo(ctx, cfg, log, contract.GroupAudit, from, to, apply)
 	}
@@ -109,14 +112,27 @@ func (a *auditor) snapshot(ctx context.Context, topic string, fresh bool) (*snap
 	if err != nil {
 		return nil, a.unreadable(topic, err)
 	}
+	select {
+	case a.answers <- struct{}{}:
+	case <-ctx.Done():
+		a.release(ix)
+		return nil, a.unreadable(topic, context.Cause(ctx))
+	case <-time.After(kafkaPatience):
+		a.release(ix)
+		return nil, problem{http.StatusServiceUnavailable, "Too many audits are being answered; try again later.", kafkaPatience}
+	}
+	leave := func() {
+		<-a.answers
+		a.release(ix)
+	}
 	tx, err := ix.db.Read.BeginTx(ctx, nil)
 	if err != nil {
-		a.release(ix)
+		leave()
 		return nil, fmt.Errorf("read the audit's index: %w", err)
 	}
 	s := &snapshot{topic: topic, tx: tx, close: func() {
 		_ = tx.Rollback() // it was only read
-		a.release(ix)
+		leave()
 	}}
 	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM orders").Scan(&s.orders); err != nil {
 		s.close()

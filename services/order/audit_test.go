@@ -293,6 +293,67 @@ func indexFiles(t testing.TB, a *auditor) int {
 	return len(files)
 }
 
+// Each answer being written holds a connection and, after a fresh read, a whole index on disk: slow clients must not have them all.
+func TestOnlySoManyAnswersAtOnce(t *testing.T) {
+	t.Parallel()
+	tp := newTopic(updates(t, 0, 5)...)
+	a := newTestAuditor(t, tp)
+	var slow []*snapshot
+	for range answersAtOnce {
+		s, err := a.snapshot(t.Context(), contract.TopicUpdated, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slow = append(slow, s)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.snapshot(ctx, contract.TopicUpdated, true); err == nil {
+		t.Error("one more is answered at once")
+	}
+	slow[0].close()
+	if got := len(a.orders(t, false)); got != 5 {
+		t.Errorf("%d orders after a place is free, want 5", got)
+	}
+	for _, s := range slow[1:] {
+		s.close()
+	}
+	if got := indexFiles(t, a); got != 1 {
+		t.Errorf("%d indexes on disk at the end, want 1", got)
+	}
+}
+
+func TestAStopEndsAuditsThatWait(t *testing.T) {
+	t.Parallel()
+	tp := newTopic(updates(t, 0, 50)...)
+	tp.gate = make(chan struct{}) // a long read
+	a := newTestAuditor(t, tp)
+	stopping, stop := context.WithCancel(t.Context())
+	s := &server{auditor: a, log: a.log, pace: pace{30 * time.Second, 1 << 20}, stopping: stopping}
+	srv := httptest.NewServer(s.handler(prometheus.NewRegistry()))
+	defer srv.Close()
+	answered := make(chan int, 1)
+	go func() {
+		resp, err := http.Get(srv.URL + "/order/getAllOrderIdsFromTopic?topicName=order-updated-topic")
+		if err != nil {
+			answered <- 0
+			return
+		}
+		resp.Body.Close()
+		answered <- resp.StatusCode
+	}()
+	<-tp.begun
+	stop()
+	select {
+	case got := <-answered:
+		if got != http.StatusServiceUnavailable {
+			t.Errorf("answered %d, want 503", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("an audit holds the stop up")
+	}
+}
+
 func TestAuditOfATopicMadeAnewStartsOver(t *testing.T) {
 	t.Parallel()
 	tp := newTopic(updates(t, 0, 50)...)
@@ -584,7 +645,7 @@ func TestClosedAuditorReadsNoMore(t *testing.T) {
 // auditAPI serves audits of a topic.
 func auditAPI(t testing.TB, tp *topic, pace pace) (*auditor, string) {
 	a := newTestAuditor(t, tp)
-	s := &server{auditor: a, log: a.log, pace: pace}
+	s := &server{auditor: a, log: a.log, pace: pace, stopping: t.Context()}
 	srv := httptest.NewServer(s.handler(prometheus.NewRegistry()))
 	t.Cleanup(srv.Close)
 	return a, srv.URL + "/order/getAllOrderIdsFromTopic?topicName=" + contract.TopicUpdated

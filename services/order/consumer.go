@@ -73,6 +73,7 @@ func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
 	}
 	out, err := c.store.apply(ctx, decode(b.Records), moves, start)
 	if err != nil {
+		c.metrics.applyFailures.Inc()
 		return fmt.Errorf("apply %d records: %w", len(b.Records), err)
 	}
 	for _, m := range moves {
@@ -91,7 +92,10 @@ func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
 
 // maxLetterBytes keeps a dead letter within its topic's 2 MiB: a compressed batch can hold a record far larger than a topic admits,
 // and a letter that Kafka refuses would stop all those behind it.
-const maxLetterBytes = 2_000_000
+const (
+	maxLetterBytes = 2_000_000
+	headerFraming  = 10 // bytes at most that a header takes beside its key and value
+)
 
 // deadLetters addresses records to the dead-letter topic: key, value and headers as they are, and where from and why besides.
 func deadLetters(letters []letter, now time.Time) []contract.Message {
@@ -100,7 +104,7 @@ func deadLetters(letters []letter, now time.Time) []contract.Message {
 		m := contract.Message{Topic: contract.TopicDeadLetter, Key: l.record.Key, Value: l.record.Value, Headers: slices.Clone(l.record.Headers)}
 		size := len(m.Key) + len(m.Value)
 		for _, h := range m.Headers {
-			size += len(h.Key) + len(h.Value)
+			size += len(h.Key) + len(h.Value) + headerFraming
 		}
 		if size > maxLetterBytes {
 			m.Key, m.Value = m.Key[:min(len(m.Key), contract.MaxIDBytes)], m.Value[:min(len(m.Value), maxLetterBytes)]

@@ -14,6 +14,7 @@ type metrics struct {
 	duplicates    prometheus.Counter
 	stale         prometheus.Counter
 	recreated     prometheus.Counter
+	applyFailures prometheus.Counter
 	batchRecords  prometheus.Histogram
 	applySeconds  prometheus.Histogram
 	age           prometheus.Histogram
@@ -43,6 +44,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		duplicates:    counter("order_duplicates_total", "Events that were applied before; a producer that starts again repeats some."),
 		stale:         counter("order_stale_events_total", "Events older than what was known of their order, as the topics are read side by side."),
 		recreated:     counter("order_topics_recreated_total", "Assignments that found a topic deleted and made anew."),
+		applyFailures: counter("order_apply_failures_total", "Batches that could not be brought into the store; each is tried again."),
 		batchRecords:  histogram("order_apply_batch_records", "Records per applied batch.", 1, 13),
 		applySeconds:  histogram("order_apply_seconds", "Time to bring one batch into the store.", 0.0005, 16),
 		age:           histogram("order_event_age_seconds", "Age of the oldest record of a batch, by Kafka's time, when the batch is applied.", 0.001, 24),

@@ -73,13 +73,21 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			Name: "order_assigned_partitions", Help: "Partitions that this member has.",
 		}, func() float64 { return float64(member.Assigned()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "order_consumer_failing", Help: "1 while something keeps the consumer from its work; the log and, before the first catch-up, /readyz say what.",
+		}, func() float64 {
+			if member.Err() != nil {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "order_waiting_lookups", Help: "Look-ups that wait for their order to change.",
 		}, func() float64 { return float64(lookups.count()) }))
 
 	g, ctx := errgroup.WithContext(ctx) // ends when told to stop, and at the first failure
 	s := &server{
-		store: st, view: v, waiters: lookups, auditor: auditor, log: log, stopping: ctx.Done(),
-		pace: pace{grace: 30 * time.Second, rate: 64 << 10},
+		store: st, view: v, waiters: lookups, auditor: auditor, log: log, stopping: ctx,
+		pace: pace{grace: 30 * time.Second, rate: 1 << 20},
 	}
 	ready := func() error {
 		if ctx.Err() != nil {
@@ -97,7 +105,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer stopOps()
 	g.Go(func() error {
 		defer stopWork()
-		return web.Serve(ctx, api, s.handler(reg))
+		return web.Serve(ctx, log, api, s.handler(reg))
 	})
 	g.Go(func() error {
 		defer stopOps()
@@ -107,12 +115,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return inner.Wait()
 	})
 	g.Go(func() error {
-		return web.Serve(probed, ops, web.Ops{Ready: ready, Registry: reg, OpenAPI: contract.OrderOpenAPI}.Handler())
+		return web.Serve(probed, log, ops, web.Ops{Ready: ready, Registry: reg, OpenAPI: contract.OrderOpenAPI}.Handler())
 	})
 	g.Go(func() error { return v.catchUp(ctx, admin, st, log) })
 	log.Info("order is listening", "api", api.Addr().String(), "ops", ops.Addr().String())
 	if started != nil {
 		started(api.Addr(), ops.Addr())
 	}
-	return g.Wait()
+	err = g.Wait()
+	log.Info("order has stopped")
+	return err
 }

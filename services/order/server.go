@@ -30,7 +30,7 @@ type server struct {
 	waiters  *waiters
 	auditor  *auditor
 	log      *slog.Logger
-	stopping <-chan struct{} // closed when the service stops
+	stopping context.Context // ends when the service stops
 
 	pace pace // at which a client must take an audit's answer
 }
@@ -128,7 +128,7 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 			continue
 		case <-timeUp.C:
 		case <-ctx.Done():
-		case <-s.stopping:
+		case <-s.stopping.Done():
 			// Not 404: the time it was to wait is not over, and whoever answers next may well know the order.
 			err = problem{http.StatusServiceUnavailable, "The Order service is stopping; ask again.", time.Second}
 		}
@@ -153,8 +153,14 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	if !contract.IsOrderTopic(topic) {
 		return problem{Status: http.StatusBadRequest, Text: "Invalid topic name."}
 	}
-	snap, err := s.auditor.snapshot(r.Context(), topic, has(r.Header, "Cache-Control", "no-cache"))
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
 	control := http.NewResponseController(w)
+	defer context.AfterFunc(s.stopping, func() { // neither Kafka nor a slow client holds the stop up
+		cancel()
+		_ = control.SetWriteDeadline(time.Now())
+	})()
+	snap, err := s.auditor.snapshot(ctx, topic, has(r.Header, "Cache-Control", "no-cache"))
 	if err := control.SetWriteDeadline(time.Now().Add(s.pace.grace)); err != nil { // reading may have taken longer than the server's
 		return err
 	}
@@ -166,8 +172,8 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 		return problem{Status: http.StatusNotFound, Text: "No orders found in the specified topic."}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	paced := &pacedWriter{w: w, control: control, pace: s.pace, start: time.Now()}
-	if err := snap.writeJSON(r.Context(), paced); err != nil {
+	paced := &pacedWriter{ctx: ctx, w: w, control: control, pace: s.pace, start: time.Now()}
+	if err := snap.writeJSON(ctx, paced); err != nil {
 		if r.Context().Err() == nil {
 			s.log.Warn("an audit's answer breaks off", "topic", topic, "bytes", paced.written, "err", err)
 		}
@@ -184,6 +190,7 @@ type pace struct {
 }
 
 type pacedWriter struct {
+	ctx     context.Context // of the answer
 	w       http.ResponseWriter
 	control *http.ResponseController
 	pace    pace
@@ -192,6 +199,9 @@ type pacedWriter struct {
 }
 
 func (p *pacedWriter) Write(b []byte) (int, error) {
+	if err := context.Cause(p.ctx); err != nil {
+		return 0, err
+	}
 	due := p.start.Add(p.pace.grace + time.Duration((p.written+int64(len(b)))/p.pace.rate)*time.Second)
 	if err := p.control.SetWriteDeadline(due); err != nil {
 		return 0, err

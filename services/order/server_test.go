@@ -31,7 +31,7 @@ func newAPI(t *testing.T) *api {
 	c.mustAssign(t, one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0))
 	c.view.caughtUp.Store(true)
 	ctx, stop := context.WithCancel(t.Context())
-	s := &server{store: c.store, view: c.view, waiters: c.waiters, log: c.log, stopping: ctx.Done()}
+	s := &server{store: c.store, view: c.view, waiters: c.waiters, log: c.log, stopping: ctx}
 	srv := httptest.NewServer(s.handler(prometheus.NewRegistry()))
 	t.Cleanup(srv.Close)
 	t.Cleanup(stop)
@@ -205,7 +205,7 @@ func TestLookUpWaitsForItsOrder(t *testing.T) {
 func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	s := &server{store: a.store, waiters: a.waiters}
+	s := &server{store: a.store, waiters: a.waiters, stopping: t.Context()}
 	const rounds, lookUps = 100, 50
 	for round := range int64(rounds) {
 		var wg sync.WaitGroup
