@@ -50,7 +50,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	}
 	defer admin.Close()
 
-	srv := &server{store: store}
+	srv := &server{store: store, log: log}
 	ready := newReadiness()
 	if started != nil {
 		started(api.Addr(), ops.Addr())
@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	g.Go(func() error {
 		defer stopStore()
 		defer context.AfterFunc(stop, func() { ready.set(errors.New("stopping")) })()
-		return web.Serve(stop, api, srv.handler(reg))
+		return web.Serve(stop, log, api, srv.handler(reg))
 	})
 	g.Go(func() error {
 		defer stopRelay()
@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return store.box.Relay(relayCtx, cfg.Kafka)
 	})
 	g.Go(func() error {
-		return web.Serve(opsCtx, ops, web.Ops{Ready: ready.err, Registry: reg, OpenAPI: contract.CartOpenAPI}.Handler())
+		return web.Serve(opsCtx, log, ops, web.Ops{Ready: func() error { return errors.Join(ready.err(), store.err()) }, Registry: reg, OpenAPI: contract.CartOpenAPI}.Handler())
 	})
 	g.Go(func() error {
 		return prepare(stop, cfg, admin, store, srv, ready, log)

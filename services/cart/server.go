@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"regexp"
 	"strings"
@@ -24,6 +25,7 @@ import (
 // server answers the HTTP API.
 type server struct {
 	store *store
+	log   *slog.Logger
 	open  atomic.Bool // the store is rebuilt: what it does not hold does not exist
 }
 
@@ -68,7 +70,11 @@ func (s *server) change(w http.ResponseWriter, r *http.Request, done string, pre
 		a, err = s.store.submit(r.Context(), c)
 	}
 	if err != nil {
-		problem(err, c.orderID).Write(w, r)
+		p := problem(err, c.orderID)
+		if p.Status == http.StatusInternalServerError {
+			s.log.Error("request", "path", r.URL.Path, "err", err)
+		}
+		p.Write(w, r)
 		return
 	}
 	w.Header().Set("ETag", etag(a.version))
@@ -92,15 +98,17 @@ func (s *server) prepare(w http.ResponseWriter, r *http.Request, prepare func([]
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, contract.MaxBodyBytes))
 	if err != nil {
-		return change{}, fmt.Errorf("read the request: %w", err)
+		return change{}, fmt.Errorf("%w: %w", errUnread, err)
 	}
 	c, err := prepare(body, traceparent(r.Header.Get("Traceparent")))
 	c.key = key
 	return c, err
 }
 
-// errNotRebuilt says that the store does not yet hold what the topics hold.
-var errNotRebuilt = errors.New("store is not rebuilt")
+var (
+	errNotRebuilt = errors.New("store is not rebuilt") // it does not yet hold what the topics hold
+	errUnread     = errors.New("request could not be read to its end")
+)
 
 // invalidError is a request that says something the contract does not allow; its text is for the client.
 type invalidError struct{ error }
@@ -137,8 +145,10 @@ func problem(err error, orderID string) web.Problem {
 		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The service is starting and does not know all orders yet. Try again shortly.", RetryAfter: 2 * time.Second}
 	case errors.Is(err, errUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The order could not be stored and nothing was changed. Try again later.", RetryAfter: 5 * time.Second}
-	default: // the body could not be read to its end
-		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. The request could not be read."}
+	case errors.Is(err, errUnread):
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. The request could not be read to its end."}
+	default:
+		return web.Problem{Status: http.StatusInternalServerError, Text: "Something went wrong in the Cart service; its log says what."}
 	}
 }
 

@@ -33,7 +33,7 @@ type api struct {
 
 func newAPI(t *testing.T, maxBacklog int) api {
 	s, _ := running(t, t.TempDir(), maxBacklog)
-	srv := &server{store: s}
+	srv := &server{store: s, log: s.log}
 	srv.open.Store(true)
 	return api{t, srv.handler(prometheus.NewRegistry()), srv}
 }

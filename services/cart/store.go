@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,7 +26,8 @@ const (
 	groupMost   = 256 // changes that share a transaction
 	keyLifetime = 24 * time.Hour
 	sweepEvery  = time.Minute
-	sweepMost   = 1000 // expired keys deleted in one transaction, so that no request waits long
+	probeEvery  = time.Second // while the store cannot be written
+	sweepMost   = 1000        // expired keys deleted in one transaction, so that no request waits long
 )
 
 // store holds the orders and their outbox. One goroutine, run, decides and writes all changes: those that come while a commit is
@@ -40,6 +42,8 @@ type store struct {
 	queue   chan *pending
 	stopped chan struct{} // run has ended
 	group   prometheus.Histogram
+	failure atomic.Pointer[error] // why the last transaction was not written
+	full    bool                  // the backlog was, at the last group; run's own
 
 	mu       sync.Mutex
 	inFlight map[string]struct{} // idempotency keys of requests under way
@@ -154,6 +158,9 @@ func (s *store) run(ctx context.Context) error {
 		for _, p := range group {
 			close(p.done)
 		}
+		if s.err() != nil { // nobody may come to find out that it works again, as the service is not ready
+			sweep.Reset(probeEvery)
+		}
 	}
 }
 
@@ -168,18 +175,49 @@ func (s *store) commit(ctx context.Context, group []*pending) {
 		}
 		for _, p := range group {
 			p.answer, p.err = l.decide(p.change)
+			if errors.Is(p.err, errUnavailable) {
+				s.log.Error("a request failed for a fault of ours", "order_id", p.change.orderID, "err", p.err)
+			}
+		}
+		if full := l.room <= 0; full != s.full {
+			s.full = full
+			s.log.Warn("the backlog to Kafka", "full", full, "rows", s.box.Rows(), "limit", s.maxBacklog)
 		}
 		committed, err = s.write(tx, l)
 		return err
 	})
 	if err != nil {
-		s.log.Error("a group of orders could not be stored; its clients were told so", "requests", len(group), "err", err)
+		s.outcome(err)
 		for _, p := range group {
 			p.answer, p.err = answer{}, fmt.Errorf("%w: %w", errUnavailable, err)
 		}
 		return
 	}
+	s.outcome(nil)
 	committed()
+}
+
+// err is why the store cannot be written, nil when it can.
+func (s *store) err() error {
+	if failure := s.failure.Load(); failure != nil {
+		return fmt.Errorf("the store cannot be written: %w", *failure)
+	}
+	return nil
+}
+
+// outcome keeps what became of the last transaction, and logs when that changes: under load a full disk fails many.
+func (s *store) outcome(err error) {
+	before := s.failure.Load()
+	switch {
+	case err == nil && before != nil:
+		s.failure.Store(nil)
+		s.log.Info("the store can be written again")
+	case err != nil:
+		s.failure.Store(&err)
+		if before == nil {
+			s.log.Error("the store cannot be written; clients are told so, and nothing is lost that they were told is stored", "err", err)
+		}
+	}
 }
 
 // read loads what the group's decisions depend on.
@@ -259,21 +297,27 @@ func writeOrders[V any](tx *sqldb.Tx, names map[string]V, orders map[string]answ
 	return nil
 }
 
-// sweep deletes expired idempotency keys and says when to sweep again.
+// sweep deletes expired idempotency keys and says when to sweep again. It writes in any case, to find out whether the store can be.
 func (s *store) sweep(ctx context.Context) time.Duration {
 	var n int64
 	err := s.db.Tx(context.WithoutCancel(ctx), func(tx *sqldb.Tx) (err error) {
 		n, err = tx.Exec(`DELETE FROM idempotency_keys WHERE idempotency_key IN
 			(SELECT idempotency_key FROM idempotency_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)`, s.now().UnixMilli(), sweepMost)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec("UPDATE rebuilt SET at = at")
 		return err
 	})
-	if err != nil {
-		s.log.Warn("expired idempotency keys stay for now", "err", err)
-	}
-	if n == sweepMost {
+	s.outcome(err)
+	switch {
+	case err != nil:
+		return probeEvery
+	case n == sweepMost:
 		return 100 * time.Millisecond
+	default:
+		return sweepEvery
 	}
-	return sweepEvery
 }
 
 // isRebuilt says whether the store holds what the topics held when it was made.

@@ -198,7 +198,10 @@ func TestAKeyUnderWayIsRefused(t *testing.T) {
 
 func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
-	s, _ := running(t, t.TempDir(), 100)
+	s, _ := running(t, t.TempDir(), 10_000)
+	if err := s.markRebuilt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	pages := func(n int) {
 		if err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 			return tx.Query(fmt.Sprintf("PRAGMA max_page_count = %d", n), func(*sql.Rows) error { return nil })
@@ -215,8 +218,16 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	if !errors.Is(refused, errUnavailable) {
 		t.Fatalf("on a full disk: %v, want %v", refused, errUnavailable)
 	}
+	if s.err() == nil {
+		t.Error("the store does not say that it cannot be written: the service would stay ready")
+	}
 	last := fmt.Sprintf("a%d", taken-1)
 	pages(1 << 20)
+	for deadline := time.Now().Add(10 * time.Second); s.err() != nil; time.Sleep(10 * time.Millisecond) { // by itself, without a request
+		if time.Now().After(deadline) {
+			t.Fatalf("10 s after there is room again: %v", s.err())
+		}
+	}
 	if a, err := s.submit(t.Context(), creation(t, last)); err != nil || a.version != 1 {
 		t.Errorf("the refused order, sent again: %d %v, want it to be created", a.version, err)
 	}

@@ -53,7 +53,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	}
 	cartEnv, orderEnv := service("CART_", "cart"), service("ORDER_", "order")
 	cartConfig, orderConfig := cart.ConfigFromEnv(cartEnv), order.ConfigFromEnv(orderEnv)
-	if err := errors.Join(cartEnv.Err(), orderEnv.Err()); err != nil {
+	if err := errors.Join(e.Err(), cartEnv.Err(), orderEnv.Err()); err != nil {
 		return err
 	}
 

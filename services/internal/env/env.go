@@ -7,7 +7,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Env looks variables up and collects the errors, so that one start shows every mistake.
@@ -26,8 +25,18 @@ func (e *Env) WithPrefix(prefix string) *Env {
 	return e
 }
 
-// Err is every error so far, each with the variable, its value and what is allowed.
-func (e *Env) Err() error { return errors.Join(e.errs...) }
+// Error is a configuration that is wrong: every mistake, each with the variable, its value and what is allowed.
+type Error struct{ Mistakes []error }
+
+func (e *Error) Error() string { return errors.Join(e.Mistakes...).Error() }
+
+// Err is nil, or an *Error with every mistake so far.
+func (e *Env) Err() error {
+	if len(e.errs) == 0 {
+		return nil
+	}
+	return &Error{e.errs}
+}
 
 // Invalid records that a variable's value is not allowed, and what is.
 func (e *Env) Invalid(name, value, allowed string) {
@@ -75,20 +84,6 @@ func (e *Env) Int(name string, fallback, low, high int) int {
 		return fallback
 	}
 	return n
-}
-
-// Duration is a time span in Go's notation (500ms, 20s) from low to high.
-func (e *Env) Duration(name string, fallback, low, high time.Duration) time.Duration {
-	v := e.String(name, "")
-	if v == "" {
-		return fallback
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil || d < low || d > high {
-		e.Invalid(name, v, fmt.Sprintf("a duration from %s to %s, such as %s", low, high, fallback))
-		return fallback
-	}
-	return d
 }
 
 // Addr is a TCP address to listen on, and the variable that moves it.

@@ -3,7 +3,6 @@ package env_test
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -19,23 +18,22 @@ func TestValuesAndDefaults(t *testing.T) {
 	type values struct {
 		S, O string
 		N    int
-		D    time.Duration
 		A    env.Addr
 		Next string
 	}
 	read := func(e *env.Env) values {
 		a := e.Addr("A", ":5000")
-		return values{e.String("S", "s"), e.OneOf("O", "one", "two"), e.Int("N", 3, 1, 9), e.Duration("D", time.Second, 0, time.Hour), a, a.Next()}
+		return values{e.String("S", "s"), e.OneOf("O", "one", "two"), e.Int("N", 3, 1, 9), a, a.Next()}
 	}
 	for name, c := range map[string]struct {
 		env  *env.Env
 		want values
 	}{
-		"unset": {from(nil), values{"s", "one", 3, time.Second, env.Addr{Value: ":5000", Variable: "A"}, ":5001"}},
-		"set": {from(map[string]string{"S": " x ", "O": "TWO", "N": "9", "D": "5m", "A": "127.0.0.1:0"}),
-			values{"x", "two", 9, 5 * time.Minute, env.Addr{Value: "127.0.0.1:0", Variable: "A"}, "127.0.0.1:0"}},
+		"unset": {from(nil), values{"s", "one", 3, env.Addr{Value: ":5000", Variable: "A"}, ":5001"}},
+		"set": {from(map[string]string{"S": " x ", "O": "TWO", "N": "9", "A": "127.0.0.1:0"}),
+			values{"x", "two", 9, env.Addr{Value: "127.0.0.1:0", Variable: "A"}, "127.0.0.1:0"}},
 		"prefixed": {from(map[string]string{"P_S": "p", "S": "not this", "P_A": ":80"}).WithPrefix("P_"),
-			values{"p", "one", 3, time.Second, env.Addr{Value: ":80", Variable: "P_A"}, ":81"}},
+			values{"p", "one", 3, env.Addr{Value: ":80", Variable: "P_A"}, ":81"}},
 	} {
 		got := read(c.env)
 		if err := c.env.Err(); err != nil {
@@ -49,10 +47,9 @@ func TestValuesAndDefaults(t *testing.T) {
 
 func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 	t.Parallel()
-	e := from(map[string]string{"X_N": "many", "X_BIG": "10", "X_D": "5", "X_O": "three", "X_A": "5000", "X_PORT": ":99999"}).WithPrefix("X_")
+	e := from(map[string]string{"X_N": "many", "X_BIG": "10", "X_O": "three", "X_A": "5000", "X_PORT": ":99999"}).WithPrefix("X_")
 	e.Int("N", 3, 1, 9)
 	e.Int("BIG", 3, 1, 9)
-	e.Duration("D", time.Second, 0, time.Hour)
 	e.OneOf("O", "one", "two")
 	e.Addr("A", ":5000")
 	e.Addr("PORT", ":5000")
@@ -60,7 +57,6 @@ func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 	want := []string{
 		`X_N="many": must be a whole number from 1 to 9`,
 		`X_BIG="10": must be a whole number from 1 to 9`,
-		`X_D="5": must be a duration from 0s to 1h0m0s, such as 1s`,
 		`X_O="three": must be one of one, two`,
 		`X_A="5000": must be host:port or :port, such as :5000`,
 		`X_PORT=":99999": must be host:port or :port, such as :5000`,

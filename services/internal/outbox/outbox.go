@@ -19,7 +19,8 @@ import (
 	"ordersystem.dev/services/internal/sqldb"
 )
 
-// Schema makes the table; a service has it among its migrations.
+// Schema makes the table. A service has a copy of it among its migrations, held equal by a test: migrations are files that stay as
+// they were applied.
 //
 //go:embed schema.sql
 var Schema string

@@ -66,7 +66,7 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 		if flushErr := p.Flush(final); flushErr != nil {
 			b.log.Info("stopping with unacknowledged rows; they are sent again at the next start", "rows", b.rows.Load(), "err", flushErr)
 		}
-		err = errors.Join(err, b.deleteIdle(final))
+		err = errors.Join(err, b.deleteIdle(context.WithoutCancel(ctx))) // what was acknowledged in time is not sent again
 	}()
 
 	var cleanup <-chan time.Time
@@ -100,7 +100,8 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 		case <-cleanup:
 			cleanup = nil
 			if err := b.deleteIdle(ctx); err != nil {
-				return err
+				b.log.Warn("acknowledged rows stay in the outbox for now", "rows", b.rows.Load(), "err", err)
+				cleanup = time.After(retryMax) // publishing need not stop for it
 			}
 		}
 	}
@@ -109,7 +110,8 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 // sendFrom hands the next rows after id last to the producer. It returns the last id that the producer took, 0 when there was none,
 // and whether there may be more.
 func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last int64) (sent int64, more bool, err error) {
-	rows, err := b.db.Read.QueryContext(ctx, "SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
+	// A page takes milliseconds, so it need not be cut off; with a context that can end, go-sqlite3 starts a goroutine for each row.
+	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx), "SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
 	if err != nil {
 		return 0, true, ignoreEnd(ctx, fmt.Errorf("read the outbox: %w", err))
 	}

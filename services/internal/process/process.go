@@ -3,6 +3,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -22,7 +23,7 @@ func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int
 	e := env.New(os.Getenv)
 	log := logger(e)
 	if err := run(ctx, e, log); err != nil {
-		if e.Err() != nil {
+		if _, wrong := errors.AsType[*env.Error](err); wrong {
 			fmt.Fprintf(os.Stderr, "The configuration is wrong:\n%v\n", err)
 			return 2
 		}

@@ -31,7 +31,7 @@ func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	}, []string{"route", "method", "code"})
 	reg.MustRegister(durations)
 
-	router := mux.NewRouter()
+	router := mux.NewRouter().SkipClean(true) // a redirect would turn a POST into a GET
 	allowed := map[string][]string{}
 	var all []string
 	for _, route := range rs {
@@ -59,10 +59,10 @@ func measure(durations *prometheus.HistogramVec, route, method string, next http
 	return func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		sw := statusWriter{ResponseWriter: w, status: http.StatusOK}
-		defer func() { // also when a handler breaks the connection off by a panic
-			durations.WithLabelValues(route, method, strconv.Itoa(sw.status)).Observe(time.Since(start).Seconds())
-		}()
+		code := "aborted" // by a panic, which breaks the connection off
+		defer func() { durations.WithLabelValues(route, method, code).Observe(time.Since(start).Seconds()) }()
 		next(&sw, r)
+		code = strconv.Itoa(sw.status)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,9 +22,15 @@ import (
 func TestRoutesIgnoreCase(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	h := web.Routes{{Method: "GET", Path: "/order/find", Handler: func(w http.ResponseWriter, r *http.Request) {
-		web.WriteText(w, 200, strings.Join(r.URL.Query()["orderid"], "|"))
-	}}}.Handler(reg)
+	h := web.Routes{
+		{Method: "GET", Path: "/order/find", Handler: func(w http.ResponseWriter, r *http.Request) {
+			web.WriteText(w, 200, strings.Join(r.URL.Query()["orderid"], "|"))
+		}},
+		{Method: "GET", Path: "/order/break", Handler: func(w http.ResponseWriter, _ *http.Request) {
+			web.WriteText(w, 200, "half of it")
+			panic(http.ErrAbortHandler)
+		}},
+	}.Handler(reg)
 	for _, c := range []struct {
 		method, target string
 		status         int
@@ -33,7 +40,8 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		{"GET", "/ORDER/FIND?ORDERID=Case%26Kept&orderid=2", 200, "Case&Kept|2"},
 		{"GET", "/order/find", 200, ""},
 		{"HEAD", "/order/find?orderid=x", 200, "x"}, // the recorder keeps the body that a server leaves out
-		{"GET", "/order/lost", 404, "There is nothing at this path. This service has: GET /order/find."},
+		{"GET", "//order/find", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
+		{"GET", "/order/lost", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
 		{"DELETE", "/order/FIND", 405, "This path takes GET, not DELETE."},
 	} {
 		w := httptest.NewRecorder()
@@ -42,6 +50,14 @@ func TestRoutesIgnoreCase(t *testing.T) {
 			t.Errorf("%s %s: %d %q, want %d %q", c.method, c.target, w.Code, w.Body, c.status, c.text)
 		}
 	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the handler's panic did not get through: the connection would not break")
+			}
+		}()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/order/break", nil))
+	}()
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +71,7 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		got[strings.Join(labels, " ")] = m.GetHistogram().GetSampleCount()
 	}
 	// Nothing that a client makes up becomes a label.
-	if diff := cmp.Diff(map[string]uint64{"200 GET /order/find": 4, "404 other other": 1, "405 other other": 1}, got); diff != "" {
+	if diff := cmp.Diff(map[string]uint64{"200 GET /order/find": 4, "404 other other": 2, "aborted GET /order/break": 1, "405 other other": 1}, got); diff != "" {
 		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
 	}
 }
@@ -93,7 +109,7 @@ func TestServeDrains(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error)
 	go func() {
-		served <- web.Serve(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			close(entered)
 			<-finish
 			web.WriteText(w, 200, "done")
