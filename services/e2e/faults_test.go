@@ -34,7 +34,7 @@ func number(t testing.TB, name string, fallback uint64) uint64 {
 // E2E_SECONDS makes it longer; E2E_SEED repeats the faults and the requests of a run, though not their timing to the microsecond.
 func TestFaultsUnderLoad(t *testing.T) {
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
-	duration := time.Duration(number(t, "E2E_SECONDS", 25)) * time.Second
+	duration := time.Duration(number(t, "E2E_SECONDS", 20)) * time.Second
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1<<32))
 

@@ -21,6 +21,7 @@ type load struct {
 	seed        uint64
 	every       time.Duration // pause of each client between its operations
 	headers     []string      // of every request
+	items       int           // of an order at most; 5 by default
 
 	stop    context.CancelFunc
 	clients sync.WaitGroup
@@ -36,9 +37,12 @@ type load struct {
 const sharedOrders = 5 // that all clients update at once
 
 // startLoad starts clients; end stops them. Without an Order service nothing is looked up.
-func startLoad(t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, headers ...string) *load {
+func startLoad(t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, set ...func(*load)) *load {
 	ctx, stop := context.WithCancel(t.Context())
-	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, headers: headers, stop: stop, news: make(chan lookup, 64)}
+	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, items: 5, stop: stop, news: make(chan lookup, 64)}
+	for _, f := range set {
+		f(l)
+	}
 	for n := range clients {
 		l.clients.Go(func() { l.client(ctx, n) })
 	}
@@ -118,7 +122,7 @@ func (l *load) client(ctx context.Context, n int) {
 func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
 	if o.create {
-		items := 1 + rng.IntN(5)
+		items := 1 + rng.IntN(l.items)
 		if o.order[0] == 'i' {
 			items = 0
 		}

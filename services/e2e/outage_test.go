@@ -138,7 +138,9 @@ func TestGracefulStopUnderLoad(t *testing.T) {
 	cart.start().ready()
 	order.start().ready()
 	// A connection for each request: one that is kept can be closed for being idle in the moment in which it carries a request again.
-	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, "Connection", "close")
+	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, func(l *load) {
+		l.headers = []string{"Connection", "close"}
+	})
 	defer l.end()
 	for range 3 {
 		before := cart.metric("cart_produce_ack_seconds_count")

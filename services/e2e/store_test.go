@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -17,31 +18,43 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// openStore opens a copy of a service's store, so that nothing that a crash left behind is changed by looking at it.
-func openStore(t testing.TB, p *process) *sql.DB {
+// image copies a service's store, so that nothing that a crash left behind is changed by looking at it. Of a process that is frozen
+// it is what a kill at this moment would leave.
+func image(t testing.TB, p *process) (dir string) {
 	t.Helper()
-	if p.running() {
-		t.Fatalf("%s still writes its store", p.name)
-	}
-	dir := t.TempDir()
+	dir = t.TempDir()
 	for _, ending := range []string{"", "-wal"} {
 		data, err := os.ReadFile(filepath.Join(p.dir, p.name+".db"+ending))
-		if err != nil {
-			if ending == "" {
-				t.Fatal(err)
-			}
-			continue
+		if ending != "" && errors.Is(err, os.ErrNotExist) {
+			continue // it was closed in order
 		}
-		if err := os.WriteFile(filepath.Join(dir, "copy.db"+ending), data, 0o644); err != nil {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "copy.db"+ending), data, 0o644)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+func openImage(t testing.TB, dir string) *sql.DB {
+	t.Helper()
 	db, err := sql.Open("sqlite3", filepath.Join(dir, "copy.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
 	return db
+}
+
+// openStore opens an image of the store of a service that has ended.
+func openStore(t testing.TB, p *process) *sql.DB {
+	t.Helper()
+	if p.running() {
+		t.Fatalf("%s still writes its store", p.name)
+	}
+	return openImage(t, image(t, p))
 }
 
 // cartStore reads what Cart's store holds, and how many rows its outbox has.
@@ -57,7 +70,11 @@ func cartStore(t testing.TB, p *process) (orders map[string]row, outbox int) {
 // orderStore reads what Order's store holds.
 func orderStore(t testing.TB, p *process, when string) state {
 	t.Helper()
-	db := openStore(t, p)
+	return orderState(t, openStore(t, p), when)
+}
+
+func orderState(t testing.TB, db *sql.DB, when string) state {
+	t.Helper()
 	return state{when, readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders"), readOffsets(t, db)}
 }
 
