@@ -76,7 +76,7 @@ func (b *bench) accept(ctx context.Context) error {
 			perSecond.format(relaying.ours[n]), perSecond.format(alone.ours[n]))
 	}
 	table(b.out, "Accepted creations", fmt.Sprintf(`%d connections, each sends its next request when the last is answered; an answer means that the order and its event are on the disk
-(synchronous=FULL). Raw: 1 / (1 / e + 1 / r), with e = %s answered by a bare net/http server with the same answer (median %s–%s), and
+(synchronous=FULL). Raw: 1 / (1 / e + 1 / r), with e = %s answered by a bare net/http server with the same answer (median; %s–%s), and
 r = %s of the same rows written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same processors; in the first row Kafka and
 the relay to it do too, which the raw limit has not. CPU: of the service, in the first row until everything is published.`,
 		b.connections, perSecond.format(spreadOf(echoRate).median), number(spreadOf(echoRate).low), number(spreadOf(echoRate).high),

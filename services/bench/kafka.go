@@ -41,21 +41,20 @@ func toKafka(topic string, m contract.Message) *kafka.Message {
 	return &kafka.Message{TopicPartition: kafka.TopicPartition{Topic: &topic, Partition: kafka.PartitionAny}, Key: m.Key, Value: m.Value, Headers: headers}
 }
 
-// produceAll sends messages, to their own topics when topic is empty, and waits until Kafka has acknowledged each. It returns the time
-// from the first acknowledgement to the last: to connect and to be given a producer ID is no part of the work.
+// produceAll sends messages, to their own topics when topic is empty, and waits until Kafka has acknowledged each. The first one is sent
+// ahead, and the time begins with its acknowledgement: to connect and to be given a producer ID is no part of the work.
 func produceAll(ctx context.Context, addr, topic string, messages iter.Seq[contract.Message]) (took time.Duration, err error) {
 	p, err := newRawProducer(addr)
 	if err != nil {
 		return 0, err
 	}
 	defer p.Close()
-	acked := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(ctx, kafkaPatience)
+	defer cancel()
+	connected, acked := make(chan struct{}), make(chan error, 1)
 	sent := make(chan int, 1)
-	go func() {
-		var err error
-		took, err = awaitReports(ctx, p, sent)
-		acked <- err
-	}()
+	go func() { acked <- awaitReports(ctx, p, connected, sent) }()
+	var begin time.Time
 	n := 0
 	for m := range messages {
 		to := topic
@@ -69,36 +68,40 @@ func produceAll(ctx context.Context, addr, topic string, messages iter.Seq[contr
 			}
 			time.Sleep(time.Millisecond)
 		}
-		n++
+		if n++; n == 1 {
+			select {
+			case <-connected:
+			case err := <-acked:
+				return 0, err
+			}
+			begin = time.Now()
+		}
 	}
 	sent <- n
 	err = <-acked
-	return took, err
+	return time.Since(begin), err
 }
 
-// awaitReports counts acknowledgements until it has as many as were sent.
-func awaitReports(ctx context.Context, p *kafka.Producer, sent <-chan int) (took time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, kafkaPatience)
-	defer cancel()
+// awaitReports counts acknowledgements until it has as many as were sent. It closes connected at the first one.
+func awaitReports(ctx context.Context, p *kafka.Producer, connected chan<- struct{}, sent <-chan int) error {
 	got, want := 0, -1
-	var first time.Time
 	for got != want {
 		select {
 		case e := <-p.Events():
 			if m, ok := e.(*kafka.Message); ok {
 				if m.TopicPartition.Error != nil {
-					return 0, fmt.Errorf("deliver: %w", m.TopicPartition.Error)
+					return fmt.Errorf("deliver: %w", m.TopicPartition.Error)
 				}
 				if got++; got == 1 {
-					first = time.Now()
+					close(connected)
 				}
 			}
 		case want = <-sent:
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%d messages are acknowledged of %d: %w", got, want, ctx.Err())
+			return fmt.Errorf("%d messages are acknowledged of %d: %w", got, want, ctx.Err())
 		}
 	}
-	return time.Since(first), nil
+	return nil
 }
 
 // consumeAll reads a topic to its end and returns the number of records.

@@ -91,7 +91,7 @@ func openLoop(ctx context.Context, rate float64, span time.Duration, do func(ctx
 			time.Sleep(wait)
 		}
 		if !g.TryGo(func() error { return do(ctx, n) }) {
-			return fmt.Errorf("%d calls are under way at %.0f/s: the rate cannot be kept; %w", mostAtOnce, rate, g.Wait())
+			return errors.Join(fmt.Errorf("%d calls are under way at %.0f/s: the rate cannot be kept", mostAtOnce, rate), g.Wait())
 		}
 	}
 	return g.Wait()

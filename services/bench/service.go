@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	readyPatience = 60 * time.Second
+	readyPatience = 3 * time.Minute // also for a million records to be applied
 	stopPatience  = 20 * time.Second
 	clockTick     = 10 * time.Millisecond // of /proc: USER_HZ is 100 on every Linux that Go knows
 )

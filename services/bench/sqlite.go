@@ -40,6 +40,9 @@ func (b *bench) openRaw(ctx context.Context, service, dir, synchronous string) (
 		return nil, errors.Join(err, db.Close())
 	}
 	r := &rawDB{db, conn, map[string]*sql.Stmt{}}
+	if _, err := conn.ExecContext(ctx, "PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY"); err != nil { // as sqldb has them
+		return nil, errors.Join(err, r.close())
+	}
 	files, err := filepath.Glob(filepath.Join(b.root, "services", service, "migrations", "*.sql"))
 	if err == nil && files == nil {
 		err = fmt.Errorf("service %s has no migrations", service)
