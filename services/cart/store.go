@@ -42,7 +42,7 @@ type store struct {
 	queue   chan *pending
 	stopped chan struct{} // run has ended
 	group   prometheus.Histogram
-	failure atomic.Pointer[error] // why the last transaction was not written
+	failure atomic.Pointer[error] // why the store cannot be written
 	full    bool                  // the backlog was, at the last group; run's own
 
 	mu       sync.Mutex
@@ -193,8 +193,7 @@ func (s *store) commit(ctx context.Context, group []*pending) {
 		}
 		return
 	}
-	s.outcome(nil)
-	committed()
+	committed() // that it works again is for the sweep to say: on a disk that is almost full, every other group still fits
 }
 
 // err is why the store cannot be written, nil when it can.
@@ -205,7 +204,7 @@ func (s *store) err() error {
 	return nil
 }
 
-// outcome keeps what became of the last transaction, and logs when that changes: under load a full disk fails many.
+// outcome keeps whether the store can be written, and logs when that changes: under load a full disk fails many groups.
 func (s *store) outcome(err error) {
 	before := s.failure.Load()
 	switch {

@@ -50,7 +50,7 @@ func TestDiskIsFull(t *testing.T) {
 	l := startLoad(t, cart, nil, 1, 4, time.Millisecond)
 	defer l.end()
 	eventually(t, time.Minute, "the disk is full", func() (bool, string) {
-		return strings.Contains(cart.log(), "could not be stored"), ""
+		return strings.Contains(cart.log(), "the store cannot be written"), ""
 	})
 	got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "too-much", "ItemsNum": 1000}`)
 	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
