@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return store.box.Relay(relayCtx, cfg.Kafka)
 	})
 	g.Go(func() error {
-		return web.Serve(opsCtx, log, ops, web.Ops{Ready: func() error { return errors.Join(ready.err(), store.err()) }, Registry: reg, OpenAPI: contract.CartOpenAPI}.Handler())
+		return web.Serve(opsCtx, log, ops, web.Ops{Ready: func() error { return errors.Join(ready.err(), store.err()) }, Registry: reg, OpenAPI: contract.CartOpenAPI, AsyncAPI: contract.AsyncAPI}.Handler())
 	})
 	g.Go(func() error {
 		return prepare(stop, cfg, admin, store, srv, ready, log)

@@ -33,7 +33,7 @@ func TestDocumentReferencesResolve(t *testing.T) {
 
 func TestDocumentedRoutes(t *testing.T) {
 	t.Parallel()
-	ops := []string{"get /healthz", "get /metrics", "get /openapi.yaml", "get /readyz"}
+	ops := []string{"get /asyncapi.yaml", "get /healthz", "get /metrics", "get /openapi.yaml", "get /readyz"}
 	for _, tt := range []struct {
 		name string
 		doc  []byte

@@ -102,11 +102,14 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 	}
 	for document, services := range map[*document][]*process{inCart: {cart, lonelyCart}, inOrder: {order, lonelyOrder}} {
 		for _, p := range services {
-			for _, path := range []string{"/healthz", "/readyz", "/metrics", "/openapi.yaml"} {
+			for _, path := range []string{"/healthz", "/readyz", "/metrics", "/openapi.yaml", "/asyncapi.yaml"} {
 				got := do(t, http.MethodGet, p.ops+path, "")
 				document.covers(t, path, got)
 				if path == "/openapi.yaml" && got.body != string(document.text) {
 					t.Errorf("%s serves another document than the one in the repository", p.name)
+				}
+				if path == "/asyncapi.yaml" && got.body != string(contract.AsyncAPI) {
+					t.Errorf("%s serves another description of the topics than the one in the repository", p.name)
 				}
 			}
 			document.covers(t, "/metrics", do(t, http.MethodGet, p.ops+"/metrics", "", "Accept", "application/openmetrics-text"))

@@ -115,7 +115,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return inner.Wait()
 	})
 	g.Go(func() error {
-		return web.Serve(probed, log, ops, web.Ops{Ready: ready, Registry: reg, OpenAPI: contract.OrderOpenAPI}.Handler())
+		return web.Serve(probed, log, ops, web.Ops{Ready: ready, Registry: reg, OpenAPI: contract.OrderOpenAPI, AsyncAPI: contract.AsyncAPI}.Handler())
 	})
 	g.Go(func() error { return v.catchUp(ctx, admin, st, log) })
 	log.Info("order is listening", "api", api.Addr().String(), "ops", ops.Addr().String())

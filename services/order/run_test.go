@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -186,8 +188,9 @@ func theWholeWay(t *testing.T, kafka string) {
 	}
 
 	for path, want := range map[string]string{
-		"/metrics":      `order_dead_letters_total{reason="tombstone"} 1`,
-		"/openapi.yaml": "openapi: 3.1",
+		"/metrics":       `order_dead_letters_total{reason="tombstone"} 1`,
+		"/openapi.yaml":  "openapi: 3.1",
+		"/asyncapi.yaml": "asyncapi: 3",
 	} {
 		if got := get(t, s.ops+path); got.Status != 200 || !strings.Contains(got.Body, want) {
 			t.Errorf("%s has no %q: %.2000s", path, want, got.Body)
@@ -234,6 +237,37 @@ func hashOf(t testing.TB, dir string) string {
 	}
 	defer s.close()
 	return hash(t, s) + fmt.Sprint(s.state(t))
+}
+
+// Not parallel: it counts what is open in the whole process.
+func TestNothingIsLeftAfterTheStop(t *testing.T) {
+	kafka := testenv.Fake(t)
+	files := func() int {
+		fds, err := os.ReadDir("/dev/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	goroutinesBefore, filesBefore := runtime.NumGoroutine(), files()
+	s := start(t, kafka, t.TempDir())
+	s.ready(t)
+	testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
+	if got := s.details(t, "orderId=A"); got.Status != 200 {
+		t.Errorf("%+v", got)
+	}
+	if got := get(t, s.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated); got.Status != 200 {
+		t.Errorf("%+v", got)
+	}
+	s.end(t)
+	http.DefaultClient.CloseIdleConnections()
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > goroutinesBefore || files() > filesBefore; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", goroutinesBefore, filesBefore,
+				runtime.NumGoroutine(), files(), stacks[:runtime.Stack(stacks, true)])
+		}
+	}
 }
 
 // A topic that is deleted and made anew under a running service is read from its beginning.

@@ -84,9 +84,11 @@ type Ops struct {
 	Ready    func() error // nil, or what is missing
 	Registry *prometheus.Registry
 	OpenAPI  []byte // describes what the service serves
+	AsyncAPI []byte // describes the topics
 }
 
-// Handler serves /healthz (the process turns), /readyz (it can do its work now), /metrics and /openapi.yaml.
+// Handler serves /healthz (the process turns), /readyz (it can do its work now), /metrics, /openapi.yaml
+// and /asyncapi.yaml.
 func (o Ops) Handler() http.Handler {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { WriteText(w, http.StatusOK, "ok\n") })
@@ -98,9 +100,11 @@ func (o Ops) Handler() http.Handler {
 		WriteText(w, http.StatusOK, "ready\n")
 	})
 	m.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	m.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(o.OpenAPI)
-	})
+	for path, document := range map[string][]byte{"/openapi.yaml": o.OpenAPI, "/asyncapi.yaml": o.AsyncAPI} {
+		m.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/yaml")
+			_, _ = w.Write(document)
+		})
+	}
 	return m
 }

@@ -167,7 +167,7 @@ func TestATakenPortNamesItsVariable(t *testing.T) {
 func TestOps(t *testing.T) {
 	t.Parallel()
 	var missing error
-	h := web.Ops{Ready: func() error { return missing }, Registry: prometheus.NewRegistry(), OpenAPI: []byte("openapi: 3.1.0\n")}.Handler()
+	h := web.Ops{Ready: func() error { return missing }, Registry: prometheus.NewRegistry(), OpenAPI: []byte("openapi: 3.1.0\n"), AsyncAPI: []byte("asyncapi: 3.0.0\n")}.Handler()
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -182,6 +182,7 @@ func TestOps(t *testing.T) {
 	check("/healthz", 200, "ok")
 	check("/readyz", 200, "ready")
 	check("/openapi.yaml", 200, "openapi: 3.1.0")
+	check("/asyncapi.yaml", 200, "asyncapi: 3.0.0")
 	check("/metrics", 200, "")
 	missing = errors.New("topic order-created-topic is missing")
 	check("/readyz", 503, "not ready: topic order-created-topic is missing")
