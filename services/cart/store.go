@@ -135,6 +135,7 @@ func (s *store) run(ctx context.Context) error {
 	defer close(s.stopped)
 	sweep := time.NewTimer(sweepEvery)
 	defer sweep.Stop()
+	probing := false // the sweep comes soon, to find out whether the store can be written again
 	group := make([]*pending, 0, groupMost)
 	for {
 		select {
@@ -142,6 +143,7 @@ func (s *store) run(ctx context.Context) error {
 			return nil
 		case <-sweep.C:
 			sweep.Reset(s.sweep(ctx))
+			probing = s.err() != nil
 			continue
 		case p := <-s.queue:
 			group = append(group[:0], p)
@@ -158,7 +160,8 @@ func (s *store) run(ctx context.Context) error {
 		for _, p := range group {
 			close(p.done)
 		}
-		if s.err() != nil { // nobody may come to find out that it works again, as the service is not ready
+		if s.err() != nil && !probing { // once: requests that keep coming must not put it off
+			probing = true
 			sweep.Reset(probeEvery)
 		}
 	}

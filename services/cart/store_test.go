@@ -236,6 +236,25 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	}
 }
 
+// Requests that keep coming must not put off the probe that finds out that the store can be written again.
+func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
+	t.Parallel()
+	s, _ := running(t, t.TempDir(), 10_000)
+	if err := s.markRebuilt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.outcome(errors.New("disk is full")) // as a group would have found it
+	for i, deadline := 0, time.Now().Add(5*probeEvery); s.err() != nil; i++ {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %d orders were stored: %v", i, s.err())
+		}
+		if _, err := s.submit(t.Context(), creation(t, fmt.Sprintf("a%d", i))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(probeEvery / 20) // less than the probe waits
+	}
+}
+
 func TestARequestDuringTheStopIsToldSo(t *testing.T) {
 	t.Parallel()
 	s, stop := running(t, t.TempDir(), 100)
