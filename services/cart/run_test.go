@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,7 +31,13 @@ type service struct {
 
 func start(t *testing.T, dir, kafka string) service {
 	t.Helper()
-	vars := map[string]string{"HTTP_ADDR": "127.0.0.1:0", "OPS_ADDR": "127.0.0.1:0", "DATA_DIR": dir, "KAFKA_BROKERS": kafka}
+	return startAs(t, dir, map[string]string{"KAFKA_BROKERS": kafka})
+}
+
+func startAs(t *testing.T, dir string, kafka map[string]string) service {
+	t.Helper()
+	vars := map[string]string{"HTTP_ADDR": "127.0.0.1:0", "OPS_ADDR": "127.0.0.1:0", "DATA_DIR": dir}
+	maps.Copy(vars, kafka)
 	e := env.New(func(name string) string { return vars[name] })
 	cfg := ConfigFromEnv(e)
 	if err := e.Err(); err != nil {
@@ -218,5 +226,68 @@ func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
 	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
 	if got := len(testenv.ReadAll(t, kafka, contract.TopicCreated)); got != 1 {
 		t.Errorf("%d records once Kafka is there, want 1", got)
+	}
+}
+
+// With mutual TLS and no more ACLs than strimzi/ gives it: it rebuilds its store and publishes. Then its certificate is renewed too
+// late: orders are taken all the while, and published when it is there.
+func TestServiceOnSecureKafka(t *testing.T) {
+	k := testenv.StartSecureKafka(t)
+	if err := testenv.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Produce(t, k.Addr, event(t, "before", 1), event(t, "before", 2))
+	k.Allow(t, "cart",
+		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicCreated+" Write",
+		"topic "+contract.TopicUpdated+" Read", "topic "+contract.TopicUpdated+" Write", "group "+contract.GroupRebuild+" Describe")
+	u := k.NewUser(t, "cart")
+	s := startAs(t, filepath.Join(t.TempDir(), "cart"), u.Env())
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "PUT", s.api+put, `{"orderId":"before","status":"known"}`); code != 200 {
+		t.Errorf("an order that the topics told: %d %q", code, body)
+	}
+
+	taken, stop := 0, make(chan struct{})
+	var clients sync.WaitGroup
+	clients.Go(func() {
+		for tick := time.NewTicker(20 * time.Millisecond); ; taken++ {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			if code, body := s.ask(t, "POST", s.api+create, fmt.Sprintf(`{"orderId":"o%d","itemsNum":2}`, taken)); code != 200 {
+				t.Errorf("order %d: %d %q", taken, code, body)
+			}
+			if code, body := s.ask(t, "GET", s.ops+"/readyz", ""); code != 200 {
+				t.Errorf("/readyz at order %d: %d %q", taken, code, body)
+			}
+		}
+	})
+	k.Clients = testenv.NewAuthority(t, "clients-ca-2")
+	k.Certify(t, k.Clients)
+	k.Restart(t)
+	published := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated))
+	time.Sleep(2 * time.Second) // nothing is to come in it
+	if got := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated)); got != published {
+		t.Errorf("%d records were published with a certificate that is refused", got-published)
+	}
+	u.Renew(t)
+	time.Sleep(4 * time.Second) // more orders, while clients are made anew
+	close(stop)
+	clients.Wait()
+	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
+	for _, r := range testenv.ReadAll(t, k.Addr, contract.TopicUpdated) {
+		e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
+		if want := 2 + r.Offset; err != nil || e.Order.Version != want {
+			t.Errorf("an update of the order that the topics told: version %d, want %d; %v", e.Order.Version, want, err)
+		}
+	}
+	got := map[string]bool{}
+	for _, r := range testenv.ReadAll(t, k.Addr, contract.TopicCreated) {
+		got[string(r.Key)] = true
+	}
+	if len(got) != taken+1 || taken == 0 {
+		t.Errorf("%d orders in the topic, want the %d that were taken and the one before", len(got), taken)
 	}
 }

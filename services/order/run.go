@@ -110,7 +110,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	g.Go(func() error {
 		defer stopOps()
 		inner, work := errgroup.WithContext(work)
-		inner.Go(func() error { return member.Run(work, handler) })
+		inner.Go(func() error { member.Run(work, handler); return nil })
 		inner.Go(func() error { return st.box.Relay(work, cfg.Kafka) })
 		return inner.Wait()
 	})

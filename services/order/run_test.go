@@ -61,11 +61,16 @@ type service struct {
 
 func start(t testing.TB, kafka, dir string) *service {
 	t.Helper()
+	return startAs(t, broker.Config{Brokers: kafka}, dir)
+}
+
+func startAs(t testing.TB, kafka broker.Config, dir string) *service {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	s := &service{stop: stop, done: make(chan error, 1)}
 	cfg := Config{
 		HTTPAddr: env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"}, OpsAddr: env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
-		DataDir: dir, Kafka: broker.Config{Brokers: kafka},
+		DataDir: dir, Kafka: kafka,
 	}
 	bound := make(chan struct{})
 	go func() {
@@ -130,18 +135,70 @@ func message(t testing.TB, id string, version int64, eventID string) contract.Me
 // The whole way, on a fake Kafka: the same on a real one is below.
 func TestService(t *testing.T) {
 	t.Parallel()
-	theWholeWay(t, testenv.Fake(t))
+	kafka := testenv.Fake(t)
+	theWholeWay(t, kafka, broker.Config{Brokers: kafka})
 }
 
 func TestServiceOnRealKafka(t *testing.T) {
 	t.Parallel()
-	theWholeWay(t, testenv.SharedKafka(t).Addr)
+	kafka := testenv.SharedKafka(t).Addr
+	theWholeWay(t, kafka, broker.Config{Brokers: kafka})
 }
 
-func theWholeWay(t *testing.T, kafka string) {
+// With mutual TLS and no more ACLs than strimzi/ gives it; then with a certificate that is renewed too late.
+func TestServiceOnSecureKafka(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	if err := testenv.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	k.Allow(t, "order",
+		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicUpdated+" Read", "topic "+contract.TopicDeadLetter+" Write",
+		"group "+contract.GroupOrder+" Read", "group "+contract.GroupAudit+" Describe")
+	u := k.NewUser(t, "order")
+	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return u.Env()[name] }))
+	theWholeWay(t, k.Addr, cfg)
+
+	s := startAs(t, cfg, t.TempDir())
+	s.ready(t)
+	testenv.Produce(t, k.Addr, message(t, "R", 1, "r1"))
+	if got := s.details(t, "orderId=R"); got.Status != 200 {
+		t.Errorf("before the certificate is refused: %+v", got)
+	}
+	k.Clients = testenv.NewAuthority(t, "clients-ca-2")
+	k.Certify(t, k.Clients)
+	k.Restart(t)
+	testenv.Produce(t, k.Addr, message(t, "R", 2, "r2"))
+	eventually(t, "the broker refuses the certificate", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_consumer_failing 1\n")
+	})
+	if got := get(t, s.ops+"/readyz"); got.Status != 200 {
+		t.Errorf("/readyz while the certificate is refused: %+v", got)
+	}
+	if got := get(t, s.api+"/order/order-details?orderId=R"); got.Status != 200 || got.Header.Get("ETag") != `"1"` {
+		t.Errorf("a look-up while the certificate is refused: %+v", got)
+	}
+	u.Renew(t)
+	if got := s.details(t, "orderId=R&minVersion=2"); got.Status != 200 {
+		t.Errorf("after the renewal: %+v", got)
+	}
+	eventually(t, "no failure", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_consumer_failing 0\n")
+	})
+	bad := contract.Message{Topic: contract.TopicCreated, Key: []byte("bad"), Value: []byte("broken")}
+	letters := len(testenv.ReadAll(t, k.Addr, contract.TopicDeadLetter))
+	testenv.Produce(t, k.Addr, bad)
+	eventually(t, "a dead letter by the new producer", func() bool { return len(testenv.ReadAll(t, k.Addr, contract.TopicDeadLetter)) > letters })
+	if got := get(t, s.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicUpdated); got.Status != 200 {
+		t.Errorf("an audit by a new reader: %+v", got)
+	}
+}
+
+// theWholeWay is the service as one user of a Kafka where this test may do everything.
+func theWholeWay(t *testing.T, kafka string, user broker.Config) {
 	dir := t.TempDir()
 	testenv.Produce(t, kafka, message(t, "before", 1, "b1"))
-	s := start(t, kafka, dir)
+	s := startAs(t, user, dir)
 	if got := get(t, s.ops+"/healthz"); got.Status != 200 {
 		t.Errorf("/healthz before it is ready: %+v", got)
 	}
@@ -208,7 +265,7 @@ func theWholeWay(t *testing.T, kafka string) {
 		t.Errorf("a look-up while the service stops: %+v", got)
 	}
 	testenv.Produce(t, kafka, message(t, "A", 3, "a3"))
-	s = start(t, kafka, dir)
+	s = startAs(t, user, dir)
 	s.ready(t)
 	if got := get(t, s.api+"/order/order-details?orderId=A&minVersion=3"); got.Status != 200 {
 		t.Errorf("after the next start: %+v", got)
@@ -221,7 +278,7 @@ func theWholeWay(t *testing.T, kafka string) {
 	// A store that is lost is rebuilt from Kafka alone.
 	before := hashOf(t, dir)
 	dir = t.TempDir()
-	s = start(t, kafka, dir)
+	s = startAs(t, user, dir)
 	s.ready(t)
 	s.end(t)
 	if diff := cmp.Diff(before, hashOf(t, dir)); diff != "" {

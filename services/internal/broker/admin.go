@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -22,14 +23,23 @@ type TopicInfo struct {
 	Partitions int32
 }
 
-// Admin looks topics and their bounds up. It is safe for concurrent use.
+// Admin looks topics and their bounds up. It is safe for concurrent use. It also watches the TLS files for all clients of its Config.
 type Admin struct {
+	cfg  Config
+	log  *slog.Logger
+	mu   sync.RWMutex // a look-up keeps its client from being closed
+	conn *connection
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// connection is one client's life.
+type connection struct {
 	// An admin client alone never hands out its errors (a refused password shows as a time-out, and its queue of events grows), so it
 	// rides on a producer that produces nothing.
 	carrier *kafka.Producer
 	client  *kafka.AdminClient
-	brokers string
-	log     *slog.Logger
+	files   *pems
 	logs    *logs
 	trouble *trouble
 	done    chan struct{}
@@ -37,53 +47,125 @@ type Admin struct {
 
 // NewAdmin makes an admin client, whether or not Kafka can be reached.
 func NewAdmin(cfg Config, log *slog.Logger) (*Admin, error) {
-	logs := newLogs(log)
-	settings, err := cfg.client(logs.settings(kafka.ConfigMap{
+	files, err := cfg.TLS.current()
+	if err != nil {
+		return nil, fmt.Errorf("make admin client: %w", err)
+	}
+	conn, err := connect(cfg, files, log, &trouble{log: log, brokers: cfg.Brokers})
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	a := &Admin{cfg: cfg, log: log, conn: conn, stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		if cfg.TLS != nil {
+			a.watch(ctx)
+		}
+	}()
+	return a, nil
+}
+
+func connect(cfg Config, files *pems, log *slog.Logger, trouble *trouble) (*connection, error) {
+	c := &connection{files: files, logs: newLogs(log), trouble: trouble, done: make(chan struct{})}
+	var err error
+	c.carrier, err = kafka.NewProducer(cfg.clientWith(files, c.logs.settings(kafka.ConfigMap{
 		"queue.buffering.max.messages": 1,
 		"go.events.channel.size":       10,
 		"go.produce.channel.size":      0,
-	}))
-	var carrier *kafka.Producer
-	if err == nil {
-		carrier, err = kafka.NewProducer(settings)
-	}
+	})))
 	if err != nil {
-		logs.close()
+		c.logs.close()
 		return nil, fmt.Errorf("make admin client: %w", err)
 	}
-	a := &Admin{carrier: carrier, brokers: cfg.Brokers, log: log, logs: logs, done: make(chan struct{})}
-	a.trouble = &trouble{log: log, brokers: cfg.Brokers}
 	go func() {
-		defer close(a.done)
-		for event := range carrier.Events() {
+		defer close(c.done)
+		for event := range c.carrier.Events() {
 			if e, ok := event.(kafka.Error); ok {
-				a.trouble.report(e)
+				c.trouble.report(e)
 			}
 		}
 	}()
-	if a.client, err = kafka.NewAdminClientFromProducer(carrier); err != nil {
-		a.Close()
+	if c.client, err = kafka.NewAdminClientFromProducer(c.carrier); err != nil {
+		c.close()
 		return nil, fmt.Errorf("make admin client: %w", err)
 	}
-	return a, nil
+	return c, nil
+}
+
+func (c *connection) close() {
+	c.carrier.Close()
+	c.logs.close()
+	<-c.done
 }
 
 // Close ends the client; no look-up may be under way.
 func (a *Admin) Close() {
-	a.carrier.Close()
-	a.logs.close()
+	a.stop()
 	<-a.done
+	a.conn.close()
+}
+
+// watch reads the TLS files from time to time. Changed ones are in use once Kafka has answered a client that has them: until then the
+// clients that there are go on, be it that a file is half written, or that the brokers do not know the new authority yet.
+func (a *Admin) watch(ctx context.Context) {
+	said := ""
+	for sleep(ctx, tlsCheck) {
+		wrong := ""
+		files, err := a.cfg.TLS.read()
+		if err != nil {
+			if wrong = err.Error(); wrong != said {
+				a.log.Error("the TLS files cannot be used: clients go on with the former ones until they are put right", "err", err)
+			}
+		} else if !files.same(a.conn.files) {
+			if err := a.renew(ctx, files); err != nil && ctx.Err() == nil {
+				if wrong = files.ca + files.cert; wrong != said { // the error's wording changes
+					a.log.Error("the TLS files have changed, and Kafka does not answer with them: clients go on with the former ones until it does",
+						"cert", a.cfg.TLS.Cert, "ca", a.cfg.TLS.CA, "err", err)
+				}
+			}
+		} else if said != "" {
+			a.log.Info("the TLS files are again those in use")
+		}
+		said = wrong
+	}
+}
+
+// renew tries the files, and puts them to use.
+func (a *Admin) renew(ctx context.Context, files *pems) error {
+	trouble := &trouble{log: slog.New(slog.DiscardHandler), brokers: a.cfg.Brokers}
+	next, err := connect(a.cfg, files, a.log, trouble)
+	if err != nil {
+		return err
+	}
+	asked, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	if _, err := next.client.DescribeCluster(asked, kafka.SetAdminRequestTimeout(adminTimeout)); err != nil {
+		defer next.close()
+		return next.unreachable(err)
+	}
+	trouble.to(a.log)
+	a.log.Info("the TLS files have changed: every client is made anew", "cert", a.cfg.TLS.Cert, "expires", files.expires, "ca", a.cfg.TLS.CA)
+	a.cfg.TLS.use(files)
+	a.mu.Lock() // waits for look-ups
+	former := a.conn
+	a.conn = next
+	a.mu.Unlock()
+	former.close()
+	return nil
 }
 
 // Topics looks topics up. Together with a *MissingTopicsError it returns those that exist.
 func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicInfo, error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	result, err := a.client.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames(names), kafka.SetAdminRequestTimeout(adminTimeout))
+	result, err := a.conn.client.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames(names), kafka.SetAdminRequestTimeout(adminTimeout))
 	if err != nil {
-		return nil, fmt.Errorf("describe topics: %w", a.unreachable(err))
+		return nil, fmt.Errorf("describe topics: %w", a.conn.unreachable(err))
 	}
-	a.trouble.over()
+	a.conn.trouble.over()
 	found := make(map[string]TopicInfo, len(names))
 	var missing []string
 	for _, d := range result.TopicDescriptions {
@@ -123,6 +205,8 @@ func (a *Admin) Bounds(ctx context.Context, topics ...string) (first, end map[Pa
 
 // offsets lists one offset for each partition. A partition that has no leader at the moment is asked again until ctx ends.
 func (a *Admin) offsets(ctx context.Context, infos map[string]TopicInfo, spec kafka.OffsetSpec) (map[Partition]int64, error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	offsets := make(map[Partition]int64)
 	for {
 		ask := make(map[kafka.TopicPartition]kafka.OffsetSpec)
@@ -137,10 +221,10 @@ func (a *Admin) offsets(ctx context.Context, infos map[string]TopicInfo, spec ka
 			return offsets, nil
 		}
 		// Committed on both sides: up to an offset behind an open transaction a reader would wait for ever.
-		result, err := a.client.ListOffsets(ctx, ask, kafka.SetAdminIsolationLevel(kafka.IsolationLevelReadCommitted),
+		result, err := a.conn.client.ListOffsets(ctx, ask, kafka.SetAdminIsolationLevel(kafka.IsolationLevelReadCommitted),
 			kafka.SetAdminRequestTimeout(adminTimeout))
 		if err != nil {
-			return nil, fmt.Errorf("list offsets: %w", a.unreachable(err))
+			return nil, fmt.Errorf("list offsets: %w", a.conn.unreachable(err))
 		}
 		for tp, info := range result.ResultInfos {
 			switch {
@@ -194,12 +278,12 @@ func (a *Admin) AwaitTopics(ctx context.Context, state func(err error), names ..
 }
 
 // unreachable tells a broker that does not answer from one that answers with an error, and adds the reason that the client met.
-func (a *Admin) unreachable(err error) error {
+func (c *connection) unreachable(err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) &&
 		!is(err, kafka.ErrTimedOut, kafka.ErrTransport, kafka.ErrAllBrokersDown, kafka.ErrResolve, kafka.ErrRequestTimedOut, kafka.ErrDestroy) {
 		return explain(err)
 	}
-	return &UnreachableError{Brokers: a.brokers, Err: cmp.Or(a.trouble.reason(), explain(err))}
+	return &UnreachableError{Brokers: c.trouble.brokers, Err: cmp.Or(c.trouble.reason(), explain(err))}
 }
 
 // sleep waits, and says whether ctx is still alive.

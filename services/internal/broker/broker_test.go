@@ -291,17 +291,17 @@ func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer
 	t.Helper()
 	c = NewConsumer(config(addr), cc, admin(t, addr), logger(t))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx, h) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Run(ctx, h)
+	}()
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {
 			cancel()
 			select {
-			case err := <-done:
-				if err != nil {
-					t.Errorf("Run: %v", err)
-				}
+			case <-done:
 			case <-time.After(15 * time.Second):
 				t.Error("Run did not end")
 			}

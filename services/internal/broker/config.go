@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -14,13 +12,12 @@ import (
 	"ordersystem.dev/services/internal/env"
 )
 
-// Config says where Kafka is and how to get in. Every client reads the TLS files anew when it is made, since librdkafka never reloads them.
+// Config says where Kafka is and how to get in.
 type Config struct {
 	Brokers   string // host:port, several separated by commas
 	ClientID  string // set by the service, shows in the brokers' logs and quotas
 	Protocol  string // plaintext, ssl, sasl_plaintext, sasl_ssl; empty is plaintext
-	CA        string // a file, or a directory all of whose *.crt are trusted; empty trusts what the system does
-	Cert, Key string // files of the client's certificate
+	TLS       *TLS   // nil when there are no files
 	Mechanism string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 	Username  string
 	Password  string
@@ -32,9 +29,6 @@ func ConfigFromEnv(e *env.Env) Config {
 	c := Config{
 		Brokers:   e.Required("KAFKA_BROKERS", "kafka:9092"),
 		Protocol:  e.OneOf("KAFKA_SECURITY_PROTOCOL", "plaintext", "ssl", "sasl_plaintext", "sasl_ssl"),
-		CA:        e.String("KAFKA_TLS_CA", ""),
-		Cert:      e.String("KAFKA_TLS_CERT", ""),
-		Key:       e.String("KAFKA_TLS_KEY", ""),
 		Mechanism: strings.ToUpper(e.String("KAFKA_SASL_MECHANISM", "")),
 		Username:  e.String("KAFKA_SASL_USERNAME", ""),
 		Password:  e.String("KAFKA_SASL_PASSWORD", ""),
@@ -46,20 +40,13 @@ func ConfigFromEnv(e *env.Env) Config {
 		}
 	}
 
-	tls := strings.HasSuffix(c.Protocol, "ssl")
-	if _, err := trusted(c.CA); err != nil {
-		e.Invalid("KAFKA_TLS_CA", c.CA, "a file that can be read, or a directory with *.crt files")
-	}
-	for name, file := range map[string]string{"KAFKA_TLS_CERT": c.Cert, "KAFKA_TLS_KEY": c.Key} {
-		if _, err := os.Stat(file); file != "" && err != nil {
-			e.Invalid(name, file, "a file that can be read")
+	files := &TLS{CA: e.String("KAFKA_TLS_CA", ""), Cert: e.String("KAFKA_TLS_CERT", ""), Key: e.String("KAFKA_TLS_KEY", "")}
+	if files.CA+files.Cert+files.Key != "" {
+		c.TLS = files
+		files.check(e)
+		if !strings.HasSuffix(c.Protocol, "ssl") {
+			e.Invalid("KAFKA_SECURITY_PROTOCOL", c.Protocol, "ssl or sasl_ssl when KAFKA_TLS_* is set")
 		}
-	}
-	if (c.Cert == "") != (c.Key == "") {
-		e.Invalid("KAFKA_TLS_CERT", c.Cert, "set together with KAFKA_TLS_KEY")
-	}
-	if files := c.CA + c.Cert + c.Key; files != "" && !tls {
-		e.Invalid("KAFKA_SECURITY_PROTOCOL", c.Protocol, "ssl or sasl_ssl when KAFKA_TLS_* is set")
 	}
 
 	switch sasl := strings.HasPrefix(c.Protocol, "sasl"); {
@@ -89,8 +76,12 @@ func (c Config) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 // LogValue masks the password.
 func (c Config) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.String("brokers", c.Brokers), slog.String("protocol", c.Protocol)}
+	files := c.TLS
+	if files == nil {
+		files = &TLS{}
+	}
 	for _, a := range []slog.Attr{
-		slog.String("client_id", c.ClientID), slog.String("ca", c.CA), slog.String("cert", c.Cert), slog.String("key", c.Key),
+		slog.String("client_id", c.ClientID), slog.String("ca", files.CA), slog.String("cert", files.Cert), slog.String("key", files.Key),
 		slog.String("mechanism", c.Mechanism), slog.String("username", c.Username),
 	} {
 		if a.Value.String() != "" {
@@ -103,8 +94,17 @@ func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-// client is what every client has in common; more goes on top.
-func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, error) {
+// client is what every client has in common; more goes on top. The channel is closed when the client is to be made anew, with other
+// TLS files.
+func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, <-chan struct{}, error) {
+	files, err := c.TLS.current()
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.clientWith(files, more), files.replaced, nil
+}
+
+func (c Config) clientWith(files *pems, more kafka.ConfigMap) *kafka.ConfigMap {
 	m := kafka.ConfigMap{
 		"bootstrap.servers":        c.Brokers,
 		"client.id":                c.ClientID,
@@ -114,15 +114,8 @@ func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, error) {
 		"log.connection.close":     false, // a broker closing an idle connection is no news
 		"enable.metrics.push":      false,
 	}
-	if c.Protocol != "" {
-		m["security.protocol"] = c.Protocol
-	}
-	ca, err := trusted(c.CA)
-	if err != nil {
-		return nil, err
-	}
 	for key, value := range map[string]string{
-		"ssl.ca.pem": ca, "ssl.certificate.location": c.Cert, "ssl.key.location": c.Key,
+		"security.protocol": c.Protocol, "ssl.ca.pem": files.ca, "ssl.certificate.pem": files.cert, "ssl.key.pem": files.key,
 		"sasl.mechanism": c.Mechanism, "sasl.username": c.Username, "sasl.password": c.Password,
 	} {
 		if value != "" {
@@ -130,30 +123,5 @@ func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, error) {
 		}
 	}
 	maps.Copy(m, more)
-	return &m, nil
-}
-
-// trusted is the PEM text of a CA file, or of every *.crt in a directory: while Strimzi renews its CA, two are valid.
-func trusted(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
-	files := []string{path}
-	if info, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("read CA: %w", err)
-	} else if info.IsDir() {
-		if files, _ = filepath.Glob(filepath.Join(path, "*.crt")); len(files) == 0 {
-			return "", fmt.Errorf("read CA: no *.crt in %s", path)
-		}
-	}
-	var all strings.Builder
-	for _, file := range files {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return "", fmt.Errorf("read CA: %w", err)
-		}
-		all.Write(pem)
-		all.WriteByte('\n')
-	}
-	return all.String(), nil
+	return &m
 }

@@ -1,18 +1,21 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 func TestConfigFromEnv(t *testing.T) {
@@ -27,12 +30,17 @@ func TestConfigFromEnv(t *testing.T) {
 		}
 		return path
 	}
-	cert, key := file("tls.crt", "cert"), file("tls.key", "key")
-	file("cas/old.crt", "old")
-	file("cas/new.crt", "new")
+	former, current := testenv.NewAuthority(t, "former"), testenv.NewAuthority(t, "current")
+	certText, keyText := current.Issue(t, "cart")
+	cert, key := file("tls.crt", string(certText)), file("tls.key", string(keyText))
+	_, otherText := current.Issue(t, "cart")
+	other := file("other.key", string(otherText))
+	file("cas/old.crt", string(former.PEM))
+	file("cas/new.crt", string(current.PEM))
 	file("cas/ca.p12", "not PEM")
 	file("none/readme", "")
 	cas, none := filepath.Join(dir, "cas"), filepath.Join(dir, "none")
+	half := file("half.crt", string(former.PEM)+string(current.PEM[:len(current.PEM)/2]))
 
 	for _, test := range []struct {
 		name string
@@ -50,7 +58,7 @@ func TestConfigFromEnv(t *testing.T) {
 			name: "client certificate",
 			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_TLS_CA": cas, "KAFKA_TLS_CERT": cert,
 				"KAFKA_TLS_KEY": key},
-			want: Config{Brokers: "a:9093", Protocol: "ssl", CA: cas, Cert: cert, Key: key},
+			want: Config{Brokers: "a:9093", Protocol: "ssl", TLS: &TLS{CA: cas, Cert: cert, Key: key}},
 		},
 		{
 			name: "password",
@@ -64,6 +72,16 @@ func TestConfigFromEnv(t *testing.T) {
 				"KAFKA_TLS_CERT": "/no/such/file", "KAFKA_SASL_PASSWORD": "secret"},
 			errs: []string{`KAFKA_BROKERS="a"`, `KAFKA_TLS_CA=`, `KAFKA_TLS_CERT="/no/such/file": must be a file`, `KAFKA_TLS_CERT="/no/such/file": must be set`,
 				`KAFKA_SECURITY_PROTOCOL="sasl_plaintext": must be ssl`, `KAFKA_SASL_MECHANISM=""`, "KAFKA_SASL_USERNAME is not set"},
+		},
+		{
+			name: "a key of another certificate",
+			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SECURITY_PROTOCOL": "ssl", "KAFKA_TLS_CERT": cert, "KAFKA_TLS_KEY": other},
+			errs: []string{`KAFKA_TLS_CERT="` + cert + `": must be the PEM certificate of KAFKA_TLS_KEY`},
+		},
+		{
+			name: "half a CA file",
+			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SECURITY_PROTOCOL": "ssl", "KAFKA_TLS_CA": half},
+			errs: []string{`KAFKA_TLS_CA="` + half + `": must be a file of PEM certificates`},
 		},
 		{
 			name: "a password that would not be used",
@@ -89,13 +107,13 @@ func TestConfigFromEnv(t *testing.T) {
 					t.Errorf("error %q, want %q", lines[i], want)
 				}
 			}
-			if test.errs == nil && got != test.want {
-				t.Error(cmp.Diff(fmt.Sprint(test.want), fmt.Sprint(got)))
+			if diff := cmp.Diff(fmt.Sprint(test.want), fmt.Sprint(got)); test.errs == nil && diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
 
-	if pem, err := trusted(cas); err != nil || pem != "new\nold\n" {
+	if pem, err := trusted(cas); err != nil || pem != string(current.PEM)+"\n"+string(former.PEM)+"\n" {
 		t.Errorf("trusted directory: %q, %v", pem, err)
 	}
 }
@@ -114,16 +132,24 @@ func TestConfigMasksThePassword(t *testing.T) {
 
 func TestClientsThatCannotBeMade(t *testing.T) {
 	leaks(t)
-	cfg := Config{Brokers: "a:1", CA: "/no/such/file"}
+	cfg := Config{Brokers: "a:1", TLS: &TLS{CA: "/no/such/file"}}
 	if _, err := NewProducer(cfg, quiet, nil); err == nil {
 		t.Error("producer: no error")
 	}
 	if _, err := NewAdmin(cfg, quiet); err == nil {
 		t.Error("admin: no error")
 	}
-	if err := NewConsumer(cfg, ConsumerConfig{}, nil, quiet).Run(t.Context(), nil); err == nil {
-		t.Error("consumer: no error")
+	if err := ReadTo(t.Context(), cfg, quiet, "g", nil, map[Partition]int64{{"t", "", 0}: 1}, nil); err == nil {
+		t.Error("reader: no error")
 	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	c := NewConsumer(cfg, ConsumerConfig{}, nil, quiet)
+	var running sync.WaitGroup
+	running.Go(func() { c.Run(ctx, nil) })
+	poll(t, "the consumer to say what it tries again", func() bool { return c.Err() != nil && strings.Contains(c.Err().Error(), "/no/such/file") })
+	stop()
+	running.Wait()
 	cfg = Config{Brokers: "a:1", Protocol: "no-such"}
 	if _, err := NewProducer(cfg, quiet, nil); err == nil {
 		t.Error("producer with a wrong setting: no error")

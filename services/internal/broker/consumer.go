@@ -67,7 +67,7 @@ type ConsumerConfig struct {
 }
 
 // Consumer is a member of a group (KIP-848, so Kafka 4.0 or later). It lives in sessions: when it is fenced, when its client fails for
-// good, or when a topic is made anew, it closes its client and joins with a new one.
+// good, when a topic is made anew or the TLS files have changed, it closes its client and joins with a new one.
 type Consumer struct {
 	cfg     Config
 	cc      ConsumerConfig
@@ -115,8 +115,8 @@ func (c *Consumer) Err() error {
 func (c *Consumer) fails(err error) { c.failure.Store(&err) }
 func (c *Consumer) works()          { c.failure.Store(nil) }
 
-// Run consumes until ctx ends, then finishes the batch in hand. It returns an error only when no client can be made at all.
-func (c *Consumer) Run(ctx context.Context, h Handler) error {
+// Run consumes until ctx ends, then finishes the batch in hand.
+func (c *Consumer) Run(ctx context.Context, h Handler) {
 	// The batch in hand gets some time after ctx has ended.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -128,23 +128,27 @@ func (c *Consumer) Run(ctx context.Context, h Handler) error {
 	last := ""
 	for wait := time.Duration(0); ; wait = min(max(2*wait, 100*time.Millisecond), 5*time.Second) {
 		if !sleep(ctx, wait) {
-			return nil
+			return
 		}
 		s, err := c.join(h)
-		if err != nil {
-			return err
+		if err == nil {
+			s.run(ctx, work)
+			err = s.end
 		}
-		s.run(ctx, work)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
-		if s.applied {
+		if errors.Is(err, errRenewed) { // no failure, and the Admin has logged it
+			wait = 0
+			continue
+		}
+		if s != nil && s.applied {
 			wait, last = 0, ""
 		}
-		c.fails(s.end)
-		if s.end.Error() != last {
-			last = s.end.Error()
-			c.log.Warn("consumer joins anew", "reason", s.end)
+		c.fails(err)
+		if err.Error() != last {
+			last = err.Error()
+			c.log.Warn("consumer joins anew", "reason", err)
 		}
 	}
 }
@@ -153,6 +157,7 @@ func (c *Consumer) Run(ctx context.Context, h Handler) error {
 type session struct {
 	*Consumer
 	client  *kafka.Consumer
+	renewed <-chan struct{} // closed when the TLS files have changed
 	logs    *logs
 	handler Handler
 	work    context.Context
@@ -183,7 +188,7 @@ func (c *Consumer) join(h Handler) (*session, error) {
 		parts: make(map[place]*part), changed: make(chan error, 1), ids: make(map[string]string),
 	}
 	s.fill.Next = make(map[Partition]int64)
-	settings, err := c.cfg.client(s.logs.settings(kafka.ConfigMap{
+	settings, renewed, err := c.cfg.client(s.logs.settings(kafka.ConfigMap{
 		"group.id":             c.cc.Group,
 		"group.protocol":       "consumer",
 		"max.poll.interval.ms": int(c.cc.MaxSilence.Milliseconds()),
@@ -201,6 +206,7 @@ func (c *Consumer) join(h Handler) (*session, error) {
 		"fetch.wait.max.ms":          100, // a partition assigned or resumed meanwhile waits for the running fetch
 	}))
 	if err == nil {
+		s.renewed = renewed
 		s.client, err = kafka.NewConsumer(settings)
 	}
 	if err != nil {
@@ -263,7 +269,7 @@ func (s *session) poll(wait time.Duration) bool {
 			s.log.Debug("commit", "err", e.Error) // a hint only, and the next one says the same
 		}
 	case kafka.Error:
-		if e.IsFatal() {
+		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) { // which is fatal only where the group may be described
 			s.end = explain(e)
 		} else {
 			s.trouble.report(e)
@@ -272,10 +278,15 @@ func (s *session) poll(wait time.Duration) bool {
 	return s.end == nil
 }
 
-// look takes what the watch has to say.
+// errRenewed ends a session that is to go on with a client of the new TLS files.
+var errRenewed = errors.New("the TLS files have changed")
+
+// look takes what the watch and the Admin have to say.
 func (s *session) look() {
 	select {
 	case s.end = <-s.changed:
+	case <-s.renewed:
+		s.end = errRenewed
 	default:
 	}
 }

@@ -42,7 +42,7 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 	// An idempotent producer without Write on any topic may not even get its ID, which Kafka words as the cluster's refusal.
 	kafka.ErrClusterAuthorizationFailed: {"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic: its ACL is missing"},
 	kafka.ErrTopicAuthorizationFailed:   {"TOPIC_AUTHORIZATION_FAILED", "no permission on the topic: a producer needs the ACL Write, a consumer Read"},
-	kafka.ErrGroupAuthorizationFailed:   {"GROUP_AUTHORIZATION_FAILED", "no permission on the consumer group: a member needs the ACL Read, a reader by itself Describe"},
+	kafka.ErrGroupAuthorizationFailed:   {"GROUP_AUTHORIZATION_FAILED", "no permission on the consumer group: a member needs the ACL Read, a reader Describe"},
 	kafka.ErrSaslAuthenticationFailed:   {"SASL_AUTHENTICATION_FAILED", "Kafka refuses the user or the password"},
 	kafka.ErrAuthentication:             {"_AUTHENTICATION", "Kafka refuses the user or the password"},
 	kafka.ErrSsl:                        {"_SSL", "TLS does not come about: check the CA, the client's certificate and the port"},

@@ -44,7 +44,7 @@ func level(e kafka.LogEvent) slog.Level {
 	switch {
 	case e.Tag == "CONFWARN": // settings are chosen with care
 		return slog.LevelDebug
-	case e.Tag == "FAIL" || e.Tag == "ERROR": // each failed connection to each broker, several a second in an outage: trouble says it once
+	case e.Tag == "FAIL" || e.Tag == "ERROR" || e.Tag == "SSL": // each failed connection to each broker, several a second in an outage: trouble says it once
 		return slog.LevelDebug
 	case e.Level <= 3: // syslog's numbers: 3 is an error, 4 a warning, 5 a notice
 		return slog.LevelError
@@ -65,6 +65,13 @@ type trouble struct {
 	last   error
 	detail error     // why the last connection failed
 	at     time.Time // of the last line
+}
+
+// to says where the lines go from now on.
+func (t *trouble) to(log *slog.Logger) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.log = log
 }
 
 // report takes what the client says is wrong.

@@ -20,6 +20,7 @@ const closeTimeout = 5 * time.Second
 // After the first failure the caller closes it and starts over, on a new one, from its lowest message without an acknowledgement.
 type Producer struct {
 	client    *kafka.Producer
+	renewed   <-chan struct{}
 	log       *slog.Logger
 	logs      *logs
 	trouble   *trouble
@@ -39,7 +40,7 @@ type Producer struct {
 // partition; delivered may call Produce, but neither Flush nor Close, and must not wait for somebody who does.
 func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err error)) (*Producer, error) {
 	logs := newLogs(log)
-	settings, err := cfg.client(logs.settings(kafka.ConfigMap{
+	settings, renewed, err := cfg.client(logs.settings(kafka.ConfigMap{
 		"acks":               "all",
 		"enable.idempotence": true,
 		// A message that fails for good stops all that follow (they fail with it), rather than let an order's later version overtake.
@@ -69,6 +70,7 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 	}
 	p := &Producer{
 		client:    client,
+		renewed:   renewed,
 		log:       log,
 		logs:      logs,
 		trouble:   &trouble{log: log, brokers: cfg.Brokers},
@@ -80,6 +82,10 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 	go p.reports()
 	return p, nil
 }
+
+// Renewed is closed when the TLS files have changed. This producer keeps its connections and can make no new ones with the new files:
+// the caller flushes and closes it, and goes on with a new one.
+func (p *Producer) Renewed() <-chan struct{} { return p.renewed }
 
 // Produce hands a message over and returns at once, with ErrQueueFull when too many are unacknowledged. The message may be reused.
 func (p *Producer) Produce(m contract.Message, tag int64) error {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"unsafe"
@@ -15,22 +16,21 @@ import (
 const readBatch = 1000
 
 // ReadTo reads each partition in to from its offset in from (0 when it has none) up to, not including, its offset in to, and gives the
-// records to apply in batches that are valid only during the call. It belongs to no group and commits nothing; group is what its ACL
-// names. It ends where the partition ends when that comes first: compaction and transactions leave offsets that no record has, so it
-// never waits for one. While Kafka is away it waits, until ctx ends; a topic that is gone is an error.
+// records to apply in batches that are valid only during the call. It belongs to no group and commits nothing; librdkafka wants the
+// name of one, and without Describe on it only grumbles. It ends where the partition ends when that comes first: compaction and
+// transactions leave offsets that no record has, so it never waits for one. While Kafka is away it waits, until ctx ends, and goes on
+// with new TLS files when there are any; a topic that is gone is an error.
 func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, from, to map[Partition]int64, apply func(context.Context, []Record) error) error {
 	r := &reader{open: make(map[place]*span)}
-	var assign []kafka.TopicPartition
 	for p, end := range to {
 		if from[p] < end {
-			r.open[place{p.Topic, p.Number}] = &span{topic: p.Topic, number: p.Number, end: end}
-			assign = append(assign, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(from[p])})
+			r.open[place{p.Topic, p.Number}] = &span{topic: p.Topic, number: p.Number, next: from[p], end: end}
 		}
 	}
-	if len(assign) == 0 {
+	if len(r.open) == 0 {
 		return nil
 	}
-	settings, err := cfg.client(kafka.ConfigMap{
+	r.settings = kafka.ConfigMap{
 		"group.id":             group,
 		"enable.auto.commit":   false,
 		"enable.partition.eof": true,
@@ -42,12 +42,6 @@ func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, fro
 		"queued.max.messages.kbytes":        32 << 10,
 		"topic.metadata.propagation.max.ms": 5000,
 		"log_level":                         0, // what matters comes as an event as well, and a log's goroutine makes Close slow
-	})
-	if err == nil {
-		r.client, err = kafka.NewConsumer(settings)
-	}
-	if err != nil {
-		return fmt.Errorf("make reader: %w", err)
 	}
 	r.trouble = &trouble{log: log, brokers: cfg.Brokers}
 
@@ -60,11 +54,12 @@ func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, fro
 	var failed error
 	go func() {
 		defer close(r.full)
-		defer r.client.Close()
-		if failed = r.client.Assign(assign); failed == nil {
-			failed = r.read(ctx)
+		failed = errRenewed
+		for errors.Is(failed, errRenewed) {
+			failed = r.session(ctx, cfg)
 		}
 	}()
+	var err error
 	for batch := range r.full {
 		if err == nil {
 			if err = apply(ctx, batch); err != nil {
@@ -86,16 +81,39 @@ type place struct {
 
 // span is what is left to read of one partition.
 type span struct {
-	topic  string
-	number int32
-	end    int64
+	topic     string
+	number    int32
+	next, end int64
 }
 
 type reader struct {
+	settings    kafka.ConfigMap
 	client      *kafka.Consumer
+	renewed     <-chan struct{} // closed when the TLS files have changed
 	trouble     *trouble
 	open        map[place]*span // partitions that have not ended
 	full, empty chan []Record
+}
+
+// session reads with one client what is left to read.
+func (r *reader) session(ctx context.Context, cfg Config) error {
+	settings, renewed, err := cfg.client(r.settings)
+	if err == nil {
+		r.renewed = renewed
+		r.client, err = kafka.NewConsumer(settings)
+	}
+	if err != nil {
+		return fmt.Errorf("make reader: %w", err)
+	}
+	defer r.client.Close()
+	var assign []kafka.TopicPartition
+	for at, s := range r.open {
+		assign = append(assign, kafka.TopicPartition{Topic: &s.topic, Partition: at.number, Offset: kafka.Offset(s.next)})
+	}
+	if err := r.client.Assign(assign); err != nil {
+		return err
+	}
+	return r.read(ctx)
 }
 
 func (r *reader) read(ctx context.Context) error {
@@ -115,6 +133,13 @@ func (r *reader) read(ctx context.Context) error {
 				default:
 					wait = 1
 				}
+				continue
+			}
+			select {
+			case <-r.renewed: // whatever still comes from the old client is as good; when nothing comes, it may have lost its way in
+				r.empty <- batch
+				return errRenewed
+			default:
 			}
 			continue
 		case *kafka.Message:
@@ -125,10 +150,10 @@ func (r *reader) read(ctx context.Context) error {
 			if at == nil {
 				break
 			}
-			if offset := int64(m.Offset); offset < at.end {
+			if at.next = int64(m.Offset) + 1; at.next <= at.end {
 				batch = append(batch, record(event))
 			}
-			if int64(m.Offset) >= at.end-1 {
+			if at.next >= at.end {
 				r.end(at)
 				at = nil
 			}
@@ -176,7 +201,7 @@ func (r *reader) end(s *span) {
 // fatalToReader is nil for what may pass.
 func fatalToReader(err kafka.Error) error {
 	if err.IsFatal() || is(err, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopicID,
-		kafka.ErrTopicAuthorizationFailed, kafka.ErrGroupAuthorizationFailed) {
+		kafka.ErrTopicAuthorizationFailed) {
 		return explain(err)
 	}
 	return nil

@@ -69,7 +69,11 @@ func numbered(topic string, from, n int) []contract.Message {
 // relay runs a relay until stop is called, which returns when it has ended.
 func relay(t *testing.T, b *Box, addr string) (stop func()) {
 	t.Helper()
-	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return map[string]string{"KAFKA_BROKERS": addr}[name] }))
+	return relayAs(t, b, broker.Config{Brokers: addr})
+}
+
+func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- b.Relay(ctx, cfg) }()
@@ -197,6 +201,54 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 	eventually(t, "the outbox is empty", empty(b))
 	if err := inOrder(byKey(all), published(t, k.Addr, topic)); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever renews certificates in time sees no row twice; when it is too late nothing is lost either.
+func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
+	k := testenv.StartSecureKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 3)
+	k.Allow(t, "u", "topic "+topic+" Write")
+	u := k.NewUser(t, "u")
+	vars := u.Env()
+	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
+	var log strings.Builder
+	admin, err := broker.NewAdmin(cfg, slog.New(slog.NewTextHandler(&log, nil))) // it watches the files
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	stop := relayAs(t, b, cfg)
+	sent := 0
+	addFor := func(d time.Duration) {
+		for end := time.Now().Add(d); time.Now().Before(end); sent += 50 {
+			add(t, b, numbered(topic, sent, 50)...)
+		}
+	}
+	addFor(time.Second)
+	u.Renew(t)
+	addFor(5 * time.Second)
+	eventually(t, "the outbox is empty", empty(b))
+	if diff := cmp.Diff(byKey(numbered(topic, 0, sent)), published(t, k.Addr, topic)); diff != "" {
+		t.Errorf("published with a certificate renewed in time (-want +got):\n%s", diff)
+	}
+
+	k.Clients = testenv.NewAuthority(t, "clients-ca-2")
+	k.Certify(t, k.Clients)
+	k.Restart(t)
+	addFor(time.Second)
+	if b.Rows() == 0 {
+		t.Error("the broker takes the former certificate")
+	}
+	u.Renew(t)
+	eventually(t, "the outbox is empty", empty(b))
+	if err := inOrder(byKey(numbered(topic, 0, sent)), published(t, k.Addr, topic)); err != nil {
+		t.Error(err)
+	}
+	stop()
+	admin.Close()
+	if n := strings.Count(log.String(), "every client is made anew"); n != 2 {
+		t.Errorf("%d lines of 2 renewals:\n%s", n, log.String())
 	}
 }
 

@@ -18,10 +18,11 @@ const (
 	cleanupAfter = 50 * time.Millisecond  // after an acknowledgement, its row is deleted by then
 	retryMin     = 100 * time.Millisecond // first pause after a failure, doubled up to retryMax
 	retryMax     = 5 * time.Second
-	flushTime    = 5 * time.Second // for what is in flight when the relay is told to stop
+	flushTime    = 5 * time.Second // for what is in flight when a producer is given up in order
 )
 
-// Relay publishes the outbox in the order of its rows until ctx ends; then it waits a little for what is in flight.
+// Relay publishes the outbox in the order of its rows until ctx ends; then, and when the TLS files have changed, it waits a little for
+// what is in flight.
 //
 // After a failed delivery nothing is sent again on its own: a later version of the same order could have overtaken it. The relay
 // drops the producer, which ends everything in flight, and starts again at the lowest row that was not acknowledged. What had
@@ -33,8 +34,8 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
 	for ctx.Err() == nil {
 		before := b.acked.Load()
 		err := b.relaySession(ctx, cfg)
-		if err == nil { // ctx has ended
-			return nil
+		if err == nil { // ctx has ended, or the next producer has other TLS files
+			continue
 		}
 		if b.acked.Load() > before {
 			pause = retryMin
@@ -49,7 +50,7 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
 	return nil
 }
 
-// relaySession publishes with one producer. It returns nil when ctx has ended, else the first failure.
+// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended or the producer is out of date.
 func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	w := &window{box: b, progress: make(chan struct{}, 1)}
 	p, err := broker.NewProducer(cfg, b.log, w.delivered)
@@ -58,13 +59,13 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	}
 	defer p.Close()
 	defer func() {
-		if ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			return
 		}
 		final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 		defer cancel()
 		if flushErr := p.Flush(final); flushErr != nil {
-			b.log.Info("stopping with unacknowledged rows; they are sent again at the next start", "rows", b.rows.Load(), "err", flushErr)
+			b.log.Info("a producer ends with unacknowledged rows; the next one sends them again", "rows", b.rows.Load(), "err", flushErr)
 		}
 		err = errors.Join(err, b.deleteIdle(context.WithoutCancel(ctx))) // what was acknowledged in time is not sent again
 	}()
@@ -87,6 +88,8 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 		}
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-p.Renewed():
 			return nil
 		case <-b.wake:
 			more = true

@@ -38,6 +38,15 @@ type installation struct {
 	archive string // class data archive: loading Kafka's classes is half of its start; empty when there is none
 }
 
+// Jars returns the directory of Kafka's class path, which is fetched unless it is there, for a broker that is to run elsewhere.
+func Jars(ctx context.Context, log *slog.Logger) (string, error) {
+	in, err := install(ctx, log)
+	if err != nil {
+		return "", fmt.Errorf("install kafka: %w", err)
+	}
+	return filepath.Dir(in.jars[0]), nil
+}
+
 // install fetches Kafka unless it is there. The first of several processes does it while the others wait.
 func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	java, err := exec.LookPath("java")

@@ -51,12 +51,14 @@ type Options struct {
 	Settings map[string]string // broker settings besides or instead of BrokerSettings; "" means Kafka's own default
 	JVM      []string          // flags; nil: quick to start, slow under load
 	Detached bool              // survives this process
+	TLS      bool              // a listener for TLS besides, with the Settings ssl.*
 	Log      *slog.Logger      // nil: silent
 }
 
 // Kafka is a real broker, which is its own controller, in a process of its own.
 type Kafka struct {
-	Addr string // 127.0.0.1:port
+	Addr    string // 127.0.0.1:port
+	TLSAddr string // likewise, if the Options say so
 
 	options      Options
 	installation installation
@@ -136,14 +138,17 @@ func (k *Kafka) start(ctx context.Context) error {
 }
 
 func (k *Kafka) startOnce(ctx context.Context) error {
-	addr := k.Addr // started again
+	addr, tlsAddr := k.Addr, k.TLSAddr // started again
 	if addr == "" {
 		addr = localAddr(cmp.Or(k.options.Port, freePort()))
+	}
+	if k.options.TLS && tlsAddr == "" {
+		tlsAddr = localAddr(freePort())
 	}
 	if err := free(addr); err != nil {
 		return err
 	}
-	if err := k.configure(addr, localAddr(freePort())); err != nil {
+	if err := k.configure(addr, tlsAddr, localAddr(freePort())); err != nil {
 		return err
 	}
 	if err := k.format(ctx); err != nil {
@@ -169,14 +174,14 @@ func (k *Kafka) startOnce(ctx context.Context) error {
 		log, _ := os.ReadFile(k.LogFile())
 		return fmt.Errorf("%w\n%s%s", err, tail(out, 20, ""), tail(log[min(len(before), len(log)):], 20, "ERROR|FATAL|Exception"))
 	}
-	k.Addr = addr
+	k.Addr, k.TLSAddr = addr, tlsAddr
 	k.options.Log.Info("kafka serves", "addr", addr, "dir", k.options.Dir, "took", time.Since(begin).Round(time.Millisecond))
 	return nil
 }
 
 func (k *Kafka) file(name string) string { return filepath.Join(k.options.Dir, name) }
 
-func (k *Kafka) configure(addr, controllerAddr string) error {
+func (k *Kafka) configure(addr, tlsAddr, controllerAddr string) error {
 	settings := parseProperties(singleNodeProperties)
 	maps.Copy(settings, BrokerSettings())
 	maps.Copy(settings, k.options.Settings)
@@ -185,6 +190,9 @@ func (k *Kafka) configure(addr, controllerAddr string) error {
 		"listeners":                "PLAINTEXT://" + addr + ",CONTROLLER://" + controllerAddr,
 		"controller.quorum.voters": "1@" + controllerAddr,
 	})
+	if tlsAddr != "" {
+		settings["listeners"] += ",SSL://" + tlsAddr
+	}
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		if settings[name] != "" {
@@ -267,8 +275,8 @@ func serves(ctx context.Context, addr string) error {
 	return err
 }
 
-func newAdmin(addr string) (*kadm.Client, error) {
-	return kadm.NewOptClient(kgo.SeedBrokers(addr))
+func newAdmin(addr string, opts ...kgo.Opt) (*kadm.Client, error) {
+	return kadm.NewOptClient(append([]kgo.Opt{kgo.SeedBrokers(addr)}, opts...)...)
 }
 
 // freePort finds a port outside the range from which the system takes those of outgoing connections: a client that keeps trying

@@ -167,7 +167,7 @@ func TestConfigureOverrides(t *testing.T) {
 		"group.consumer.session.timeout.ms": "",     // Kafka's default
 		"message.max.bytes":                 "2000", // besides
 	}}}
-	if err := k.configure("127.0.0.1:1", "127.0.0.1:2"); err != nil {
+	if err := k.configure("127.0.0.1:1", "", "127.0.0.1:2"); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "server.properties"))

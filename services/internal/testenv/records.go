@@ -55,14 +55,14 @@ func ReadAll(t testing.TB, addr, topic string) []Record {
 }
 
 // Read is ReadAll outside a test. Control records are fetched too, and left out of the result: without them a partition that
-// ends with the marker of a transaction would never seem to end.
-func Read(ctx context.Context, addr, topic string) ([]Record, error) {
-	left, start, err := bounds(ctx, addr, topic)
+// ends with the marker of a transaction would never seem to end. The options say how to get in where that takes more than an address.
+func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, error) {
+	left, start, err := bounds(ctx, addr, topic, opts)
 	if err != nil {
 		return nil, fmt.Errorf("read the bounds of topic %s: %w", topic, err)
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start}))
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start})}, opts...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func Read(ctx context.Context, addr, topic string) ([]Record, error) {
 }
 
 // bounds returns, for each partition that is not empty, its end and where to start.
-func bounds(ctx context.Context, addr, topic string) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
-	admin, err := newAdmin(addr)
+func bounds(ctx context.Context, addr, topic string, opts []kgo.Opt) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
+	admin, err := newAdmin(addr, opts...)
 	if err != nil {
 		return nil, nil, err
 	}

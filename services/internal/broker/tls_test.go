@@ -1,0 +1,348 @@
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func userConfig(u *testenv.User) Config {
+	vars := u.Env()
+	return ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
+}
+
+// lines is a log that can be read.
+type lines struct {
+	t    testing.TB
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(p)
+	return l.t.Output().Write(p)
+}
+
+// count is how many lines hold text.
+func (l *lines) count(text string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.text.String()) {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
+func (l *lines) await(t testing.TB, text string, n int) {
+	t.Helper()
+	poll(t, fmt.Sprintf("%d lines with %q", n, text), func() bool { return l.count(text) == n })
+}
+
+const (
+	renewed = "the TLS files have changed: every client is made anew"
+	unfit   = "the TLS files cannot be used"
+	refused = "Kafka does not answer with them"
+)
+
+// All clients live through what Strimzi does to their Secrets, and through the operator's mistakes.
+func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
+	leaks(t)
+	k := testenv.StartSecureKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 2)
+	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read")
+	u := k.NewUser(t, "u")
+	cfg := userConfig(u)
+	said := &lines{t: t}
+	log := slog.New(slog.NewTextHandler(said, nil))
+	a, err := NewAdmin(cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	s := newStore()
+	m := newMember(s)
+	c := NewConsumer(cfg, ConsumerConfig{Group: "g", Topics: []string{topic}}, a, log)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	running.Go(func() { c.Run(ctx, m) })
+
+	r := &reports{}
+	var p *Producer
+	replace := func() {
+		t.Helper()
+		if p != nil {
+			flush(t, p)
+			p.Close()
+		}
+		if p, err = NewProducer(cfg, log, r.delivered); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace()
+	defer func() { p.Close() }()
+	sent := 0
+	works := func(when string) {
+		t.Helper()
+		for range 10 {
+			if err := p.Produce(message(topic, fmt.Sprint("key", sent), fmt.Sprint(sent)), int64(sent)); err != nil {
+				t.Fatalf("%s: %v", when, err)
+			}
+			sent++
+		}
+		flush(t, p)
+		s.await(t, when, func() bool { return s.count() == sent })
+		if _, err := a.Topics(t.Context(), topic); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	goesOn := func(when string) {
+		t.Helper()
+		select {
+		case <-p.Renewed():
+			t.Fatalf("%s: the producer is to be made anew", when)
+		default:
+		}
+		works(when)
+	}
+	follows := func(when string) {
+		t.Helper()
+		select {
+		case <-p.Renewed():
+		case <-time.After(60 * time.Second):
+			t.Fatalf("%s: the producer is not to be made anew", when)
+		}
+		replace()
+		works(when)
+	}
+	works("at first")
+
+	u.Renew(t)
+	follows("with a renewed certificate")
+	if said.count(renewed) != 1 || said.count("joins anew") != 0 || c.Err() != nil {
+		t.Errorf("a renewal is to be one line and no failure, which is now %v", c.Err())
+	}
+
+	// A set that does not fit together.
+	cert, key := k.Clients.Issue(t, "u")
+	former, err := os.ReadFile(cfg.TLS.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": former})
+	said.await(t, unfit, 1)
+	goesOn("with a certificate and the key of another")
+	u.Cert.Change(t, map[string][]byte{"user.crt": cert})
+	said.await(t, "user.key: no such file", 1)
+	goesOn("without the key")
+	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": key})
+	follows("with the set whole again")
+	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM[:100]})
+	said.await(t, "ca.crt is not whole", 1)
+	goesOn("with half an authority")
+	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
+	said.await(t, "again those in use", 1)
+
+	// Both authorities are replaced, with their keys, step by step. The user has a certificate before the broker knows who signed it.
+	oldClients, oldCluster := k.Clients, k.Cluster
+	k.Clients, k.Cluster = testenv.NewAuthority(t, "clients-ca-2"), testenv.NewAuthority(t, "cluster-ca-2")
+	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM, "ca-old.crt": oldCluster.PEM})
+	follows("with both authorities trusted")
+	u.Renew(t)
+	said.await(t, refused, 1)
+	goesOn("with a certificate that the broker does not know yet")
+	k.Certify(t, oldClients, k.Clients)
+	k.Restart(t)
+	follows("when the broker knows it, and shows a new one itself")
+	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
+	follows("without the former authority")
+	k.Certify(t, k.Clients)
+	k.Restart(t)
+	works("when the former certificates are refused")
+
+	if tags, errs := r.get(); len(tags) != sent || errs[""] != sent || m.faults != 0 {
+		t.Errorf("%d reports of %d messages: %v; %d faults in the store", len(tags), sent, errs, m.faults)
+	}
+	if got := len(testenv.ReadAll(t, k.Addr, topic)); got != sent {
+		t.Errorf("%d records in the topic, want %d, each once", got, sent)
+	}
+}
+
+// A read that has lost its way in goes on where it was.
+func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 2)
+	const n, size = 600, 100 << 10 // more than the client reads ahead
+	all := messages(topic, n, 50)
+	noise := make([]byte, size)
+	rand.Read(noise)
+	for i := range all {
+		all[i].Value = append(slices.Clone(noise), all[i].Value...)
+	}
+	testenv.Produce(t, k.Addr, all...)
+	k.Allow(t, "u", "topic "+topic+" Read") // and nothing on its group, which it has no use for
+	u := k.NewUser(t, "u")
+	cfg := userConfig(u)
+	a, err := NewAdmin(cfg, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	first, end, err := a.Bounds(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewProducer(cfg, logger(t), nil) // to see when there are new files
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+
+	next := make(map[int32]int64)
+	count := 0
+	err = ReadTo(t.Context(), cfg, logger(t), "reader", first, end, func(_ context.Context, records []Record) error {
+		if count == 0 {
+			k.Clients = testenv.NewAuthority(t, "clients-ca-2")
+			k.Certify(t, k.Clients)
+			k.Restart(t)
+			u.Renew(t)
+			<-p.Renewed()
+		}
+		for _, r := range records {
+			if r.Offset != next[r.Partition] {
+				return fmt.Errorf("partition %d: offset %d, want %d", r.Partition, r.Offset, next[r.Partition])
+			}
+			next[r.Partition]++
+		}
+		count += len(records)
+		return nil
+	})
+	if err != nil || count != n {
+		t.Errorf("%d records, want %d; %v", count, n, err)
+	}
+}
+
+// A certificate that an authority between signed is shown with that one's.
+func TestCertificateOfAnIntermediateAuthority(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 1)
+	k.Allow(t, "u", "topic "+topic+" Describe")
+	u := k.NewUser(t, "u")
+	k.Clients = k.Clients.Intermediate(t, "department")
+	u.Renew(t)
+	a, err := NewAdmin(userConfig(u), logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := a.Topics(t.Context(), topic); err != nil {
+		t.Error(err)
+	}
+}
+
+// What each client says when one of its ACLs is missing, and that it needs no more than the others.
+func TestMissingACLs(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 1)
+	testenv.Produce(t, k.Addr, message(topic, "k", "v"))
+	bounds := map[Partition]int64{{Topic: topic}: 1}
+
+	describe := func(_ testing.TB, cfg Config, a *Admin) error {
+		_, _, err := a.Bounds(t.Context(), topic)
+		return err
+	}
+	write := func(t testing.TB, cfg Config, _ *Admin) error {
+		delivered := make(chan error, 1)
+		p, err := NewProducer(cfg, logger(t), func(_ int64, err error) { delivered <- err })
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if err := p.Produce(message(topic, "k", "v"), 0); err != nil {
+			return err
+		}
+		return <-delivered
+	}
+	read := func(t testing.TB, cfg Config, _ *Admin) error {
+		return ReadTo(t.Context(), cfg, logger(t), "g", nil, bounds, func(context.Context, []Record) error { return nil })
+	}
+	run := func(t testing.TB, cfg Config, a *Admin, done func(c *Consumer, m *member) bool) error {
+		m := newMember(newStore())
+		c := NewConsumer(cfg, ConsumerConfig{Group: "g", Topics: []string{topic}}, a, logger(t))
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { c.Run(ctx, m) })
+		var err error
+		poll(t, "a record or an error", func() bool {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			ended := done(c, m)
+			err = c.Err()
+			return ended
+		})
+		return err
+	}
+	join := func(t testing.TB, cfg Config, a *Admin) error {
+		return run(t, cfg, a, func(c *Consumer, m *member) bool { return c.Err() != nil || m.count() > 0 })
+	}
+	beRefused := func(t testing.TB, cfg Config, a *Admin) error { // for good, not until a look-up tells that Kafka answers
+		return run(t, cfg, a, func(c *Consumer, _ *member) bool { return c.failure.Load() != nil })
+	}
+	for i, test := range []struct {
+		name string
+		acls []string
+		do   func(t testing.TB, cfg Config, a *Admin) error
+		code string
+		says string
+	}{
+		{"look-up", []string{"topic T Describe"}, describe, "", ""},
+		{"look-up without Describe", nil, describe, "TOPIC_AUTHORIZATION_FAILED", "no permission on the topic"},
+		{"producer", []string{"topic T Write"}, write, "", ""},
+		{"producer without Write", []string{"topic T Describe"}, write, "CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic"},
+		{"producer with Write elsewhere", []string{"topic T Describe", "topic other Write"}, write, "TOPIC_AUTHORIZATION_FAILED", "a producer needs the ACL Write"},
+		{"reader", []string{"topic T Read"}, read, "", ""},
+		{"reader without Read", []string{"topic T Describe"}, read, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
+		{"member", []string{"topic T Read", "group g Read"}, join, "", ""},
+		{"member without Read of its group", []string{"topic T Read", "group g Describe"}, beRefused, "GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read"},
+		{"member with nothing on its group", []string{"topic T Read"}, beRefused, "GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read"},
+		{"member without Read", []string{"topic T Describe", "group g Read"}, join, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
+		{"member that sees no topic", []string{"group g Read"}, join, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			name := fmt.Sprint("user", i)
+			for _, acl := range test.acls {
+				k.Allow(t, name, strings.Replace(acl, " T ", " "+topic+" ", 1))
+			}
+			cfg := userConfig(k.NewUser(t, name))
+			a, err := NewAdmin(cfg, logger(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			err = test.do(t, cfg, a)
+			if Code(err) != test.code || !strings.Contains(fmt.Sprint(err), test.says) {
+				t.Errorf("%v, want %s and %q", err, test.code, test.says)
+			}
+		})
+	}
+}
