@@ -64,7 +64,7 @@ keys, headers and settings (idempotent, acks=all, lz4, linger 1 ms), from memory
 // addBacklog writes into the store of a Cart that does not run what the Cart writes, but the orders themselves, which the relay does
 // not look at.
 func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.Message) (err error) {
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, os.DirFS(filepath.Join(b.root, "services", "cart", "migrations")))
+	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, os.DirFS(filepath.Join(b.root, "services", "cart", "migrations")), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func openStore(ctx context.Context, dir string, maxBacklog int, log *slog.Logger
 		return nil, err
 	}
 	// FULL: an order that was answered 200 survives a power loss.
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, files)
+	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, files, log)
 	if err != nil {
 		return nil, err
 	}

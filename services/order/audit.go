@@ -327,7 +327,7 @@ func (a *auditor) indexFor(ctx context.Context, t *audited, r *reading) (*index,
 	if usable && !r.fresh {
 		return current, nil
 	}
-	ix, err := newIndex(ctx, path, topicID)
+	ix, err := newIndex(ctx, path, topicID, a.log)
 	if err != nil {
 		return nil, fmt.Errorf("make an index: %w", err)
 	}

@@ -2,6 +2,7 @@ package order
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"testing"
 
@@ -26,7 +27,7 @@ func BenchmarkApply(b *testing.B) {
 
 // BenchmarkAuditIndex brings the same events into an audit's index.
 func BenchmarkAuditIndex(b *testing.B) {
-	ix, err := newIndex(b.Context(), b.TempDir()+"/ix.db", "id")
+	ix, err := newIndex(b.Context(), b.TempDir()+"/ix.db", "id", slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 
 	"ordersystem.dev/services/contract"
@@ -31,12 +32,12 @@ type index struct {
 	refs int                        // the auditor's own, and one for each caller that was promised this index
 }
 
-func newIndex(ctx context.Context, path, topicID string) (*index, error) {
+func newIndex(ctx context.Context, path, topicID string, log *slog.Logger) (*index, error) {
 	files, err := fs.Sub(indexMigrations, "audit")
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, path, sqldb.Off, files)
+	db, err := sqldb.Open(ctx, path, sqldb.Off, files, log)
 	if err != nil {
 		return nil, err
 	}

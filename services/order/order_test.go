@@ -75,7 +75,7 @@ func batch(records ...broker.Record) broker.Batch {
 func member(t testing.TB, dir string) *consumer {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	s, err := openStore(t.Context(), dir)
+	s, err := openStore(t.Context(), dir, log)
 	if err != nil {
 		t.Fatal(err)
 	}

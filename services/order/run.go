@@ -40,7 +40,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m := newMetrics(reg)
 
-	st, err := openStore(ctx, cfg.DataDir)
+	st, err := openStore(ctx, cfg.DataDir, log)
 	if err != nil {
 		return err
 	}

@@ -288,7 +288,7 @@ func theWholeWay(t *testing.T, kafka string, user broker.Config) {
 
 func hashOf(t testing.TB, dir string) string {
 	t.Helper()
-	s, err := openStore(t.Context(), dir)
+	s, err := openStore(t.Context(), dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,7 +402,9 @@ func TestSecondServiceOnTheSameStoreIsRefused(t *testing.T) {
 	t.Parallel()
 	kafka, dir := testenv.Fake(t), t.TempDir()
 	s := start(t, kafka, dir)
-	err := Run(t.Context(), Config{
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err := Run(soon, Config{
 		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"}, DataDir: dir, Kafka: broker.Config{Brokers: kafka},
 	}, slog.New(slog.DiscardHandler), nil)
 	if err == nil || !strings.Contains(err.Error(), "in use by another process") {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"time"
 
@@ -34,12 +35,12 @@ type store struct {
 }
 
 // openStore opens the store in dir. A commit does not wait for the disk: state and offsets roll back together, and Kafka has it all.
-func openStore(ctx context.Context, dir string) (*store, error) {
+func openStore(ctx context.Context, dir string, log *slog.Logger) (*store, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "order.db"), sqldb.Normal, files)
+	db, err := sqldb.Open(ctx, filepath.Join(dir, "order.db"), sqldb.Normal, files, log)
 	if err != nil {
 		return nil, err
 	}

@@ -249,7 +249,7 @@ func (a *Admin) offsets(ctx context.Context, infos map[string]TopicInfo, spec ka
 // log has a line only when it changes.
 func (a *Admin) AwaitTopics(ctx context.Context, state func(err error), names ...string) (map[string]TopicInfo, error) {
 	last := ""
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
 		infos, err := a.Topics(ctx, names...)
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("await topics: %w", context.Cause(ctx))

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func open(t *testing.T, path string) *Box {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}})
+	db, err := sqldb.Open(t.Context(), path, sqldb.Full, fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

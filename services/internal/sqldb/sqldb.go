@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 )
@@ -29,6 +31,9 @@ const (
 	Normal Sync = "NORMAL"
 	Off    Sync = "OFF"
 )
+
+// lockWait is a little longer than a service takes to stop.
+const lockWait = 25 * time.Second
 
 // ErrInUse says that another process holds the database.
 var ErrInUse = errors.New("the database is in use by another process")
@@ -46,24 +51,25 @@ type DB struct {
 }
 
 // Open opens or makes the database file at path and brings its schema up to date with the files in migrations (*.sql, in order of
-// their names, each applied once). It takes an exclusive lock, which ends with the process; ErrInUse when another has it.
-func Open(ctx context.Context, path string, sync Sync, migrations fs.FS) (*DB, error) {
+// their names, each applied once). It takes an exclusive lock, which ends with the process, and waits for another that is about to
+// end; ErrInUse when it does not.
+func Open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (*DB, error) {
 	db := &DB{stmts: map[string]*sql.Stmt{}}
-	if err := db.open(ctx, path, sync, migrations); err != nil {
+	if err := db.open(ctx, path, sync, migrations, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
 	}
 	return db, nil
 }
 
-func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS) (err error) {
+func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	if db.lock, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return err
 	}
-	if err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("%w (lock %s.lock: %w)", ErrInUse, path, err)
+	if err := db.takeLock(ctx, path, log); err != nil {
+		return err
 	}
 	// In the DSN, so that every connection of a pool has them.
 	dsn := func(more string) string {
@@ -87,10 +93,33 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if db.Read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
 		return err
 	}
-	readers := max(4, 2*runtime.GOMAXPROCS(0))
+	readers := min(max(4, 2*runtime.GOMAXPROCS(0)), 16) // each has a cache of 2 MB, which Go's memory limit does not count
 	db.Read.SetMaxOpenConns(readers)
 	db.Read.SetMaxIdleConns(readers)
 	return nil
+}
+
+// takeLock waits for a predecessor: Kubernetes starts the successor of a deleted pod while that one still finishes its requests.
+func (db *DB) takeLock(ctx context.Context, path string, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	for said := false; ; said = true {
+		err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("lock %s.lock: %w", path, err)
+		}
+		if !said {
+			log.Warn("another process has the database: waiting for its end", "path", path, "at_most", lockWait)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (it holds %s.lock)", ErrInUse, path)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // Close closes the database; a transaction under way ends first.

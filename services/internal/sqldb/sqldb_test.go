@@ -1,26 +1,31 @@
 package sqldb_test
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/internal/sqldb"
 )
 
+var quiet = slog.New(slog.DiscardHandler)
+
 var schema = fstest.MapFS{"0001_t.sql": {Data: []byte("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k INTEGER);")}}
 
 func open(t *testing.T, path string, migrations fs.FS) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations)
+	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +175,7 @@ func TestMigrations(t *testing.T) {
 		{"a broken migration says which one it is", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k); NONSENSE")}}, "0003_x.sql"},
 		{"and leaves nothing behind", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k)")}}, ""},
 	} {
-		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations)
+		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations, quiet)
 		if err == nil {
 			err = db.Close()
 		}
@@ -184,9 +189,47 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
 	open(t, path, schema)
-	if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema); !errors.Is(err, sqldb.ErrInUse) {
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := sqldb.Open(soon, path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
 		t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
 	}
+}
+
+func TestASuccessorWaitsForItsPredecessor(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "t.db")
+	predecessor, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	log := slog.New(slog.NewTextHandler(writer(func(line []byte) {
+		if !bytes.Contains(line, []byte("waiting for its end")) {
+			t.Errorf("unexpected log line: %s", line)
+		}
+		ended <- predecessor.Close()
+	}), nil))
+	successor, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer successor.Close()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	default:
+		t.Error("the database was opened while the predecessor had it")
+	}
+}
+
+type writer func(line []byte)
+
+func (w writer) Write(line []byte) (int, error) {
+	w(line)
+	return len(line), nil
 }
 
 // TestAFullDiskRefusesAndRecovers limits the file's pages, which fails a transaction as a full disk does.
