@@ -1,0 +1,131 @@
+{{- define "orders.deployment" -}}
+{{- $v := index .root.Values .component -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  {{- include "orders.metadata" . | nindent 2 }}
+spec:
+  replicas: {{ int $v.replicaCount }}
+  revisionHistoryLimit: 3
+  strategy:
+    type: Recreate # the database file has one process at a time
+  selector:
+    matchLabels:
+      {{- include "orders.selectorLabels" . | nindent 6 }}
+  template:
+    metadata:
+      labels:
+        {{- include "orders.podLabels" (merge (dict "podLabels" $v.podLabels) .) | nindent 8 }}
+      {{- with $v.podAnnotations }}
+      annotations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+    spec:
+      {{- with .root.Values.imagePullSecrets }}
+      imagePullSecrets:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      serviceAccountName: {{ include "orders.serviceAccountName" . }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      {{- with $v.priorityClassName }}
+      priorityClassName: {{ . }}
+      {{- end }}
+      terminationGracePeriodSeconds: 30 # a service drains, flushes and closes in less than 20 s
+      securityContext:
+        {{- toYaml .root.Values.podSecurityContext | nindent 8 }}
+      containers:
+        - name: {{ .component }}
+          image: {{ include "orders.image" (dict "root" .root "image" $v.image) }}
+          imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+          securityContext:
+            {{- toYaml .root.Values.securityContext | nindent 12 }}
+          ports:
+            - name: http
+              containerPort: {{ .port }}
+            - name: ops
+              containerPort: {{ add .port 1 }}
+          env:
+            - name: DATA_DIR
+              value: /data
+            {{- with $v.maxBacklog }}
+            - name: MAX_BACKLOG
+              value: {{ int64 . | quote }}
+            {{- end }}
+            - name: LOG_LEVEL
+              value: {{ $v.logLevel }}
+            - name: LOG_FORMAT
+              value: json
+            {{- if dig "requests" "memory" "" ($v.resources | default dict) }}
+            - name: GOMEMLIMIT
+              valueFrom:
+                resourceFieldRef:
+                  containerName: {{ .component }}
+                  resource: requests.memory
+            {{- end }}
+            {{- include "orders.kafka.env" . | nindent 12 }}
+            {{- with $v.extraEnv }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+          {{- with $v.extraEnvFrom }}
+          envFrom:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          # /healthz answers as soon as the database is open, also while the service catches up or rebuilds; /readyz when it can do its work.
+          startupProbe: # a big database may need a while to open or to migrate
+            httpGet:
+              path: /healthz
+              port: ops
+            periodSeconds: 1
+            failureThreshold: 300
+          livenessProbe:
+            httpGet:
+              path: /healthz
+              port: ops
+            periodSeconds: 10
+            timeoutSeconds: 5
+            failureThreshold: 6
+          readinessProbe:
+            httpGet:
+              path: /readyz
+              port: ops
+            periodSeconds: 1
+            timeoutSeconds: 3
+            failureThreshold: 3
+          {{- with $v.resources }}
+          resources:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          volumeMounts:
+            - name: data
+              mountPath: /data
+            - name: tmp
+              mountPath: /tmp
+            {{- include "orders.kafka.volumeMounts" . | trim | nindent 12 }}
+            {{- with $v.volumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+      volumes:
+        - name: data
+          persistentVolumeClaim:
+            claimName: {{ $v.persistence.existingClaim | default (include "orders.componentName" .) }}
+        - name: tmp # SQLite sorts here what does not fit into its memory
+          emptyDir:
+            sizeLimit: 256Mi
+        {{- include "orders.kafka.volumes" . | trim | nindent 8 }}
+        {{- with $v.volumes }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with $v.nodeSelector }}
+      nodeSelector:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $v.affinity }}
+      affinity:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $v.tolerations }}
+      tolerations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+{{- end }}
