@@ -106,13 +106,14 @@ func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, <-chan struct{},
 
 func (c Config) clientWith(files *pems, more kafka.ConfigMap) *kafka.ConfigMap {
 	m := kafka.ConfigMap{
-		"bootstrap.servers":        c.Brokers,
-		"client.id":                c.ClientID,
-		"allow.auto.create.topics": false, // topics are declared
-		"socket.keepalive.enable":  true,
-		"reconnect.backoff.max.ms": 2000,  // back soon after an outage; the default is 10 s
-		"log.connection.close":     false, // a broker closing an idle connection is no news
-		"enable.metrics.push":      false,
+		"bootstrap.servers":                  c.Brokers,
+		"client.id":                          c.ClientID,
+		"allow.auto.create.topics":           false, // topics are declared
+		"socket.keepalive.enable":            true,
+		"reconnect.backoff.max.ms":           2000,  // back soon after an outage; the default is 10 s
+		"socket.connection.setup.timeout.ms": 5000,  // the address of a pod that has gone does not even refuse; the default is 30 s
+		"log.connection.close":               false, // a broker closing an idle connection is no news
+		"enable.metrics.push":                false,
 	}
 	for key, value := range map[string]string{
 		"security.protocol": c.Protocol, "ssl.ca.pem": files.ca, "ssl.certificate.pem": files.cert, "ssl.key.pem": files.key,
