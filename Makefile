@@ -7,10 +7,20 @@ TEST_TIMEOUT  ?= 20m
 TEST_PARALLEL ?= 2
 FUZZ_RUNS     ?= 200000
 KAFKA_PORT    ?= 9092
+DOCKER        ?= docker
+REGISTRY      ?= ghcr.io
+VERSION       ?= $(shell sed -n 's/^appVersion: *"*\([^"]*\)"*$$/\1/p' charts/orders/Chart.yaml)
 CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
+# The programs that have an image, and how each is built; a build-arg without a value is taken from the environment, if it is there.
+PROGRAMS    = cart order check
+IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
+BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \
+	--build-arg GOPROXY --build-arg PIP_INDEX_URL $(IMAGE_FLAGS) --tag $(IMAGE) .
+
 GOLANGCI_LINT = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+HELM_DOCS     = $(or $(shell command -v helm-docs),$(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2)
 
 .DEFAULT_GOAL := help
 
@@ -59,6 +69,39 @@ kafka: ## Start a real Kafka with the declared topics, on KAFKA_PORT
 .PHONY: kafka-stop
 kafka-stop: ## Stop it
 	$(GO) run ./services/internal/testenv/kafkad stop
+
+.PHONY: kind
+kind: ## Create the local cluster of kind-config.yaml, if it is not there
+	@missing=$$(for tool in docker kind kubectl helm tilt; do command -v $$tool >/dev/null || echo $$tool; done); \
+		test -z "$$missing" || { echo 'Not in PATH:' $$missing '(tilt/README.md says where they come from)' >&2; exit 1; }
+	@docker info >/dev/null || { echo 'Docker does not answer. Is it started?' >&2; exit 1; }
+	@kind get clusters 2>/dev/null | grep -qx orders || kind create cluster --config kind-config.yaml
+	@kind export kubeconfig --name orders
+	@echo 'Next: tilt up'
+
+.PHONY: kind-delete
+kind-delete: ## Delete it with all that it holds
+	kind delete cluster --name orders
+
+.PHONY: charts-docs
+charts-docs: ## Write the charts' README.md from their values
+	$(HELM_DOCS) --chart-search-root charts --log-level warning
+
+.PHONY: images
+images: ## Build the images (PLATFORM=linux/arm64 for another than this machine's, BASE and PIP_BASE for other bases)
+	@set -e; for program in $(PROGRAMS); do \
+		DOCKER_BUILDKIT=1 $(DOCKER) build $(if $(PLATFORM),--platform=$(PLATFORM)) $(BUILD_IMAGE); \
+	done
+
+.PHONY: image-names
+image-names: ## Print their names
+	@for program in $(PROGRAMS); do echo $(IMAGE); done
+
+.PHONY: push
+push: ## Build them for amd64 and arm64 and push them to REGISTRY (needs docker's buildx)
+	@set -e; for program in $(PROGRAMS); do \
+		$(DOCKER) buildx build --platform=linux/amd64,linux/arm64 --build-arg SOURCE_DATE_EPOCH=0 --provenance=false --push $(BUILD_IMAGE); \
+	done
 
 .PHONY: bench
 bench: ## Measure against the raw limits of the same machine, in the same run

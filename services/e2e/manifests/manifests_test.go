@@ -1,0 +1,198 @@
+// Package manifests_test checks what is deployed, without deploying it: charts/, strimzi/ and k8s/ are rendered as their users render
+// them, and held against the schemas, against each other, against the code, and against a real API server where KUBECONFIG names one.
+package manifests_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+
+	"ordersystem.dev/services/e2e/manifests/schemas"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+const root = "../../.."
+
+// need skips the test, or fails it with TEST_REQUIRE=1, where a program is missing.
+func need(t testing.TB, program, install string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		testenv.Require(t, &testenv.MissingError{Program: program, Install: install})
+	}
+}
+
+// run runs a program in the repository's root and returns what it wrote; any failure ends the test.
+func run(t testing.TB, stdin []byte, program string, args ...string) (stdout, stderr string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir = root
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, &out, &errs)
+	}
+	return out.String(), errs.String()
+}
+
+func kustomize(t testing.TB, dir string) []byte {
+	t.Helper()
+	need(t, "kubectl", "kubectl, which has kustomize in it")
+	out, _ := run(t, nil, "kubectl", "kustomize", dir)
+	return []byte(out)
+}
+
+// helmTemplate renders the chart with what else is in its values file; an empty name means the chart's own values alone.
+func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
+	t.Helper()
+	need(t, "helm", "Helm 4")
+	args := []string{"template", filepath.Base(chart), chart, "--namespace", namespace}
+	if values != "" {
+		args = append(args, "--values", values)
+	}
+	out, _ := run(t, nil, "helm", args...)
+	return []byte(out)
+}
+
+// glob returns what there is, relative to the root, and fails when there is nothing.
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(root, pattern))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("there is no %s (%v)", pattern, err)
+	}
+	for i := range found {
+		if found[i], err = filepath.Rel(root, found[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return found
+}
+
+// charts returns each chart's directory with each of its values files, and with none.
+func charts(t testing.TB) (all []struct{ chart, values string }) {
+	t.Helper()
+	for _, file := range glob(t, "charts/*/Chart.yaml") {
+		chart := filepath.Dir(file)
+		for _, values := range append(glob(t, chart+"/ci/*-values.yaml"), "") {
+			all = append(all, struct{ chart, values string }{chart, values})
+		}
+	}
+	return all
+}
+
+// overlays returns the directories that a user applies: every kustomization but those that only others build on.
+func overlays(t testing.TB) (dirs []string) {
+	t.Helper()
+	for _, top := range []string{"strimzi", "k8s"} {
+		err := fs.WalkDir(os.DirFS(root), top, func(path string, _ fs.DirEntry, err error) error {
+			if dir := filepath.Dir(path); filepath.Base(path) == "kustomization.yaml" && filepath.Base(dir) != "base" {
+				dirs = append(dirs, dir)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(dirs) == 0 {
+		t.Fatal("there is no kustomization")
+	}
+	return dirs
+}
+
+// forEach calls check with everything that a user may apply, rendered for the namespace.
+func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests []byte)) {
+	for _, c := range charts(t) {
+		t.Run(filepath.Join(c.chart, filepath.Base(c.values)), func(t *testing.T) {
+			t.Parallel()
+			check(t, helmTemplate(t, namespace, c.chart, c.values))
+		})
+	}
+	for _, dir := range overlays(t) {
+		t.Run(dir, func(t *testing.T) {
+			t.Parallel()
+			check(t, kustomize(t, dir))
+		})
+	}
+}
+
+type document = map[string]any
+
+// documents decodes a stream of YAML documents.
+func documents(t testing.TB, text []byte) (objects []document) {
+	t.Helper()
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var o document
+		switch err := decoder.Decode(&o); {
+		case errors.Is(err, io.EOF):
+			return objects
+		case err != nil:
+			t.Fatal(err)
+		}
+		if o != nil {
+			objects = append(objects, o)
+		}
+	}
+}
+
+func TestManifestsFitTheSchemas(t *testing.T) {
+	t.Parallel()
+	need(t, "kubeconform", "kubeconform")
+	dir := t.TempDir()
+	testenv.Require(t, schemas.Write(t.Context(), dir))
+	forEach(t, "orders", func(t *testing.T, manifests []byte) {
+		run(t, manifests, "kubeconform", "-strict", "-schema-location", schemas.Location(dir))
+	})
+}
+
+func TestChartsPassTheLinter(t *testing.T) {
+	t.Parallel()
+	need(t, "helm", "Helm 4")
+	for _, c := range charts(t) {
+		t.Run(filepath.Join(c.chart, filepath.Base(c.values)), func(t *testing.T) {
+			t.Parallel()
+			args := []string{"lint", "--strict", c.chart}
+			if c.values != "" {
+				args = append(args, "--values", c.values)
+			}
+			run(t, nil, "helm", args...)
+		})
+	}
+}
+
+func TestChartsPassTheirUnitTests(t *testing.T) {
+	t.Parallel()
+	need(t, "helm-unittest", "helm-unittest, as a program or linked from the plugin's directory")
+	for _, file := range glob(t, "charts/*/Chart.yaml") {
+		chart := filepath.Dir(file)
+		glob(t, chart+"/tests/*_test.yaml") // without any, helm-unittest is content too
+		run(t, nil, "helm-unittest", "--strict", chart)
+	}
+}
+
+func TestChartsDocumentEveryValue(t *testing.T) {
+	t.Parallel()
+	need(t, "helm-docs", "helm-docs")
+	for _, file := range glob(t, "charts/*/Chart.yaml") {
+		chart := filepath.Dir(file)
+		want, _ := run(t, nil, "helm-docs", "--dry-run", "--chart-search-root", chart)
+		got, err := os.ReadFile(filepath.Join(root, chart, "README.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(string(got))); diff != "" {
+			t.Errorf("%s/README.md is not what helm-docs makes of the comments now (-want +got):\n%s", chart, diff)
+		}
+	}
+}

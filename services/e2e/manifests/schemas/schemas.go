@@ -1,0 +1,56 @@
+// Package schemas finds what the manifests are checked against: the CRDs that they use and Kubernetes' own types, each from what its
+// project publishes. None of it is committed.
+package schemas
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// The releases that the manifests are written for.
+const (
+	kubernetes         = "k8s.io/kubernetes@v1.37.2"
+	prometheusOperator = "github.com/prometheus-operator/prometheus-operator@v0.93.1"
+	gatewayAPI         = "sigs.k8s.io/gateway-api@v1.6.3"
+)
+
+// CRDs returns the files of the CRDs that the manifests use.
+func CRDs(ctx context.Context) ([]string, error) {
+	strimzi, err := strimzi(ctx)
+	if err != nil {
+		return nil, err
+	}
+	monitoring, err := module(ctx, prometheusOperator)
+	if err != nil {
+		return nil, err
+	}
+	gateway, err := module(ctx, gatewayAPI)
+	if err != nil {
+		return nil, err
+	}
+	return append(strimzi,
+		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"),
+		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
+		filepath.Join(gateway, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
+	), nil
+}
+
+// module returns the directory of a Go module's source.
+func module(ctx context.Context, version string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", version)
+	cmd.Dir = os.TempDir() // outside of this module, whose go.sum is none of its business
+	out, failed := cmd.Output()
+	var m struct{ Dir, Error string }
+	if err := json.Unmarshal(out, &m); err != nil {
+		return "", fmt.Errorf("download %s: %w", version, errors.Join(failed, err))
+	}
+	if m.Error != "" {
+		return "", fmt.Errorf("download %s: %s", version, m.Error)
+	}
+	return m.Dir, nil
+}

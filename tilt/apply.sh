@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Applies a kustomization and returns when the cluster says that all objects of the given kinds are Ready.
+# On stdout, for Tilt: what was applied.
+set -euo pipefail
+directory=$1 kinds=$2 timeout=$3
+
+kubectl apply --kustomize "$directory" --output yaml
+kubectl wait "$kinds" --all --namespace orders --for condition=Ready --timeout "$timeout" >&2 || {
+  kubectl get "$kinds" --namespace orders \
+    --output 'jsonpath={range .items[*]}{.kind} {.metadata.name}: {.status.conditions}{"\n"}{end}' >&2
+  exit 1
+}
