@@ -1,7 +1,6 @@
 package manifests_test
 
 import (
-	"bytes"
 	"crypto/rand"
 	"os"
 	"os/exec"
@@ -34,15 +33,7 @@ func newNamespace(t *testing.T) string {
 	if os.Getenv("KUBECONFIG") == "" { // never the cluster that happens to be kubectl's current one
 		testenv.Require(t, &testenv.MissingError{Program: "a Kubernetes cluster", Install: "kind, then `make kind`, and set KUBECONFIG"})
 	}
-	crds, err := schemas.CRDs(t.Context())
-	testenv.Require(t, err)
-	for _, crd := range crds { // those that are there stay as they are, and none is ever deleted: that would delete every Kafka
-		out, err := exec.CommandContext(t.Context(), "kubectl", "create", "--filename", crd).CombinedOutput()
-		if err != nil && !bytes.Contains(out, []byte("AlreadyExists")) {
-			t.Fatalf("create %s: %v\n%s", crd, err, out)
-		}
-		run(t, nil, "kubectl", "wait", `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`, "--timeout=30s", "--filename", crd)
-	}
+	testenv.Require(t, schemas.Install(t.Context())) // and never deleted: that would delete every Kafka
 	name := "manifests-" + strings.ToLower(rand.Text()[:8])
 	for _, o := range documents(t, kustomize(t, "k8s/namespaces")) {
 		metadata := o["metadata"].(document)

@@ -55,19 +55,20 @@ func TestTiltStartsEachAfterWhatItNeeds(t *testing.T) {
 	}
 	buttons := []string{"check", "cart", "order"}
 	want := map[string][]string{
-		"namespaces":       nil,
-		"strimzi":          {"namespaces"},
-		"kafka":            {"strimzi"},
-		"topics":           {"kafka"},
-		"network-policies": {"namespaces"},
-		"cart":             {"topics"},
-		"order":            {"topics"},
-		"monitoring":       {"namespaces"},
-		"monitors":         {"monitoring"},
-		"grafana":          {"monitoring"},
-		"prometheus":       {"monitoring"},
-		"check":            {"namespaces"},
-		"place-and-update": buttons, "load": buttons, "audit": buttons, "poison": buttons, "restart-broker": buttons,
+		"namespaces":           nil,
+		"monitoring-namespace": nil,
+		"strimzi":              {"namespaces"},
+		"kafka":                {"strimzi"},
+		"topics":               {"kafka"},
+		"network-policies":     {"namespaces"},
+		"cart":                 {"topics"},
+		"order":                {"topics"},
+		"monitoring":           {"monitoring-namespace"},
+		"monitors":             {"monitoring"},
+		"grafana":              {"monitoring"},
+		"prometheus":           {"monitoring"},
+		"check":                {"namespaces"},
+		"place-and-update":     buttons, "load": buttons, "audit": buttons, "poison": buttons, "restart-broker": buttons,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("resource_deps (-want +got):\n%s", diff)

@@ -3,6 +3,7 @@
 package schemas
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,25 @@ func CRDs(ctx context.Context) ([]string, error) {
 		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
 		filepath.Join(gateway, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
 	), nil
+}
+
+// Install creates those CRDs that the cluster of kubectl's configuration lacks. Those that are there stay as they are.
+func Install(ctx context.Context) error {
+	crds, err := CRDs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, crd := range crds {
+		out, err := exec.CommandContext(ctx, "kubectl", "create", "--filename", crd).CombinedOutput()
+		if err != nil && !bytes.Contains(out, []byte("AlreadyExists")) {
+			return fmt.Errorf("create %s: %w\n%s", crd, err, out)
+		}
+		established := `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`
+		if out, err := exec.CommandContext(ctx, "kubectl", "wait", established, "--timeout=30s", "--filename", crd).CombinedOutput(); err != nil {
+			return fmt.Errorf("wait for %s: %w\n%s", crd, err, out)
+		}
+	}
+	return nil
 }
 
 // module returns the directory of a Go module's source.
