@@ -51,10 +51,10 @@ func (a *Authority) Intermediate(t testing.TB, name string) *Authority {
 	return b
 }
 
-// Issue makes a certificate for a user or for a broker on this machine, as PEM text.
-func (a *Authority) Issue(t testing.TB, name string) (cert, key []byte) {
+// Issue makes a certificate for a user or for a broker on this machine or on other hosts, as PEM text.
+func (a *Authority) Issue(t testing.TB, name string, hosts ...string) (cert, key []byte) {
 	t.Helper()
-	c, k := sign(t, name, a)
+	c, k := sign(t, name, a, hosts...)
 	der, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func (a *Authority) Issue(t testing.TB, name string) (cert, key []byte) {
 }
 
 // sign makes a certificate by an authority, or without one that of an authority.
-func sign(t testing.TB, name string, by *Authority) (*x509.Certificate, *ecdsa.PrivateKey) {
+func sign(t testing.TB, name string, by *Authority, hosts ...string) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -75,9 +75,9 @@ func sign(t testing.TB, name string, by *Authority) (*x509.Certificate, *ecdsa.P
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), // a cluster's clocks may be behind
 		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: hosts,
 	}
 	parent, signer := template, key
 	if by != nil {

@@ -1,0 +1,280 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// rights are all that each user may do. It stands here once more so that no ACL too many in strimzi/topics can pass.
+var rights = map[string][]string{
+	"cart": {
+		"Read topic order-created-topic", "Write topic order-created-topic", "Describe topic order-created-topic",
+		"Read topic order-updated-topic", "Write topic order-updated-topic", "Describe topic order-updated-topic",
+		"Describe group cart-rebuild",
+		"IdempotentWrite cluster", // comes with Write on any topic
+	},
+	"order": {
+		"Read topic order-created-topic", "Describe topic order-created-topic",
+		"Read topic order-updated-topic", "Describe topic order-updated-topic",
+		"Write topic order-dead-letter-topic", "Describe topic order-dead-letter-topic",
+		"Read group order-service", "Describe group order-service",
+		"Describe group order-audit",
+		"IdempotentWrite cluster",
+	},
+	"lag-operator": {
+		"Describe topic order-created-topic", "Describe topic order-updated-topic", "Describe topic order-dead-letter-topic",
+		"Describe topic __consumer_offsets", "Describe topic any-other-topic",
+		"Describe group order-service", "Describe group order-audit", "Describe group cart-rebuild", "Describe group any-other-group",
+	},
+}
+
+// resources are what there is to have rights on.
+var resources = map[string][]string{
+	"topic":           {contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter, "__consumer_offsets", "any-other-topic"},
+	"group":           {contract.GroupOrder, contract.GroupAudit, contract.GroupRebuild, "any-other-group"},
+	"cluster":         {""},
+	"transactionalId": {"any-transaction"},
+}
+
+// attempt asks the broker for something that takes one right, and returns its answer. Who has the right gets another error or none;
+// nothing is changed, as each asks for a trial or is wrong in some other way, which the broker sees after the rights.
+type attempt struct {
+	operation, resource string
+	ask                 func(ctx context.Context, broker *kgo.Broker, name string) error
+}
+
+var attempts = []attempt{
+	{"Describe", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic := kmsg.NewMetadataRequestTopic()
+		topic.Topic = &name
+		req := kmsg.NewPtrMetadataRequest()
+		req.Topics = append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.MetadataResponse) int16 { return resp.Topics[0].ErrorCode })
+	}},
+	{"Read", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic, partition := kmsg.NewFetchRequestTopic(), kmsg.NewFetchRequestTopicPartition()
+		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
+		req := kmsg.NewPtrFetchRequest()
+		req.MaxBytes, req.Topics = 1, append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.FetchResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+	}},
+	{"Write", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic, partition := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
+		partition.Records = []byte{} // no batch; a broken one would be seen before the rights
+		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
+		req := kmsg.NewPtrProduceRequest()
+		req.Acks, req.TimeoutMillis, req.Topics = -1, 1000, append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.ProduceResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+	}},
+	{"Create", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic := kmsg.NewCreateTopicsRequestTopic()
+		topic.Topic, topic.NumPartitions, topic.ReplicationFactor = name, 1, 1
+		req := kmsg.NewPtrCreateTopicsRequest()
+		req.ValidateOnly, req.Topics = true, append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.CreateTopicsResponse) int16 { return resp.Topics[0].ErrorCode })
+	}},
+	{"Delete", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic, partition := kmsg.NewDeleteRecordsRequestTopic(), kmsg.NewDeleteRecordsRequestTopicPartition()
+		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition) // those before offset 0
+		req := kmsg.NewPtrDeleteRecordsRequest()
+		req.Topics = append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.DeleteRecordsResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+	}},
+	{"Alter", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic := kmsg.NewCreatePartitionsRequestTopic()
+		topic.Topic, topic.Count = name, 100
+		req := kmsg.NewPtrCreatePartitionsRequest()
+		req.ValidateOnly, req.Topics = true, append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.CreatePartitionsResponse) int16 { return resp.Topics[0].ErrorCode })
+	}},
+	describeConfigs("topic", kmsg.ConfigResourceTypeTopic),
+	alterConfigs("topic", kmsg.ConfigResourceTypeTopic, "retention.ms"),
+
+	{"Describe", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		group := kmsg.NewOffsetFetchRequestGroup()
+		group.Group = name
+		req := kmsg.NewPtrOffsetFetchRequest()
+		req.Groups = append(req.Groups, group)
+		return ask(ctx, broker, req, func(resp *kmsg.OffsetFetchResponse) int16 { return resp.Groups[0].ErrorCode })
+	}},
+	{"Read", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		req.Group, req.MemberID, req.MemberEpoch = name, "nobody", 7 // of a member that there is not
+		return ask(ctx, broker, req, func(resp *kmsg.ConsumerGroupHeartbeatResponse) int16 { return resp.ErrorCode })
+	}},
+	{"Delete", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		topic, partition := kmsg.NewOffsetDeleteRequestTopic(), kmsg.NewOffsetDeleteRequestTopicPartition()
+		topic.Topic, topic.Partitions = "any-other-topic", append(topic.Partitions, partition)
+		req := kmsg.NewPtrOffsetDeleteRequest()
+		req.Group, req.Topics = name, append(req.Topics, topic)
+		return ask(ctx, broker, req, func(resp *kmsg.OffsetDeleteResponse) int16 { return resp.ErrorCode })
+	}},
+	describeConfigs("group", kmsg.ConfigResourceTypeGroupConfig),
+	alterConfigs("group", kmsg.ConfigResourceTypeGroupConfig, "consumer.session.timeout.ms"),
+
+	{"Describe", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
+		req := kmsg.NewPtrDescribeACLsRequest()
+		req.ResourceType, req.ResourcePatternType, req.Operation, req.PermissionType = kmsg.ACLResourceTypeAny, kmsg.ACLResourcePatternTypeAny,
+			kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
+		return ask(ctx, broker, req, func(resp *kmsg.DescribeACLsResponse) int16 { return resp.ErrorCode })
+	}},
+	{"Alter", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
+		filter := kmsg.NewDeleteACLsRequestFilter() // matches nothing
+		filter.ResourceType, filter.ResourceName, filter.ResourcePatternType = kmsg.ACLResourceTypeTopic, new("no-such-topic"), kmsg.ACLResourcePatternTypeLiteral
+		filter.Operation, filter.PermissionType = kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
+		req := kmsg.NewPtrDeleteACLsRequest()
+		req.Filters = append(req.Filters, filter)
+		return ask(ctx, broker, req, func(resp *kmsg.DeleteACLsResponse) int16 { return resp.Results[0].ErrorCode })
+	}},
+	{"ClusterAction", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
+		marker, topic := kmsg.NewWriteTxnMarkersRequestMarker(), kmsg.NewWriteTxnMarkersRequestMarkerTopic()
+		topic.Topic, topic.Partitions = "no-such-topic", []int32{0}
+		marker.Topics = append(marker.Topics, topic)
+		req := kmsg.NewPtrWriteTxnMarkersRequest()
+		req.Markers = append(req.Markers, marker)
+		return ask(ctx, broker, req, func(resp *kmsg.WriteTxnMarkersResponse) int16 {
+			return resp.Markers[0].Topics[0].Partitions[0].ErrorCode
+		})
+	}},
+	{"IdempotentWrite", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
+		req := kmsg.NewPtrInitProducerIDRequest()
+		return ask(ctx, broker, req, func(resp *kmsg.InitProducerIDResponse) int16 { return resp.ErrorCode })
+	}},
+	describeConfigs("cluster", kmsg.ConfigResourceTypeBroker),
+	alterConfigs("cluster", kmsg.ConfigResourceTypeBroker, "log.retention.ms"),
+
+	{"Write", "transactionalId", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		req := kmsg.NewPtrInitProducerIDRequest()
+		req.TransactionalID, req.TransactionTimeoutMillis = &name, -1
+		return ask(ctx, broker, req, func(resp *kmsg.InitProducerIDResponse) int16 { return resp.ErrorCode })
+	}},
+	{"Describe", "transactionalId", func(ctx context.Context, broker *kgo.Broker, name string) error {
+		req := kmsg.NewPtrDescribeTransactionsRequest()
+		req.TransactionalIDs = append(req.TransactionalIDs, name)
+		return ask(ctx, broker, req, func(resp *kmsg.DescribeTransactionsResponse) int16 { return resp.TransactionStates[0].ErrorCode })
+	}},
+}
+
+func describeConfigs(resource string, kind kmsg.ConfigResourceType) attempt {
+	return attempt{"DescribeConfigs", resource, func(ctx context.Context, broker *kgo.Broker, name string) error {
+		r := kmsg.NewDescribeConfigsRequestResource()
+		r.ResourceType, r.ResourceName = kind, name
+		req := kmsg.NewPtrDescribeConfigsRequest()
+		req.Resources = append(req.Resources, r)
+		return ask(ctx, broker, req, func(resp *kmsg.DescribeConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
+	}}
+}
+
+func alterConfigs(resource string, kind kmsg.ConfigResourceType, setting string) attempt {
+	return attempt{"AlterConfigs", resource, func(ctx context.Context, broker *kgo.Broker, name string) error {
+		config := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		config.Name, config.Value = setting, new("6000")
+		r := kmsg.NewIncrementalAlterConfigsRequestResource()
+		r.ResourceType, r.ResourceName, r.Configs = kind, name, append(r.Configs, config)
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		req.ValidateOnly, req.Resources = true, append(req.Resources, r)
+		return ask(ctx, broker, req, func(resp *kmsg.IncrementalAlterConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
+	}}
+}
+
+// unanswered says that there is no answer at all.
+type unanswered struct{ error }
+
+func ask[R kmsg.Response](ctx context.Context, broker *kgo.Broker, req kmsg.Request, code func(R) int16) error {
+	resp, err := broker.Request(ctx, req)
+	if err != nil {
+		return unanswered{err}
+	}
+	return kerr.ErrorForCode(code(resp.(R)))
+}
+
+func isRefused(err error) bool {
+	for _, refusal := range []error{kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed} {
+		if errors.Is(err, refusal) {
+			return true
+		}
+	}
+	return false
+}
+
+// usersMayDoWhatTheyNeedAndNothingElse tries every operation on everything as every user, with the certificate of each.
+func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
+	for _, u := range s.users {
+		if rights[u.Metadata.Name] == nil {
+			t.Errorf("KafkaUser %s is unknown here", u.Metadata.Name)
+		}
+	}
+	for user, may := range rights {
+		t.Run(user, func(t *testing.T) { mayDo(t, s, user, may) })
+	}
+	// Else a broker that refuses everything, or attempts that are wrong, would pass above.
+	t.Run("only who administers may do everything", func(t *testing.T) {
+		var everything []string
+		for _, a := range attempts {
+			for _, name := range resources[a.resource] {
+				everything = append(everything, rightOf(a, name))
+			}
+		}
+		mayDo(t, s, admin, everything)
+	})
+	for name, opts := range map[string][]kgo.Opt{
+		"nobody without a certificate":         s.with(),
+		"nobody with another CA's certificate": (&strimzi{cluster: s.cluster, clusterCA: s.clusterCA, clientsCA: testenv.NewAuthority(t, "clients-ca"), forwarded: s.forwarded}).as(t, "cart"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, err := kgo.NewClient(append(opts, kgo.RetryTimeout(2*time.Second))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if err := client.Ping(t.Context()); err == nil {
+				t.Error("the broker answers")
+			}
+		})
+	}
+}
+
+func mayDo(t *testing.T, s *strimzi, user string, may []string) {
+	byName := kversion.Stable() // later versions name topics by ID, which who may not know a topic cannot
+	byName.SetMaxKeyVersion(int16(kmsg.Fetch), 12)
+	byName.SetMaxKeyVersion(int16(kmsg.Produce), 12)
+	client, err := kgo.NewClient(append(s.as(t, user), kgo.MaxVersions(byName))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for _, right := range may {
+		if !slices.ContainsFunc(attempts, func(a attempt) bool {
+			return slices.ContainsFunc(resources[a.resource], func(name string) bool { return rightOf(a, name) == right })
+		}) {
+			t.Errorf("%q is not tried", right)
+		}
+	}
+	for _, a := range attempts {
+		for _, name := range resources[a.resource] {
+			err := a.ask(t.Context(), client.Broker(0), name)
+			if _, silent := errors.AsType[unanswered](err); silent {
+				t.Errorf("%s: %v", rightOf(a, name), err)
+			} else if want := !slices.Contains(may, rightOf(a, name)); isRefused(err) != want {
+				t.Errorf("%s: refused is %t, want %t; the answer is %v", rightOf(a, name), !want, want, err)
+			}
+		}
+	}
+}
+
+// rightOf is what an attempt takes, as rights has it.
+func rightOf(a attempt, name string) string {
+	return strings.TrimSpace(a.operation + " " + a.resource + " " + name)
+}

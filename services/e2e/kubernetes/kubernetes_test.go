@@ -1,0 +1,356 @@
+// Package kubernetes tests the chart as it is installed: on a real cluster, with the images as they are built, beside a real Kafka with
+// TLS and ACLs as strimzi/ declares it.
+//
+// The cluster is the one of KUBECONFIG. TEST_IMAGE_LOAD is a shell command that brings the local Docker daemon's images "$@" into it,
+// for kind TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'. TEST_JAVA_BASE is the base of the test's Kafka image, if not the Dockerfile's.
+package kubernetes
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/contract"
+)
+
+// installation is the release and what it stands on.
+type installation struct {
+	*cluster
+	strimzi     *strimzi
+	cart, order *service
+	before      []string // what was there before the release
+	secrets     []string // what Strimzi wrote after it
+	placed      answer   // an order that has to be found at the end
+}
+
+// service is one of the two, as it is reached from here.
+type service struct {
+	name     string
+	port     int
+	api, ops string // URLs
+}
+
+func (s *service) selector() string {
+	return "app.kubernetes.io/instance=orders,app.kubernetes.io/component=" + s.name
+}
+
+// The steps are one story: each begins where the one before ended.
+func TestInstallation(t *testing.T) {
+	c := newCluster(t)
+	i := &installation{cluster: c, strimzi: newStrimzi(t, c), cart: &service{name: "cart", port: 5000}, order: &service{name: "order", port: 7000}}
+	i.strimzi.prepareKafka(t)
+	i.strimzi.startKafka(t)
+	i.strimzi.allow(t)
+	i.before = i.objects(t)
+	for _, step := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"the chart installs before anything that it needs", i.install},
+		{"pods wait for the Secrets of their users", i.waitForSecrets},
+		{"pods start by themselves when the Secrets are there", i.startWithSecrets},
+		{"services are not ready without their topics and say which", i.waitForTopics},
+		{"services are ready within a second of their topics and their pods at the next probe", i.readyWithTopics},
+		{"helm test passes", i.helmTest},
+		{"the Postman requests pass through kubectl port-forward", i.postman},
+		{"users may do what they need and nothing else", func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
+		{"no order is lost when pods are deleted and the release is upgraded", i.disturbPods},
+		{"no order is lost when the broker is deleted and comes back", i.disturbBroker},
+		{"renewed certificates are used without a restart", i.renewCertificates},
+		{"a view whose volume is gone is rebuilt from Kafka", i.rebuild},
+		{"a missing right is named, and nothing is lost over it", i.missRights},
+		{"uninstalling leaves the data and what is not the release's", i.uninstall},
+		{"installed again it goes on where it was", i.installAgain},
+		{"nobody was warned of Pod Security", i.noWarnings},
+	} {
+		begin := time.Now()
+		if !t.Run(step.name, step.do) {
+			t.Fatal("the rest needs what this step leaves")
+		}
+		t.Logf("%5.1f s: %s", time.Since(begin).Seconds(), step.name)
+	}
+}
+
+func (i *installation) install(t *testing.T) {
+	i.helm(t, "install", "orders", "charts/orders")
+}
+
+func (i *installation) waitForSecrets(t *testing.T) {
+	for _, s := range []*service{i.cart, i.order} {
+		want := fmt.Sprintf("secret %q not found", s.name)
+		eventually(t, 30*time.Second, "the pod waits: "+want, func() (bool, string) {
+			waiting := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o", "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}")
+			events := i.kubectl(t, "get", "events", "--field-selector", "reason=FailedMount", "-o", `jsonpath={range .items[*]}{.message}{"\n"}{end}`)
+			return waiting == "ContainerCreating" && strings.Contains(events, want), waiting + "\n" + events
+		})
+	}
+}
+
+func (i *installation) startWithSecrets(t *testing.T) {
+	i.secrets = i.strimzi.writeSecrets(t)
+	begin := time.Now()
+	for _, s := range []*service{i.cart, i.order} {
+		i.kubectl(t, "wait", "pods", "-l", s.selector(), "--for=jsonpath={.status.phase}=Running", "--timeout=2m")
+		t.Logf("%s runs %s after the Secrets", s.name, time.Since(begin).Round(100*time.Millisecond))
+		addresses := i.forward("service/orders-"+s.name, s.port, s.port+1)
+		s.api, s.ops = "http://"+addresses[0], "http://"+addresses[1]
+	}
+}
+
+func (i *installation) waitForTopics(t *testing.T) {
+	i.notReady(t, i.cart, "missing topics: order-created-topic, order-updated-topic")
+	i.notReady(t, i.order, "missing topics: order-created-topic, order-dead-letter-topic, order-updated-topic")
+	i.strimzi.createTopics(t, contract.TopicCreated)
+	i.notReady(t, i.cart, "missing topics: order-updated-topic")
+	i.notReady(t, i.order, "missing topics: order-dead-letter-topic, order-updated-topic")
+}
+
+// notReady demands that a service comes to say why it is not ready, and that Kubernetes knows that it is not.
+func (i *installation) notReady(t *testing.T, s *service, why string) {
+	t.Helper()
+	eventually(t, time.Minute, s.name+" says that it is not ready: "+why, func() (bool, string) {
+		got, err := send(t.Context(), http.MethodGet, s.ops+"/readyz", "")
+		ready := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why) && ready == "False",
+			fmt.Sprintf("%d %q %v, Ready is %s", got.status, got.body, err, ready)
+	})
+}
+
+func (i *installation) readyWithTopics(t *testing.T) {
+	changes := i.watch(t, "pods", "-l", "app.kubernetes.io/instance=orders",
+		"-o", `jsonpath={.metadata.labels.app\.kubernetes\.io/component} {.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
+	now := []string{(<-changes).line, (<-changes).line} // kubectl watches from here on
+	slices.Sort(now)
+	if want := []string{"cart False", "order False"}; !slices.Equal(now, want) {
+		t.Fatalf("the pods are %q, want %q", now, want)
+	}
+	i.strimzi.createTopics(t, contract.TopicUpdated, contract.TopicDeadLetter)
+	begin := time.Now()
+	const within = 2 * time.Second // the service's second, and the probe's period
+	for ready, timeout := 0, time.After(30*time.Second); ready < 2; {
+		select {
+		case <-timeout:
+			t.Fatal("the pods are not ready 30 s after their topics")
+		case change := <-changes:
+			if name, is, _ := strings.Cut(change.line, " "); is == "True" {
+				ready++
+				if took := change.at.Sub(begin); took > within {
+					t.Errorf("%s is ready %s after its topics, want at most %s", name, took, within)
+				} else {
+					t.Logf("%s is ready %s after its topics", name, took.Round(time.Millisecond))
+				}
+			}
+		}
+	}
+	i.strimzi.topicsAreReady(t)
+	// What docs/kubernetes.md waits for.
+	i.kubectl(t, "wait", "kafka/orders", "--for=condition=Ready", "--timeout=1m")
+	i.kubectl(t, "wait", "kafkatopics,kafkausers", "-l", "strimzi.io/cluster=orders", "--for=condition=Ready", "--timeout=1m")
+}
+
+func (i *installation) helmTest(t *testing.T) {
+	t.Log(i.helm(t, "test", "orders", "--timeout=2m"))
+}
+
+func (i *installation) postman(t *testing.T) {
+	i.run(t, "docs/postman/run.sh", i.cart.api, i.order.api, "--color", "off")
+}
+
+func (i *installation) disturbPods(t *testing.T) {
+	l := i.startLoad(t, "pods")
+	for _, disturb := range []struct {
+		what string
+		do   func()
+	}{
+		{"Cart ends in order", func() { i.kubectl(t, "delete", "pods", "-l", i.cart.selector()) }},
+		{"Order ends in order", func() { i.kubectl(t, "delete", "pods", "-l", i.order.selector()) }},
+		{"Cart is killed", func() { i.kubectl(t, "delete", "pods", "-l", i.cart.selector(), "--grace-period=1") }},
+		{"the release is upgraded", func() {
+			i.helm(t, "upgrade", "orders", "charts/orders", "--set", "cart.logLevel=debug", "--set", "order.podAnnotations.changed=yes")
+		}},
+		{"the release is rolled back", func() { i.helm(t, "rollback", "orders") }},
+	} {
+		begin, before := time.Now(), l.count()
+		disturb.do()
+		i.rollout(t)
+		at := l.count()
+		t.Logf("%s: %d answers until all was ready after %s", disturb.what, at-before, time.Since(begin).Round(100*time.Millisecond))
+		eventually(t, 30*time.Second, "more orders are answered", func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
+	}
+	answers := l.end()
+	t.Logf("%d answers", len(answers))
+	i.placed = answers[len(answers)-1]
+	i.nothingIsLost(t, answers)
+}
+
+// rollout waits until what is wanted of the services runs and is ready.
+func (i *installation) rollout(t *testing.T) {
+	t.Helper()
+	for _, s := range []*service{i.cart, i.order} {
+		i.kubectl(t, "rollout", "status", "deployment/orders-"+s.name, "--timeout=2m")
+	}
+	i.reconnect()
+}
+
+func (i *installation) disturbBroker(t *testing.T) {
+	l := i.startLoad(t, "broker")
+	eventually(t, 30*time.Second, "orders are answered", func() (bool, string) { return l.count() > 20, fmt.Sprint(l.count()) })
+	i.strimzi.stopKafka(t)
+	at := l.count()
+	accepts := func(what string) {
+		before := l.count()
+		eventually(t, 30*time.Second, what, func() (bool, string) { return l.count() > before+100, fmt.Sprint(l.count()) })
+	}
+	accepts("Cart accepts orders without Kafka")
+	i.kubectl(t, "delete", "pods", "-l", i.cart.selector())
+	i.rollout(t)
+	accepts("a new pod of Cart accepts orders without Kafka")
+	for _, s := range []*service{i.cart, i.order} {
+		got := answered(t, func() (reply, error) { return send(t.Context(), http.MethodGet, s.ops+"/readyz", "") })
+		if got.status != http.StatusOK {
+			t.Errorf("%s is not ready without Kafka: %d %s", s.name, got.status, got.body)
+		}
+	}
+	i.strimzi.startKafka(t)
+	begin := time.Now()
+	answers := l.end()
+	t.Logf("%d answers, of which %d without Kafka", len(answers), len(answers)-at)
+	i.nothingIsLost(t, answers)
+	if took := time.Since(begin); took > 15*time.Second {
+		t.Errorf("it took %s until all was in Order", took)
+	} else {
+		t.Logf("all is in Order %s after the broker is back", took.Round(100*time.Millisecond))
+	}
+}
+
+// renewCertificates writes new certificates into the users' Secrets, as Strimzi does some time before the old ones expire.
+func (i *installation) renewCertificates(t *testing.T) {
+	pods := i.kubectl(t, "get", "pods", "-o", "name")
+	l := i.startLoad(t, "renewed")
+	i.strimzi.writeSecrets(t)
+	i.kubectl(t, "annotate", "pods", "--all", "e2e/look=now") // else the kubelet takes up to a minute and a half to bring them
+	for _, s := range []*service{i.cart, i.order} {
+		i.logs(t, s, "the TLS files have changed: every client is made anew")
+	}
+	at := l.count()
+	eventually(t, 30*time.Second, "orders are answered", func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
+	i.nothingIsLost(t, l.end())
+	if now := i.kubectl(t, "get", "pods", "-o", "name"); now != pods {
+		t.Errorf("the pods were\n%sand are\n%s", pods, now)
+	}
+}
+
+// rebuild does what docs/operations.md says.
+func (i *installation) rebuild(t *testing.T) {
+	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=0")
+	i.kubectl(t, "wait", "pods", "-l", i.order.selector(), "--for=delete", "--timeout=1m")
+	i.kubectl(t, "delete", "pvc", "orders-order")
+	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=1")
+	i.helm(t, "upgrade", "orders", "charts/orders")
+	i.rollout(t)
+	i.finds(t, i.placed)
+}
+
+// missRights takes rights from the services while they work, and gives them back.
+func (i *installation) missRights(t *testing.T) {
+	order := answer{"rights", 1, "new"}
+	i.accepts(t, order)
+	i.finds(t, order)
+	update := func() {
+		order.version++
+		order.status = fmt.Sprintf("status-%d", order.version)
+		i.accepts(t, order)
+	}
+
+	writeUpdated, writeCreated := newACL("topic", contract.TopicUpdated, "Write"), newACL("topic", contract.TopicCreated, "Write")
+	i.strimzi.revoke(t, "cart", writeUpdated)
+	update()
+	i.logs(t, i.cart, "no permission on the topic: a producer needs the ACL Write")
+	i.strimzi.revoke(t, "cart", writeCreated) // now not even a producer's ID is given out
+	i.logs(t, i.cart, "no Write permission on the topic: its ACL is missing")
+	i.strimzi.grant(t, "cart", writeUpdated)
+	i.strimzi.grant(t, "cart", writeCreated)
+	i.finds(t, order)
+
+	readGroup := newACL("group", contract.GroupOrder, "Read")
+	i.strimzi.revoke(t, "order", readGroup)
+	i.logs(t, i.order, "no permission on the consumer group: a member needs the ACL Read")
+	update()
+	i.kubectl(t, "delete", "pods", "-l", i.order.selector())
+	i.notReady(t, i.order, "no permission on the consumer group: a member needs the ACL Read")
+	i.strimzi.grant(t, "order", readGroup)
+	i.rollout(t)
+	i.finds(t, order)
+
+	writeLetters := newACL("topic", contract.TopicDeadLetter, "Write")
+	i.strimzi.revoke(t, "order", writeLetters)
+	i.strimzi.produce(t, contract.TopicCreated, order.order, "no order")
+	i.logs(t, i.order, "no Write permission on the topic: its ACL is missing")
+	update()
+	i.finds(t, order) // the bad record before it holds nothing up
+	i.strimzi.grant(t, "order", writeLetters)
+	eventually(t, 30*time.Second, "the dead letter is written", func() (bool, string) {
+		letters := i.strimzi.read(t, contract.TopicDeadLetter)
+		return len(letters) == 1 && string(letters[0].Value) == "no order", fmt.Sprint(letters)
+	})
+}
+
+// accepts demands that Cart accepts a change.
+func (i *installation) accepts(t *testing.T, a answer) {
+	t.Helper()
+	got := answered(t, func() (reply, error) { return i.change(t.Context(), a) })
+	if got.status != http.StatusOK || got.version != a.version {
+		t.Fatalf("%+v is answered %d, version %d: %s", a, got.status, got.version, got.body)
+	}
+}
+
+// logs demands that a service comes to log something.
+func (i *installation) logs(t *testing.T, s *service, what string) {
+	t.Helper()
+	eventually(t, 30*time.Second, s.name+" logs "+what, func() (bool, string) {
+		log := i.kubectl(t, "logs", "deployment/orders-"+s.name, "--tail=-1")
+		return strings.Contains(log, what), log[max(0, len(log)-2000):]
+	})
+}
+
+func (i *installation) uninstall(t *testing.T) {
+	i.helm(t, "uninstall", "orders", "--wait")
+	want := slices.Clone(i.before)
+	for _, name := range i.secrets {
+		want = append(want, "secret/"+name)
+	}
+	want = append(want, "persistentvolumeclaim/orders-cart", "persistentvolumeclaim/orders-order")
+	slices.Sort(want)
+	eventually(t, time.Minute, "all else of the release is gone", func() (bool, string) {
+		got := i.objects(t)
+		more := slices.DeleteFunc(slices.Clone(got), func(name string) bool { return slices.Contains(want, name) })
+		less := slices.DeleteFunc(slices.Clone(want), func(name string) bool { return slices.Contains(got, name) })
+		return len(more)+len(less) == 0, fmt.Sprintf("left %q, gone %q", more, less)
+	})
+}
+
+// installAgain finds that both services still know what they knew before.
+func (i *installation) installAgain(t *testing.T) {
+	i.install(t)
+	i.rollout(t)
+	i.finds(t, i.placed)
+	i.accepts(t, i.placed) // Cart gives the answer of then to the request of then
+	next := answer{i.placed.order, i.placed.version + 1, "installed again"}
+	i.accepts(t, next)
+	i.finds(t, next)
+}
+
+func (i *installation) noWarnings(t *testing.T) {
+	if len(i.warnings) > 0 {
+		t.Errorf("kubectl and helm said: %q", i.warnings)
+	}
+	if _, err := i.try(t.Context(), "", "kubectl", "-n", i.namespace, "create", "deployment", "careless", "--image=careless", "--dry-run=server"); err != nil {
+		t.Fatal(err)
+	}
+	if len(i.warnings) == 0 {
+		t.Error("nobody was warned of a careless deployment either")
+	}
+}
