@@ -1,5 +1,5 @@
-# What a developer and CI do. Needed: Go and a C compiler; for the tests on a real Kafka also Java 17+ and Maven, for the Postman
-# requests Node.js. Without those, their tests skip, or fail with TEST_REQUIRE=1.
+# What a developer and CI do. Needed: Go and a C compiler; for more of the tests what the README lists. Without it, tests skip, or
+# fail with TEST_REQUIRE=1.
 
 GO            ?= go
 PACKAGES      ?= ./...
@@ -17,7 +17,7 @@ ORDER_URL     ?= http://localhost:7000
 PROGRAMS    = cart order check
 IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
 BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \
-	--build-arg GOPROXY --build-arg PIP_INDEX_URL $(IMAGE_FLAGS) --tag $(IMAGE) .
+	--build-arg GOPROXY --build-arg PIP_INDEX_URL --build-arg SOURCE_DATE_EPOCH=0 $(IMAGE_FLAGS) --tag $(IMAGE) .
 
 GOLANGCI_LINT = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 HELM_DOCS     = $(or $(shell command -v helm-docs),$(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2)
@@ -37,9 +37,14 @@ build: ## Build the programs into ./bin
 	@mkdir -p bin
 	$(GO) build -trimpath -o bin/ ./services/cmd/...
 
+# The test on a cluster comes last and alone: it measures how soon things happen.
+ifeq ($(PACKAGES),./...)
+TEST_ALONE = ordersystem.dev/services/e2e/kubernetes
+endif
 .PHONY: test
 test: ## Run every test, with the race detector (PACKAGES=./services/cart for one package)
-	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) $(PACKAGES)
+	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) $$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
+	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TEST_ALONE))
 
 .PHONY: lint
 lint: ## Check the code, the imports and go.mod
@@ -72,12 +77,12 @@ kafka-stop: ## Stop it
 
 .PHONY: kind
 kind: ## Create the local cluster of kind-config.yaml, if it is not there
-	@missing=$$(for tool in docker kind kubectl helm tilt; do command -v $$tool >/dev/null || echo $$tool; done); \
+	@missing=$$(for tool in docker kind kubectl; do command -v $$tool >/dev/null || echo $$tool; done); \
 		test -z "$$missing" || { echo 'Not in PATH:' $$missing '(tilt/README.md says where they come from)' >&2; exit 1; }
 	@docker info >/dev/null || { echo 'Docker does not answer. Is it started?' >&2; exit 1; }
 	@kind get clusters 2>/dev/null | grep -qx orders || kind create cluster --config kind-config.yaml
 	@kind export kubeconfig --name orders
-	@echo 'Next: tilt up'
+	@echo 'Next: tilt up, or by hand as docs/kubernetes.md says'
 
 .PHONY: kind-delete
 kind-delete: ## Delete it with all that it holds
@@ -100,7 +105,7 @@ image-names: ## Print their names
 .PHONY: push
 push: ## Build them for amd64 and arm64 and push them to REGISTRY (needs docker's buildx)
 	@set -e; for program in $(PROGRAMS); do \
-		$(DOCKER) buildx build --platform=linux/amd64,linux/arm64 --build-arg SOURCE_DATE_EPOCH=0 --provenance=false --push $(BUILD_IMAGE); \
+		$(DOCKER) buildx build --platform=linux/amd64,linux/arm64 --provenance=false --push $(BUILD_IMAGE); \
 	done
 
 .PHONY: bench

@@ -1,7 +1,9 @@
 package order
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -398,17 +400,32 @@ func TestServiceSaysWhatItWaitsFor(t *testing.T) {
 	}
 }
 
-func TestSecondServiceOnTheSameStoreIsRefused(t *testing.T) {
+func TestSecondServiceOnTheSameStoreWaits(t *testing.T) {
 	t.Parallel()
 	kafka, dir := testenv.Fake(t), t.TempDir()
-	s := start(t, kafka, dir)
-	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	err := Run(soon, Config{
+	first := start(t, kafka, dir)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	log := writer(func(line []byte) {
+		if bytes.Contains(line, []byte("another process has the database")) {
+			stop()
+		}
+	})
+	err := Run(ctx, Config{
 		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"}, DataDir: dir, Kafka: broker.Config{Brokers: kafka},
-	}, slog.New(slog.DiscardHandler), nil)
-	if err == nil || !strings.Contains(err.Error(), "in use by another process") {
-		t.Errorf("Run: %v", err)
+	}, slog.New(slog.NewTextHandler(log, nil)), func(_, _ net.Addr) {
+		t.Error("the second runs on the store of the first")
+		stop()
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v, want %v", err, context.Canceled)
 	}
-	s.ready(t)
+	first.ready(t)
+}
+
+type writer func(line []byte)
+
+func (w writer) Write(line []byte) (int, error) {
+	w(line)
+	return len(line), nil
 }

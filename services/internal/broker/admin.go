@@ -29,8 +29,9 @@ type Admin struct {
 	log  *slog.Logger
 	mu   sync.RWMutex // a look-up keeps its client from being closed
 	conn *connection
-	stop context.CancelFunc
-	done chan struct{}
+
+	stop     context.CancelFunc // ends watching
+	watching sync.WaitGroup
 }
 
 // connection is one client's life.
@@ -56,13 +57,10 @@ func NewAdmin(cfg Config, log *slog.Logger) (*Admin, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	a := &Admin{cfg: cfg, log: log, conn: conn, stop: stop, done: make(chan struct{})}
-	go func() {
-		defer close(a.done)
-		if cfg.TLS != nil {
-			a.watch(ctx)
-		}
-	}()
+	a := &Admin{cfg: cfg, log: log, conn: conn, stop: stop}
+	if cfg.TLS != nil {
+		a.watching.Go(func() { a.watch(ctx) })
+	}
 	return a, nil
 }
 
@@ -102,12 +100,14 @@ func (c *connection) close() {
 // Close ends the client; no look-up may be under way.
 func (a *Admin) Close() {
 	a.stop()
-	<-a.done
+	a.watching.Wait()
 	a.conn.close()
 }
 
 // watch reads the TLS files from time to time. Changed ones are in use once Kafka has answered a client that has them: until then the
 // clients that there are go on, be it that a file is half written, or that the brokers do not know the new authority yet.
+// One broker's answer decides for all: while the roll of an authority is half done, clients may give up working connections to brokers
+// that do not know the new files yet.
 func (a *Admin) watch(ctx context.Context) {
 	said := ""
 	for sleep(ctx, tlsCheck) {

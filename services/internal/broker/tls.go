@@ -42,10 +42,10 @@ func (f *TLS) check(e *env.Env) {
 	if err != nil {
 		e.Invalid("KAFKA_TLS_CA", f.CA, "a file of PEM certificates, or a directory with *.crt files of them")
 	}
-	for name, file := range map[string]string{"KAFKA_TLS_CERT": f.Cert, "KAFKA_TLS_KEY": f.Key} {
-		if _, missing := os.Stat(file); file != "" && missing != nil {
+	for _, file := range []struct{ variable, name string }{{"KAFKA_TLS_CERT", f.Cert}, {"KAFKA_TLS_KEY", f.Key}} {
+		if _, missing := os.Stat(file.name); file.name != "" && missing != nil {
 			err = missing
-			e.Invalid(name, file, "a file that can be read")
+			e.Invalid(file.variable, file.name, "a file that can be read")
 		}
 	}
 	if (f.Cert == "") != (f.Key == "") {
@@ -62,21 +62,20 @@ func (f *TLS) current() (*pems, error) {
 	if f == nil {
 		return &pems{}, nil
 	}
-	if f.inUse.Load() == nil {
-		p, err := f.read()
-		if err != nil {
-			return nil, err
-		}
-		f.inUse.CompareAndSwap(nil, p)
+	if p := f.inUse.Load(); p != nil {
+		return p, nil
 	}
+	p, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	f.inUse.CompareAndSwap(nil, p) // of two that came first, one is in use
 	return f.inUse.Load(), nil
 }
 
-// use lets every client that was made with others know.
+// use lets every client that was made with others know. Only the Admin calls it, which has made its own client by then.
 func (f *TLS) use(p *pems) {
-	if old := f.inUse.Load(); !old.same(p) && f.inUse.CompareAndSwap(old, p) {
-		close(old.replaced)
-	}
+	close(f.inUse.Swap(p).replaced)
 }
 
 // read reads the files as one set: a certificate and a key that were read before and after a swap do not fit together.

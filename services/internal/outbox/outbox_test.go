@@ -324,6 +324,26 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
+// A producer that has to end while Kafka does not answer gives its rows up, and none of them has failed.
+func TestAnOrderlyEndIsNoFailure(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	var log strings.Builder
+	b.log = slog.New(slog.NewTextHandler(&log, nil))
+	add(t, b, numbered("topic", 0, 10)...)
+	ctx, stop := context.WithCancel(t.Context())
+	stop() // the session hands over what there is, then sees it
+	if err := b.relaySession(ctx, broker.Config{Brokers: "127.0.0.1:1"}); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "ends with unacknowledged rows") || b.Rows() != 10 {
+		t.Errorf("%d rows stay, want 10 that the producer had:\n%s", b.Rows(), log.String())
+	}
+	if n := failures(t, b); n != 0 {
+		t.Errorf("%v failures, want none", n)
+	}
+}
+
 func TestOnlyWhatIsAcknowledgedWithoutAGapIsDone(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))

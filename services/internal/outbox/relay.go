@@ -65,6 +65,7 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 		final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 		defer cancel()
 		if flushErr := p.Flush(final); flushErr != nil {
+			w.abandon()
 			b.log.Info("a producer ends with unacknowledged rows; the next one sends them again", "rows", b.rows.Load(), "err", flushErr)
 		}
 		err = errors.Join(err, b.deleteIdle(context.WithoutCancel(ctx))) // what was acknowledged in time is not sent again
@@ -174,10 +175,11 @@ type window struct {
 	box      *Box
 	progress chan struct{} // an acknowledgement or a failure came
 
-	mu    sync.Mutex
-	base  int64 // tag of rows[0]
-	rows  []sentRow
-	first error
+	mu        sync.Mutex
+	base      int64 // tag of rows[0]
+	rows      []sentRow
+	first     error
+	abandoned bool // the producer is closed in order, and what it gives up has not failed
 }
 
 type sentRow struct {
@@ -212,12 +214,18 @@ func (w *window) failure() error {
 	return w.first
 }
 
+func (w *window) abandon() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.abandoned = true
+}
+
 // delivered runs on the producer's goroutine. Rows are acknowledged in order per partition only, so the end of the acknowledged
 // ones is where the first gap is.
 func (w *window) delivered(tag int64, err error) {
 	w.mu.Lock()
 	if err != nil {
-		if w.first == nil { // the ones after it only fail because the producer is dropped
+		if w.first == nil && !w.abandoned { // the ones after it only fail because the producer is dropped
 			w.box.failures.WithLabelValues(broker.Code(err)).Inc()
 			w.first = fmt.Errorf("deliver row %d: %w", w.rows[tag-w.base].id, err)
 		}

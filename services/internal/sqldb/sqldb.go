@@ -101,8 +101,7 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 
 // takeLock waits for a predecessor: Kubernetes starts the successor of a deleted pod while that one still finishes its requests.
 func (db *DB) takeLock(ctx context.Context, path string, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, lockWait)
-	defer cancel()
+	over := time.After(lockWait)
 	for said := false; ; said = true {
 		err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
@@ -116,6 +115,8 @@ func (db *DB) takeLock(ctx context.Context, path string, log *slog.Logger) error
 		}
 		select {
 		case <-ctx.Done():
+			return fmt.Errorf("wait for %s.lock: %w", path, context.Cause(ctx))
+		case <-over:
 			return fmt.Errorf("%w (it holds %s.lock)", ErrInUse, path)
 		case <-time.After(50 * time.Millisecond):
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -189,11 +190,30 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
 	open(t, path, schema)
-	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	if _, err := sqldb.Open(soon, path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
-		t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
-	}
+	synctest.Test(t, func(t *testing.T) { // the second does not get as far as SQLite
+		begin := time.Now()
+		if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
+			t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
+		}
+		if waited := time.Since(begin); waited < 20*time.Second || waited > 30*time.Second {
+			t.Errorf("refused after %s, want as long as a predecessor may take to stop", waited)
+		}
+	})
+}
+
+// Whoever is told to stop while it waits does not blame another process.
+func TestAWaitThatIsCutShortIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "t.db")
+	open(t, path, schema)
+	synctest.Test(t, func(t *testing.T) {
+		stopped := errors.New("stopped")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, stopped)
+		defer cancel()
+		if _, err := sqldb.Open(ctx, path, sqldb.Full, schema, quiet); !errors.Is(err, stopped) || errors.Is(err, sqldb.ErrInUse) {
+			t.Errorf("Open: %v, want %v", err, stopped)
+		}
+	})
 }
 
 func TestASuccessorWaitsForItsPredecessor(t *testing.T) {
