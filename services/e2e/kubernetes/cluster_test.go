@@ -276,7 +276,7 @@ func (c *cluster) dump(t *testing.T) {
 	t.Logf("objects:\n%s", show("get", "all,pvc,secrets,networkpolicies", "--output=wide"))
 	t.Logf("pods:\n%s", show("describe", "pods"))
 	t.Logf("events:\n%s", show("get", "events", "--sort-by=.lastTimestamp"))
-	for _, pod := range strings.Fields(show("get", "pods", "--output=name")) {
+	for pod := range strings.FieldsSeq(show("get", "pods", "--output=name")) {
 		t.Logf("log of %s:\n%s", pod, show("logs", pod, "--all-containers", "--tail=200"))
 		if previous, err := c.try(ctx, "", "kubectl", "-n", c.namespace, "logs", pod, "--previous", "--tail=200"); err == nil {
 			t.Logf("log of %s before its restart:\n%s", pod, previous)
