@@ -120,7 +120,7 @@ func (a *Admin) watch(ctx context.Context) {
 		} else if !files.same(a.conn.files) {
 			if err := a.renew(ctx, files); err != nil && ctx.Err() == nil {
 				if wrong = files.ca + files.cert; wrong != said { // the error's wording changes
-					a.log.Error("the TLS files have changed, and Kafka does not answer with them: clients go on with the former ones until it does",
+					a.log.Warn("the TLS files have changed, and Kafka does not answer with them: clients go on with the former ones until it does",
 						"cert", a.cfg.TLS.Cert, "ca", a.cfg.TLS.CA, "err", err)
 				}
 			}
