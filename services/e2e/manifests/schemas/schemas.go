@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 )
 
 // The releases that the manifests are written for.
@@ -52,12 +53,29 @@ func Install(ctx context.Context) error {
 		if err != nil && !bytes.Contains(out, []byte("AlreadyExists")) {
 			return fmt.Errorf("create %s: %w\n%s", crd, err, out)
 		}
-		established := `--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True`
-		if out, err := exec.CommandContext(ctx, "kubectl", "wait", established, "--timeout=30s", "--filename", crd).CombinedOutput(); err != nil {
-			return fmt.Errorf("wait for %s: %w\n%s", crd, err, out)
+		if err := established(ctx, crd); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// established waits until the API server serves a CRD. `kubectl wait` fails on one that is so new that it has no conditions.
+func established(ctx context.Context, crd string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		out, err := exec.CommandContext(ctx, "kubectl", "get", "--filename", crd,
+			"--output", `jsonpath={.status.conditions[?(@.type=="Established")].status}`).CombinedOutput()
+		if err == nil && string(out) == "True" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not established after 30 s: %s", crd, out)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // module returns the directory of a Go module's source.
