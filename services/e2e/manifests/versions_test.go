@@ -1,0 +1,61 @@
+package manifests_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// The release of another project stands where a reader copies a command, and in what runs it: in the same version everywhere.
+func TestOneVersionOfEachProject(t *testing.T) {
+	t.Parallel()
+	pom, err := os.ReadFile("schemas/pom.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := map[string]string{}
+	for _, dir := range []string{"docs", "k8s", "strimzi", "tilt"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "node_modules" {
+				return fs.SkipDir
+			}
+			if err != nil || d.IsDir() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			text[path] = string(b)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	strimzi := regexp.MustCompile(`<strimzi\.version>(.*)</`).FindStringSubmatch(string(pom))[1]
+	stack := regexp.MustCompile(`kube-prometheus-stack ([\d.]+)`).FindStringSubmatch(text[filepath.Join(root, "tilt/observability.Tiltfile")])[1]
+	for _, project := range []struct {
+		name, version string
+		stands        *regexp.Regexp
+		least         int // how often
+	}{
+		{"Strimzi", strimzi, regexp.MustCompile(`(?:Strimzi |strimzi-kafka-operator (?:--version )?|strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
+		{"Kafka in Strimzi's image", testenv.Version(), regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
+		{"kube-prometheus-stack", stack, regexp.MustCompile(`kube-prometheus-stack (?:--version )?(\d+\.\d+\.\d+)`), 5},
+	} {
+		found := 0
+		for path, content := range text {
+			for _, m := range project.stands.FindAllStringSubmatch(content, -1) {
+				if found++; m[1] != project.version {
+					t.Errorf("%s says %q, want %s %s", strings.TrimPrefix(path, root+"/"), m[0], project.name, project.version)
+				}
+			}
+		}
+		if found < project.least {
+			t.Errorf("the version of %s was found %d times, want at least %d: is it written in another way now?", project.name, found, project.least)
+		}
+	}
+}
