@@ -21,18 +21,13 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
 )
 
 // The OpenAPI documents against the running services: each answer is one that the document describes, to the last field, and each
 // answer that the document describes is provoked.
 func TestDocumentsDescribeTheServices(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	_, cart, order := startSystem(t)
 	nowhere := local(freePorts(1))
 	lonelyCart, lonelyOrder := newCart(t, nowhere), newOrder(t, nowhere) // without Kafka
 	lonelyCart.start()

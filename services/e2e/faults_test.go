@@ -38,11 +38,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1<<32))
 
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startSystem(t)
 	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond)
 	defer l.end()
 

@@ -71,11 +71,7 @@ func TestStalledMember(t *testing.T) {
 // Who was answered 200 and asks Order for that version with Prefer: wait always gets it.
 func TestReadYourWrite(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	_, cart, order := startSystem(t)
 	const clients = 8
 	var writes, slowest atomic.Int64
 	var wg sync.WaitGroup

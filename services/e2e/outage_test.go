@@ -15,11 +15,7 @@ import (
 // With Kafka away Cart goes on, Order says that it cannot, and nothing is lost or overtaken.
 func TestKafkaIsDown(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startSystem(t)
 	cart.create("before")
 	order.sees("before", 1, "new")
 
@@ -132,11 +128,7 @@ func TestMissingTopics(t *testing.T) {
 // SIGTERM under load: it ends in time, in order, and nothing that was answered 200 is lost.
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startSystem(t)
 	// A connection for each request: one that is kept can be closed for being idle in the moment in which it carries a request again.
 	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, func(l *load) {
 		l.headers = []string{"Connection", "close"}

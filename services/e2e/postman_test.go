@@ -4,18 +4,12 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-
-	"ordersystem.dev/services/internal/testenv"
 )
 
 // The requests that come with the reference system, and those of this one, on the real programs and a real Kafka.
 func TestPostmanRequests(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	_, cart, order := startSystem(t)
 	postman(t, cart.api, order.api)
 	cart.stop()
 	order.stop()

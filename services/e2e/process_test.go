@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ordersystem.dev/services/internal/testenv"
 )
 
 var (
@@ -105,6 +107,17 @@ func newCart(t testing.TB, kafka string, env ...string) *process {
 
 func newOrder(t testing.TB, kafka string, env ...string) *process {
 	return newService(t, "order", kafka, env...)
+}
+
+// startSystem starts both services on a Kafka of their own with its topics, and waits until they are ready.
+func startSystem(t testing.TB) (kafka *testenv.Kafka, cart, order *process) {
+	t.Helper()
+	kafka = testenv.StartKafka(t)
+	declare(t, kafka.Addr)
+	cart, order = newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	order.start().ready()
+	return kafka, cart, order
 }
 
 func newService(t testing.TB, name, kafka string, env ...string) *process {

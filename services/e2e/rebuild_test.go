@@ -120,11 +120,7 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 // A topic that is deleted and made anew while Order runs counts from 0 again: it is noticed, said loudly, and read from its beginning.
 func TestTopicMadeAnew(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafka(t)
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startSystem(t)
 	for n := range 30 { // in most partitions, so that the old offsets are beyond the new topic's ends
 		id := fmt.Sprint("old-", n)
 		cart.create(id)

@@ -75,7 +75,7 @@ func TestImageStarts(t *testing.T) {
 		"check": "no step is given",
 	} {
 		t.Run(program, func(t *testing.T) {
-			out, err := exec.CommandContext(t.Context(), docker(), "run", "--rm", "--network=none", "--read-only", build(t, program, "")).CombinedOutput()
+			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none", "--read-only", build(t, program, "")).CombinedOutput()
 			exit, ok := errors.AsType[*exec.ExitError](err)
 			if !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), says) {
 				t.Errorf("got %v and %q, want exit code 2 and %q", err, out, says)
@@ -87,7 +87,7 @@ func TestImageStarts(t *testing.T) {
 func TestImageForTheOtherArchitecture(t *testing.T) {
 	needDocker(t)
 	other, machine := "arm64", elf.EM_AARCH64
-	if strings.Contains(run(t, docker(), "version", "--format", "{{.Server.Arch}}"), other) {
+	if strings.Contains(run(t, testenv.Docker(), "version", "--format", "{{.Server.Arch}}"), other) {
 		other, machine = "amd64", elf.EM_X86_64
 	}
 	i := open(t, build(t, "check", "", "PLATFORM=linux/"+other, "VERSION=test-other"))
@@ -172,7 +172,7 @@ type image struct {
 
 func open(t *testing.T, name string) image {
 	t.Helper()
-	saved := untar(t, []byte(run(t, docker(), "save", name)))
+	saved := untar(t, []byte(run(t, testenv.Docker(), "save", name)))
 	var manifest []struct {
 		Config string
 		Layers []string
@@ -231,17 +231,9 @@ func decode(t *testing.T, b []byte, into any) {
 	}
 }
 
-// docker is the client that make takes too.
-func docker() string {
-	if d := os.Getenv("DOCKER"); d != "" {
-		return d
-	}
-	return "docker"
-}
-
 func needDocker(t *testing.T) {
 	t.Helper()
-	if err := exec.CommandContext(t.Context(), docker(), "info").Run(); err != nil {
+	if err := exec.CommandContext(t.Context(), testenv.Docker(), "info").Run(); err != nil {
 		testenv.Require(t, &testenv.MissingError{Program: "Docker", Install: "it, and start its daemon (docker info: " + err.Error() + ")"})
 	}
 }

@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -54,7 +53,7 @@ func newCluster(t *testing.T) *cluster {
 		testenv.Require(t, &testenv.MissingError{Program: "a loader of images",
 			Install: `one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`})
 	}
-	for _, program := range []string{"kubectl", "helm", docker(), "node"} {
+	for _, program := range []string{"kubectl", "helm", testenv.Docker(), "node"} {
 		if _, err := exec.LookPath(program); err != nil {
 			testenv.Require(t, &testenv.MissingError{Program: program, Install: "it"})
 		}
@@ -84,9 +83,6 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// docker is the client that make takes too.
-func docker() string { return cmp.Or(os.Getenv("DOCKER"), "docker") }
-
 // loadImages brings the images into the cluster: those that the chart names, as `make images` has built them, and the test's broker.
 func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
@@ -97,7 +93,7 @@ func loadImages(t *testing.T, c *cluster) {
 	slices.Sort(images)
 	images = slices.Compact(images)
 	for _, image := range images {
-		if out, err := exec.CommandContext(t.Context(), docker(), "image", "inspect", image).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect", image).CombinedOutput(); err != nil {
 			t.Fatalf("the chart's image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
 		}
 	}
@@ -107,7 +103,7 @@ func loadImages(t *testing.T, c *cluster) {
 	if base := os.Getenv("TEST_JAVA_BASE"); base != "" {
 		build = append(build, "--build-arg", "JAVA_BASE="+base)
 	}
-	c.run(t, docker(), append(build, jars)...)
+	c.run(t, testenv.Docker(), append(build, jars)...)
 	images = append(images, kafkaImage)
 
 	begin := time.Now()
@@ -175,7 +171,7 @@ func (c *cluster) try(ctx context.Context, stdin, program string, args ...string
 func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	args := []string{"-n", c.namespace, "port-forward", target}
 	for _, port := range ports {
-		local := freePort()
+		local := testenv.FreePort()
 		addresses = append(addresses, net.JoinHostPort("127.0.0.1", strconv.Itoa(local)))
 		args = append(args, fmt.Sprintf("%d:%d", local, port))
 	}
@@ -207,18 +203,6 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 func (c *cluster) reconnect() {
 	for _, end := range c.forwards {
 		(*end.Load())()
-	}
-}
-
-// freePort is below those which the system gives to outgoing connections: one of these could take it while kubectl is away.
-func freePort() int {
-	for {
-		port := 20_000 + rand.IntN(10_000)
-		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			ln.Close()
-			return port
-		}
 	}
 }
 

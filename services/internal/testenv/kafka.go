@@ -140,15 +140,15 @@ func (k *Kafka) start(ctx context.Context) error {
 func (k *Kafka) startOnce(ctx context.Context) error {
 	addr, tlsAddr := k.Addr, k.TLSAddr // started again
 	if addr == "" {
-		addr = localAddr(cmp.Or(k.options.Port, freePort()))
+		addr = localAddr(cmp.Or(k.options.Port, FreePort()))
 	}
 	if k.options.TLS && tlsAddr == "" {
-		tlsAddr = localAddr(freePort())
+		tlsAddr = localAddr(FreePort())
 	}
 	if err := free(addr); err != nil {
 		return err
 	}
-	if err := k.configure(addr, tlsAddr, localAddr(freePort())); err != nil {
+	if err := k.configure(addr, tlsAddr, localAddr(FreePort())); err != nil {
 		return err
 	}
 	if err := k.format(ctx); err != nil {
@@ -279,9 +279,9 @@ func newAdmin(addr string, opts ...kgo.Opt) (*kadm.Client, error) {
 	return kadm.NewOptClient(append([]kgo.Opt{kgo.SeedBrokers(addr)}, opts...)...)
 }
 
-// freePort finds a port outside the range from which the system takes those of outgoing connections: a client that keeps trying
-// to reach a stopped broker could otherwise be given the broker's own port, connect to itself, and hold it.
-func freePort() int {
+// FreePort finds a port outside the range from which the system takes those of outgoing connections: a client that keeps trying
+// to reach a stopped server could otherwise be given the server's own port, connect to itself, and hold it.
+func FreePort() int {
 	for {
 		if port := 15000 + rand.IntN(15000); free(localAddr(port)) == nil {
 			return port

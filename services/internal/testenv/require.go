@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -23,6 +24,9 @@ func Require(t testing.TB, err error) {
 	}
 	t.Fatal(err)
 }
+
+// Docker is the client that make takes too.
+func Docker() string { return cmp.Or(os.Getenv("DOCKER"), "docker") }
 
 // StartKafka starts a broker for this test alone. It has no topics.
 func StartKafka(t testing.TB) *Kafka {
