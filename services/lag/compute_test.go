@@ -1,0 +1,196 @@
+package lag
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+)
+
+// see is what one poll reads, in seconds after the first, and what is then said.
+type see struct {
+	at                            int
+	committed, start, stable, end int64
+	alone                         bool // no member of the group reads the topic
+	appended                      int  // when the first unread record was
+	want                          string
+}
+
+// said is all that is said of a partition, in short: records, age, status, and what is not the rule.
+func said(p Partition, began time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d %v %s", p.Records, p.Age, p.Status)
+	if math.IsNaN(p.Headroom) {
+		b.WriteString(" room=none")
+	} else if p.Headroom != 1 {
+		fmt.Fprintf(&b, " room=%.3g", p.Headroom)
+	}
+	if !p.LastProgress.IsZero() {
+		fmt.Fprintf(&b, " moved@%v", p.LastProgress.Sub(began).Seconds())
+	}
+	if p.Close > 0 {
+		fmt.Fprintf(&b, " close=%v", p.Close.Round(time.Second))
+	}
+	if p.Close < 0 {
+		b.WriteString(" close=never")
+	}
+	if p.Lost != 0 {
+		fmt.Fprintf(&b, " lost=%d", p.Lost)
+	}
+	if p.Rewinds != 0 {
+		fmt.Fprintf(&b, " rewinds=%d", p.Rewinds)
+	}
+	return b.String()
+}
+
+// Polls are ten seconds apart where nothing else is said, and patience is a minute.
+func TestPartition(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		polls []see
+	}{
+		{"empty: nothing was ever written", []see{
+			{at: 0, want: "0 0s ok room=none"},
+			{at: 300, want: "0 0s ok room=none"},
+		}},
+		{"emptied: retention took all, and all was read", []see{
+			{at: 0, committed: 7, start: 0, stable: 7, end: 7, want: "0 0s ok"},
+			{at: 10, committed: 7, start: 7, stable: 7, end: 7, want: "0 0s ok room=none"},
+		}},
+		{"keeping up", []see{
+			{at: 0, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
+			{at: 10, committed: 18, stable: 20, end: 20, appended: 9, want: "2 1s ok room=0.9 moved@10 close=never"},
+			{at: 20, committed: 30, stable: 30, end: 30, want: "0 0s ok moved@20"},
+		}},
+		{"no commit: nothing is known, and nothing is made up", []see{
+			{at: 0, committed: -1, stable: 100, end: 100, want: "0 0s no_commit room=none close=never"},
+			{at: 300, committed: -1, stable: 100, end: 100, want: "0 0s no_commit room=none close=never"},
+			{at: 310, committed: 90, stable: 100, end: 100, appended: 300, want: "10 10s ok room=0.9 moved@310 close=never"},
+		}},
+		{"a commit that is deleted, and one that comes lower later: not a way back", []see{
+			{at: 0, committed: 50, stable: 50, end: 50, want: "0 0s ok"},
+			{at: 10, committed: -1, stable: 50, end: 50, want: "0 0s no_commit room=none moved@10 close=never"},
+			{at: 20, committed: 10, stable: 50, end: 50, appended: 20, want: "40 0s ok room=0.2 moved@20 close=never"},
+		}},
+		{"idle producer: the age of what is unread grows with time alone", []see{
+			{at: 0, committed: 9, stable: 10, end: 10, appended: -5, want: "1 5s ok room=0.9 close=never"},
+			{at: 30, committed: 9, stable: 10, end: 10, appended: -5, want: "1 35s ok room=0.9 close=never"},
+			{at: 59, committed: 9, stable: 10, end: 10, appended: -5, want: "1 1m4s ok room=0.9 close=never"},
+			{at: 60, committed: 9, stable: 10, end: 10, appended: -5, want: "1 1m5s stalled room=0.9 close=never"},
+		}},
+		{"idle topic: a group that has read all is never stalled, and gets its time for what comes then", []see{
+			{at: 0, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
+			{at: 3600, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
+			{at: 3610, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 5s ok room=0.909 close=never"},
+			{at: 3664, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 59s ok room=0.909 close=never"},
+			{at: 3665, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 1m0s stalled room=0.909 close=never"},
+			{at: 3675, committed: 11, stable: 11, end: 11, want: "0 0s ok moved@3675"},
+		}},
+		{"dead group: nobody reads", []see{
+			{at: 0, committed: 10, stable: 10, end: 10, alone: true, want: "0 0s ok"},
+			{at: 10, committed: 10, stable: 30, end: 30, alone: true, appended: 5, want: "20 5s ok room=0.333 close=never"},
+			{at: 70, committed: 10, stable: 50, end: 50, alone: true, appended: 5, want: "40 1m5s stopped room=0.2 close=never"},
+			{at: 80, committed: 10, stable: 50, end: 50, appended: 5, want: "40 1m15s stalled room=0.2 close=never"}, // someone has come
+			{at: 90, committed: 40, stable: 50, end: 50, appended: 70, want: "10 20s ok room=0.8 moved@90 close=1m20s"},
+		}},
+		{"a reader without membership moves too", []see{
+			{at: 0, committed: 10, stable: 100, end: 100, alone: true, appended: -600, want: "90 10m0s ok room=0.1 close=never"},
+			{at: 60, committed: 20, stable: 100, end: 100, alone: true, appended: -600, want: "80 11m0s slow room=0.2 moved@60 close=8m0s"},
+		}},
+		{"restart of the collector: what it has not seen it does not say, until patience has passed", []see{
+			{at: 0, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h30m0s ok room=0.1 close=never"},
+			{at: 50, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h30m50s ok room=0.1 close=never"},
+			{at: 60, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h31m0s stalled room=0.1 close=never"},
+		}},
+		{"restart of the collector: losses of before are a state, and none of its counts", []see{
+			{at: 0, committed: 10, start: 50, stable: 100, end: 100, appended: -5, want: "50 5s lost room=-0.8 close=never"},
+			{at: 10, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 10s lost room=-1.25 close=40s lost=10"},
+		}},
+		{"retention passed the group: each record is lost once", []see{
+			{at: 0, committed: 10, start: 0, stable: 100, end: 100, appended: -5, want: "90 5s ok room=0.1 close=never"},
+			{at: 10, committed: 10, start: 10, stable: 100, end: 100, appended: -5, want: "90 15s ok room=0 close=never"},
+			{at: 20, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 15s lost room=-0.286 close=1m10s lost=20"},
+			{at: 30, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 25s lost room=-0.286 close=1m45s lost=20"},
+			{at: 40, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 35s lost room=-0.385 close=1m44s lost=25"},
+			{at: 50, committed: 35, start: 35, stable: 100, end: 100, appended: 5, want: "65 45s ok room=0 moved@50 close=2m10s lost=25"},
+			{at: 60, committed: 90, start: 80, stable: 100, end: 100, appended: 50, want: "10 10s ok room=0.5 moved@60 close=8s lost=25"},
+			{at: 70, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s lost room=none moved@60 lost=35"},
+		}},
+		{"commit beyond the end: once it may be a new leader, twice it is not", []see{
+			{at: 0, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
+			{at: 10, committed: 100, stable: 90, end: 90, want: "0 0s ok"},
+			{at: 20, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
+			{at: 30, committed: 100, stable: 5, end: 5, want: "0 0s ok"},
+			{at: 40, committed: 100, stable: 6, end: 6, want: "0 0s lost"},
+			{at: 50, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
+		}},
+		{"transactions: what is behind an open one cannot be read yet", []see{
+			{at: 0, committed: 10, stable: 10, end: 30, appended: -1000, want: "0 0s ok"},
+			{at: 10, committed: 8, stable: 10, end: 30, appended: 5, want: "2 5s rewound room=0.267 moved@10 close=never rewinds=1"},
+			{at: 20, committed: 10, stable: 31, end: 31, appended: 0, want: "21 20s ok room=0.323 moved@20 close=never rewinds=1"},
+		}},
+		{"replay: the age is that of what is read, and it counts as a way back until it is where it was", []see{
+			{at: 0, committed: 1000, stable: 1000, end: 1000, want: "0 0s ok"},
+			{at: 10, committed: 0, stable: 1000, end: 1000, appended: -86400, want: "1000 24h0m10s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 20, committed: 600, stable: 1000, end: 1000, appended: -43200, want: "400 12h0m20s rewound room=0.6 moved@20 close=7s rewinds=1"},
+			{at: 30, committed: 500, stable: 1100, end: 1100, appended: -50000, want: "600 13h53m50s rewound room=0.455 moved@30 close=never rewinds=2"},
+			{at: 40, committed: 999, stable: 1100, end: 1100, appended: 0, want: "101 40s rewound room=0.908 moved@40 close=2s rewinds=2"},
+			{at: 50, committed: 1000, stable: 1100, end: 1100, appended: 20, want: "100 30s ok room=0.909 moved@50 close=4s rewinds=2"},
+		}},
+		{"back, and then nothing: not moving is worse", []see{
+			{at: 0, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
+			{at: 10, committed: 0, stable: 100, end: 100, appended: -100, want: "100 1m50s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 69, committed: 0, stable: 100, end: 100, appended: -100, want: "100 2m49s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 70, committed: 0, stable: 100, end: 100, appended: -100, want: "100 2m50s stalled room=0 moved@10 close=never rewinds=1"},
+		}},
+		{"slow: it reads, and falls behind", []see{
+			{at: 0, committed: 0, stable: 100, end: 100, appended: -20, want: "100 20s ok room=0 close=never"},
+			{at: 30, committed: 5, stable: 400, end: 400, appended: 0, want: "395 30s ok room=0.0125 moved@30 close=never"},
+			{at: 59, committed: 9, stable: 700, end: 700, appended: 10, want: "691 49s ok room=0.0129 moved@59 close=never"},
+			{at: 60, committed: 10, stable: 700, end: 700, appended: 10, want: "690 50s slow room=0.0143 moved@60 close=never"},
+			{at: 120, committed: 600, stable: 710, end: 710, appended: 110, want: "110 10s ok room=0.845 moved@120 close=11s"},
+		}},
+		{"not slow: it was done in between", []see{
+			{at: 0, committed: 0, stable: 100, end: 100, appended: -12, want: "100 12s ok room=0 close=never"},
+			{at: 30, committed: 100, stable: 100, end: 100, want: "0 0s ok moved@30"},
+			{at: 60, committed: 110, stable: 700, end: 700, appended: 35, want: "590 25s ok room=0.157 moved@60 close=never"},
+		}},
+		{"not slow: as old as before", []see{
+			{at: 0, committed: 0, stable: 100, end: 100, appended: -30, want: "100 30s ok room=0 close=never"},
+			{at: 60, committed: 50, stable: 150, end: 150, appended: 25, want: "100 35s ok room=0.333 moved@60 close=never"},
+		}},
+		{"catching up", []see{
+			{at: 0, committed: 0, stable: 1000, end: 1000, appended: -900, want: "1000 15m0s ok room=0 close=never"},
+			{at: 10, committed: 200, stable: 1100, end: 1100, appended: -700, want: "900 11m50s ok room=0.182 moved@10 close=1m30s"},
+			{at: 60, committed: 1000, stable: 1500, end: 1500, appended: -100, want: "500 2m40s ok room=0.667 moved@60 close=1m0s"},
+			{at: 120, committed: 1000, stable: 1500, end: 1500, appended: -100, want: "500 3m40s stalled room=0.667 moved@60 close=never"},
+		}},
+		{"clock skew: a record that comes from the future is new", []see{
+			{at: 0, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
+			{at: 10, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
+		}},
+		{"partition growth: a new partition has no commit, and then its first", []see{
+			{at: 0, committed: -1, want: "0 0s no_commit room=none close=never"},
+			{at: 10, committed: 0, stable: 3, end: 3, appended: 9, want: "3 1s ok room=0 moved@10 close=never"},
+			{at: 20, committed: 3, stable: 3, end: 3, want: "0 0s ok moved@20"},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+			second := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
+			var tr track
+			for _, poll := range tt.polls {
+				p := tr.next(3, facts{
+					at: second(poll.at), committed: poll.committed, start: poll.start, stable: poll.stable, end: poll.end,
+					reader: !poll.alone, appended: second(poll.appended),
+				}, time.Minute, 10*time.Second)
+				if got := said(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed {
+					t.Errorf("after %d s: %q (partition %d at %d), want %q", poll.at, got, p.Number, p.Committed, poll.want)
+				}
+			}
+		})
+	}
+}

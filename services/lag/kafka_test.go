@@ -1,0 +1,705 @@
+package lag
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// connect lets a test poll by itself, so that nothing has to be waited for.
+func connect(t *testing.T, cfg Config) *Collector {
+	t.Helper()
+	c := newTestCollector(t, cfg)
+	c.connect(t)
+	return c
+}
+
+func (c *Collector) connect(t *testing.T) {
+	t.Helper()
+	cl, err := kgo.NewClient(c.opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	c.reader = &reader{cl, c.step()}
+}
+
+// mustPoll tries again: a broker on a busy machine may not answer in time.
+func (c *Collector) mustPoll(t *testing.T) *Snapshot {
+	t.Helper()
+	for range 5 {
+		if c.poll(t.Context()); c.Err() == nil {
+			return c.Snapshot()
+		}
+	}
+	t.Fatal(c.Err())
+	return nil
+}
+
+// until polls until the snapshot is as wanted.
+func (c *Collector) until(t *testing.T, what string, ok func(s *Snapshot) bool) *Snapshot {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		s := c.mustPoll(t)
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not come; errors %v, groups %+v", what, s.Errors, s.Groups)
+		}
+	}
+}
+
+func newClient(t *testing.T, addr string, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(addr)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.CloseAllowingRebalance)
+	return cl
+}
+
+func newAdmin(t *testing.T, addr string) *kadm.Client { return kadm.NewClient(newClient(t, addr)) }
+
+func produce(t *testing.T, addr, topic string, partition int32, n int) {
+	t.Helper()
+	cl := newClient(t, addr, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for range n {
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: partition, Key: []byte("k"), Value: []byte("v")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func commit(t *testing.T, addr, group, topic string, partition int32, offset int64) {
+	t.Helper()
+	offsets := make(kadm.Offsets)
+	offsets.AddOffset(topic, partition, offset, -1)
+	if err := newAdmin(t, addr).CommitAllOffsets(t.Context(), group, offsets); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// summary is a group in short.
+func summary(s *Snapshot, name string) string {
+	g := s.Groups[name]
+	if g == nil {
+		return "none"
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "%s %s %d members", g.Protocol, g.State, g.Members)
+	for _, t := range g.Topics {
+		committed := 0
+		for _, p := range t.Partitions {
+			if p.Committed >= 0 {
+				committed++
+			}
+		}
+		fmt.Fprintf(&out, ", %d of %d committed, subscribed %v, unassigned %d", committed, len(t.Partitions), t.Subscribed, t.Unassigned)
+	}
+	return out.String()
+}
+
+// Each kind of group is described with what its members read.
+func TestGroupsOfEachKind(t *testing.T) {
+	t.Parallel()
+	addr := testenv.SharedKafka(t).Addr
+	topic := testenv.NewTopic(t, addr, 3)
+	consumer := func(group string, opts ...kgo.Opt) *kgo.Client {
+		cl := newClient(t, addr, append(opts, kgo.ConsumerGroup(group), kgo.AutoCommitInterval(100*time.Millisecond))...)
+		go func() {
+			for cl.PollFetches(t.Context()); t.Context().Err() == nil; cl.PollFetches(t.Context()) {
+			}
+		}()
+		return cl
+	}
+	for p := range int32(2) {
+		produce(t, addr, topic, p, 1)
+	}
+	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
+	c.Want(map[string]time.Duration{topic + "-missing": time.Second}, nil)
+	for _, tt := range []struct {
+		group string
+		opts  []kgo.Opt
+		kind  string
+	}{
+		{"-classic", []kgo.Opt{kgo.ConsumeTopics(topic), kgo.Balancers(kgo.RangeBalancer())}, "classic"},
+		{"-new", []kgo.Opt{kgo.ConsumeTopics(topic), kgo.Balancers(kgo.RangeBalancer()), kgo.ServerSideBalancer()}, "consumer"},
+		{"-pattern", []kgo.Opt{kgo.ConsumeRegex(), kgo.ConsumeTopics("^" + topic + "$"), kgo.Balancers(kgo.RangeBalancer()), kgo.ServerSideBalancer()}, "consumer"},
+	} {
+		group := topic + tt.group
+		cl := consumer(group, tt.opts...)
+		with := func(want string) {
+			t.Helper()
+			c.until(t, group+": "+want, func(s *Snapshot) bool { return strings.HasPrefix(summary(s, group), want) })
+		}
+		with(tt.kind + " Stable 1 members, 2 of 3 committed, subscribed true, unassigned 0")
+		other := consumer(group, tt.opts...)
+		with(tt.kind + " Stable 2 members, 2 of 3 committed, subscribed true, unassigned 0")
+		other.CloseAllowingRebalance()
+		cl.CloseAllowingRebalance()
+		with(tt.kind + " Empty 0 members, 2 of 3 committed, subscribed false, unassigned 0")
+	}
+	commit(t, addr, topic+"-simple", topic, 2, 0)
+	s := c.mustPoll(t)
+	if got, want := summary(s, topic+"-simple"), "classic Empty 0 members, 1 of 3 committed, subscribed false, unassigned 0"; got != want {
+		t.Errorf("a group of commits alone is %q, want %q", got, want)
+	}
+	if got, want := summary(s, topic+"-missing"), " Dead 0 members"; got != want || len(s.Errors) > 0 {
+		t.Errorf("a group that does not exist is %q, want %q; errors %v", got, want, s.Errors)
+	}
+	if len(s.Groups) != 5 {
+		t.Errorf("%d groups are watched, want 5", len(s.Groups))
+	}
+	if s := s.Topics[topic]; s == nil || !s.Ready || s.Count != 3 || len(s.Partitions) != 3 || s.Partitions[1] != (TopicPartition{1, 0, 1, 1}) {
+		t.Errorf("the topic is %+v", s)
+	}
+}
+
+// A group of Kafka Streams (KIP-1071) has a topology: its members have tasks, a task is a partition of each source.
+func TestStreamsGroup(t *testing.T) {
+	t.Parallel()
+	addr := testenv.SharedKafka(t).Addr
+	topic := testenv.NewTopic(t, addr, 3)
+	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
+	c.mustPoll(t)
+	cl := newClient(t, addr)
+	if err := cl.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	beat := kmsg.NewPtrStreamsGroupHeartbeatRequest()
+	beat.Group, beat.MemberID, beat.RebalanceTimeoutMillis, beat.ProcessID = topic+"-streams", "one", 1000, new("p")
+	beat.ActiveTasks, beat.StandbyTasks, beat.WarmupTasks = []kmsg.TaskIDs{}, []kmsg.TaskIDs{}, []kmsg.TaskIDs{}
+	part := kmsg.NewStreamsGroupHeartbeatRequestTopologySubtopology()
+	part.SubtopologyID, part.SourceTopics = "s", []string{topic}
+	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part}}
+	join := func() {
+		t.Helper()
+		answer, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp := answer.(*kmsg.StreamsGroupHeartbeatResponse)
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			t.Fatal(err)
+		}
+		beat.MemberEpoch, beat.Topology = resp.MemberEpoch, nil
+		if resp.ActiveTasks != nil {
+			beat.ActiveTasks = resp.ActiveTasks
+		}
+	}
+	join()
+	c.until(t, "the group with its task", func(s *Snapshot) bool {
+		join()
+		return summary(s, topic+"-streams") == "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
+	})
+}
+
+// Describe rights are enough. What the user may not see is an error of its own, and leaves the rest as it is. Certificates that change are
+// in use at the next connection.
+func TestDescribeRightsAndRenewal(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	open, secret := testenv.NewTopic(t, k.Addr, 2), testenv.NewTopic(t, k.Addr, 1)
+	produce(t, k.Addr, open, 0, 7)
+	commit(t, k.Addr, "seen", open, 0, 2)
+	commit(t, k.Addr, "seen", secret, 0, 0)
+	commit(t, k.Addr, "hidden", open, 0, 2)
+	k.Allow(t, "lag", "topic "+open+" Describe", "group seen Describe", "group away Describe")
+	user := k.NewUser(t, "lag")
+	kafka := Kafka{
+		Brokers: []string{k.TLSAddr}, Protocol: "ssl", CA: user.CA.Dir,
+		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
+	}
+	c := connect(t, Config{Kafka: kafka, Groups: regexp.MustCompile("")})
+	c.Want(map[string]time.Duration{"hidden": 0, "away": 0}, []string{secret})
+	s := c.mustPoll(t)
+	if got, want := summary(s, "seen"), "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"; got != want {
+		t.Errorf("the group is %q, want %q", got, want)
+	}
+	if p := s.Groups["seen"].Topics[open].Partitions[0]; p.Records != 5 || p.Age <= 0 || p.Age > time.Minute { // after a search by timestamp
+		t.Errorf("its partition is %+v, want 5 records of some seconds", p)
+	}
+	if got, want := summary(s, "away"), " Dead 0 members"; got != want {
+		t.Errorf("a group that does not exist is %q, want %q", got, want)
+	}
+	var failed []string
+	for _, e := range s.Errors {
+		failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.code())
+	}
+	slices.Sort(failed)
+	want := []string{"FindCoordinator hidden GROUP_AUTHORIZATION_FAILED", "Metadata " + secret + " TOPIC_AUTHORIZATION_FAILED"}
+	if diff := cmp.Diff(want, failed); diff != "" || s.Groups["hidden"] != nil || s.Topics[secret] != nil {
+		t.Errorf("errors (-want +got):\n%s", diff)
+	}
+
+	// Strimzi renews the clients' and the cluster's CA, and with them every certificate.
+	k.Clients, k.Cluster = testenv.NewAuthority(t, "clients-ca-2"), testenv.NewAuthority(t, "cluster-ca-2")
+	k.Certify(t, k.Clients)
+	k.Restart(t)
+	c.poll(t.Context())
+	if c.Err() == nil {
+		t.Error("the former certificates are still good: the test is worth nothing")
+	}
+	user.Renew(t)
+	user.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
+	c.until(t, "the group", func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 })
+}
+
+// While Kafka is away there is an error, said once, and the last snapshot. When it is back, what was known goes on.
+func TestKafkaAway(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 1)
+	produce(t, k.Addr, topic, 0, 3)
+	commit(t, k.Addr, "g", topic, 0, 1)
+	c := connect(t, Config{Kafka: Kafka{Brokers: []string{k.Addr}}, Interval: 100 * time.Millisecond, Groups: regexp.MustCompile("")})
+	var log bytes.Buffer
+	c.log = slog.New(slog.NewTextHandler(&log, nil))
+	before := c.mustPoll(t)
+	k.Kill()
+	for range 2 {
+		c.poll(t.Context())
+		if c.Err() == nil || c.Snapshot() != before {
+			t.Fatalf("error is %v", c.Err())
+		}
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+		t.Errorf("%d errors are logged, want 1:\n%s", n, log.String())
+	}
+	if up := scrape(t, c, "lag_collector_up", "kafka_"); len(up) != 1 || !strings.HasSuffix(up[0], " 0") {
+		t.Errorf("shown are %v", up)
+	}
+	if err := k.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for c.Err() != nil {
+		c.poll(t.Context())
+	}
+	s := c.until(t, "the group", func(s *Snapshot) bool { return s.Groups["g"] != nil })
+	p, former := s.Groups["g"].Topics[topic].Partitions[0], before.Groups["g"].Topics[topic].Partitions[0]
+	if grown, passed := p.Age-former.Age, s.Time.Sub(before.Time); p.Records != 2 || (grown-passed).Abs() > time.Millisecond {
+		t.Errorf("after %v the partition is %+v, before it was %+v", passed, p, former)
+	}
+	if n := strings.Count(log.String(), "can be read again"); n != 1 {
+		t.Errorf("that it is back is logged %d times, want once:\n%s", n, log.String())
+	}
+}
+
+// A topic that is deleted is no error, and one that is made anew has nothing of the former.
+func TestTopicMadeAnew(t *testing.T) {
+	t.Parallel()
+	addr := testenv.SharedKafka(t).Addr
+	topic := testenv.NewTopic(t, addr, 1)
+	produce(t, addr, topic, 0, 9)
+	commit(t, addr, topic, topic, 0, 9)
+	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}})
+	c.Want(map[string]time.Duration{topic: 0}, []string{topic})
+	c.mustPoll(t)
+	admin := newAdmin(t, addr)
+	if _, err := admin.DeleteTopic(t.Context(), topic); err != nil {
+		t.Fatal(err)
+	}
+	s := c.until(t, "no topic", func(s *Snapshot) bool { return s.Topics[topic] == nil })
+	if len(s.Errors) > 0 || len(s.Groups[topic].Topics) > 0 {
+		t.Errorf("of a deleted topic: %v, %+v", s.Errors, s.Groups[topic])
+	}
+	if _, err := admin.CreateTopic(t.Context(), 1, 1, nil, topic); err != nil {
+		t.Fatal(err)
+	}
+	c.until(t, "the topic", func(s *Snapshot) bool { return s.Topics[topic] != nil && s.Topics[topic].Ready })
+	produce(t, addr, topic, 0, 2)
+	commit(t, addr, topic, topic, 0, 1)
+	s = c.mustPoll(t)
+	p := s.Groups[topic].Topics[topic].Partitions[0]
+	if p.Status != StatusOK || p.Records != 1 || p.Rewinds != 0 || p.Lost != 0 || p.Age > 20*time.Second {
+		t.Errorf("of a topic made anew: %+v", p)
+	}
+}
+
+// fake starts a fake cluster of three brokers, with groups that have committed.
+func fake(t *testing.T, groups, partitions int) *kfake.Cluster {
+	t.Helper()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(3), kfake.SeedTopics(int32(partitions), "t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	admin := newAdmin(t, cluster.ListenAddrs()[0])
+	offsets := make(kadm.Offsets)
+	for p := range partitions {
+		if err := cluster.MoveTopicPartition("t", int32(p), int32(p%3)); err != nil {
+			t.Fatal(err)
+		}
+		offsets.AddOffset("t", int32(p), 0, -1)
+		produce(t, cluster.ListenAddrs()[0], "t", int32(p), 1)
+	}
+	for n := range groups {
+		if err := admin.CommitAllOffsets(t.Context(), fmt.Sprintf("g%02d", n), offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cluster
+}
+
+// However many groups there are, a poll sends each request once to each broker that it concerns, and each topic's offsets are read once.
+func TestRequestsOfAPoll(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 60, 7)
+	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c.mustPoll(t)
+	var mu sync.Mutex
+	sent := make(map[string]int)
+	cluster.Control(func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		mu.Lock()
+		defer mu.Unlock()
+		sent[kmsg.NameForKey(req.Key())]++
+		return nil, nil, false
+	})
+	if s := c.mustPoll(t); len(s.Groups) != 60 || len(s.Errors) > 0 {
+		t.Fatalf("%d groups, errors %v", len(s.Groups), s.Errors)
+	}
+	want := map[string]int{"ListGroups": 3, "OffsetFetch": 3, "Metadata": 2, "ListOffsets": 9} // Metadata: which brokers, which topics
+	mu.Lock()
+	defer mu.Unlock()
+	if diff := cmp.Diff(want, sent); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
+	}
+}
+
+// A group's records are those before the first open transaction. Records that come while a poll asks are none of an open transaction.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		start, stable, end int64
+		want               TopicPartition
+		records            int64
+	}{
+		{0, 1, 1, TopicPartition{0, 0, 1, 1}, 1},
+		{0, 5, 9, TopicPartition{0, 0, 5, 9}, 5},
+		{3, 5, 4, TopicPartition{0, 3, 5, 5}, 2},
+		{3, 3, 9, TopicPartition{0, 3, 3, 9}, 0},
+	} {
+		cluster := fake(t, 1, 1)
+		c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+		cluster.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			r := req.(*kmsg.ListOffsetsRequest)
+			p := kmsg.NewListOffsetsResponseTopicPartition()
+			switch at := r.Topics[0].Partitions[0].Timestamp; {
+			case at == timeStart:
+				p.Offset = tt.start
+			case at == timeEnd && r.IsolationLevel == readCommitted:
+				p.Offset = tt.stable
+			case at == timeEnd:
+				p.Offset = tt.end
+			}
+			resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+			resp.Topics = []kmsg.ListOffsetsResponseTopic{{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}}}
+			return resp, nil, true
+		})
+		s := c.mustPoll(t)
+		if got, records := s.Topics["t"].Partitions[0], s.Groups["g00"].Topics["t"].Partitions[0].Records; got != tt.want || records != tt.records {
+			t.Errorf("%+v: %+v and %d records, want %+v and %d", tt, got, records, tt.want, tt.records)
+		}
+	}
+}
+
+// What one group, one topic or one broker does not tell is left out by itself, with an error that says what it is, logged once; the rest
+// is there, and so is what is remembered once it is told again.
+func TestPartialFailures(t *testing.T) {
+	t.Parallel()
+	// commits is the answer of a broker to whom all groups but some are as they were.
+	commits := func(req kmsg.Request, but string, code int16) kmsg.Response {
+		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		for _, g := range req.(*kmsg.OffsetFetchRequest).Groups {
+			rg := kmsg.OffsetFetchResponseGroup{Group: g.Group, Topics: []kmsg.OffsetFetchResponseGroupTopic{{Topic: "t"}}}
+			for p := range int32(3) {
+				rg.Topics[0].Partitions = append(rg.Topics[0].Partitions, kmsg.OffsetFetchResponseGroupTopicPartition{Partition: p})
+			}
+			if g.Group == but && code == 0 {
+				continue
+			} else if g.Group == but {
+				rg.ErrorCode, rg.Topics = code, nil
+			}
+			resp.Groups = append(resp.Groups, rg)
+		}
+		return resp
+	}
+	without := func(s *Snapshot) bool { return s.Groups["g01"] == nil && len(s.Groups) == 2 }
+	for _, tt := range []struct {
+		name   string
+		key    kmsg.Key
+		answer func(c *kfake.Cluster, req kmsg.Request) kmsg.Response
+		ok     func(*Snapshot) bool
+		want   string
+	}{
+		{"a group whose coordinator is not ready", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			return commits(req, "g01", kerr.CoordinatorLoadInProgress.Code)
+		}, without, "OffsetFetch g01 COORDINATOR_LOAD_IN_PROGRESS"},
+		{"a group that a broker forgets", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			return commits(req, "g01", 0)
+		}, without, "OffsetFetch g01 CONNECTION"},
+		{"a group that was deleted since", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			return commits(req, "g01", kerr.GroupIDNotFound.Code)
+		}, func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics) == 0 }, ""},
+		{"a partition", kmsg.ListOffsets, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+			for _, t := range req.(*kmsg.ListOffsetsRequest).Topics {
+				rt := kmsg.ListOffsetsResponseTopic{Topic: t.Topic}
+				for _, p := range t.Partitions {
+					rp := kmsg.ListOffsetsResponseTopicPartition{Partition: p.Partition, Offset: p.Timestamp + 2}
+					if p.Partition == 1 {
+						rp.ErrorCode = kerr.TopicAuthorizationFailed.Code // one that is not tried again
+					}
+					rt.Partitions = append(rt.Partitions, rp)
+				}
+				resp.Topics = append(resp.Topics, rt)
+			}
+			return resp
+		}, func(s *Snapshot) bool {
+			topic := s.Topics["t"]
+			return !topic.Ready && topic.Count == 3 && len(topic.Partitions) == 2 && len(s.Groups["g01"].Topics["t"].Partitions) == 2
+		}, "ListOffsets t TOPIC_AUTHORIZATION_FAILED"},
+		{"a broker's groups", kmsg.ListGroups, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			if c.CurrentNode() == 2 {
+				return nil
+			}
+			resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
+			resp.ErrorCode = kerr.ClusterAuthorizationFailed.Code
+			return resp
+		}, func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics["t"].Partitions) == 3 },
+			"ListGroups  CLUSTER_AUTHORIZATION_FAILED; ListGroups new CLUSTER_AUTHORIZATION_FAILED"},
+		{"a topic", kmsg.Metadata, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
+			if len(req.(*kmsg.MetadataRequest).Topics) == 0 {
+				return nil
+			}
+			resp := req.ResponseKind().(*kmsg.MetadataResponse)
+			for i, addr := range c.ListenAddrs() {
+				host, port, _ := strings.Cut(addr, ":")
+				n, _ := strconv.Atoi(port)
+				resp.Brokers = append(resp.Brokers, kmsg.MetadataResponseBroker{NodeID: int32(i), Host: host, Port: int32(n)})
+			}
+			resp.Topics = []kmsg.MetadataResponseTopic{{Topic: new("t"), ErrorCode: kerr.TopicAuthorizationFailed.Code}}
+			return resp
+		}, func(s *Snapshot) bool { return s.Topics["t"] == nil && len(s.Groups["g01"].Topics) == 0 }, "Metadata t TOPIC_AUTHORIZATION_FAILED"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cluster := fake(t, 3, 3)
+			c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+			var log bytes.Buffer
+			c.log = slog.New(slog.NewTextHandler(&log, nil))
+			since := c.mustPoll(t).Groups["g01"].Since
+			c.Want(map[string]time.Duration{"new": 0}, nil)
+			var failing atomic.Bool
+			failing.Store(true)
+			cluster.ControlKey(int16(tt.key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.KeepControl()
+				if !failing.Load() {
+					return nil, nil, false
+				}
+				resp := tt.answer(cluster, req)
+				return resp, nil, resp != nil
+			})
+			for range 2 {
+				s := c.mustPoll(t)
+				delete(s.Groups, "new")
+				var failed []string
+				for _, e := range s.Errors {
+					failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.code())
+				}
+				if got := strings.Join(slices.Compact(failed), "; "); got != tt.want || !tt.ok(s) {
+					t.Errorf("errors are %q, want %q; groups %v, topics %v", got, tt.want, s.Groups, s.Topics)
+				}
+			}
+			failing.Store(false)
+			s := c.mustPoll(t)
+			if len(s.Errors) > 0 || s.Groups["g01"] == nil || len(s.Groups["g01"].Topics["t"].Partitions) != 3 || s.Groups["g01"].Since != since {
+				t.Errorf("afterwards there are %v, %+v", s.Errors, s.Groups["g01"])
+			}
+			if got, want := summary(s, "new"), " Dead 0 members"; got != want {
+				t.Errorf("a new group is %q, want %q", got, want)
+			}
+			once := min(1, len(tt.want))
+			if n, m := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "answers again"); n != once || m != once {
+				t.Errorf("logged are %d failures and %d recoveries, want %d each:\n%s", n, m, once, log.String())
+			}
+		})
+	}
+}
+
+// A broker that accepts connections and says nothing costs a part of a poll's time; the others are asked all the same.
+func TestSilentBroker(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 12, 3)
+	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c.timeout = 3 * time.Second
+	var err error
+	if c.opts, err = c.cfg.Kafka.options(c.step()); err != nil {
+		t.Fatal(err)
+	}
+	c.connect(t)
+	c.mustPoll(t)
+	cluster.Control(func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		return nil, nil, cluster.CurrentNode() == 1
+	})
+	for succeeded := false; !succeeded; {
+		began := time.Now()
+		c.poll(t.Context())
+		if took := time.Since(began); took > c.timeout+time.Second {
+			t.Fatalf("the poll took %v", took)
+		}
+		if c.Err() != nil { // the silent one was asked too often for what any broker can tell
+			continue
+		}
+		succeeded = true
+		s := c.Snapshot()
+		if len(s.Groups) == 0 || len(s.Groups) == 12 || len(s.Topics["t"].Partitions) != 2 {
+			t.Errorf("%d groups and %d partitions are read, want some", len(s.Groups), len(s.Topics["t"].Partitions))
+		}
+		apis := make(map[string]bool)
+		for _, e := range s.Errors {
+			apis[e.API] = e.code() == "TIMEOUT" || e.code() == "CONNECTION"
+		}
+		if want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "DescribeGroups": true, "ListOffsets": true}; !cmp.Equal(want, apis) {
+			t.Errorf("errors are %v", s.Errors)
+		}
+	}
+}
+
+// Run polls at once, then at each interval, and ends without an error when it is told to. It says so after each poll, and waits for nobody.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 1, 1)
+	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond})
+	c.Want(map[string]time.Duration{"g00": 0}, nil)
+	for range 2 { // it can go on after it has ended
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- c.Run(ctx) }()
+		var last time.Time
+		for range 3 {
+			<-c.Polled()
+			s := c.Snapshot()
+			if s == nil || s.Groups["g00"] == nil || !s.Time.After(last) {
+				t.Fatalf("after a poll there is %+v, %v", s, c.Err())
+			}
+			last = s.Time
+		}
+		for polls := 0; polls < 3; time.Sleep(time.Millisecond) { // nobody waits for these
+			if s := c.Snapshot(); s.Time.After(last) {
+				polls, last = polls+1, s.Time
+			}
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Polled()) != 1 {
+			t.Error("polls that nobody has waited for are not told of")
+		}
+		<-c.Polled()
+	}
+}
+
+// All that cannot be used is said at once.
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	user, pass, junk := file("user", "me\n"), file("pass", "secret\n"), file("junk.crt", "junk")
+	ok := []string{"kafka:9092"}
+	for _, tt := range []struct {
+		kafka Kafka
+		want  []string
+	}{
+		{Kafka{Brokers: ok}, nil},
+		{Kafka{Brokers: ok, Protocol: "ssl"}, nil},
+		{Kafka{Brokers: ok, Protocol: "sasl_plaintext", Mechanism: "PLAIN", UsernameFile: user, PasswordFile: pass}, nil},
+		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", UsernameFile: user, PasswordFile: pass}, nil},
+		{Kafka{}, []string{"no brokers"}},
+		{Kafka{Brokers: []string{"kafka", ":9092"}, Protocol: "tls"}, []string{`"kafka" is not host:port`, `":9092" is not host:port`, `protocol "tls"`}},
+		{Kafka{Brokers: ok, Protocol: "ssl", CA: dir + "/none"}, []string{"read CA"}},
+		{Kafka{Brokers: ok, Protocol: "ssl", CA: junk}, []string{"no certificate in " + junk}},
+		{Kafka{Brokers: ok, Protocol: "ssl", CA: t.TempDir()}, []string{"no *.crt"}},
+		{Kafka{Brokers: ok, Protocol: "ssl", Cert: junk, Key: junk}, []string{"client's certificate"}},
+		{Kafka{Brokers: ok, CA: junk, Mechanism: "PLAIN"}, []string{"TLS files are given", "SASL is set"}},
+		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "GSSAPI", UsernameFile: user, PasswordFile: pass}, []string{`"GSSAPI" is none`}},
+		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "PLAIN", UsernameFile: user}, []string{"read the password"}},
+	} {
+		_, err := New(Config{Name: "lab", Kafka: tt.kafka, Interval: time.Second}, slog.New(slog.DiscardHandler))
+		if (err == nil) != (tt.want == nil) {
+			t.Errorf("%+v: error is %v, want %q", tt.kafka, err, tt.want)
+		}
+		for _, want := range tt.want {
+			if err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v: error is %v, want one with %q", tt.kafka, err, want)
+			}
+		}
+	}
+	if _, err := kgo.NewClient(newTestCollector(t, Config{Interval: 1000 * time.Hour}).opts...); err != nil {
+		t.Errorf("with a long interval: %v", err)
+	}
+	if _, err := New(Config{Kafka: Kafka{Brokers: ok}}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "no name") || !strings.Contains(err.Error(), "interval") {
+		t.Errorf("error is %v, want one of name and interval", err)
+	}
+}
+
+// A user's name and password are read at each connection.
+func TestPasswordRenewal(t *testing.T) {
+	t.Parallel()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "me", "second"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	dir := t.TempDir()
+	write := func(pass string) {
+		for name, text := range map[string]string{"user": "me\n", "pass": pass + "\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write("first")
+	c := connect(t, Config{Kafka: Kafka{
+		Brokers: cluster.ListenAddrs(), Protocol: "sasl_plaintext", Mechanism: "SCRAM-SHA-512",
+		UsernameFile: filepath.Join(dir, "user"), PasswordFile: filepath.Join(dir, "pass"),
+	}})
+	c.poll(t.Context())
+	if c.Err() == nil {
+		t.Error("with a wrong password there is no error")
+	}
+	write("second")
+	c.mustPoll(t)
+}

@@ -1,0 +1,294 @@
+package lag
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/twmb/franz-go/pkg/kerr"
+)
+
+var someday = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// newTestCollector is a collector that has not polled.
+func newTestCollector(t *testing.T, cfg Config) *Collector {
+	t.Helper()
+	cfg.Name = "lab"
+	if cfg.Kafka.Brokers == nil {
+		cfg.Kafka.Brokers = []string{"127.0.0.1:1"}
+	}
+	if cfg.Interval == 0 {
+		cfg.Interval = 5 * time.Second
+	}
+	c, err := New(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// publish shows a snapshot, or that a poll has failed.
+func (c *Collector) publish(s *Snapshot, err error) {
+	r := &result{snapshot: s, err: err}
+	r.objectives = c.objectives
+	if s != nil {
+		r.shown = c.metrics.choose(s, c.objectives, c.cfg.MaxSeries)
+	}
+	c.metrics.observe(r, 10*time.Millisecond)
+	c.last.Store(r)
+}
+
+// scrape returns the series that begin with one of the prefixes.
+func scrape(t *testing.T, c *Collector, prefixes ...string) []string {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	rec := httptest.NewRecorder()
+	promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	if rec.Code != 200 {
+		t.Fatalf("a scrape is answered %d: %s", rec.Code, rec.Body)
+	}
+	var lines []string
+	for line := range strings.Lines(rec.Body.String()) {
+		if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(line, p) }) {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+func testSnapshot() *Snapshot {
+	nan := math.NaN()
+	return &Snapshot{
+		Time: someday, Took: 20 * time.Millisecond, Brokers: []int32{0, 2},
+		Groups: map[string]*Group{
+			"readers": {Name: "readers", State: "Stable", Protocol: "consumer", Members: 2, Topics: map[string]*GroupTopic{
+				"orders": {Topic: "orders", Subscribed: true, Unassigned: 1, Partitions: []Partition{
+					{Number: 0, Committed: 90, Records: 10, Age: 2500 * time.Millisecond, Status: StatusStalled, Headroom: 0.5, Lost: 3, Rewinds: 2, LastProgress: someday.Add(-time.Minute)},
+					{Number: 1, Committed: 5, Status: StatusOK, Headroom: 1},
+					{Number: 2, Committed: 0, Status: StatusOK, Headroom: nan},
+					{Number: 3, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1},
+				}},
+				"fresh": {Topic: "fresh", Subscribed: true, Partitions: []Partition{{Number: 0, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1}}},
+			}},
+			"away": {Name: "away", State: "Dead", Topics: map[string]*GroupTopic{}},
+			"odd":  {Name: "odd", State: "Wondering", Members: 1, Topics: map[string]*GroupTopic{}},
+		},
+		Topics: map[string]*Topic{
+			"orders": {Name: "orders", Count: 4, Partitions: []TopicPartition{{Number: 0, Start: 80, Stable: 100, End: 107}, {Number: 1, Stable: 5, End: 5}}},
+		},
+		Errors: []*ReadError{{API: "OffsetFetch", Group: "other", Err: kerr.GroupAuthorizationFailed}},
+	}
+}
+
+// Every series that there is, with its labels. What has no value has no series.
+func TestSeries(t *testing.T) {
+	t.Parallel()
+	c := newTestCollector(t, Config{})
+	c.Want(map[string]time.Duration{"readers": 2 * time.Second, "away": 0}, nil)
+	c.publish(testSnapshot(), nil)
+	want := strings.Split(strings.TrimSpace(`
+kafka_broker_info{id="0",kafka_cluster="lab"} 1
+kafka_broker_info{id="2",kafka_cluster="lab"} 1
+kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 90
+kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 5
+kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
+kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 10
+kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
+kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 2.5
+kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
+kafka_consumergroup_last_progress_timestamp_seconds{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 1.767322985e+09
+kafka_consumergroup_members{consumergroup="away",kafka_cluster="lab"} 0
+kafka_consumergroup_members{consumergroup="odd",kafka_cluster="lab"} 1
+kafka_consumergroup_members{consumergroup="readers",kafka_cluster="lab"} 2
+kafka_consumergroup_objective_breached{consumergroup="readers",kafka_cluster="lab"} 1
+kafka_consumergroup_objective_seconds{consumergroup="readers",kafka_cluster="lab"} 2
+kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 2
+kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="lost",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="lost",topic="orders"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="no_commit",topic="fresh"} 1
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="no_commit",topic="orders"} 1
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="ok",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="ok",topic="orders"} 2
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="rewound",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="rewound",topic="orders"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="slow",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="slow",topic="orders"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stalled",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stalled",topic="orders"} 1
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stopped",topic="fresh"} 0
+kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stopped",topic="orders"} 0
+kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 3
+kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
+kafka_consumergroup_retention_headroom_ratio{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 0.5
+kafka_consumergroup_retention_headroom_ratio{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 1
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Assigning"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="CompletingRebalance"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Dead"} 1
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Empty"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="NotReady"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="PreparingRebalance"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Reconciling"} 0
+kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Stable"} 0
+kafka_consumergroup_topic_lag{consumergroup="readers",kafka_cluster="lab",topic="orders"} 10
+kafka_consumergroup_topic_max_lag_seconds{consumergroup="readers",kafka_cluster="lab",topic="orders"} 2.5
+kafka_consumergroup_unassigned_partitions{consumergroup="readers",kafka_cluster="lab",topic="fresh"} 0
+kafka_consumergroup_unassigned_partitions{consumergroup="readers",kafka_cluster="lab",topic="orders"} 1
+kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster="lab",topic="fresh"} 1
+kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster="lab",topic="orders"} 1
+kafka_topic_partition_current_offset{kafka_cluster="lab",partition="0",topic="orders"} 107
+kafka_topic_partition_current_offset{kafka_cluster="lab",partition="1",topic="orders"} 5
+kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="0",topic="orders"} 80
+kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="0",topic="orders"} 7
+kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partitions{kafka_cluster="lab",topic="orders"} 4
+lag_collector_errors_total{api="OffsetFetch",code="GROUP_AUTHORIZATION_FAILED",kafka_cluster="lab"} 1
+lag_collector_last_success_timestamp_seconds{kafka_cluster="lab"} 1.767323045e+09
+lag_collector_series_dropped_total{kafka_cluster="lab"} 0
+lag_collector_up{kafka_cluster="lab"} 1
+`), "\n")
+	got := slices.DeleteFunc(scrape(t, c, "kafka_", "lag_"), func(line string) bool {
+		return strings.HasPrefix(line, "lag_collector_duration") || strings.HasPrefix(line, "lag_collector_series{") ||
+			strings.HasPrefix(line, "kafka_consumergroup_state") && !strings.Contains(line, "away")
+	})
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("series (-want +got):\n%s", diff)
+	}
+	if got, want := scrape(t, c, `kafka_consumergroup_state{consumergroup="odd",kafka_cluster="lab",state="Wondering"}`), 1; len(got) != want {
+		t.Error("a state that this program does not know is not shown")
+	}
+	shown := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_"))
+	if got, want := scrape(t, c, "lag_collector_series{"), fmt.Sprintf(`lag_collector_series{kafka_cluster="lab"} %d`, shown); got[0] != want {
+		t.Errorf("said is %s, want %s", got[0], want)
+	}
+}
+
+// No value is made up before the first poll, and an old one is not shown as if it were new.
+func TestSeriesWithoutKafka(t *testing.T) {
+	t.Parallel()
+	c := newTestCollector(t, Config{})
+	now := someday
+	c.now = func() time.Time { return now }
+	names := func() (names []string) {
+		for _, line := range scrape(t, c, "kafka_", "lag_collector_up", "lag_collector_series{", "lag_collector_last", "lag_collector_errors") {
+			name, _, _ := strings.Cut(line, "{")
+			if strings.HasPrefix(name, "kafka_") {
+				name = "kafka_"
+			} else if !strings.HasPrefix(name, "lag_collector_last") {
+				name = line
+			}
+			names = append(names, strings.ReplaceAll(name, `kafka_cluster="lab"`, ""))
+		}
+		return slices.Compact(names)
+	}
+	check := func(when string, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, names()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+	}
+	check("before the first poll")
+	down := &ReadError{API: "Metadata", Err: errors.New("connection refused")}
+	c.publish(nil, fmt.Errorf("read: %w", down))
+	check("the first poll failed", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`, "lag_collector_up{} 0")
+
+	s := testSnapshot()
+	s.Errors = nil
+	c.publish(s, nil)
+	now = now.Add(time.Hour) // a poll may take its time, as long as it succeeds
+	check("a poll succeeded", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 73", "lag_collector_up{} 1")
+
+	now = someday.Add(15 * time.Second)
+	c.publish(s, down)
+	check("one that failed since", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 73", "lag_collector_up{} 0")
+	now = someday.Add(15*time.Second + time.Millisecond)
+	check("three intervals later", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 0")
+}
+
+// The objective is met as long as no record is older.
+func TestObjective(t *testing.T) {
+	t.Parallel()
+	for objective, want := range map[time.Duration]string{2499 * time.Millisecond: "1", 2500 * time.Millisecond: "0", time.Hour: "0"} {
+		c := newTestCollector(t, Config{})
+		c.Want(map[string]time.Duration{"readers": objective}, nil)
+		c.publish(testSnapshot(), nil)
+		got := scrape(t, c, "kafka_consumergroup_objective_breached")
+		if len(got) != 1 || !strings.HasSuffix(got[0], " "+want) {
+			t.Errorf("objective %v: %v, want %s", objective, got, want)
+		}
+	}
+}
+
+// A cap takes the partitions of groups that nobody asked for first, then topics, then the sums of such groups, then the partitions of wanted
+// groups; always a group as a whole, always the same ones, and what is left out is counted.
+func TestSeriesCap(t *testing.T) {
+	t.Parallel()
+	s := &Snapshot{Time: someday, Groups: make(map[string]*Group), Topics: make(map[string]*Topic)}
+	for _, name := range []string{"a", "b", "z"} {
+		topics := make(map[string]*GroupTopic)
+		for _, topic := range []string{"t", "u"} {
+			topics[topic] = &GroupTopic{Topic: topic, Partitions: []Partition{
+				{Number: 0, Committed: 1, Headroom: 1, Status: StatusOK}, {Number: 1, Committed: 1, Headroom: 1, Status: StatusOK},
+			}}
+			s.Topics[topic] = &Topic{Name: topic, Count: 2, Partitions: []TopicPartition{{Number: 0}, {Number: 1}}}
+		}
+		s.Groups[name] = &Group{Name: name, State: "Stable", Members: 1, Topics: topics}
+	}
+	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*3
+	everything := 3*sums + 2 + 3*partitions + 2*topic // the wanted one has an objective
+	for _, tt := range []struct {
+		limit                      int
+		groups, partitions, topics string
+		series                     int
+	}{
+		{0, "abz", "abz", "tu", everything},
+		{everything, "abz", "abz", "tu", everything},
+		{everything - 1, "abz", "az", "tu", everything - partitions},
+		{everything - partitions - 1, "abz", "z", "tu", everything - 2*partitions},
+		{everything - 2*partitions - 1, "abz", "z", "t", everything - 2*partitions - topic},
+		{everything - 2*partitions - 2*topic - 1, "az", "z", "tu", everything - 2*partitions - sums},
+		{sums + 2 + partitions, "z", "z", "", sums + 2 + partitions},
+		{sums + 2 + partitions - 1, "z", "", "tu", sums + 2 + 2*topic},
+		{sums + 2, "z", "", "", sums + 2},
+		{sums - 1, "", "", "tu", 2 * topic}, // and no partitions of a group without its sums
+		{6, "", "", "", 0},
+	} {
+		c := newTestCollector(t, Config{MaxSeries: tt.limit})
+		c.Want(map[string]time.Duration{"z": time.Second}, nil)
+		for range 2 { // each time the same, and counted again
+			c.publish(s, nil)
+		}
+		join := func(names map[string]bool) string { return strings.Join(slices.Sorted(maps.Keys(names)), "") }
+		got := c.last.Load().shown
+		if join(got.groups) != tt.groups || join(got.partitions) != tt.partitions || join(got.topics) != tt.topics ||
+			got.series != tt.series || got.dropped != everything-tt.series {
+			t.Errorf("cap %d: %+v, want %+v and %d dropped", tt.limit, got, tt, everything-tt.series)
+		}
+		if n := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_")); n != tt.series {
+			t.Errorf("cap %d: %d series, want %d", tt.limit, n, tt.series)
+		}
+		want := fmt.Sprintf(`lag_collector_series_dropped_total{kafka_cluster="lab"} %d`, 2*(everything-tt.series))
+		if got := scrape(t, c, "lag_collector_series_dropped_total"); got[0] != want {
+			t.Errorf("cap %d: %s, want %s", tt.limit, got[0], want)
+		}
+	}
+}
