@@ -23,9 +23,9 @@ import (
 // Run is the service until ctx ends; then it stops accepting, drains, flushes and closes, in that order. started, if not nil, is
 // told the addresses once they are bound.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
-	cfg.Kafka.ClientID = "cart"
+	cfg.Kafka.ClientID, cfg.Kafka.Stats = "cart", broker.NewStats()
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.Kafka.Stats)
 
 	api, err := web.Listen(cfg.HTTPAddr)
 	if err != nil {

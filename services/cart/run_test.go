@@ -291,3 +291,28 @@ func TestServiceOnSecureKafka(t *testing.T) {
 		t.Errorf("%d orders in the topic, want the %d that were taken and the one before", len(got), taken)
 	}
 }
+
+// What Prometheus gets of a service that has published an order, and of one that cannot.
+func TestMetrics(t *testing.T) {
+	kafka := testenv.Fake(t)
+	s := start(t, filepath.Join(t.TempDir(), "cart"), kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"exemplary","itemsNum":2}`); code != 200 {
+		t.Fatal(code, body)
+	}
+	for _, series := range []string{
+		"cart_produce_ack_seconds_count 1\n", "cart_outbox_rows 0\n", "cart_outbox_oldest_seconds 0\n", "service_ready 1\n",
+		`http_request_duration_seconds_count{code="200",method="POST",route="/order/create-order"} 1` + "\n",
+		`kafka_client_connected_brokers{client="producer"} 1` + "\n", `kafka_client_rtt_seconds{client="producer",quantile="0.99"} 0.`,
+	} {
+		s.until(t, s.ops+"/metrics", 200, "\n"+series)
+	}
+	if _, body := s.ask(t, "GET", s.ops+"/metrics", ""); strings.Contains(body, `client="consumer"`) || strings.Contains(body, "exemplary") || strings.Contains(body, kafka) {
+		t.Errorf("series of what Cart does not have, or an order's ID, or a broker's address:\n%s", body)
+	}
+
+	alone := start(t, filepath.Join(t.TempDir(), "cart"), "127.0.0.1:1")
+	for _, series := range []string{"service_ready 0\n", `kafka_client_connected_brokers{client="producer"} 0` + "\n", `kafka_client_requests_total{client="producer"} 0` + "\n"} {
+		alone.until(t, alone.ops+"/metrics", 200, "\n"+series)
+	}
+}

@@ -81,7 +81,7 @@ func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
 	}
 	c.waiters.wake(out.winners)
 	c.view.moved()
-	c.metrics.applied(out, len(b.Records), start, c.now())
+	c.metrics.applied(out, b.Records, start, c.now())
 	if len(out.letters) > 0 {
 		first := out.letters[0]
 		c.log.Warn("records go to the dead-letter topic", "count", len(out.letters), "reason", first.reason, "err", first.message,

@@ -24,7 +24,7 @@ import (
 // It stops from the outside in: the API stops accepting, answers who waits and drains; then the consumer finishes its batch; then
 // the ops endpoints close, and the store.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
-	cfg.Kafka.ClientID = "order"
+	cfg.Kafka.ClientID, cfg.Kafka.Stats = "order", broker.NewStats()
 	api, err := web.Listen(cfg.HTTPAddr)
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer ops.Close()
 
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.Kafka.Stats)
 	m := newMetrics(reg)
 
 	st, err := openStore(ctx, cfg.DataDir, log)
@@ -65,21 +65,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
 		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
 	}, admin, log)
-	reg.MustRegister(
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "order_rebalances_total", Help: "Changes of this member's partitions.",
-		}, func() float64 { return float64(member.Rebalances()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "order_assigned_partitions", Help: "Partitions that this member has.",
-		}, func() float64 { return float64(member.Assigned()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "order_consumer_failing", Help: "1 while something keeps the consumer from its work; the log and, before the first catch-up, /readyz say what.",
-		}, func() float64 {
-			if member.Err() != nil {
-				return 1
-			}
-			return 0
-		}),
+	reg.MustRegister(memberMetrics{member},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "order_waiting_lookups", Help: "Look-ups that wait for their order to change.",
 		}, func() float64 { return float64(lookups.count()) }))

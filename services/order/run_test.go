@@ -387,6 +387,9 @@ func TestServiceSaysWhatItWaitsFor(t *testing.T) {
 	eventually(t, "the reason", func() bool {
 		return strings.Contains(get(t, s.ops+"/readyz").Body, "Kafka is unreachable")
 	})
+	if got := get(t, s.ops+"/metrics"); !strings.Contains(got.Body, "\nservice_ready 0\n") {
+		t.Errorf("service_ready is not 0: %.3000s", got.Body)
+	}
 	if got := get(t, s.api+"/order/order-details?orderId=A"); got.Status != 503 {
 		t.Errorf("a look-up: %+v", got)
 	}

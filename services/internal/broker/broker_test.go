@@ -289,7 +289,12 @@ func (m *member) Apply(ctx context.Context, b Batch) (err error) {
 // start runs a consumer until the returned stop, or the test's end.
 func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
 	t.Helper()
-	c = NewConsumer(config(addr), cc, admin(t, addr), logger(t))
+	return startAs(t, config(addr), cc, h)
+}
+
+func startAs(t testing.TB, cfg Config, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
+	t.Helper()
+	c = NewConsumer(cfg, cc, admin(t, cfg.Brokers), logger(t))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan struct{})
 	go func() {

@@ -21,6 +21,7 @@ type Config struct {
 	Mechanism string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 	Username  string
 	Password  string
+	Stats     *Stats // nil when nobody wants them
 }
 
 // ConfigFromEnv reads KAFKA_*. What does not fit together is an error too: a password meant for a connection that does not use it

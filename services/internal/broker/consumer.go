@@ -77,7 +77,12 @@ type Consumer struct {
 
 	rebalances atomic.Int64
 	assigned   atomic.Int64
+	polled     atomic.Int64 // Unix time in nanoseconds
 	failure    atomic.Pointer[error]
+
+	lagMu sync.Mutex
+	lag   map[Partition]int64 // what is not there is not known
+	lagAt time.Time
 }
 
 // NewConsumer makes a consumer; Run joins the group. The admin tells the topics' IDs.
@@ -103,6 +108,31 @@ func (c *Consumer) Rebalances() int64 { return c.rebalances.Load() }
 
 // Assigned is how many partitions this member has.
 func (c *Consumer) Assigned() int { return int(c.assigned.Load()) }
+
+// LastPoll is when it last asked for records; zero before the first time.
+func (c *Consumer) LastPoll() time.Time {
+	if at := c.polled.Load(); at > 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
+// Lag is how many records are ahead of what was applied, as the client knows it from its last fetches. It knows nothing, and says so by
+// leaving partitions out, of what it has not fetched yet, while it is paused or the broker is away, and when there is no Config.Stats.
+func (c *Consumer) Lag() map[Partition]int64 {
+	c.lagMu.Lock()
+	defer c.lagMu.Unlock()
+	if c.cfg.Stats == nil || time.Since(c.lagAt) > 3*c.cfg.Stats.every {
+		return nil
+	}
+	return maps.Clone(c.lag)
+}
+
+func (c *Consumer) setLag(lag map[Partition]int64) {
+	c.lagMu.Lock()
+	defer c.lagMu.Unlock()
+	c.lag, c.lagAt = lag, time.Now()
+}
 
 // Err is what keeps the consumer from its work at the moment, nil when nothing does.
 func (c *Consumer) Err() error {
@@ -204,6 +234,7 @@ func (c *Consumer) join(h Handler) (*session, error) {
 		"fetch.queue.backoff.ms":     20,
 		"fetch.error.backoff.ms":     100,
 		"fetch.wait.max.ms":          100, // a partition assigned or resumed meanwhile waits for the running fetch
+		"statistics.interval.ms":     c.cfg.Stats.millis(),
 	}))
 	if err == nil {
 		s.renewed = renewed
@@ -213,6 +244,7 @@ func (c *Consumer) join(h Handler) (*session, error) {
 		s.logs.close()
 		return nil, fmt.Errorf("make consumer: %w", err)
 	}
+	c.cfg.Stats.next(kindConsumer)
 	return s, nil
 }
 
@@ -247,6 +279,9 @@ func (s *session) collect() {
 
 // poll takes one event, and says whether there was one and the session goes on.
 func (s *session) poll(wait time.Duration) bool {
+	if wait > 0 { // not for each record
+		s.polled.Store(time.Now().UnixNano())
+	}
 	event := s.client.Poll(int(wait.Milliseconds()))
 	switch e := event.(type) {
 	case nil:
@@ -268,6 +303,8 @@ func (s *session) poll(wait time.Duration) bool {
 		if e.Error != nil && !is(e.Error, kafka.ErrNoOffset) {
 			s.log.Debug("commit", "err", e.Error) // a hint only, and the next one says the same
 		}
+	case *kafka.Stats:
+		s.report(e)
 	case kafka.Error:
 		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) { // which is fatal only where the group may be described
 			s.end = explain(e)
@@ -289,6 +326,23 @@ func (s *session) look() {
 		s.end = errRenewed
 	default:
 	}
+}
+
+// report takes the client's statistics. While it is paused, or has lost the broker, it fetches nothing: the lag that it still tells
+// would be that of before.
+func (s *session) report(e *kafka.Stats) {
+	now, err := s.cfg.Stats.take(kindConsumer, e.String())
+	if err != nil {
+		s.log.Error("statistics of the consumer", "err", err)
+		return
+	}
+	lag, connected := make(map[Partition]int64, len(s.parts)), now.connected()
+	for at, p := range s.parts {
+		if in, ok := now.Topics[at.topic].Partitions[at.number]; ok && in.Lag >= 0 && connected[in.Broker] && !s.paused {
+			lag[p.id] = in.Lag
+		}
+	}
+	s.setLag(lag)
 }
 
 func (s *session) add(p *part, r Record) {
@@ -343,6 +397,7 @@ func (s *session) apply(ctx context.Context) {
 func (s *session) pause() {
 	if !s.paused {
 		s.paused = true
+		s.setLag(nil)
 		s.must("pause", s.client.Pause(s.places()))
 	}
 }
@@ -470,6 +525,11 @@ func (s *session) revoke(tps []kafka.TopicPartition, lost bool) {
 		return
 	}
 	s.fill, s.hand = s.fill.without(gone), s.hand.without(gone)
+	s.lagMu.Lock()
+	for _, p := range gone {
+		delete(s.lag, p)
+	}
+	s.lagMu.Unlock()
 	s.assigned.Store(int64(len(s.parts)))
 	s.handler.Revoked(gone)
 	s.log.Info("partitions revoked", "partitions", len(gone), "now", len(s.parts), "lost", lost)
@@ -503,6 +563,8 @@ func (s *session) close() {
 		s.handler.Revoked(gone)
 	}
 	s.assigned.Store(0)
+	s.setLag(nil)
+	s.cfg.Stats.next(kindConsumer)
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

@@ -24,6 +24,7 @@ type Producer struct {
 	log       *slog.Logger
 	logs      *logs
 	trouble   *trouble
+	stats     *Stats
 	delivered func(tag int64, err error)
 
 	mu      sync.Mutex // one Produce at a time, and none once Close began: librdkafka forbids it
@@ -59,6 +60,7 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 		"go.events.channel.size":    1000,
 		"go.produce.channel.size":   0,
 		"go.delivery.report.fields": "none", // reports carry the tag, not the message again
+		"statistics.interval.ms":    cfg.Stats.millis(),
 	}))
 	var client *kafka.Producer
 	if err == nil {
@@ -74,11 +76,13 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 		log:       log,
 		logs:      logs,
 		trouble:   &trouble{log: log, brokers: cfg.Brokers},
+		stats:     cfg.Stats,
 		delivered: delivered,
 		idle:      make(chan struct{}, 1),
 		done:      make(chan struct{}),
 	}
 	p.message.TopicPartition.Partition = kafka.PartitionAny
+	p.stats.next(kindProducer)
 	go p.reports()
 	return p, nil
 }
@@ -162,6 +166,7 @@ func (p *Producer) giveUp() {
 // reports runs until the client closes its channel of events.
 func (p *Producer) reports() {
 	defer close(p.done)
+	defer p.stats.next(kindProducer)
 	for event := range p.client.Events() {
 		switch e := event.(type) {
 		case *kafka.Message:
@@ -177,6 +182,10 @@ func (p *Producer) reports() {
 			p.trouble.report(e)
 			if e.IsFatal() {
 				p.giveUp() // librdkafka sends nothing more, yet may keep what it has queued for ever
+			}
+		case *kafka.Stats:
+			if _, err := p.stats.take(kindProducer, e.String()); err != nil {
+				p.log.Error("statistics of the producer", "err", err)
 			}
 		}
 	}

@@ -34,8 +34,9 @@ type Box struct {
 	acked atomic.Int64  // every row up to this id is acknowledged and can go
 	wake  chan struct{} // something was committed
 
-	failures *prometheus.CounterVec
-	acks     prometheus.Histogram
+	failures             *prometheus.CounterVec
+	acks                 prometheus.Histogram
+	descRows, descOldest *prometheus.Desc
 }
 
 // Open counts what an earlier run left and registers the metrics, their names starting with prefix.
@@ -43,11 +44,12 @@ func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Re
 	b := &Box{
 		db: db, log: log, wake: make(chan struct{}, 1),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: prefix + "_delivery_failures_total", Help: "Messages that Kafka refused or that could not be sent, by librdkafka's error code. They are sent again.",
+			Name: prefix + "_delivery_failures_total",
+			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. It is sent again, and what follows waits for it.",
 		}, []string{"code"}),
 		acks: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: prefix + "_produce_ack_seconds", Help: "From handing a message to the Kafka client until its acknowledgement.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), NativeHistogramBucketFactor: 1.1,
+			Name: prefix + "_produce_ack_seconds", Help: "Time in seconds from handing a message to the Kafka client until its acknowledgement.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 24), NativeHistogramBucketFactor: 1.1,
 		}),
 	}
 	var rows int64
@@ -55,32 +57,42 @@ func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Re
 		return nil, fmt.Errorf("count the outbox: %w", err)
 	}
 	b.rows.Store(rows)
-	reg.MustRegister(b.failures, b.acks,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: prefix + "_outbox_rows", Help: "Messages accepted and not yet removed after their acknowledgement.",
-		}, func() float64 { return float64(b.rows.Load()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: prefix + "_outbox_oldest_seconds", Help: "Age of the oldest message that Kafka has not acknowledged, 0 when there is none.",
-		}, b.oldest))
+	b.descRows = prometheus.NewDesc(prefix+"_outbox_rows", "Messages accepted and not yet removed after their acknowledgement.", nil, nil)
+	b.descOldest = prometheus.NewDesc(prefix+"_outbox_oldest_seconds",
+		"Age in seconds of the oldest message that Kafka has not acknowledged, 0 when there is none; not shown when it cannot be read.", nil, nil)
+	reg.MustRegister(b.failures, b.acks, b)
 	return b, nil
+}
+
+// Describe is part of prometheus.Collector.
+func (b *Box) Describe(ch chan<- *prometheus.Desc) {
+	ch <- b.descRows
+	ch <- b.descOldest
+}
+
+// Collect looks for the oldest row: one step in the table's own order, on a connection that no writer waits for.
+func (b *Box) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(b.descRows, prometheus.GaugeValue, float64(b.rows.Load()))
+	oldest, err := b.oldest()
+	if err != nil {
+		b.log.Warn("the age of the oldest outbox row is unknown", "err", err)
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(b.descOldest, prometheus.GaugeValue, oldest.Seconds())
 }
 
 // Rows is the number of messages in the outbox.
 func (b *Box) Rows() int64 { return b.rows.Load() }
 
-func (b *Box) oldest() float64 {
+func (b *Box) oldest() (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // a scrape has none to pass on
 	defer cancel()
 	var at int64
 	err := b.db.Read.QueryRowContext(ctx, "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1", b.acked.Load()).Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
-		return 0
+		return 0, nil
 	}
-	if err != nil {
-		b.log.Warn("the age of the oldest outbox row is unknown", "err", err)
-		return 0
-	}
-	return max(0, time.Since(time.UnixMilli(at)).Seconds())
+	return max(0, time.Since(time.UnixMilli(at))), err
 }
 
 // Add writes messages in the caller's transaction. The caller calls committed once that transaction is committed; it wakes the relay.

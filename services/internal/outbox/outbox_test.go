@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -169,8 +171,8 @@ func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
 			if diff := cmp.Diff(byKey(all), published(t, addr, topic)); diff != "" {
 				t.Errorf("published (-want +got):\n%s", diff)
 			}
-			if b.oldest() != 0 {
-				t.Errorf("the oldest row of an empty outbox is %f s old", b.oldest())
+			if got := shown(t, b); got != "rows 0, oldest 0" {
+				t.Errorf("the metrics of an empty outbox: %s", got)
 			}
 			stop()
 		})
@@ -192,8 +194,8 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 	if b.Rows() < 6000 {
 		t.Errorf("%d rows while Kafka is away, want 6000 or more", b.Rows())
 	}
-	if b.oldest() <= 0 {
-		t.Errorf("the oldest row is %f s old while Kafka is away", b.oldest())
+	if got := shown(t, b); strings.HasSuffix(got, "oldest 0") || !strings.Contains(got, "oldest") {
+		t.Errorf("the metrics while Kafka is away: %s", got)
 	}
 	if err := k.StartAgain(ctx); err != nil {
 		t.Fatal(err)
@@ -283,21 +285,112 @@ func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	}
 }
 
-func failures(t *testing.T, b *Box) float64 {
+func gather(t *testing.T, c prometheus.Collector) []*dto.MetricFamily {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(b.failures)
+	reg.MustRegister(c)
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return families
+}
+
+func failures(t *testing.T, b *Box) float64 {
+	t.Helper()
 	var sum float64
-	for _, f := range families {
+	for _, f := range gather(t, b.failures) {
 		for _, m := range f.GetMetric() {
 			sum += m.GetCounter().GetValue()
 		}
 	}
 	return sum
+}
+
+// shown is what a scrape gets of the outbox, in whole seconds.
+func shown(t *testing.T, b *Box) string {
+	t.Helper()
+	got := map[string]string{}
+	for _, f := range gather(t, b) {
+		got[strings.TrimPrefix(f.GetName(), "test_outbox_")] = fmt.Sprintf("%.0f", math.Ceil(f.GetMetric()[0].GetGauge().GetValue()))
+	}
+	text := "rows " + got["rows"]
+	if oldest, ok := got["oldest_seconds"]; ok {
+		text += ", oldest " + oldest
+	}
+	return text
+}
+
+// The age is that of the first row that is not acknowledged, and when it cannot be read nothing is shown: 0 would say that none waits.
+func TestTheAgeOfTheOldestRow(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	addAt := func(ago time.Duration) {
+		var committed func()
+		if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
+			committed, err = b.Add(tx, time.Now().Add(-ago), numbered("topic", 0, 1))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		committed()
+	}
+	check := func(when, want string) {
+		t.Helper()
+		if got := shown(t, b); got != want {
+			t.Errorf("%s: %s, want %s", when, got, want)
+		}
+	}
+	check("empty", "rows 0, oldest 0")
+	addAt(2*time.Hour - 100*time.Millisecond)
+	addAt(time.Hour - 100*time.Millisecond)
+	check("nothing acknowledged", "rows 2, oldest 7200")
+	b.acked.Store(1)
+	check("the first one acknowledged and still there", "rows 2, oldest 3600")
+	b.acked.Store(2)
+	check("all acknowledged", "rows 2, oldest 0")
+	b.acked.Store(0)
+	addAt(-time.Hour) // a clock that was set back
+	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("DELETE FROM outbox WHERE id < 3")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	check("accepted in the future", "rows 3, oldest 0")
+
+	// A writer in the middle of its transaction is not waited for.
+	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		if _, err := tx.Exec("DELETE FROM outbox"); err != nil {
+			return err
+		}
+		begin := time.Now()
+		check("while a transaction is under way", "rows 3, oldest 0")
+		if took := time.Since(begin); took > 500*time.Millisecond {
+			t.Errorf("the scrape took %s", took)
+		}
+		return errors.New("rolled back")
+	}); err == nil {
+		t.Error("the transaction was to be rolled back")
+	}
+
+	if err := b.db.Read.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check("unreadable", "rows 3")
+}
+
+// What the client refuses by itself is counted as what Kafka refuses.
+func TestARowThatTheClientRefusesIsCounted(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	add(t, b, contract.Message{Topic: "topic", Key: []byte("large"), Value: make([]byte, 3<<20)})
+	if err := b.relaySession(t.Context(), broker.Config{Brokers: "127.0.0.1:1"}); err == nil {
+		t.Error("a message of 3 MiB is taken")
+	}
+	if got := fmt.Sprint(gather(t, b.failures)); !strings.Contains(got, `value:"MSG_SIZE_TOO_LARGE"`) || failures(t, b) != 1 {
+		t.Errorf("counted: %s, want MSG_SIZE_TOO_LARGE once", got)
+	}
 }
 
 func TestARestartGoesOnWhereItWas(t *testing.T) {

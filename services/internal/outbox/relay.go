@@ -138,6 +138,9 @@ func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last 
 			if errors.Is(err, broker.ErrQueueFull) {
 				return sent, true, nil // an acknowledgement makes room
 			}
+			if w.failure() == nil { // else it is counted
+				b.failures.WithLabelValues(broker.Code(err)).Inc()
+			}
 			return sent, true, fmt.Errorf("produce row %d to %s: %w", id, m.Topic, err)
 		}
 		sent = id

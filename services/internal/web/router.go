@@ -26,8 +26,8 @@ type Route struct {
 // with what is.
 func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "http_request_duration_seconds", Help: "Time to answer a request.",
-		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), NativeHistogramBucketFactor: 1.1,
+		Name: "http_request_duration_seconds", Help: "Time in seconds to answer a request; what a look-up was told to wait counts.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18), NativeHistogramBucketFactor: 1.1,
 	}, []string{"route", "method", "code"})
 	reg.MustRegister(durations)
 
@@ -83,13 +83,22 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 type Ops struct {
 	Ready    func() error // nil, or what is missing
 	Registry *prometheus.Registry
-	OpenAPI  []byte // describes what the service serves
-	AsyncAPI []byte // describes the topics
+	More     []prometheus.Gatherer // shown beside the Registry, as what a library keeps in one of its own
+	OpenAPI  []byte                // describes what the service serves; nil when that is nothing but this
+	AsyncAPI []byte                // describes the topics; likewise
 }
 
-// Handler serves /healthz (the process turns), /readyz (it can do its work now), /metrics, /openapi.yaml
-// and /asyncapi.yaml.
+// Handler serves /healthz (the process turns), /readyz (it can do its work now), /metrics, where service_ready says what /readyz does,
+// and /openapi.yaml and /asyncapi.yaml as far as there are any. It is made once per Registry.
 func (o Ops) Handler() http.Handler {
+	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "service_ready", Help: "1 when /readyz answers 200 at this moment, else 0.",
+	}, func() float64 {
+		if o.Ready() != nil {
+			return 0
+		}
+		return 1
+	}))
 	m := http.NewServeMux()
 	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { WriteText(w, http.StatusOK, "ok\n") })
 	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -99,8 +108,12 @@ func (o Ops) Handler() http.Handler {
 		}
 		WriteText(w, http.StatusOK, "ready\n")
 	})
-	m.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	all := append(prometheus.Gatherers{o.Registry}, o.More...)
+	m.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{EnableOpenMetrics: true})) // without it no exemplars
 	for path, document := range map[string][]byte{"/openapi.yaml": o.OpenAPI, "/asyncapi.yaml": o.AsyncAPI} {
+		if document == nil {
+			continue
+		}
 		m.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/yaml")
 			_, _ = w.Write(document)

@@ -1,0 +1,360 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// everySecond is as often as librdkafka can.
+func everySecond(addr string) Config {
+	cfg := config(addr)
+	cfg.Stats = NewStats()
+	cfg.Stats.every = time.Second
+	return cfg
+}
+
+// scrape is what Prometheus gets, as "client name" or "client name quantile" without the name's common beginning.
+func scrape(t testing.TB, s *Stats) map[string]float64 {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(s)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := m.GetLabel()[0].GetValue() + " " + strings.TrimPrefix(f.GetName(), "kafka_client_")
+			switch {
+			case m.GetSummary() != nil:
+				got[name+"_count"], got[name+"_sum"] = float64(m.GetSummary().GetSampleCount()), m.GetSummary().GetSampleSum()
+				for _, q := range m.GetSummary().GetQuantile() {
+					got[fmt.Sprint(name, " ", q.GetQuantile())] = q.GetValue()
+				}
+			default:
+				got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+		if !strings.HasPrefix(f.GetName(), "kafka_client_") || f.GetHelp() == "" {
+			t.Errorf("%s: %q", f.GetName(), f.GetHelp())
+		}
+	}
+	return got
+}
+
+// differ compares what the two have in common with want.
+func differ(t testing.TB, when string, got, want map[string]float64) {
+	t.Helper()
+	got = maps.Clone(got)
+	maps.DeleteFunc(got, func(name string, _ float64) bool { _, ok := want[name]; return !ok })
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", when, diff)
+	}
+}
+
+func TestStatsOutliveTheirClients(t *testing.T) {
+	t.Parallel()
+	s := NewStats()
+	take := func(text string) {
+		t.Helper()
+		if _, err := s.take(kindProducer, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := scrape(t, s); len(got) > 0 {
+		t.Errorf("before there is a client: %v", got)
+	}
+	s.next(kindProducer)
+	const gauges = 3
+	nothing := scrape(t, s)
+	for name, v := range nothing {
+		if v != 0 {
+			t.Errorf("before a client has said anything: %s is %v", name, v)
+		}
+	}
+	if len(nothing) != 7+2*2 {
+		t.Errorf("before a client has said anything: %v", nothing)
+	}
+
+	take(`{"msg_cnt":5000,"msg_max":20000,"msg_size":3000,"msg_size_max":4000,"brokers":{
+		"a:9092/1":{"nodeid":1,"state":"UP","tx":100,"req_timeouts":1,"txretries":2,"txerrs":3,"rxerrs":4,"disconnects":5,
+			"rtt":{"cnt":10,"sum":50000,"p50":4000,"p99":9000},"outbuf_latency":{"cnt":10,"sum":1000,"p50":90,"p99":200},"throttle":{"cnt":10,"sum":1500,"p50":0,"p99":900}},
+		"b:9092/2":{"nodeid":2,"state":"UP","tx":10,"rtt":{"cnt":1,"sum":700000,"p50":700000,"p99":700000}},
+		"c:9092/3":{"nodeid":3,"state":"DOWN","tx":0},
+		"GroupCoordinator":{"nodeid":-1,"state":"UP","tx":1}}}`)
+	first := map[string]float64{
+		"producer requests_total": 111, "producer request_timeouts_total": 1, "producer request_retries_total": 2, "producer send_errors_total": 3,
+		"producer receive_errors_total": 4, "producer disconnects_total": 5, "producer throttled_seconds_total": 1.5,
+		"producer rtt_seconds_count": 11, "producer rtt_seconds_sum": 0.75, "producer rtt_seconds 0.5": 0.7, "producer rtt_seconds 0.99": 0.7,
+		"producer outbuf_seconds_count": 10, "producer outbuf_seconds_sum": 0.001, "producer outbuf_seconds 0.5": 0.00009, "producer outbuf_seconds 0.99": 0.0002,
+		"producer connected_brokers": 2, "producer queue_messages": 5000, "producer queue_ratio": 0.75,
+	}
+	if diff := cmp.Diff(first, scrape(t, s)); diff != "" {
+		t.Errorf("after its first statistics (-want +got):\n%s", diff)
+	}
+
+	// Counters are a client's whole life, windows the time since the last statistics. A broker that has left takes its counts along.
+	take(`{"msg_max":20000,"msg_size_max":4000,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":105,"disconnects":6,"rtt":{"cnt":0,"sum":0,"p50":0,"p99":0},"outbuf_latency":{"cnt":5,"sum":1000,"p50":100,"p99":100}}}}`)
+	got := scrape(t, s)
+	differ(t, "after its second statistics", got, map[string]float64{
+		"producer requests_total": 111, "producer disconnects_total": 6, "producer rtt_seconds_count": 11, "producer rtt_seconds_sum": 0.75,
+		"producer outbuf_seconds_count": 15, "producer outbuf_seconds_sum": 0.002, "producer outbuf_seconds 0.99": 0.0001, "producer queue_ratio": 0,
+	})
+	if _, ok := got["producer rtt_seconds 0.99"]; ok {
+		t.Error("a quantile of no requests")
+	}
+	take(`{"msg_max":1,"msg_size_max":1,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":107,"disconnects":6}}}`)
+
+	// The next client begins at 0.
+	s.next(kindProducer)
+	got = scrape(t, s)
+	differ(t, "without a client", got, map[string]float64{"producer requests_total": 113, "producer disconnects_total": 6})
+	if len(got) != len(nothing) {
+		t.Errorf("without a client: %v", got)
+	}
+	take(`{"msg_max":1,"msg_size_max":1,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":7,"disconnects":1}}}`)
+	got = scrape(t, s)
+	differ(t, "with the next client", got, map[string]float64{"producer requests_total": 120, "producer disconnects_total": 7, "producer connected_brokers": 1})
+
+	// What was said long ago is not what is.
+	s.clients[kindProducer].at = time.Now().Add(-16 * time.Second)
+	stale := scrape(t, s)
+	differ(t, "with a client that is silent", stale, map[string]float64{"producer requests_total": 120})
+	if len(stale) != len(nothing) || len(got) != len(nothing)+gauges {
+		t.Errorf("with a client that is silent: %v", stale)
+	}
+	if _, err := s.take(kindProducer, "no JSON"); err == nil {
+		t.Error("no error for what is no JSON")
+	}
+}
+
+func TestStatsOfClients(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, addr string) {
+		t.Parallel()
+		topic := testenv.NewTopic(t, addr, 3)
+		cfg := everySecond(addr)
+		produce := func() {
+			r := &reports{}
+			p, err := NewProducer(cfg, logger(t), r.delivered)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			for i, m := range messages(topic, 1000, 7) {
+				if err := p.Produce(m, int64(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			flush(t, p)
+			poll(t, "the producer's statistics", func() bool { return scrape(t, cfg.Stats)["producer connected_brokers"] == 1 })
+		}
+		produce()
+		one := scrape(t, cfg.Stats)
+		if _, ok := one["producer connected_brokers"]; ok {
+			t.Error("the producer is closed, and has a connection")
+		}
+		produce()
+		two := scrape(t, cfg.Stats)
+		for _, name := range []string{"producer requests_total", "producer rtt_seconds_count", "producer rtt_seconds_sum", "producer outbuf_seconds_sum"} {
+			if one[name] <= 0 || two[name] <= one[name] {
+				t.Errorf("%s is %v after the first producer and %v after the second", name, one[name], two[name])
+			}
+		}
+		// Requests are answered within the test.
+		for _, name := range []string{"producer rtt_seconds_sum", "producer outbuf_seconds_sum"} {
+			if two[name] > two["producer requests_total"]*60 {
+				t.Errorf("%s: %v", name, two)
+			}
+		}
+
+		m := newMember(newStore())
+		_, stop := startAs(t, cfg, group(topic), m)
+		m.await(t, "all records", func() bool { return m.count() == 2000 })
+		poll(t, "the consumer's statistics", func() bool {
+			got := scrape(t, cfg.Stats)
+			rtt := got["consumer rtt_seconds 0.5"]
+			return got["consumer connected_brokers"] == 1 && got["consumer requests_total"] > 0 && rtt > 0.05 && rtt < 60
+		})
+		stop()
+		got := scrape(t, cfg.Stats)
+		if _, ok := got["consumer fetch_queue_records"]; ok || got["consumer requests_total"] == 0 {
+			t.Errorf("after the consumer's end: %v", got)
+		}
+	})
+}
+
+// What a consumer has fetched and not taken shows, and its lag is what is left to apply.
+func TestConsumerTellsItsLag(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, addr string) {
+		t.Parallel()
+		const n = 400
+		topic := testenv.NewTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, n, 1)...)
+		cfg, cc := everySecond(addr), group(topic)
+		cc.MaxRecords = 4
+		m := newMember(newStore())
+		var hang atomic.Pointer[chan struct{}]
+		var broken atomic.Pointer[error]
+		m.apply = func(context.Context, Batch) error {
+			time.Sleep(50 * time.Millisecond)
+			if wait := hang.Load(); wait != nil {
+				<-*wait
+			}
+			if err := broken.Load(); err != nil {
+				return *err
+			}
+			return nil
+		}
+		applied := func() int64 {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return int64(m.count())
+		}
+		begin := time.Now()
+		c, stop := startAs(t, cfg, cc, m)
+		only := func() int64 {
+			for _, lag := range c.Lag() {
+				return lag
+			}
+			return math.MinInt64
+		}
+		var seen []int64
+		fetched := false
+		for last := int64(0); applied() < n; { // what is shown is of the last second or so
+			lag := only()
+			if now := applied(); lag != math.MinInt64 && (lag < n-now || lag > n-last) {
+				t.Errorf("the lag is %d when %d to %d of %d are applied", lag, last, now, n)
+			}
+			if lag > 0 && !slices.Contains(seen, lag) {
+				seen = append(seen, lag)
+			}
+			fetched = fetched || scrape(t, cfg.Stats)["consumer fetch_queue_records"] > 0
+			last = max(0, applied()-200) // 20 batches of 4 a second at most
+			time.Sleep(10 * time.Millisecond)
+		}
+		if len(seen) < 3 || !fetched {
+			t.Errorf("the lag was %v on the way, records in the fetch queue: %v", seen, fetched)
+		}
+		poll(t, "no lag", func() bool { return only() == 0 })
+		if at := c.LastPoll(); at.Before(begin) || time.Since(at) > time.Second {
+			t.Errorf("last poll at %s, it is %s", at, time.Now())
+		}
+
+		// While it does not poll it knows nothing.
+		wait := make(chan struct{})
+		hang.Store(&wait)
+		testenv.Produce(t, addr, messages(topic, 1, 1)...)
+		poll(t, "a silent consumer shows no lag", func() bool { return len(c.Lag()) == 0 })
+		if silent := time.Since(c.LastPoll()); silent < time.Second {
+			t.Errorf("the last poll was %s ago", silent)
+		}
+		hang.Store(nil)
+		close(wait)
+		poll(t, "it knows again", func() bool { return only() == 0 })
+
+		// While it is paused it fetches nothing, and would show the same for ever.
+		failure := errors.New("disk full")
+		broken.Store(&failure)
+		testenv.Produce(t, addr, messages(topic, 1, 1)...)
+		poll(t, "the store fails", func() bool { return errors.Is(c.Err(), failure) })
+		testenv.Produce(t, addr, messages(topic, 50, 1)...)
+		requests := scrape(t, cfg.Stats)["consumer requests_total"]
+		poll(t, "statistics while it is paused", func() bool {
+			if lag := only(); lag != math.MinInt64 {
+				t.Fatalf("paused, with a lag of %d", lag)
+			}
+			return scrape(t, cfg.Stats)["consumer requests_total"] > requests
+		})
+		if silent := time.Since(c.LastPoll()); silent > time.Second {
+			t.Errorf("it polls while it is paused; the last poll was %s ago", silent)
+		}
+		broken.Store(nil)
+		m.await(t, "all records", func() bool { return m.count() == n+52 })
+		poll(t, "it has caught up", func() bool { return only() == 0 })
+
+		// Only partitions that are its own.
+		stop()
+		if lag := c.Lag(); len(lag) > 0 {
+			t.Errorf("without partitions: %v", lag)
+		}
+	})
+}
+
+func TestConsumersTellTheLagOfTheirOwnPartitions(t *testing.T) {
+	t.Parallel()
+	addr := testenv.SharedKafka(t).Addr
+	topic := testenv.NewTopic(t, addr, 4)
+	cc, s := group(topic), newStore()
+	first, _ := startAs(t, everySecond(addr), cc, newMember(s))
+	poll(t, "all four", func() bool { return len(first.Lag()) == 4 })
+	second, stop := startAs(t, everySecond(addr), cc, newMember(s))
+	poll(t, "two each", func() bool {
+		a, b := first.Lag(), second.Lag()
+		if first.Assigned() < 4 && len(a) > first.Assigned() {
+			t.Fatalf("%d partitions and the lag of %v", first.Assigned(), a)
+		}
+		maps.Copy(a, b)
+		return len(b) == 2 && len(a) == 4 && first.Assigned() == 2
+	})
+	stop()
+	poll(t, "all four again", func() bool { return len(first.Lag()) == 4 })
+	for p, lag := range first.Lag() {
+		if lag != 0 || p.Topic != topic || p.TopicID == "" {
+			t.Errorf("%v: %d", p, lag)
+		}
+	}
+}
+
+// A client without a broker knows no lag, though librdkafka goes on to tell the last one.
+func TestStatsWhileTheBrokerIsAway(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartKafka(t)
+	cfg, topic := everySecond(k.Addr), testenv.NewTopic(t, k.Addr, 4)
+	c, _ := startAs(t, cfg, group(topic), newMember(newStore()))
+	poll(t, "the lag", func() bool { return len(c.Lag()) == 4 })
+	before := scrape(t, cfg.Stats)
+	k.Kill()
+	poll(t, "no broker", func() bool {
+		got := scrape(t, cfg.Stats)
+		connected, ok := got["consumer connected_brokers"]
+		return ok && connected == 0 && got["consumer disconnects_total"] > before["consumer disconnects_total"]
+	})
+	if lag := c.Lag(); len(lag) > 0 {
+		t.Errorf("without a broker it tells the lag of %v", lag)
+	}
+	if err := k.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "the lag again", func() bool { return len(c.Lag()) == 4 && scrape(t, cfg.Stats)["consumer connected_brokers"] == 1 })
+}
+
+// A consumer without Stats tells no lag, and asks librdkafka for nothing.
+func TestWithoutStats(t *testing.T) {
+	t.Parallel()
+	var none *Stats
+	none.next(kindConsumer)
+	if none.millis() != 0 {
+		t.Error("statistics that nobody takes")
+	}
+	c := NewConsumer(config("127.0.0.1:1"), group("t"), nil, quiet)
+	c.setLag(map[Partition]int64{{}: 1})
+	if c.Lag() != nil || !c.LastPoll().IsZero() {
+		t.Errorf("lag %v, last poll %s", c.Lag(), c.LastPoll())
+	}
+}
