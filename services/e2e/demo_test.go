@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +16,8 @@ import (
 // newDemo prepares the demo at ports of its own.
 func newDemo(t testing.TB) *process {
 	t.Helper()
-	port := freePorts(4)
-	d := newProcess(t, "demo", "CART_HTTP_ADDR="+local(port), "ORDER_HTTP_ADDR="+local(port+2))
+	port := freePorts(5)
+	d := newProcess(t, "demo", "LAG_OPS_ADDR="+local(port+4), "CART_HTTP_ADDR="+local(port), "ORDER_HTTP_ADDR="+local(port+2))
 	d.api, d.ops = "http://"+local(port), "http://"+local(port+1)
 	return d
 }
@@ -67,8 +68,8 @@ func TestDemo(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t).start()
 	requests := welcome(t, d)
-	if len(requests) != 4 {
-		t.Fatalf("it prints %d requests, want 4: %q", len(requests), requests)
+	if len(requests) != 5 {
+		t.Fatalf("it prints %d requests, want 5: %q", len(requests), requests)
 	}
 	shown := func(request string, parts ...string) {
 		t.Helper()
@@ -86,6 +87,11 @@ func TestDemo(t *testing.T) {
 		t.Helper()
 		shown(requests[2], `"orderId":"test-order-101"`, `"status":"Shipped"`, `"version":2`, `"shippingCost":`)
 		shown(requests[3], "Total orders in topic 'order-updated-topic': 1", `"orderId":"test-order-101"`)
+		eventually(t, 10*time.Second, "the lag is known", func() (bool, string) { // a moment after the start, and grep calls nothing a failure
+			page := do(t, http.MethodGet, strings.Fields(requests[4])[1], "").body
+			return strings.Contains(page, "kafka_consumergroup_topic_max_lag_seconds{"), page
+		})
+		shown(requests[4], `{consumergroup="order-service",kafka_cluster="demo",topic="order-created-topic"} 0`, `topic="order-updated-topic"} 0`)
 	}
 	if got := run(t, requests[0]); got != "Order created successfully" {
 		t.Errorf("%s: %s", requests[0], got)
@@ -114,9 +120,63 @@ func TestDemo(t *testing.T) {
 	d.stop()
 }
 
+// The lag is told as it is in a cluster, from the first event on.
+func TestLagOfTheDemo(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t).start()
+	metrics := strings.Fields(welcome(t, d)[4])[1]
+	page := func() string { return do(t, http.MethodGet, metrics, "").body }
+	const orders = 20
+	for i := range orders {
+		if got := do(t, http.MethodPost, d.api+"/order/create-order", fmt.Sprintf(`{"orderId":"lag-%d","itemsNum":1}`, i)); got.status != http.StatusOK {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	sum := func(page, name, labels string) (sum float64, series int) {
+		for line := range strings.Lines(page) {
+			of, value, ok := strings.Cut(strings.TrimSpace(line), "} ")
+			if v, err := strconv.ParseFloat(value, 64); ok && err == nil && strings.HasPrefix(of, name+"{") && strings.Contains(of, labels) {
+				sum, series = sum+v, series+1
+			}
+		}
+		return sum, series
+	}
+	const group = `consumergroup="order-service"`
+	for _, want := range []struct {
+		name, labels string
+		sum          float64
+		series       int
+	}{
+		{"kafka_topic_partition_current_offset", `topic="order-created-topic"`, orders, 12},
+		{"kafka_consumergroup_current_offset", group, orders, 24},
+		{"kafka_consumergroup_lag", group, 0, 24},
+		{"kafka_consumergroup_lag_seconds", group, 0, 24},
+		{"kafka_consumergroup_topic_max_lag_seconds", group, 0, 2},
+		{"kafka_consumergroup_members", group, 1, 1},
+		{"kafka_consumergroup_unassigned_partitions", group, 0, 2},
+		{"kafka_consumergroup_state", `state="Stable"`, 1, 1},
+		{"kafka_consumergroup_objective_seconds", group, 5, 1},
+		{"kafka_consumergroup_objective_breached", group, 0, 1},
+		{"kafka_consumergroup_partition_status", `status="ok"`, 24, 2},
+		{"lag_collector_up", `kafka_cluster="demo"`, 1, 1},
+	} {
+		eventually(t, 30*time.Second, want.name, func() (bool, string) {
+			got, series := sum(page(), want.name, want.labels)
+			return got == want.sum && series == want.series, fmt.Sprintf("%d series, sum %v, want %d and %v", series, got, want.series, want.sum)
+		})
+	}
+	if body := page(); !strings.Contains(body, "service_ready 1\n") || strings.Contains(body, `group="cart`) {
+		t.Errorf("%s", body)
+	}
+	d.stop()
+	if log := d.log(); strings.Contains(log, `"level":"WARN","msg":"some of kafka`) || strings.Contains(log, `"level":"ERROR"`) {
+		t.Errorf("the log has complaints: %s", log)
+	}
+}
+
 func TestDemoAtTakenPort(t *testing.T) {
 	t.Parallel()
-	for _, variable := range []string{"CART_HTTP_ADDR", "ORDER_HTTP_ADDR"} {
+	for _, variable := range []string{"CART_HTTP_ADDR", "ORDER_HTTP_ADDR", "LAG_OPS_ADDR"} {
 		ln, err := net.Listen("tcp", local(freePorts(1)))
 		if err != nil {
 			t.Fatal(err)

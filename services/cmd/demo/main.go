@@ -1,5 +1,5 @@
-// Command demo is the whole system in one process: a Kafka of its own (a fake one, kept on disk), the Cart service and the Order
-// service, each as it is everywhere else. What is under DATA_DIR is kept between runs, and through a kill -9.
+// Command demo is the whole system in one process: a Kafka of its own (a fake one, kept on disk), the Cart service, the Order service
+// and what tells the consumers' lag, each as it is everywhere else. What is under DATA_DIR is kept between runs, and through a kill -9.
 package main
 
 import (
@@ -11,15 +11,20 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/cart"
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/fakekafka"
 	"ordersystem.dev/services/internal/process"
+	"ordersystem.dev/services/internal/web"
+	"ordersystem.dev/services/lag"
 	"ordersystem.dev/services/order"
 )
 
@@ -53,11 +58,31 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	}
 	cartEnv, orderEnv := service("CART_", "cart"), service("ORDER_", "order")
 	cartConfig, orderConfig := cart.ConfigFromEnv(cartEnv), order.ConfigFromEnv(orderEnv)
+	lagAddr := e.Addr("LAG_OPS_ADDR", ":8001")
 	if err := errors.Join(e.Err(), cartEnv.Err(), orderEnv.Err()); err != nil {
 		return err
 	}
 
+	lagOps, err := web.Listen(lagAddr)
+	if err != nil {
+		return err
+	}
+	defer lagOps.Close()
+	collector, err := lag.New(lag.Config{
+		Name: "demo", Kafka: lag.Kafka{Brokers: kafka.ListenAddrs()}, Interval: time.Second, Groups: regexp.MustCompile(""),
+	}, log.With("service", "lag"))
+	if err != nil {
+		return err
+	}
+	collector.Want(map[string]time.Duration{contract.GroupOrder: objective}, nil)
+	lagMetrics := prometheus.NewRegistry()
+	lagMetrics.MustRegister(collector)
+
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return collector.Run(ctx) })
+	g.Go(func() error {
+		return web.Serve(ctx, log, lagOps, web.Ops{Ready: func() error { return told(collector) }, Registry: lagMetrics}.Handler())
+	})
 	listening := make(chan addrs, 2)
 	report := func(api, ops net.Addr) { listening <- addrs{api, ops} }
 	// One after the other, as each reports on the same channel.
@@ -80,13 +105,27 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 				return nil
 			}
 		}
-		fmt.Printf(welcome, port(c.api), port(o.api), kafka.ListenAddrs()[0], dir)
+		fmt.Printf(welcome, port(c.api), port(o.api), port(lagOps.Addr()), kafka.ListenAddrs()[0], dir)
 		return nil
 	})
 	return g.Wait()
 }
 
 type addrs struct{ api, ops net.Addr }
+
+// objective is how old what the Order service has not read may be.
+const objective = 5 * time.Second
+
+// told is nil once the lag of the Order service is known.
+func told(c *lag.Collector) error {
+	if err := c.Err(); err != nil {
+		return err
+	}
+	if s := c.Snapshot(); s == nil || s.Groups[contract.GroupOrder] == nil || s.Groups[contract.GroupOrder].Members == 0 {
+		return errors.New("the Order service is not in its group yet")
+	}
+	return nil
+}
 
 const welcome = `
 The order system runs. Try, in another terminal:
@@ -96,7 +135,11 @@ The order system runs. Try, in another terminal:
   curl 'http://localhost:%[2]d/order/order-details?orderId=test-order-101'
   curl 'http://localhost:%[2]d/order/getAllOrderIdsFromTopic?topicName=order-updated-topic'
 
-Kafka clients reach its broker at %[3]s. Stop it with Ctrl-C; the orders stay in %[4]s, delete that folder to start anew.
+How many seconds the Order service is behind, and all else that is known of the lag:
+
+  curl http://localhost:%[3]d/metrics | grep kafka_consumergroup_topic_max_lag_seconds
+
+Kafka clients reach its broker at %[4]s. Stop it with Ctrl-C; the orders stay in %[5]s, delete that folder to start anew.
 
 `
 
