@@ -1,0 +1,685 @@
+package lag_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/lag"
+)
+
+// What the collector says is held against what the test has done: it appends and commits by itself, and keeps for every one of its
+// steps the moment before it asked the broker and the moment that it had the answer. Between these the step took effect. So the truth
+// at a moment is a range, as wide as what moved then; when nothing moved it is one number, and the collector has to say that one.
+
+const (
+	// pollInterval is how far the age may be off: a record that came between two polls may be as old as either.
+	pollInterval = 250 * time.Millisecond
+	// allowance is added to it for the broker's timestamps, which are whole milliseconds, and for a goroutine that takes the time and
+	// then waits for one of two busy processors. Test and broker have one clock.
+	allowance = 50 * time.Millisecond
+	// searchAllowance is how far an age may be off that was searched for by timestamp.
+	searchAllowance = 5 * time.Millisecond
+
+	patience = 60 * time.Second
+)
+
+// A step gave a value, at some moment between two.
+type step struct {
+	from, to time.Time
+	value    int64
+}
+
+type timeline []step
+
+// during returns the least and the greatest value that held at any moment between two.
+func (l timeline) during(from, to time.Time) (low, high int64) {
+	low, high = math.MaxInt64, math.MinInt64
+	for i, s := range l {
+		if !s.from.After(to) && (i == len(l)-1 || !l[i+1].to.Before(from)) {
+			low, high = min(low, s.value), max(high, s.value)
+		}
+	}
+	return low, high
+}
+
+func (l timeline) last() int64 { return l[len(l)-1].value }
+
+// record is a record, or the marker of a transaction's end.
+type record struct {
+	offset   int64
+	from, to time.Time // it was appended between
+	gone     bool      // compaction took it
+}
+
+// partitionLog is the truth about one partition.
+type partitionLog struct {
+	start, stable, end timeline
+	records            []record
+	transactions       bool // it has some
+}
+
+// topicLog is the truth about a topic from its creation to its deletion.
+type topicLog struct {
+	*scenario
+	name       string
+	producer   *kgo.Client
+	partitions []*partitionLog
+}
+
+// watch is what has to be seen of a group's place in a partition, from its first commit on.
+type watch struct {
+	group     string
+	topic     *topicLog
+	partition int32
+	since     time.Time
+	until     time.Time // zero: to the end of the scenario
+	commits   timeline
+	skew      time.Duration // how far the producers' clock may be wrong, in a topic that keeps their time
+}
+
+func (w *watch) String() string {
+	return fmt.Sprintf("group %s, topic %s, partition %d", w.group, w.topic.name, w.partition)
+}
+
+func (w *watch) log() *partitionLog { return w.topic.partitions[w.partition] }
+
+// truth is what may be said of a watch.
+type truth struct {
+	recordsLow, recordsHigh int64
+	ageLow, ageHigh         time.Duration
+	searched                time.Duration // ageHigh of one who has to search, which is more where compaction was
+	from, to                time.Time     // the first unread record was appended between; zero if all is read
+}
+
+// at returns the truth between two moments for a commit; ages are those at the first.
+func (w *watch) at(from, to time.Time, committed int64) truth {
+	log := w.log()
+	startLow, startHigh := log.start.during(from, to)
+	stableLow, stableHigh := log.stable.during(from, to)
+	t := truth{
+		recordsLow:  max(0, stableLow-max(committed, startHigh)),
+		recordsHigh: max(0, stableHigh-max(committed, startLow)),
+	}
+	if t.recordsHigh == 0 {
+		return t
+	}
+	// What compaction took may count, since it was there, or the next one that is left, since that is what a consumer would read.
+	first := func(offset int64, with func(record) bool) record {
+		i := slices.IndexFunc(log.records, func(r record) bool { return r.offset >= offset && with(r) })
+		return log.records[i]
+	}
+	every, left := func(record) bool { return true }, func(r record) bool { return !r.gone }
+	low, high := max(committed, startLow), max(committed, startHigh)
+	t.from, t.to = first(low, every).from, first(high, left).to
+	t.ageLow = max(0, from.Sub(t.to))
+	t.ageHigh = max(0, from.Sub(t.from))
+	t.searched = max(0, from.Sub(first(low, left).from))
+	for _, r := range log.records {
+		if r.offset < low && !r.gone && log.records[low].gone {
+			t.searched = from.Sub(r.from)
+		}
+	}
+	return t
+}
+
+// lab is a broker, and a collector that watches it all the time.
+type lab struct {
+	addr   string
+	admin  *kadm.Client
+	always *recorder
+	beside []*exporter
+
+	sync.Mutex
+	rows []row
+}
+
+// scenario is one row of the table: its own topics and groups, beside the others'.
+type scenario struct {
+	*testing.T
+	*lab
+	name      string
+	watches   []*watch
+	recorders []*recorder // that are held against the truth
+}
+
+// newTopic makes a topic that keeps the broker's time unless the settings (name, value, ...) say otherwise.
+func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *topicLog {
+	s.Helper()
+	topic := contract.Topic{
+		Name: s.name + "-" + suffix, Partitions: partitions, Config: map[string]string{"message.timestamp.type": "LogAppendTime"},
+	}
+	for i := 0; i < len(settings); i += 2 {
+		topic.Config[settings[i]] = settings[i+1]
+	}
+	if err := testenv.CreateTopics(s.Context(), s.addr, []contract.Topic{topic}, 1); err != nil {
+		s.Fatal(err)
+	}
+	l := &topicLog{scenario: s, name: topic.Name}
+	l.grow(partitions)
+	return l
+}
+
+// grow begins with an empty log for each partition that is new.
+func (l *topicLog) grow(partitions int) {
+	l.Helper()
+	l.producer = l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0)) // another one would not know them for minutes
+	for range partitions - len(l.partitions) {
+		zero := timeline{{}}
+		l.partitions = append(l.partitions, &partitionLog{start: zero, stable: zero, end: zero})
+	}
+}
+
+func (s *scenario) client(opts ...kgo.Opt) *kgo.Client {
+	s.Helper()
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(s.addr)}, opts...)...)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(client.Close)
+	return client
+}
+
+// produce appends n records of n keys, those of former calls.
+func (l *topicLog) produce(partition int32, n int) {
+	l.Helper()
+	l.produceAs(partition, "key", n, 0)
+}
+
+// produceAs appends n records of n keys, by a producer whose clock is wrong.
+func (l *topicLog) produceAs(partition int32, key string, n int, wrong time.Duration) {
+	l.Helper()
+	from := time.Now()
+	l.appended(partition, from, l.send(l.producer, partition, key, n, wrong))
+	log := l.partitions[partition]
+	log.stable = append(log.stable, log.end[len(log.end)-1])
+}
+
+func (l *topicLog) send(producer *kgo.Client, partition int32, key string, n int, wrong time.Duration) []*kgo.Record {
+	l.Helper()
+	var batch []*kgo.Record
+	for i := range n {
+		batch = append(batch, &kgo.Record{
+			Topic: l.name, Partition: partition, Key: fmt.Appendf(nil, "%s-%d", key, i), Value: []byte("value"), Timestamp: time.Now().Add(wrong),
+		})
+	}
+	if err := producer.ProduceSync(l.Context(), batch...).FirstErr(); err != nil {
+		l.Fatalf("produce %d records to %s: %v", n, l.name, err)
+	}
+	return batch
+}
+
+// appended notes records whose acknowledgement is there.
+func (l *topicLog) appended(partition int32, from time.Time, batch []*kgo.Record) {
+	log, to := l.partitions[partition], time.Now()
+	for _, r := range batch {
+		log.records = append(log.records, record{offset: r.Offset, from: from, to: to})
+	}
+	log.end = append(log.end, step{from, to, batch[len(batch)-1].Offset + 1})
+}
+
+// transact appends n records in a transaction, during does something while it is open, and ends it.
+func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, during func()) {
+	l.Helper()
+	producer := l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.TransactionalID(l.name+time.Now().String()))
+	if err := producer.BeginTransaction(); err != nil {
+		l.Fatal(err)
+	}
+	log := l.partitions[partition]
+	log.transactions = true
+	from := time.Now()
+	l.appended(partition, from, l.send(producer, partition, "key", n, 0))
+	during()
+	from = time.Now()
+	if err := producer.EndTransaction(l.Context(), end); err != nil {
+		l.Fatal(err)
+	}
+	// The broker answers before the marker is written.
+	marker := log.end.last()
+	for {
+		offsets, err := l.admin.ListCommittedOffsets(l.Context(), l.name)
+		if err != nil {
+			l.Fatal(err)
+		}
+		if o, _ := offsets.Lookup(l.name, partition); o.Offset > marker {
+			break
+		}
+	}
+	to := time.Now()
+	log.records = append(log.records, record{offset: marker, from: from, to: to})
+	log.end = append(log.end, step{from, to, marker + 1})
+	log.stable = append(log.stable, step{from, to, marker + 1})
+}
+
+// deleteBefore does what retention does.
+func (l *topicLog) deleteBefore(partition int32, offset int64) {
+	l.Helper()
+	var offsets kadm.Offsets
+	offsets.AddOffset(l.name, partition, offset, -1)
+	from := time.Now()
+	deleted, err := l.admin.DeleteRecords(l.Context(), offsets)
+	if err = errors.Join(err, deleted.Error()); err != nil {
+		l.Fatalf("delete records of %s: %v", l.name, err)
+	}
+	log := l.partitions[partition]
+	log.start = append(log.start, step{from, time.Now(), offset})
+}
+
+// commit commits for a group that has no members.
+func (l *topicLog) commit(group string, partition int32, offset int64) *watch {
+	l.Helper()
+	return l.committed(group, partition, offset, func() error {
+		var offsets kadm.Offsets
+		offsets.AddOffset(l.name, partition, offset, -1)
+		return l.admin.CommitAllOffsets(l.Context(), group, offsets)
+	})
+}
+
+// commitAs commits as one of a group's members.
+func (l *topicLog) commitAs(member *kgo.Client, group string, partition int32, offset int64) *watch {
+	l.Helper()
+	return l.committed(group, partition, offset, func() error {
+		var failed error
+		member.CommitOffsetsSync(l.Context(), map[string]map[int32]kgo.EpochOffset{l.name: {partition: {Epoch: -1, Offset: offset}}},
+			func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, response *kmsg.OffsetCommitResponse, err error) {
+				if failed = err; err != nil {
+					return
+				}
+				for _, t := range response.Topics {
+					for _, p := range t.Partitions {
+						failed = errors.Join(failed, kerr.ErrorForCode(p.ErrorCode))
+					}
+				}
+			})
+		return failed
+	})
+}
+
+// committed notes what commit does. While a group's members come and go a commit may be refused; it is tried until it is not.
+func (l *topicLog) committed(group string, partition int32, offset int64, commit func() error) *watch {
+	l.Helper()
+	from := time.Now()
+	for {
+		err := commit()
+		if err == nil {
+			break
+		}
+		if time.Since(from) > patience {
+			l.Fatalf("commit %d for group %s in %s: %v", offset, group, l.name, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	to := time.Now()
+	i := slices.IndexFunc(l.watches, func(w *watch) bool {
+		return w.group == group && w.topic == l && w.partition == partition
+	})
+	if i < 0 {
+		i = len(l.watches)
+		l.watches = append(l.watches, &watch{group: group, topic: l, partition: partition, since: to})
+	}
+	l.watches[i].commits = append(l.watches[i].commits, step{from, to, offset})
+	return l.watches[i]
+}
+
+// join adds a member to a group, of the new protocol or of the classic one, which commits only what the test commits.
+func (l *topicLog) join(group string, next bool) *kgo.Client {
+	l.Helper()
+	opts := []kgo.Opt{kgo.ConsumerGroup(group), kgo.ConsumeTopics(l.name), kgo.DisableAutoCommit(), kgo.Balancers(kgo.RangeBalancer())}
+	if next {
+		opts = append(opts, kgo.ServerSideBalancer())
+	}
+	return l.client(opts...)
+}
+
+// await waits until a snapshot has what is awaited, and returns it.
+func (s *scenario) await(what string, ok func(*lag.Snapshot) bool) *lag.Snapshot {
+	s.Helper()
+	return s.always.await(s.T, what, ok)
+}
+
+// awaitStatus waits for a status.
+func (s *scenario) awaitStatus(w *watch, want lag.Status) {
+	s.Helper()
+	s.await(fmt.Sprintf("status %s of %v", want, w), func(snapshot *lag.Snapshot) bool {
+		p := w.in(snapshot)
+		return p != nil && p.Status == want
+	})
+}
+
+// awaitMembers waits until a group has as many members as it has.
+func (s *scenario) awaitMembers(group string, want int) {
+	s.Helper()
+	s.await(fmt.Sprintf("%d members in group %s", want, group), func(snapshot *lag.Snapshot) bool {
+		g := snapshot.Groups[group]
+		return g != nil && g.Members == want
+	})
+	for _, e := range s.beside {
+		e.expectMembers(s.T, group, want)
+	}
+}
+
+// polls lets n polls pass that begin from now on.
+func (s *scenario) polls(n int) {
+	s.Helper()
+	begin := time.Now()
+	s.await("polls", func(snapshot *lag.Snapshot) bool {
+		if snapshot.Time.After(begin) {
+			n--
+		}
+		return n <= 0
+	})
+}
+
+// pass lets time pass, and polls.
+func (s *scenario) pass(d time.Duration) {
+	s.Helper()
+	s.polls(int(d / pollInterval))
+}
+
+func (w *watch) in(s *lag.Snapshot) *lag.Partition {
+	g := s.Groups[w.group]
+	if g == nil || g.Topics[w.topic.name] == nil {
+		return nil
+	}
+	partitions := g.Topics[w.topic.name].Partitions
+	i := slices.IndexFunc(partitions, func(p lag.Partition) bool { return p.Number == w.partition })
+	if i < 0 {
+		return nil
+	}
+	return &partitions[i]
+}
+
+// observation is a snapshot, and what a scrape showed of it.
+type observation struct {
+	*lag.Snapshot
+	series series
+}
+
+// recorder keeps all that a collector says.
+type recorder struct {
+	*lag.Collector
+	interval time.Duration
+	searched bool // it began when all had happened: it knows ages by search alone, so exactly
+
+	mu   sync.Mutex
+	seen []observation
+	next chan struct{} // closed at the next observation
+}
+
+// startRecorder runs a collector to the end of the test.
+func startRecorder(t *testing.T, cfg lag.Config) *recorder {
+	t.Helper()
+	c, err := lag.New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetPatience(2 * time.Second)
+	registry := prometheus.NewPedanticRegistry()
+	if err := registry.Register(c); err != nil {
+		t.Fatal(err)
+	}
+	handler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError})
+	r := &recorder{Collector: c, interval: cfg.Interval, next: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			t.Errorf("the collector ended: %v", err)
+		}
+	})
+	running.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-c.Polled():
+			}
+			if err := c.Err(); err != nil && ctx.Err() == nil {
+				t.Errorf("a poll failed: %v", err)
+			}
+			r.observe(t, handler)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return r
+}
+
+func (r *recorder) observe(t *testing.T, handler http.Handler) {
+	snapshot := r.Snapshot()
+	if snapshot == nil {
+		return
+	}
+	for _, err := range snapshot.Errors {
+		t.Errorf("a poll could not read: %v", err)
+	}
+	response := httptest.NewRecorder()
+	handler.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if response.Code != http.StatusOK {
+		t.Errorf("scrape: %s", response.Body)
+		return
+	}
+	if r.Snapshot() != snapshot {
+		return // the scrape may show the next poll, which is observed too
+	}
+	shown := parseSeries(response.Body.Bytes())
+	for name, value := range shown {
+		switch {
+		case math.IsNaN(value):
+			t.Errorf("series %s is NaN", name)
+		case value < 0 && !strings.HasPrefix(name, "kafka_consumergroup_retention_headroom_ratio"):
+			t.Errorf("series %s is %v", name, value)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen = append(r.seen, observation{snapshot, shown})
+	close(r.next)
+	r.next = make(chan struct{})
+}
+
+func (r *recorder) await(t *testing.T, what string, ok func(*lag.Snapshot) bool) *lag.Snapshot {
+	t.Helper()
+	deadline := time.After(patience)
+	for done := 0; ; {
+		r.mu.Lock()
+		seen, next := r.seen, r.next
+		r.mu.Unlock()
+		if done == 0 {
+			done = max(0, len(seen)-1) // what was before is not awaited
+		}
+		for ; done < len(seen); done++ {
+			if ok(seen[done].Snapshot) {
+				return seen[done].Snapshot
+			}
+		}
+		select {
+		case <-next:
+		case <-deadline:
+			t.Fatalf("%s: not in %v", what, patience)
+		case <-t.Context().Done():
+			t.FailNow()
+		}
+	}
+}
+
+func (r *recorder) observations() []observation {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seen
+}
+
+// series are the values of a scrape by what stands before them in the text.
+type series map[string]float64
+
+func parseSeries(text []byte) series {
+	all := make(series)
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		line := lines.Text()
+		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
+			value, err := strconv.ParseFloat(line[i+1:], 64)
+			if err != nil {
+				value = math.NaN()
+			}
+			all[line[:i]] = value
+		}
+	}
+	return all
+}
+
+func (w *watch) series(name string) string {
+	return fmt.Sprintf(`%s{consumergroup=%q,kafka_cluster="lab",partition="%d",topic=%q}`, name, w.group, w.partition, w.topic.name)
+}
+
+// check holds all that the recorders have seen against the truth, and notes how far they were off for the table.
+func (s *scenario) check() {
+	s.Helper()
+	end := time.Now()
+	var result row
+	for _, w := range s.watches {
+		if w.until.IsZero() {
+			w.until = end
+		}
+		for _, r := range s.recorders {
+			s.checkWatch(r, w, &result)
+		}
+	}
+	s.addRow(result, end)
+}
+
+func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
+	s.Helper()
+	seen, checked, wrong := r.observations(), 0, 0
+	complain := func(o observation, format string, args ...any) {
+		s.Helper()
+		s.Fail()
+		if wrong++; wrong <= 3 {
+			s.Logf("%v, at %s: %s", w, o.Time.Format("15:04:05.000"), fmt.Sprintf(format, args...))
+		}
+	}
+	for i, o := range seen {
+		from, to := o.Time, o.Time.Add(o.Took)
+		if from.Before(w.since) || to.After(w.until) {
+			continue
+		}
+		checked++
+		p := w.in(o.Snapshot)
+		if p == nil {
+			complain(o, "the snapshot is silent")
+			continue
+		}
+		if low, high := w.commits.during(from, to); p.Committed < low || p.Committed > high {
+			complain(o, "committed is %d, want %d to %d", p.Committed, low, high)
+		}
+		s.checkTopic(w, o, complain)
+		want := w.at(from, to, p.Committed)
+		if p.Records < want.recordsLow || p.Records > want.recordsHigh {
+			complain(o, "records are %d, want %d to %d", p.Records, want.recordsLow, want.recordsHigh)
+		}
+		low, high := want.ageLow, want.ageHigh
+		if r.searched {
+			low, high = max(0, low-w.skew), want.searched+w.skew
+			if first := seen[0]; !want.to.After(first.Time) { // it was there at the first poll, whatever its time says
+				low = max(low, from.Sub(first.Time.Add(first.Took)))
+			}
+		}
+		if p.Records == 0 {
+			low, high = 0, 0
+		}
+		off := max(low-p.Age, p.Age-high, 0)
+		result.recordsOff = max(result.recordsOff, want.recordsLow-p.Records, p.Records-want.recordsHigh)
+		result.ageOff = max(result.ageOff, off)
+		if allowed := r.allowed(seen[:i+1], want.from, want.to); off > allowed || p.Age < 0 {
+			complain(o, "age is %v, want %v to %v (%v allowed)", p.Age, low, high, allowed)
+		}
+		s.checkSeries(w, o, p, complain)
+	}
+	if checked == 0 {
+		s.Errorf("%v: no snapshot in %v", w, w.until.Sub(w.since))
+	}
+	if wrong > 3 {
+		s.Logf("%v: %d faults in %d snapshots", w, wrong, checked)
+	}
+}
+
+// checkTopic says whether a partition's bounds are true. Without transactions none of its records may seem to be of an open one, however
+// many come while the collector asks.
+func (s *scenario) checkTopic(w *watch, o observation, complain func(observation, string, ...any)) {
+	s.Helper()
+	var p lag.TopicPartition
+	if t := o.Topics[w.topic.name]; t != nil && t.Ready && int(w.partition) < len(t.Partitions) {
+		p = t.Partitions[w.partition]
+	} else {
+		complain(o, "the topic is not ready")
+		return
+	}
+	from, to, log := o.Time, o.Time.Add(o.Took), w.log()
+	for _, bound := range []struct {
+		name string
+		got  int64
+		want timeline
+	}{{"start", p.Start, log.start}, {"last stable offset", p.Stable, log.stable}, {"end", p.End, log.end}} {
+		if low, high := bound.want.during(from, to); bound.got < low || bound.got > high {
+			complain(o, "its %s is %d, want %d to %d", bound.name, bound.got, low, high)
+		}
+	}
+	if p.End != p.Stable && !log.transactions {
+		complain(o, "%d records seem to be of an open transaction", p.End-p.Stable)
+	}
+}
+
+// allowed is how far an age may be off: by the time between the two polls between which the record came.
+func (r *recorder) allowed(seen []observation, from, to time.Time) time.Duration {
+	if r.searched {
+		return searchAllowance
+	}
+	allowed := r.interval
+	for i := 1; i < len(seen); i++ {
+		begin, end := seen[i-1].Time, seen[i].Time.Add(seen[i].Took)
+		if !begin.After(to) && !end.Before(from) {
+			allowed = max(allowed, end.Sub(begin))
+		}
+	}
+	return allowed + allowance
+}
+
+// checkSeries says whether a scrape shows what the snapshot says.
+func (s *scenario) checkSeries(w *watch, o observation, p *lag.Partition, complain func(observation, string, ...any)) {
+	s.Helper()
+	for name, want := range map[string]float64{
+		"kafka_consumergroup_lag":                  float64(p.Records),
+		"kafka_consumergroup_lag_seconds":          p.Age.Seconds(),
+		"kafka_consumergroup_current_offset":       float64(p.Committed),
+		"kafka_consumergroup_records_lost_total":   float64(p.Lost),
+		"kafka_consumergroup_offset_rewinds_total": float64(p.Rewinds),
+	} {
+		if got, shown := o.series[w.series(name)]; !shown {
+			complain(o, "no series %s", name)
+		} else if !(math.Abs(got-want) < 1e-6) {
+			complain(o, "series %s is %v, want %v", name, got, want)
+		}
+	}
+}
