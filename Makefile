@@ -14,7 +14,7 @@ CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
 # The programs that have an image, and how each is built; a build-arg without a value is taken from the environment, if it is there.
-PROGRAMS    = cart order check
+PROGRAMS    = cart order lag-operator check
 IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
 BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \
 	--build-arg GOPROXY --build-arg PIP_INDEX_URL --build-arg SOURCE_DATE_EPOCH=0 $(IMAGE_FLAGS) --tag $(IMAGE) .
@@ -87,6 +87,11 @@ kind: ## Create the local cluster of kind-config.yaml, if it is not there
 .PHONY: kind-delete
 kind-delete: ## Delete it with all that it holds
 	kind delete cluster --name orders
+
+.PHONY: generate
+generate: ## Write what is generated: the CRD and its Go, dashboards, alert rules
+	$(GO) generate ./services/operator/...
+	$(GO) run ./services/monitoring
 
 .PHONY: charts-docs
 charts-docs: ## Write the charts' README.md from their values

@@ -39,8 +39,7 @@ type Collector struct {
 	metrics  *metrics
 
 	mu         sync.Mutex
-	objectives map[string]time.Duration
-	topics     []string
+	objectives map[string][]Objective
 
 	last atomic.Pointer[result]
 
@@ -54,7 +53,7 @@ type Collector struct {
 // result is what there is to show after a poll. It is not changed.
 type result struct {
 	snapshot   *Snapshot // nil before a poll has succeeded
-	objectives map[string]time.Duration
+	objectives map[string][]Objective
 	shown      shown
 	err        error // of the last poll
 }
@@ -91,12 +90,31 @@ func New(cfg Config, log *slog.Logger) (*Collector, error) {
 // step is how long one request may take: a broker that does not answer must leave time to ask the others.
 func (c *Collector) step() time.Duration { return min(c.timeout/6, time.Minute) }
 
-// Want says which groups are watched whatever Config.Groups says, with their objective (the age that unread records may have; 0: none),
-// and which topics are read though no group has to do with them. It replaces what was wanted before, from the next poll on.
-func (c *Collector) Want(objectives map[string]time.Duration, topics []string) {
+// Objective is how old a group's unread records may be.
+type Objective struct {
+	Age    time.Duration // 0: as old as they like
+	Topics []string      // that it is about, read also where the group has nothing to do with them; empty: all of the group
+}
+
+// breached says whether an unread record is older.
+func (o Objective) breached(g *Group) bool {
+	for name, t := range g.Topics {
+		if len(o.Topics) > 0 && !slices.Contains(o.Topics, name) {
+			continue
+		}
+		if slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Age > o.Age }) {
+			return o.Age > 0
+		}
+	}
+	return false
+}
+
+// Want says which groups are watched whatever Config.Groups says, with their objectives. It replaces what was wanted before, from the
+// next poll on.
+func (c *Collector) Want(objectives map[string][]Objective) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.objectives, c.topics = maps.Clone(objectives), slices.Clone(topics)
+	c.objectives = maps.Clone(objectives)
 }
 
 // Snapshot is what the last poll that succeeded found, nil before the first. It may be old: look at its Time, or at Err.
@@ -143,11 +161,11 @@ func (c *Collector) Run(ctx context.Context) error {
 func (c *Collector) poll(ctx context.Context) {
 	start := c.now() // what is wanted by now is in the snapshot
 	c.mu.Lock()
-	objectives, topics := c.objectives, c.topics
+	objectives := c.objectives
 	c.mu.Unlock()
 	pollCtx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	snapshot, err := c.read(pollCtx, start, slices.Sorted(maps.Keys(objectives)), topics)
+	snapshot, err := c.read(pollCtx, start, objectives)
 	if ctx.Err() != nil {
 		return // it was the end that stopped it
 	}
@@ -200,9 +218,10 @@ func (c *Collector) report(former error, r *result) {
 }
 
 // read is one poll: groups and their commits, then the bounds of their topics, then the times of what is unread.
-func (c *Collector) read(ctx context.Context, at time.Time, wanted, topics []string) (*Snapshot, error) {
+func (c *Collector) read(ctx context.Context, at time.Time, objectives map[string][]Objective) (*Snapshot, error) {
+	wanted := slices.Sorted(maps.Keys(objectives))
 	watched := func(name string) bool {
-		_, found := slices.BinarySearch(wanted, name)
+		_, found := objectives[name]
 		return found || c.cfg.Groups != nil && c.cfg.Groups.MatchString(name)
 	}
 	former := make([]group, 0, len(c.groups))
@@ -216,8 +235,12 @@ func (c *Collector) read(ctx context.Context, at time.Time, wanted, topics []str
 	c.keep(groups, errs, at)
 
 	names := make(map[string]bool)
-	for _, t := range topics {
-		names[t] = true
+	for _, of := range objectives {
+		for _, o := range of {
+			for _, t := range o.Topics {
+				names[t] = true
+			}
+		}
 	}
 	for _, g := range groups {
 		for t := range g.commits {

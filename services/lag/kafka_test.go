@@ -138,7 +138,7 @@ func TestGroupsOfEachKind(t *testing.T) {
 		produce(t, addr, topic, p, 1)
 	}
 	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
-	c.Want(map[string]time.Duration{topic + "-missing": time.Second}, nil)
+	c.Want(map[string][]Objective{topic + "-missing": {{Age: time.Second}}})
 	for _, tt := range []struct {
 		group string
 		opts  []kgo.Opt
@@ -233,7 +233,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
 	}
 	c := connect(t, Config{Kafka: kafka, Groups: regexp.MustCompile("")})
-	c.Want(map[string]time.Duration{"hidden": 0, "away": 0}, []string{secret})
+	c.Want(map[string][]Objective{"hidden": nil, "away": {{Topics: []string{secret}}}})
 	s := c.mustPoll(t)
 	if got, want := summary(s, "seen"), "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"; got != want {
 		t.Errorf("the group is %q, want %q", got, want)
@@ -315,7 +315,7 @@ func TestTopicMadeAnew(t *testing.T) {
 	produce(t, addr, topic, 0, 9)
 	commit(t, addr, topic, topic, 0, 9)
 	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}})
-	c.Want(map[string]time.Duration{topic: 0}, []string{topic})
+	c.Want(map[string][]Objective{topic: {{Topics: []string{topic}}}})
 	c.mustPoll(t)
 	admin := newAdmin(t, addr)
 	if _, err := admin.DeleteTopic(t.Context(), topic); err != nil {
@@ -513,7 +513,7 @@ func TestPartialFailures(t *testing.T) {
 			var log bytes.Buffer
 			c.log = slog.New(slog.NewTextHandler(&log, nil))
 			since := c.mustPoll(t).Groups["g01"].Since
-			c.Want(map[string]time.Duration{"new": 0}, nil)
+			c.Want(map[string][]Objective{"new": nil})
 			var failing atomic.Bool
 			failing.Store(true)
 			cluster.ControlKey(int16(tt.key), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -596,7 +596,7 @@ func TestRun(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
 	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond})
-	c.Want(map[string]time.Duration{"g00": 0}, nil)
+	c.Want(map[string][]Objective{"g00": nil})
 	for range 2 { // it can go on after it has ended
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)

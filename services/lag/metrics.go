@@ -62,8 +62,8 @@ func newMetrics(cluster string) *metrics {
 
 		members:   desc("kafka_consumergroup_members", "Members of the group.", group...),
 		state:     desc("kafka_consumergroup_state", "1 for the state that the group is in.", with(group, "state")...),
-		objective: desc("kafka_consumergroup_objective_seconds", "Age that the group's unread records may have.", group...),
-		breached:  desc("kafka_consumergroup_objective_breached", "1 when a topic's unread records are older than the group's objective.", group...),
+		objective: desc("kafka_consumergroup_objective_seconds", "Age that the group's unread records may have; of several objectives the strictest.", group...),
+		breached:  desc("kafka_consumergroup_objective_breached", "1 when an unread record is older than the group's objective, or than one of several.", group...),
 
 		end:     desc("kafka_topic_partition_current_offset", "The log's end: the offset of the next record.", "topic", "partition"),
 		start:   desc("kafka_topic_partition_oldest_offset", "The log's first offset.", "topic", "partition"),
@@ -163,7 +163,7 @@ type shown struct {
 
 // choose decides what is shown: the wanted groups before the others, and of these the sums before the partitions. What does not fit is left
 // out as a whole, so that no sum is of a part.
-func (m *metrics) choose(s *Snapshot, objectives map[string]time.Duration, limit int) shown {
+func (m *metrics) choose(s *Snapshot, objectives map[string][]Objective, limit int) shown {
 	out := shown{groups: make(map[string]bool), partitions: make(map[string]bool), topics: make(map[string]bool)}
 	fit := func(names map[string]bool, name string, sensible bool, write func(*writer)) {
 		w := &writer{}
@@ -211,17 +211,22 @@ func (m *metrics) choose(s *Snapshot, objectives map[string]time.Duration, limit
 }
 
 // group writes a group and its topics.
-func (m *metrics) group(w *writer, g *Group, objective time.Duration) {
+func (m *metrics) group(w *writer, g *Group, objectives []Objective) {
 	w.labels(m.members, g.Name)
 	w.gauge(m.members, float64(g.Members))
-	var worst time.Duration
 	for _, t := range g.Topics {
-		worst = max(worst, m.groupTopic(w, g.Name, t))
+		m.groupTopic(w, g.Name, t)
 	}
-	if objective > 0 {
+	var strictest time.Duration
+	for _, o := range objectives {
+		if o.Age > 0 && (strictest == 0 || o.Age < strictest) {
+			strictest = o.Age
+		}
+	}
+	if strictest > 0 {
 		w.labels(m.objective, g.Name)
-		w.gauge(m.objective, objective.Seconds())
-		w.gauge(m.breached, truth(worst > objective))
+		w.gauge(m.objective, strictest.Seconds())
+		w.gauge(m.breached, truth(slices.ContainsFunc(objectives, func(o Objective) bool { return o.breached(g) })))
 	}
 	known := false
 	for _, state := range states {
@@ -235,8 +240,7 @@ func (m *metrics) group(w *writer, g *Group, objective time.Duration) {
 	}
 }
 
-// groupTopic returns the age of the topic's oldest unread record.
-func (m *metrics) groupTopic(w *writer, group string, t *GroupTopic) time.Duration {
+func (m *metrics) groupTopic(w *writer, group string, t *GroupTopic) {
 	var records int64
 	var worst time.Duration
 	committed := 0
@@ -260,7 +264,6 @@ func (m *metrics) groupTopic(w *writer, group string, t *GroupTopic) time.Durati
 		w.labels(m.status, group, t.Topic, string(status))
 		w.gauge(m.status, float64(count[status]))
 	}
-	return worst
 }
 
 // partitions writes those of a group's partitions that have a commit.

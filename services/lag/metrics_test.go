@@ -95,7 +95,7 @@ func testSnapshot() *Snapshot {
 func TestSeries(t *testing.T) {
 	t.Parallel()
 	c := newTestCollector(t, Config{})
-	c.Want(map[string]time.Duration{"readers": 2 * time.Second, "away": 0}, nil)
+	c.Want(map[string][]Objective{"readers": {{Age: time.Hour}, {Age: 2 * time.Second}, {}}, "away": nil})
 	c.publish(testSnapshot(), nil)
 	want := strings.Split(strings.TrimSpace(`
 kafka_broker_info{id="0",kafka_cluster="lab"} 1
@@ -227,13 +227,24 @@ func TestSeriesWithoutKafka(t *testing.T) {
 // The objective is met as long as no record is older.
 func TestObjective(t *testing.T) {
 	t.Parallel()
-	for objective, want := range map[time.Duration]string{2499 * time.Millisecond: "1", 2500 * time.Millisecond: "0", time.Hour: "0"} {
+	const late, met = 2499 * time.Millisecond, 2500 * time.Millisecond
+	for _, tt := range []struct {
+		objectives []Objective
+		want       string
+	}{
+		{[]Objective{{Age: late}}, "1"},
+		{[]Objective{{Age: met}}, "0"},
+		{[]Objective{{Age: late, Topics: []string{"orders"}}}, "1"},
+		{[]Objective{{Age: late, Topics: []string{"another"}}}, "0"}, // what it is not about does not count
+		{[]Objective{{Age: met}, {Age: late}, {}}, "1"},
+		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: met}}, "0"},
+	} {
 		c := newTestCollector(t, Config{})
-		c.Want(map[string]time.Duration{"readers": objective}, nil)
+		c.Want(map[string][]Objective{"readers": tt.objectives})
 		c.publish(testSnapshot(), nil)
 		got := scrape(t, c, "kafka_consumergroup_objective_breached")
-		if len(got) != 1 || !strings.HasSuffix(got[0], " "+want) {
-			t.Errorf("objective %v: %v, want %s", objective, got, want)
+		if len(got) != 1 || !strings.HasSuffix(got[0], " "+tt.want) {
+			t.Errorf("objectives %+v: %v, want %s", tt.objectives, got, tt.want)
 		}
 	}
 }
@@ -273,7 +284,7 @@ func TestSeriesCap(t *testing.T) {
 		{6, "", "", "", 0},
 	} {
 		c := newTestCollector(t, Config{MaxSeries: tt.limit})
-		c.Want(map[string]time.Duration{"z": time.Second}, nil)
+		c.Want(map[string][]Objective{"z": {{Age: time.Second}}})
 		for range 2 { // each time the same, and counted again
 			c.publish(s, nil)
 		}

@@ -74,7 +74,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	collector.Want(map[string]time.Duration{contract.GroupOrder: objective}, nil)
+	collector.Want(map[string][]lag.Objective{contract.GroupOrder: {{Age: objective}}})
 	lagMetrics := prometheus.NewRegistry()
 	lagMetrics.MustRegister(collector)
 

@@ -1,0 +1,113 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/lag"
+	"ordersystem.dev/services/operator/api/v1alpha1"
+)
+
+// A group that is only discovered has metrics. Declared, it has a status and an objective too; deleted, it is as before.
+func TestDiscovery(t *testing.T) {
+	t.Parallel()
+	a, kafka := newAPI(t), testenv.Fake(t)
+	for i := range 5 {
+		testenv.Produce(t, kafka, contract.Message{Topic: contract.TopicDeadLetter, Key: []byte("k"), Value: fmt.Append(nil, i)})
+	}
+	partition := testenv.ReadAll(t, kafka, contract.TopicDeadLetter)[0].Partition
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(kafka))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	for _, group := range []string{"readers", "others"} {
+		offsets := kadm.Offsets{}
+		offsets.AddOffset(contract.TopicDeadLetter, partition, 2, -1)
+		if err := admin.CommitAllOffsets(t.Context(), group, offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := a.config()
+	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Groups: regexp.MustCompile("^(?:readers)$"), Kafka: lag.Kafka{Brokers: []string{kafka}}}
+	r := start(t, cfg, testLog(t), a.kube, nil)
+	shows := func(series string, want bool) {
+		t.Helper()
+		await(t, func() error {
+			if _, text := r.http(t, "/metrics"); strings.Contains(text, "\n"+series) != want {
+				return fmt.Errorf("%s is among the metrics: %v", series, !want)
+			}
+			return nil
+		})
+	}
+	lagOf := `kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="main",partition="` + fmt.Sprint(partition) + `",topic="` + contract.TopicDeadLetter + `"} 3`
+	const objective = `kafka_consumergroup_objective_seconds{consumergroup="readers",kafka_cluster="main"} 10`
+	shows(lagOf, true)
+	shows(objective, false)
+	shows(`kafka_consumergroup_lag{consumergroup="others"`, false)
+
+	cg := a.consumerGroup(t, "readers")
+	a.is(t, cg, v1alpha1.TopicsReady, "True/AllReady")
+	if cg.Status.Lag == nil || *cg.Status.Lag != 3 || cg.Status.State != "Empty" || *cg.Status.Members != 0 || len(cg.Status.Topics) != 1 {
+		t.Errorf("%+v", cg.Status)
+	}
+	shows(objective, true)
+	if err := a.Delete(t.Context(), cg); err != nil {
+		t.Fatal(err)
+	}
+	shows(objective, false)
+	shows(lagOf, true)
+}
+
+// An operator whose Kafka cannot be reached is ready all the same, and says what is wrong.
+func TestUnreachableKafka(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	cfg := a.config()
+	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Kafka: lag.Kafka{Brokers: []string{"127.0.0.1:1"}}}
+	r := start(t, cfg, testLog(t), a.kube, nil) // waits until it is ready
+	cg := a.consumerGroup(t, "orders", "a")
+	a.is(t, cg, v1alpha1.Consuming, "Unknown/ClusterUnreachable")
+	if _, text := r.http(t, "/metrics"); !strings.Contains(text, "\nlag_collector_up{kafka_cluster=\"main\"} 0") {
+		t.Errorf("metrics do not tell:\n%s", text)
+	}
+}
+
+// A leader that loses its lease ends with an error, so that it is started again: two leaders would write in turns.
+func TestLostLease(t *testing.T) {
+	t.Parallel()
+	a, s := newAPI(t), newScript()
+	r := start(t, a.config(), testLog(t), a.kube, s)
+	s.leads(t)
+	var lease coordinationv1.Lease
+	if err := a.Get(t.Context(), types.NamespacedName{Namespace: a.namespace, Name: "lag-operator"}, &lease); err != nil {
+		t.Fatal(err)
+	}
+	held := lease.DeepCopy()
+	lease.Spec.HolderIdentity, lease.Spec.RenewTime = new("another"), new(metav1.NowMicro())
+	if err := a.Patch(t.Context(), &lease, client.MergeFrom(held)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-r.ended:
+		if err == nil || err.Error() != "leader election lost" {
+			t.Errorf("it ends with %v", err)
+		}
+		r.ended <- nil
+	case <-time.After(30 * time.Second):
+		t.Error(errors.New("it goes on"))
+	}
+}
