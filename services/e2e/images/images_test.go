@@ -26,7 +26,7 @@ import (
 
 const root = "../../.."
 
-var programs = []string{"cart", "order", "check"}
+var programs = []string{"cart", "order", "lag-operator", "check"}
 
 func TestMakefileListsThePrograms(t *testing.T) {
 	var want []string
@@ -70,9 +70,10 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 func TestImageStarts(t *testing.T) {
 	needDocker(t)
 	for program, says := range map[string]string{
-		"cart":  "KAFKA_BROKERS is not set",
-		"order": "KAFKA_BROKERS is not set",
-		"check": "no step is given",
+		"cart":         "KAFKA_BROKERS is not set",
+		"order":        "KAFKA_BROKERS is not set",
+		"lag-operator": "POD_NAMESPACE is not set",
+		"check":        "no step is given",
 	} {
 		t.Run(program, func(t *testing.T) {
 			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none", "--read-only", build(t, program, "")).CombinedOutput()

@@ -124,6 +124,16 @@ func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests 
 			check(t, kustomize(t, dir))
 		})
 	}
+	for _, file := range glob(t, "k8s/keda/*.yaml") { // an example, in no kustomization
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			text, err := os.ReadFile(filepath.Join(root, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, text)
+		})
+	}
 }
 
 type document = map[string]any

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -19,10 +20,18 @@ const (
 	kubernetes         = "k8s.io/kubernetes@v1.37.2"
 	prometheusOperator = "github.com/prometheus-operator/prometheus-operator@v0.93.1"
 	gatewayAPI         = "sigs.k8s.io/gateway-api@v1.6.3"
+	keda               = "github.com/kedacore/keda/v2@v2.21.0"
 )
+
+// ConsumerGroup is the file of the project's own CRD, in the repository.
+const ConsumerGroup = "charts/lag-operator/files/ordersystem.dev_consumergroups.yaml"
 
 // CRDs returns the files of the CRDs that the manifests use.
 func CRDs(ctx context.Context) ([]string, error) {
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the repository: %w", err)
+	}
 	strimzi, err := strimzi(ctx)
 	if err != nil {
 		return nil, err
@@ -35,10 +44,16 @@ func CRDs(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	scaling, err := module(ctx, keda)
+	if err != nil {
+		return nil, err
+	}
 	return append(strimzi,
+		filepath.Join(strings.TrimSpace(string(root)), ConsumerGroup),
 		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"),
 		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
 		filepath.Join(gateway, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
+		filepath.Join(scaling, "config/crd/bases/keda.sh_scaledobjects.yaml"),
 	), nil
 }
 

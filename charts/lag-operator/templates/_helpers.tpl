@@ -1,0 +1,56 @@
+{{- define "lag-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* As helm create does it, but seven characters shorter: room for "-topics" in 63. */}}
+{{- define "lag-operator.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
+{{- default $full .Values.fullnameOverride | trunc 56 | trimSuffix "-" }}
+{{- end }}
+
+{{/* What a selector selects by: never changes between versions of the chart. */}}
+{{- define "lag-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "lag-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Of pods: without the chart's version, or every new chart would restart them; podLabels come on top. */}}
+{{- define "lag-operator.podLabels" -}}
+{{- $own := merge (include "lag-operator.selectorLabels" . | fromYaml) (deepCopy .Values.podLabels) }}
+{{- merge $own (include "lag-operator.standardLabels" . | fromYaml) | toYaml }}
+{{- end }}
+
+{{- define "lag-operator.standardLabels" -}}
+{{- $standard := dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/part-of" "ordersystem" }}
+{{- merge (include "lag-operator.selectorLabels" . | fromYaml) (deepCopy .Values.commonLabels) $standard | toYaml }}
+{{- end }}
+
+{{- define "lag-operator.labels" -}}
+{{- $chart := printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- $standard := dict "helm.sh/chart" $chart "app.kubernetes.io/managed-by" .Release.Service }}
+{{- merge (include "lag-operator.standardLabels" . | fromYaml) $standard | toYaml }}
+{{- end }}
+
+{{- define "lag-operator.metadata" -}}
+name: {{ include "lag-operator.fullname" . }}
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "lag-operator.labels" . | nindent 2 }}
+{{- end }}
+
+{{- define "lag-operator.image" -}}
+{{- with .Values.image.registry }}{{ . }}/{{ end }}{{ .Values.image.repository }}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}
+{{- else }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{- define "lag-operator.serviceAccountName" -}}
+{{- default (.Values.serviceAccount.create | ternary (include "lag-operator.fullname" .) "default") .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* The namespaces whose ConsumerGroups it looks after, as a list; the release's own is always one of them. */}}
+{{- define "lag-operator.watchNamespaces" -}}
+{{- prepend .Values.watchNamespaces .Release.Namespace | uniq | toYaml }}
+{{- end }}

@@ -1,0 +1,124 @@
+{{/*
+The clusters, Strimzi's and others in the same words: name, brokers, protocol, discover, and where they apply caSecret, certSecret with
+its keys cert and key, mechanism and saslSecret, kafkaTopics.
+*/}}
+{{- define "lag-operator.clusters" -}}
+{{- with .Values.kafka.strimzi }}
+{{- if .cluster }}
+- name: {{ .cluster | quote }}
+  brokers: {{ .cluster }}-kafka-bootstrap.{{ $.Release.Namespace }}.svc:{{ int .port }}
+  protocol: ssl
+  caSecret: {{ .cluster }}-cluster-ca-cert
+  certSecret: {{ .user | quote }}
+  cert: user.crt
+  key: user.key
+  discover: {{ .discover | default "" | quote }}
+  kafkaTopics:
+    namespace: {{ $.Release.Namespace | quote }}
+    cluster: {{ .cluster | quote }}
+{{- end }}
+{{- end }}
+{{- range .Values.kafka.external }}
+- name: {{ .name | quote }}
+  brokers: {{ .bootstrapServers | quote }}
+  protocol: {{ .securityProtocol | default "ssl" }}
+  caSecret: {{ .caSecret | quote }}
+  certSecret: {{ .user | default .clientCertSecret | quote }}
+  cert: {{ empty .user | ternary "tls.crt" "user.crt" }}
+  key: {{ empty .user | ternary "tls.key" "user.key" }}
+  mechanism: {{ .saslMechanism | quote }}
+  saslSecret: {{ .saslSecret | quote }}
+  discover: {{ .discover | default "" | quote }}
+  {{- with .kafkaTopics }}
+  kafkaTopics:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the operator reads. */}}
+{{- define "lag-operator.config" -}}
+interval: {{ .Values.interval }}
+maxSeries: {{ int64 .Values.maxSeries }}
+clusters:
+  {{- range include "lag-operator.clusters" . | fromYamlArray }}
+  {{- $dir := printf "/etc/kafka/%s" .name }}
+  - name: {{ .name | quote }}
+    bootstrapServers: {{ .brokers | quote }}
+    securityProtocol: {{ .protocol }}
+    {{- if or .caSecret .certSecret }}
+    tls:
+      {{- if .caSecret }}
+      ca: {{ $dir }}/ca
+      {{- end }}
+      {{- if .certSecret }}
+      cert: {{ $dir }}/user/{{ .cert }}
+      key: {{ $dir }}/user/{{ .key }}
+      {{- end }}
+    {{- end }}
+    {{- if .saslSecret }}
+    sasl:
+      mechanism: {{ .mechanism }}
+      usernameFile: {{ $dir }}/sasl/username
+      passwordFile: {{ $dir }}/sasl/password
+    {{- end }}
+    {{- with .discover }}
+    discover: {{ . | quote }}
+    {{- end }}
+    {{- with .kafkaTopics }}
+    kafkaTopics:
+      namespace: {{ .namespace | quote }}
+      cluster: {{ .cluster | quote }}
+    {{- end }}
+  {{- end }}
+watchNamespaces: {{ .Values.watchAnyNamespace | ternary "[]" (include "lag-operator.watchNamespaces" . | fromYamlArray | toJson) }}
+{{- end }}
+
+{{/*
+Directories, not single files: only these follow a renewal. A Secret that is not there yet keeps the pods in ContainerCreating: that is
+how the operator waits for its KafkaUser.
+*/}}
+{{- define "lag-operator.volumeMounts" -}}
+{{- range include "lag-operator.clusters" . | fromYamlArray }}
+{{- $name := .name }}
+{{- range $what, $secret := dict "ca" .caSecret "user" .certSecret "sasl" .saslSecret }}
+{{- if $secret }}
+- name: {{ $what }}-{{ $name }}
+  mountPath: /etc/kafka/{{ $name }}/{{ $what }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "lag-operator.volumes" -}}
+{{- range include "lag-operator.clusters" . | fromYamlArray }}
+{{- if .caSecret }}
+- name: ca-{{ .name }}
+  secret:
+    secretName: {{ .caSecret | quote }}
+{{- end }}
+{{- if .certSecret }}
+- name: user-{{ .name }}
+  secret:
+    secretName: {{ .certSecret | quote }}
+    defaultMode: 0440
+    items:
+      - key: {{ .cert }}
+        path: {{ .cert }}
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- if .saslSecret }}
+- name: sasl-{{ .name }}
+  secret:
+    secretName: {{ .saslSecret | quote }}
+    defaultMode: 0440
+    items:
+      - key: username
+        path: username
+      - key: password
+        path: password
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,170 @@
+package manifests_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/manifests/schemas"
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/operator"
+)
+
+const lagOperator = "charts/lag-operator"
+
+// kinds are the objects of one kind.
+func kinds(t testing.TB, manifests []byte, kind string) (objects []document) {
+	t.Helper()
+	for _, o := range documents(t, manifests) {
+		if o["kind"] == kind {
+			objects = append(objects, o)
+		}
+	}
+	return objects
+}
+
+// With each of the chart's values files: the operator itself reads what the ConfigMap says, and every file that it is to open then is in
+// a directory that its pod mounts.
+func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
+	t.Parallel()
+	for _, c := range charts(t) {
+		if c.chart != lagOperator {
+			continue
+		}
+		t.Run(filepath.Base(c.values), func(t *testing.T) {
+			t.Parallel()
+			manifests := helmTemplate(t, "shop", c.chart, c.values)
+			file := filepath.Join(t.TempDir(), "config.yaml")
+			text := field[string](kinds(t, manifests, "ConfigMap")[0], "data", "config.yaml")
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := operator.ConfigFromEnv(env.New(func(name string) string {
+				return map[string]string{"CONFIG_FILE": file, "POD_NAMESPACE": "shop"}[name]
+			}))
+			if err != nil {
+				t.Fatalf("%v\n%s", err, text)
+			}
+			mounted := map[string]bool{"": true} // "": no file
+			for _, container := range field[[]any](kinds(t, manifests, "Deployment")[0], "spec", "template", "spec", "containers") {
+				for _, mount := range field[[]any](container.(document), "volumeMounts") {
+					mounted[field[string](mount.(document), "mountPath")] = true
+				}
+			}
+			for _, k := range cfg.Clusters {
+				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key), dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
+					if !mounted[path] {
+						t.Errorf("cluster %s: nothing is mounted at %s, but at %q", k.Name, path, slices.Sorted(maps.Keys(mounted)))
+					}
+				}
+			}
+		})
+	}
+}
+
+func dir(path string) string {
+	if path == "" {
+		return ""
+	}
+	return filepath.Dir(path)
+}
+
+// Helm passes the CRD through its templates, which add labels and change nothing.
+func TestChartInstallsTheCRDThatIsGenerated(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join(root, schemas.ConsumerGroup))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crds := kinds(t, helmTemplate(t, "orders", lagOperator, ""), "CustomResourceDefinition")
+	if len(crds) != 1 {
+		t.Fatalf("%d CRDs", len(crds))
+	}
+	if diff := cmp.Diff(field[document](documents(t, text)[0], "spec"), field[document](crds[0], "spec")); diff != "" {
+		t.Errorf("%s (-generated +installed):\n%s", schemas.ConsumerGroup, diff)
+	}
+}
+
+func TestConsumerGroupIsTheOrderServices(t *testing.T) {
+	t.Parallel()
+	got := documents(t, kustomize(t, "k8s/consumer-groups"))
+	if len(got) != 1 {
+		t.Fatalf("%d objects", len(got))
+	}
+	objective := field[int](got[0], "spec", "objective", "maxLagSeconds")
+	want := document{
+		"apiVersion": "ordersystem.dev/v1alpha1",
+		"kind":       "ConsumerGroup",
+		"metadata":   document{"name": contract.GroupOrder, "namespace": "orders"},
+		"spec": document{
+			"cluster":   "orders",
+			"group":     contract.GroupOrder,
+			"topics":    []any{contract.TopicCreated, contract.TopicUpdated},
+			"objective": document{"maxLagSeconds": objective},
+		},
+	}
+	if diff := cmp.Diff(want, got[0]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if objective < 1 {
+		t.Errorf("the objective is %d s", objective)
+	}
+}
+
+// KEDA would start consumers that have nothing to read.
+func TestScalingEndsWithThePartitions(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join(root, "k8s/keda/scaled-object.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	partitions := 0
+	for _, topic := range contract.Topics() {
+		if topic.Name == contract.TopicCreated {
+			partitions = topic.Partitions
+		}
+	}
+	if most := field[int](documents(t, text)[0], "spec", "maxReplicaCount"); most != partitions {
+		t.Errorf("maxReplicaCount is %d; the topics have %d partitions", most, partitions)
+	}
+}
+
+// Two sources of the same series would double every sum over them.
+func TestNoOtherExporterOfLag(t *testing.T) {
+	t.Parallel()
+	for environment := range environments {
+		for _, kafka := range kinds(t, kustomize(t, "strimzi/cluster/"+environment), "Kafka") {
+			if exporter := field[any](kafka, "spec", "kafkaExporter"); exporter != nil {
+				t.Errorf("%s: kafkaExporter %v", environment, exporter)
+			}
+		}
+	}
+}
+
+// `make images` builds all images with one tag, which is what the charts ask for.
+func TestChartsAskForTheImagesThatAreBuilt(t *testing.T) {
+	t.Parallel()
+	need(t, "make", "make")
+	names, _ := run(t, nil, "make", "-s", "image-names")
+	built := strings.Fields(names)
+	for _, file := range glob(t, "charts/*/Chart.yaml") {
+		chart := filepath.Dir(file)
+		asked := 0
+		for _, o := range documents(t, helmTemplate(t, "orders", chart, "")) {
+			for _, image := range images(o) {
+				if asked++; !slices.Contains(built, image) {
+					t.Errorf("%s asks for %s; there is %q", chart, image, built)
+				}
+			}
+		}
+		if asked == 0 {
+			t.Errorf("%s asks for no image", chart)
+		}
+	}
+}
