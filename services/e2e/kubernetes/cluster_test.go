@@ -53,14 +53,14 @@ func newCluster(t *testing.T) *cluster {
 		testenv.Require(t, &testenv.MissingError{Program: "a loader of images",
 			Install: `one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`})
 	}
-	for _, program := range []string{"kubectl", "helm", testenv.Docker(), "node"} {
+	for _, program := range []string{"kubectl", "helm", testenv.Docker(), "node", "prometheus"} {
 		if _, err := exec.LookPath(program); err != nil {
 			testenv.Require(t, &testenv.MissingError{Program: program, Install: "it"})
 		}
 	}
 	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test looks into, and that they have changed:
 	// without this it would go on telling the result for an older chart.
-	for _, dir := range []string{"charts", "services", "strimzi"} {
+	for _, dir := range []string{"charts", "k8s", "services", "strimzi"} {
 		if err := filepath.WalkDir(filepath.Join(root, dir), func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
 			t.Fatal(err)
 		}
@@ -83,18 +83,20 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// loadImages brings the images into the cluster: those that the chart names, as `make images` has built them, and the test's broker.
+// loadImages brings the images into the cluster: those that the charts name, as `make images` has built them, and the test's broker.
 func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
 	var images []string
-	for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(c.run(t, "helm", "template", "orders", "charts/orders"), -1) {
-		images = append(images, m[1])
+	for _, chart := range []string{"charts/orders", "charts/lag-operator"} {
+		for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(c.run(t, "helm", "template", "release", chart), -1) {
+			images = append(images, m[1])
+		}
 	}
 	slices.Sort(images)
 	images = slices.Compact(images)
 	for _, image := range images {
 		if out, err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect", image).CombinedOutput(); err != nil {
-			t.Fatalf("the chart's image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
+			t.Fatalf("the image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
 		}
 	}
 	jars, err := testenv.Jars(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))

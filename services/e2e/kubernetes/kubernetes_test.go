@@ -21,9 +21,11 @@ type installation struct {
 	*cluster
 	strimzi     *strimzi
 	cart, order *service
-	before      []string // what was there before the release
-	secrets     []string // what Strimzi wrote after it
-	placed      answer   // an order that has to be found at the end
+	prometheus  *prometheus
+	watched     time.Time // since when no alert is due
+	before      []string  // what was there before the release
+	secrets     []string  // what Strimzi wrote after it
+	placed      answer    // an order that has to be found at the end
 }
 
 // service is one of the two, as it is reached from here.
@@ -57,11 +59,16 @@ func TestInstallation(t *testing.T) {
 		{"helm test passes", i.helmTest},
 		{"the Postman requests pass through kubectl port-forward", i.postman},
 		{"users may do what they need and nothing else", func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
+		{"the lag operator sees a group that keeps its objective", i.installLagOperator},
+		{"another replica leads when the leader goes, and nobody is alarmed", i.loseLeader},
+		{"a consumer that stops is told by status, Event and alert, and so is its recovery", i.stopConsumer},
 		{"no order is lost when pods are deleted and the release is upgraded", i.disturbPods},
 		{"no order is lost when the broker is deleted and comes back", i.disturbBroker},
 		{"renewed certificates are used without a restart", i.renewCertificates},
 		{"a view whose volume is gone is rebuilt from Kafka", i.rebuild},
 		{"a missing right is named, and nothing is lost over it", i.missRights},
+		{"the lag operator came through all that", i.lastSight},
+		{"uninstalling the lag operator leaves what was declared", i.uninstallLagOperator},
 		{"uninstalling leaves the data and what is not the release's", i.uninstall},
 		{"installed again it goes on where it was", i.installAgain},
 		{"nobody was warned of Pod Security", i.noWarnings},

@@ -31,7 +31,7 @@ import (
 
 // Strimzi's operator cannot run wherever this test does: its image may be out of reach. In this file, and nowhere else, the test plays
 // its part: it applies strimzi/cluster/dev and strimzi/topics/dev, starts a real Kafka as they say, issues certificates, writes the
-// Secrets, creates the topics and the users' rights, and sets the conditions of all these. The broker's metrics, which need a plugin of Strimzi's, are left out.
+// Secrets, creates the topics and the users' rights, and sets the conditions of all these.
 
 // strimzi is what the operators know.
 type strimzi struct {
@@ -53,6 +53,7 @@ type resource struct {
 			Config          map[string]any
 			Authorization   struct{ Type string }
 			Listeners       []listener
+			MetricsConfig   struct{ Type string } `yaml:"metricsConfig"`
 		}
 		JVMOptions     map[string]string `yaml:"jvmOptions"` // of a KafkaNodePool, from here
 		Resources      map[string]map[string]any
@@ -119,8 +120,8 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 		}
 	}
 	want := listener{Name: "tls", Port: 9093, Type: "internal", TLS: true, Authentication: struct{ Type string }{"tls"}}
-	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) || k.Version != testenv.Version() {
-		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization and one listener %+v: %+v", testenv.Version(), want, k)
+	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) || k.Version != testenv.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
+		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", testenv.Version(), want, k)
 	}
 	if p := s.pool; p.Metadata.Name != "dual-role" || p.Spec.Replicas != 1 {
 		t.Fatalf("strimzi/cluster/dev has %d nodes in pool %s, want one in dual-role", p.Spec.Replicas, p.Metadata.Name)
@@ -241,6 +242,7 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 		"super.users":                               "User:CN=orders-kafka;User:CN=" + admin,
 		"log.dirs":                                  "/data/kafka-log0",
 	}
+	maps.Copy(properties, testenv.MetricsSettings(":9404"))
 	maps.Copy(properties, texts(s.kafka.Spec.Kafka.Config))
 	var file bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(properties)) {

@@ -68,6 +68,22 @@ type Kafka struct {
 // BrokerSettings are the settings that every broker which this project declares has in common.
 func BrokerSettings() map[string]string { return parseProperties(brokerProperties) }
 
+// MetricsSettings are settings by which a broker shows its metrics at an address, those that Strimzi's brokers show by default.
+func MetricsSettings(addr string) map[string]string {
+	return map[string]string{
+		"metric.reporters":                     "io.strimzi.kafka.metrics.KafkaPrometheusMetricsReporter",
+		"kafka.metrics.reporters":              "io.strimzi.kafka.metrics.YammerPrometheusMetricsReporter",
+		"prometheus.metrics.reporter.listener": "http://" + addr,
+		"prometheus.metrics.reporter.allowlist": strings.Join([]string{
+			"kafka_cluster_partition.*", "kafka_controller_kafkacontroller.*", "kafka_controller_controllerstats_uncleanleaderelectionspersec",
+			"kafka_log_log_size", "kafka_network_requestmetrics.*", "kafka_network_socketserver_networkprocessoravgidlepercent",
+			"kafka_server_app_info.*", "kafka_server_brokertopicmetrics.*", "kafka_server_kafkarequesthandlerpool_requesthandleravgidlepercent",
+			"kafka_server_kafkaserver_brokerstate", "kafka_server_kafkaserver_clusterid", "kafka_server_kafkaserver_linux.*", "kafka_server_raft.*",
+			"kafka_server_replicamanager.*", "kafka_server_request_queue_size", "kafka_server_socket_server.*",
+		}, ","),
+	}
+}
+
 // PortTakenError says that the broker cannot listen at the port that was asked for.
 type PortTakenError struct {
 	Addr string

@@ -1,0 +1,180 @@
+package kubernetes
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// group is the declared ConsumerGroup, k8s/consumer-groups.
+const group = "consumergroup/order-service"
+
+// installLagOperator also starts Prometheus, for the steps after it.
+func (i *installation) installLagOperator(t *testing.T) {
+	// The CRD is the whole cluster's: another test, or a run before, may have left it.
+	i.helm(t, "install", "lag-operator", "charts/lag-operator", "--take-ownership")
+	i.kubectl(t, "rollout", "status", "deployment/lag-operator", "--timeout=2m")
+	i.kubectl(t, "apply", "--filename", "k8s/consumer-groups/order-service.yaml", "--namespace", i.namespace)
+	i.prometheus = startPrometheus(t, i.cluster, "charts/orders", "charts/lag-operator")
+	for _, condition := range []string{"TopicsReady", "Consuming", "WithinObjective"} {
+		i.kubectl(t, "wait", group, "--for=condition="+condition, "--timeout=30s")
+	}
+	i.shows(t, []string{"NAME", "GROUP", "STATE", "MEMBERS", "LAG", "SECONDS", "OBJECTIVE", "WITHIN", "CONSUMING"},
+		[]string{"order-service", "order-service", "Stable", "1", "0", "0", "30", "True", "True"})
+	i.measures(t, `count(up{job="lag-operator"} == 1)`, 2)
+	i.measures(t, `count(lag_collector_up == 1)`, 1) // of the leader
+	i.measures(t, `count(up{job=~"cart|order"} == 1)`, 2)
+	i.measures(t, `sum by (kubernetes_pod_name) (kafka_server_replicamanager_leadercount{strimzi_io_cluster="orders"} > bool 0)`, 1)
+	i.watched = time.Now()
+}
+
+// shows demands what `kubectl get consumergroups` comes to print. The last column, the age, is left out.
+func (i *installation) shows(t *testing.T, header, row []string) {
+	t.Helper()
+	eventually(t, 30*time.Second, fmt.Sprintf("kubectl shows %q", row), func() (bool, string) {
+		lines := strings.Split(i.kubectl(t, "get", "consumergroups"), "\n")
+		names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
+		return slices.Equal(names[:len(names)-1], header) && slices.Equal(values[:len(values)-1], row), strings.Join(lines, "\n")
+	})
+}
+
+// measures demands that an expression comes to have one value.
+func (i *installation) measures(t *testing.T, expression string, want float64) {
+	t.Helper()
+	eventually(t, 30*time.Second, fmt.Sprintf("%s is %v", expression, want), func() (bool, string) {
+		got, is := i.prometheus.value(t, expression)
+		return is && got == want, fmt.Sprint(i.prometheus.query(t, expression))
+	})
+}
+
+// loseLeader has the leader go while orders are placed.
+func (i *installation) loseLeader(t *testing.T) {
+	leader := func() string {
+		holder := i.kubectl(t, "get", "lease", "lag-operator", "--output", "jsonpath={.spec.holderIdentity}")
+		pod, _, _ := strings.Cut(holder, "_")
+		return pod
+	}
+	before := leader()
+	conditions := i.watch(t, group, "--output", `jsonpath={.status.conditions[*].status} {.status.conditions[*].type}{"\n"}`) // {range} shows no changes
+	changes := []event{<-conditions}                                                                                          // kubectl watches from here on
+	l := i.startLoad(t, "leader")
+	begin := time.Now()
+	i.kubectl(t, "delete", "pod", before, "--grace-period=1")
+	eventually(t, time.Minute, "another one leads and has read the groups", func() (bool, string) {
+		now := leader()
+		value, is := i.prometheus.value(t, fmt.Sprintf(`lag_collector_up{pod=%q}`, now))
+		return now != before && is && value == 1, fmt.Sprintf("%s after %s, %v", now, before, i.prometheus.query(t, "lag_collector_up"))
+	})
+	t.Logf("%s: another one leads and has read the groups", time.Since(begin).Round(100*time.Millisecond))
+	begin = time.Now()
+	eventually(t, time.Minute, "the status is of a poll of its own", func() (bool, string) {
+		at := i.kubectl(t, "get", group, "--output", "jsonpath={.status.lastPollTime}")
+		poll, err := time.Parse(time.RFC3339, at)
+		return err == nil && poll.After(begin), at
+	})
+	i.nothingIsLost(t, l.end())
+	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, 0)
+	for len(conditions) > 0 {
+		changes = append(changes, <-conditions)
+	}
+	for _, change := range changes {
+		if !strings.HasPrefix(change.line, "True True True ") {
+			t.Errorf("%s: %s, want True of all throughout", change.at.Format(time.TimeOnly), change.line)
+		}
+	}
+	if len(changes) < 2 {
+		t.Error("no change of the status was seen")
+	}
+	i.nobodyWasAlarmed(t, `alertname=~"ConsumerGroup.*|LagSeriesDropped"`, i.watched)
+}
+
+// nobodyWasAlarmed demands that no such alert was even pending since then.
+func (i *installation) nobodyWasAlarmed(t *testing.T, alerts string, since time.Time) {
+	t.Helper()
+	for name := range i.prometheus.query(t, fmt.Sprintf("last_over_time(ALERTS{%s}[%dms])", alerts, time.Since(since).Milliseconds())) {
+		t.Errorf("there was an alert: %s", name)
+	}
+}
+
+// stopConsumer has nobody read what is ordered, then has it read again.
+func (i *installation) stopConsumer(t *testing.T) {
+	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=0")
+	i.kubectl(t, "wait", "pods", "-l", i.order.selector(), "--for=delete", "--timeout=1m")
+	const orders = 5
+	begin := time.Now()
+	for n := range orders {
+		i.accepts(t, answer{fmt.Sprintf("unread-%d", n), 1, "new"})
+	}
+	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, orders)
+	i.becomes(t, "WithinObjective", "False", 45*time.Second)
+	t.Logf("%s: the objective is missed", time.Since(begin).Round(time.Second))
+	i.becomes(t, "Consuming", "False", time.Minute)
+	t.Logf("%s: %s", time.Since(begin).Round(time.Second), i.kubectl(t, "get", "consumergroups", "--output=wide"))
+	if reason := i.kubectl(t, "get", group, "--output", `jsonpath={.status.conditions[?(@.type=="Consuming")].reason}`); reason != "Stopped" {
+		t.Errorf("the reason is %q, want Stopped", reason)
+	}
+	if age, _ := i.prometheus.value(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 || age > time.Since(begin).Seconds()+1 {
+		t.Errorf("the first unread record is %.1f s old, want about %.1f", age, time.Since(begin).Seconds())
+	}
+	const alert = `ALERTS{alertname="ConsumerGroupStopped",consumergroup="order-service"}`
+	eventually(t, 30*time.Second, "the alert knows", func() (bool, string) {
+		holds, pending := i.prometheus.holds(t, "ConsumerGroupStopped"), i.prometheus.query(t, alert)
+		return len(holds) > 0 && len(pending) > 0, fmt.Sprintf("its expression is %v, %v", holds, pending)
+	})
+	i.tells(t, "Warning Stopped")
+
+	begin = time.Now()
+	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=1")
+	i.rollout(t)
+	i.becomes(t, "Consuming", "True", 30*time.Second)
+	i.becomes(t, "WithinObjective", "True", 30*time.Second)
+	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, 0)
+	i.measures(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`, 0)
+	t.Logf("%s: it consumes again", time.Since(begin).Round(time.Second))
+	eventually(t, 30*time.Second, "the alert is over", func() (bool, string) {
+		holds, pending := i.prometheus.holds(t, "ConsumerGroupStopped"), i.prometheus.query(t, alert)
+		return len(holds)+len(pending) == 0, fmt.Sprintf("its expression is %v, %v", holds, pending)
+	})
+	i.tells(t, "Normal Reading")
+	i.watched = time.Now()
+}
+
+// becomes waits for a condition's status.
+func (i *installation) becomes(t *testing.T, condition, status string, within time.Duration) {
+	t.Helper()
+	eventually(t, within, condition+" is "+status, func() (bool, string) {
+		conditions := i.kubectl(t, "get", group, "--output", `jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{"\n"}{end}`)
+		return strings.Contains(conditions, condition+"="+status+" "), conditions
+	})
+}
+
+// tells demands an Event about the group, given as its type and reason.
+func (i *installation) tells(t *testing.T, event string) {
+	t.Helper()
+	eventually(t, 15*time.Second, "there is an Event "+event, func() (bool, string) {
+		events := i.kubectl(t, "get", "events", "--field-selector", "involvedObject.kind=ConsumerGroup",
+			"--output", `jsonpath={range .items[*]}{.type} {.reason} {.message}{"\n"}{end}`)
+		return strings.Contains("\n"+events, "\n"+event+" "), events
+	})
+}
+
+// lastSight is after all that pods, broker, certificates and rights went through: the operator came through it as it is, and what it says is
+// right again. Only that the view was read anew from the start is worth an alert.
+func (i *installation) lastSight(t *testing.T) {
+	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, 0)
+	i.becomes(t, "Consuming", "True", 30*time.Second)
+	i.becomes(t, "WithinObjective", "True", 30*time.Second)
+	i.nobodyWasAlarmed(t, `alertname=~"ConsumerGroup.*|Lag.*",alertname!="ConsumerGroupRewound"`, i.watched)
+	if restarts := i.kubectl(t, "get", "pods", "-l", "app.kubernetes.io/name=lag-operator", "--output", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0" {
+		t.Errorf("the operator's restarts are %q, want none", restarts)
+	}
+}
+
+// uninstallLagOperator finds that what was declared is still there, and takes it away: the rest is as if it had never been installed.
+func (i *installation) uninstallLagOperator(t *testing.T) {
+	i.helm(t, "uninstall", "lag-operator", "--wait")
+	i.kubectl(t, "delete", group)
+	i.kubectl(t, "delete", "lease", "lag-operator")
+}
