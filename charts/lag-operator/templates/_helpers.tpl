@@ -52,5 +52,5 @@ labels:
 
 {{/* The namespaces whose ConsumerGroups it looks after, as a list; the release's own is always one of them. */}}
 {{- define "lag-operator.watchNamespaces" -}}
-{{- prepend .Values.watchNamespaces .Release.Namespace | uniq | toYaml }}
+{{- prepend (.Values.watchNamespaces | default list) .Release.Namespace | uniq | toYaml }}
 {{- end }}
