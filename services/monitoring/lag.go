@@ -47,13 +47,13 @@ func lagDashboard() dashboard {
 				},
 				{
 					kind: "stat", title: "Of its objective", width: 4, unit: "percentunit", alert: "ConsumerGroupObjectiveBurnFast",
-					about:   "The same as a part of what was agreed for the group (maxLagSeconds of its ConsumerGroup), of the worst one. From 100 % on it is outside.",
-					queries: []query{{expr: fmt.Sprintf("max(%s / %s)", seconds, objective)}}, limits: []limit{{"green", 0}, {"yellow", 0.5}, {"red", 1}}, defaultValue: "no objective",
+					about:   "The same as a part of what was agreed for the group (maxLagSeconds of its ConsumerGroup), of the worst one. From 100 % on it is outside. Not measured: no group with an objective has a position that can be read.",
+					queries: []query{{expr: fmt.Sprintf("max(%s / %s)", seconds, objective)}}, limits: []limit{{"green", 0}, {"yellow", 0.5}, {"red", 1}}, defaultValue: "not measured",
 				},
 				{
 					kind: "stat", title: "Time within objective", width: 4, unit: "percentunit", decimals: new(2), alert: "ConsumerGroupObjectiveBurnSlow",
-					about:   fmt.Sprintf("Of the time shown, of the worst group. %g %% over 30 days is the target.", 100*target),
-					queries: []query{{expr: fmt.Sprintf("min(1 - avg_over_time(%s{%s}[$__range]))", breached, ofGroup)}}, limits: good(target), defaultValue: "no objective",
+					about:   fmt.Sprintf("Of the time shown, of the worst group. %g %% over 30 days is the target. Not measured: no group with an objective has a position that can be read.", 100*target),
+					queries: []query{{expr: fmt.Sprintf("min(1 - avg_over_time(%s{%s}[$__range]))", breached, ofGroup)}}, limits: good(target), defaultValue: "not measured",
 				},
 				{
 					kind: "stat", title: "Partitions that stand still", width: 4, alert: "ConsumerGroupStalled",
@@ -169,10 +169,11 @@ or 4 * max by (%[1]s) (kafka_consumergroup_state{%[2]s,state="Dead"}) == 4`, clu
 					},
 				},
 				{
-					kind: "timeseries", title: "Without a position, in open transactions", width: 8,
-					about: "Partitions in which a group has never committed, which is normal for its first seconds; and records behind the first open transaction, which no reader of committed data gets until it ends.",
+					kind: "timeseries", title: "Without a position, in open transactions", width: 8, alert: "ConsumerGroupWithoutPosition",
+					about: "Partitions in which a group has no commit, which is normal for its first seconds; groups with an objective that have none anywhere, as 1; and records behind the first open transaction, which no reader of committed data gets until it ends.",
 					queries: []query{
 						{expr: fmt.Sprintf("max by (%s) (kafka_consumergroup_uncommitted_partitions{%s}) > 0", groupTopic, ofTopic), legend: groupOfTopic + " partitions"},
+						{expr: fmt.Sprintf("count by (%s) (%s)", clusterGroup, withoutPosition("{"+ofGroup+"}")), legend: group + " nowhere"},
 						{expr: fmt.Sprintf("sum by (kafka_cluster, topic) (max by (kafka_cluster, topic, partition) (kafka_topic_partition_open_txn_records{%s,topic=~\"$topic\"})) > 0", ofCluster), legend: "{{topic}} open"},
 					},
 				},

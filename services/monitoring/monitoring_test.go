@@ -87,6 +87,9 @@ func alerts() map[string][]rule {
 	return all
 }
 
+// kind is what tells rules of one alert apart.
+func kind(labels map[string]string) string { return " " + labels["severity"] + " " + labels["cause"] }
+
 func dashboards(t *testing.T) map[string]map[string]any {
 	made, err := files()
 	if err != nil {
@@ -126,10 +129,10 @@ func TestEachAlertSaysWhatToDo(t *testing.T) {
 			if s := r.Labels["severity"]; s != critical && s != warning {
 				t.Errorf("%s has the severity %q", name, s)
 			}
-			if causes[r.Labels["cause"]] {
+			if causes[kind(r.Labels)] {
 				t.Errorf("%s: two rules with the same labels are one alert to Alertmanager", name)
 			}
-			causes[r.Labels["cause"]] = true
+			causes[kind(r.Labels)] = true
 			if r.Annotations["summary"] == "" || !strings.Contains(r.Annotations["description"], "$value") {
 				t.Errorf("%s says too little: %v", name, r.Annotations)
 			}
@@ -399,7 +402,7 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 			}
 			for _, a := range test.Alerts {
 				for _, w := range a.Want {
-					fires[a.Name+w.Labels["cause"]] = true
+					fires[a.Name+kind(w.Labels)] = true
 				}
 				if len(a.Want) == 0 {
 					silent[a.Name] = true
@@ -409,8 +412,8 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 	}
 	for name, rules := range alerts() {
 		for _, r := range rules {
-			if !fires[name+r.Labels["cause"]] {
-				t.Errorf("no test sees %s fire %s", name, r.Labels["cause"])
+			if !fires[name+kind(r.Labels)] {
+				t.Errorf("no test sees %s fire:%s", name, kind(r.Labels))
 			}
 		}
 		if !silent[name] {

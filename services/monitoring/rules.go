@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,14 @@ const (
 
 // evaluation is how often the rules are evaluated, whatever Prometheus' own interval: the ratios below count evaluations.
 const evaluation = 30 * time.Second
+
+// remembered is how long what had data before is missed when it has none: a day, so that a night's page lasts until the morning.
+const remembered = 24 * time.Hour
+
+// lately is what of a series is known though it has ended.
+func lately(metric string, window time.Duration) string {
+	return fmt.Sprintf("last_over_time(%s[%s])", metric, shortDuration(window))
+}
 
 // An alert has these labels and never a pod's, so that another leader of the collector neither fires nor doubles it. The namespace is
 // the collector's or the service's: what Alertmanager's routes of a namespace look for.
@@ -141,13 +150,45 @@ func objectiveRules() []rule {
 	)
 }
 
+// losing returns an alert on data that is going. It wakes somebody only for a group that somebody declared: what others left behind, a
+// console or a test, can wait until the morning. The objective is that of the last hour, so that another leader of the collector does not
+// make a warning of a page.
+func losing(name, cause, expr, wait, keep, summary, description string) []rule {
+	declared := fmt.Sprintf("on (%[1]s) max by (%[1]s) (%[2]s)", byGroup, lately("kafka_consumergroup_objective_seconds", time.Hour))
+	expr = strings.TrimSpace(expr)
+	return []rule{
+		alert(name, critical, cause, expr+"\nand "+declared, wait, keep, summary, description),
+		alert(name, warning, cause, expr+"\nunless "+declared, wait, keep, summary, description),
+	}
+}
+
+// withoutPosition are the groups with an objective, and the seconds of it, that have a commit in no topic. A group whose topics have never
+// had a record has nothing to commit, and is left out; so is one whose topics cannot be read. The labels choose groups, for a dashboard.
+func withoutPosition(labels string) string {
+	return fmt.Sprintf(`
+max by (%[1]s) (kafka_consumergroup_objective_seconds%[2]s)
+unless on (%[1]s)
+max by (%[1]s) (kafka_consumergroup_topic_lag%[2]s or kafka_consumergroup_current_offset%[2]s)
+unless on (%[1]s)
+max by (%[1]s) (
+  max by (%[3]s) (kafka_consumergroup_uncommitted_partitions%[2]s)
+  * on (%[4]s, topic) group_left ()
+  max by (%[4]s, topic) (kafka_topic_partition_current_offset)
+  or
+  max by (%[3]s) (kafka_consumergroup_uncommitted_partitions%[2]s)
+) == 0`, byGroup, labels, byTopic, byCluster)
+}
+
 // groupRules name causes, before users feel them where that is possible.
 func groupRules() []rule {
-	const where = "Consumer group {{ $labels.consumergroup }} ({{ $labels.kafka_cluster }}), topic {{ $labels.topic }}"
+	const (
+		group = "Consumer group {{ $labels.consumergroup }} ({{ $labels.kafka_cluster }})"
+		where = group + ", topic {{ $labels.topic }}"
+	)
 	status := func(s string) string {
 		return fmt.Sprintf(`max by (%s) (kafka_consumergroup_partition_status{status="%s"}) > 0`, byTopic, s)
 	}
-	return []rule{
+	rules := []rule{
 		// A new leader of the collector knows of no standstill for a minute: the alert is kept through that.
 		alert("ConsumerGroupStalled", warning, "", status("stalled"), "2m", "5m",
 			where+": its consumers stand still.",
@@ -158,19 +199,24 @@ func groupRules() []rule {
 		alert("ConsumerGroupRewound", warning, "",
 			fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_offset_rewinds_total[15m])) > 0", byTopic), "", "",
 			where+": its position went back.",
-			where+`: the position of {{ printf "%.0f" $value }} partitions went back in the last 15 minutes, so records are read again. If nobody reset it, look for consumers that commit what they lost.`),
-		alert("ConsumerGroupRecordsLost", critical, "deleted",
+			where+`: its position went back about {{ printf "%.0f" $value }} times in the last 15 minutes, in all partitions together, so records are read again. If nobody reset it, look for consumers that commit what they lost.`),
+		alert("ConsumerGroupWithoutPosition", warning, "", withoutPosition(""), "15m", "5m",
+			group+" has an objective and no position.",
+			group+" should be at most {{ $value | humanizeDuration }} behind, and has committed in no topic, so nobody can tell. See that its name is right in the ConsumerGroup, that it runs, and that it commits."),
+	}
+	return slices.Concat(rules,
+		losing("ConsumerGroupRecordsLost", "deleted",
 			fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_records_lost_total[1h])) > 0", byTopic), "", "",
 			where+": records were deleted before it read them.",
 			where+`: retention deleted {{ printf "%.0f" $value }} records in the last hour that the group had not read. Make the topic's retention longer first, then the consumer faster.`),
-		alert("ConsumerGroupRecordsLost", critical, "outside", status("lost"), "1m", "5m",
+		losing("ConsumerGroupRecordsLost", "outside", status("lost"), "1m", "5m",
 			where+": its position is outside of the log.",
 			where+": in {{ $value }} partitions the position is before the log's first record, or behind its last. See that the consumer goes on, and from where."),
 		// A log's start above 0 is proof that something is deleted from it: a compacted topic keeps it at 0 for ever. A group that was
-		// further behind a quarter of an hour ago is gaining, and left alone.
-		alert("ConsumerGroupRetentionHeadroomLow", critical, "", fmt.Sprintf(`
+		// further behind a quarter of an hour ago is gaining, and left alone. Below 0 it is too late, and ConsumerGroupRecordsLost.
+		losing("ConsumerGroupRetentionHeadroomLow", "", fmt.Sprintf(`
 min by (%[1]s) (
-  min by (%[1]s, partition) (kafka_consumergroup_retention_headroom_ratio) < %[2]g
+  min by (%[1]s, partition) (kafka_consumergroup_retention_headroom_ratio) >= 0 < %[2]g
   and
   min by (%[1]s, partition) (kafka_consumergroup_retention_headroom_ratio)
     <= min by (%[1]s, partition) (kafka_consumergroup_retention_headroom_ratio offset 15m)
@@ -179,25 +225,27 @@ min by (%[1]s) (
 )`, byTopic, headroomLow, byCluster), "5m", "15m",
 			where+": retention is about to delete what it has not read.",
 			where+": only {{ $value | humanizePercentage }} of the log lie before the first unread record, and the group is not gaining. Make the topic's retention longer now."),
-	}
+	)
 }
 
 // collectorRules fire when the others cannot.
 func collectorRules() []rule {
 	const where = "Kafka cluster {{ $labels.kafka_cluster }}"
-	recent := fmt.Sprintf("last_over_time(%s[1h])", lastPolled) // so that what is gone is known to be missing
+	// The causes that take over from "old" when it forgets remember less, so that a page does not end while nothing is known.
+	const before = remembered - time.Hour
 	return []rule{
 		alert("LagCollectorNoData", critical, "old",
-			fmt.Sprintf("time() - max by (%s) (%s) > %d", byCluster, recent, collectorOld), "1m", "",
+			fmt.Sprintf("time() - max by (%s) (%s) > %d", byCluster, lately(lastPolled, remembered), collectorOld), "1m", "",
 			where+": consumer lag is not known.",
-			where+": its consumer groups were last read {{ $value | humanizeDuration }} ago, so no alert on them can fire. `kubectl logs -n {{ $labels.namespace }} -l app.kubernetes.io/name=lag-operator` says why."),
+			where+": its consumer groups were last read {{ $value | humanizeDuration }} ago, so no alert on them can fire. `kubectl logs -n {{ $labels.namespace }} -l app.kubernetes.io/name=lag-operator --tail=-1` says why."),
 		alert("LagCollectorNoData", critical, "never",
-			fmt.Sprintf("max by (%[1]s) (lag_collector_up) == 0\nunless\nmax by (%[1]s) (%[2]s)", byCluster, recent), "2m", "",
+			fmt.Sprintf("max by (%[1]s) (lag_collector_up) == 0\nunless\nmax by (%[1]s) (%[2]s)", byCluster, lately(lastPolled, before)), "2m", "",
 			where+": consumer lag is not known.",
 			where+": the lag operator has started and could not read it once (lag_collector_up is {{ $value }}). Its log says why: address, certificates or rights."),
-		alert("LagCollectorNoData", critical, "absent", "absent_over_time(lag_collector_up[1h])", "5m", "",
+		alert("LagCollectorNoData", critical, "absent",
+			fmt.Sprintf("absent_over_time(%s[%s])\nunless on ()\nmax(lag_collector_up)", lastPolled, shortDuration(before)), "5m", "",
 			"Consumer lag is not known.",
-			"Prometheus has no data of the lag operator, for an hour or since it began (absent: {{ $value }}). See that it runs and is scraped: `kubectl get pods,podmonitors -A -l app.kubernetes.io/name=lag-operator`."),
+			"Prometheus has no data of the lag operator, for a day or since it began (absent: {{ $value }}). See that it is installed, runs and is scraped: `kubectl get pods,podmonitors -A -l app.kubernetes.io/name=lag-operator`."),
 		alert("LagSeriesDropped", warning, "",
 			fmt.Sprintf("sum by (%s) (increase(lag_collector_series_dropped_total[15m])) > 0", byCluster), "5m", "",
 			where+": some groups have no metrics.",
@@ -208,12 +256,12 @@ func collectorRules() []rule {
 func serviceRules() []rule {
 	const where = "{{ $labels.job }}"
 	return []rule{
-		alert("ServiceNotReady", critical, "", `
+		alert("ServiceNotReady", critical, "", fmt.Sprintf(`
 sum by (namespace, job) (service_ready) == 0
 or
-absent(service_ready{job="cart"}) - 1
-or
-absent(service_ready{job="order"}) - 1`, "5m", "",
+max by (namespace, job) (%s) * 0
+unless on (namespace, job)
+max by (namespace, job) (service_ready)`, lately("service_ready", remembered)), "5m", "",
 			where+" serves nobody.",
 			"{{ $value }} instances of "+where+" are ready. /readyz of a pod, and its log, say what is missing."),
 		alert("OutboxOld", critical, "",

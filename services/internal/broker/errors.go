@@ -51,6 +51,7 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 	kafka.ErrUnknownPartition:           {"_UNKNOWN_PARTITION", "the partition does not exist"},
 	kafka.ErrUnknownTopicID:             {"UNKNOWN_TOPIC_ID", "the topic was deleted, and perhaps made anew"},
 	kafka.ErrMsgSizeTooLarge:            {"MSG_SIZE_TOO_LARGE", "the message is larger than the topic's max.message.bytes"},
+	kafka.ErrRecordListTooLarge:         {"RECORD_LIST_TOO_LARGE", "the batch is larger than the topic's segment.bytes"},
 	kafka.ErrInvalidRecord:              {"INVALID_RECORD", "the topic's settings refuse the message"},
 	kafka.ErrInvalidTimestamp:           {"INVALID_TIMESTAMP", "the topic's settings refuse the message's time"},
 	kafka.ErrPolicyViolation:            {"POLICY_VIOLATION", ""},
