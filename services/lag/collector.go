@@ -60,7 +60,6 @@ type result struct {
 
 // groupState is what is remembered of a group.
 type groupState struct {
-	since  time.Time
 	last   group // without its commits
 	tracks map[place]*track
 }
@@ -96,17 +95,27 @@ type Objective struct {
 	Topics []string      // that it is about, read also where the group has nothing to do with them; empty: all of the group
 }
 
-// breached says whether an unread record is older.
-func (o Objective) breached(g *Group) bool {
+// breached says whether an unread record is older. That one is, is known as soon as one is seen; that none is, when all could be seen, and
+// the group has committed anything at all: who never consumed does not keep an objective.
+func (o Objective) breached(g *Group) (yes, known bool) {
+	committed, all := false, true
 	for name, t := range g.Topics {
 		if len(o.Topics) > 0 && !slices.Contains(o.Topics, name) {
 			continue
 		}
-		if slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Age > o.Age }) {
-			return o.Age > 0
+		all = all && !t.Partial
+		for _, p := range t.Partitions {
+			if p.Age > o.Age {
+				return true, true
+			}
+			committed = committed || p.Committed >= 0
+			all = all && !p.AgeUnknown
 		}
 	}
-	return false
+	for _, name := range g.missing {
+		all = all && len(o.Topics) > 0 && !slices.Contains(o.Topics, name)
+	}
+	return false, committed && all
 }
 
 // Want says which groups are watched whatever Config.Groups says, with their objectives. It replaces what was wanted before, from the
@@ -193,7 +202,7 @@ func (c *Collector) poll(ctx context.Context) {
 // report logs what fails, and that it does no more, once each.
 func (c *Collector) report(former error, r *result) {
 	switch {
-	case r.err != nil && (former == nil || former.Error() != r.err.Error()):
+	case r.err != nil && (former == nil || whole(former).key() != whole(r.err).key()): // the text may be another each time
 		c.log.Error("kafka cannot be read: lag is not known", "err", r.err)
 	case r.err == nil && former != nil:
 		c.log.Info("kafka can be read again")
@@ -203,9 +212,9 @@ func (c *Collector) report(former error, r *result) {
 	}
 	failures := make(map[string]bool)
 	for _, e := range r.snapshot.Errors {
-		key := e.API + " " + e.code()
+		key := e.key()
 		if !failures[key] && !c.failures[key] {
-			c.log.Warn("some of kafka cannot be read: what it concerns is left out", "api", e.API, "code", e.code(), "err", e)
+			c.log.Warn("some of kafka cannot be read: what it concerns is left out", "api", e.API, "code", e.Code(), "err", e)
 		}
 		failures[key] = true
 	}
@@ -232,7 +241,7 @@ func (c *Collector) read(ctx context.Context, at time.Time, objectives map[strin
 	if err != nil {
 		return nil, err
 	}
-	c.keep(groups, errs, at)
+	c.keep(groups, errs)
 
 	names := make(map[string]bool)
 	for _, of := range objectives {
@@ -240,6 +249,11 @@ func (c *Collector) read(ctx context.Context, at time.Time, objectives map[strin
 			for _, t := range o.Topics {
 				names[t] = true
 			}
+		}
+	}
+	for name, s := range c.groups { // what was known of a group that could not be read goes on when it can
+		for p := range s.tracks {
+			names[p.topic] = names[p.topic] || groups[name] == nil
 		}
 	}
 	for _, g := range groups {
@@ -275,13 +289,13 @@ func (c *Collector) read(ctx context.Context, at time.Time, objectives map[strin
 		s.Topics[name] = t.snapshot(name)
 	}
 	for name, g := range groups {
-		s.Groups[name] = c.group(at, g, logs)
+		s.Groups[name] = c.group(at, g, logs, errs)
 	}
 	return s, nil
 }
 
 // keep remembers who the groups are, and forgets those that are gone.
-func (c *Collector) keep(groups map[string]*group, errs []*ReadError, at time.Time) {
+func (c *Collector) keep(groups map[string]*group, errs []*ReadError) {
 	untold := make(map[string]bool) // these are not gone
 	for _, e := range errs {
 		untold[e.Group] = true
@@ -290,7 +304,7 @@ func (c *Collector) keep(groups map[string]*group, errs []*ReadError, at time.Ti
 	for name, g := range groups {
 		s := c.groups[name]
 		if s == nil {
-			s = &groupState{since: at, tracks: make(map[place]*track)}
+			s = &groupState{tracks: make(map[place]*track)}
 			c.groups[name] = s
 		} else if g.reads.untold && s.last.members > 0 { // what it read before the rebalance it will read after it
 			g.reads = s.last.reads
@@ -325,7 +339,14 @@ func (c *Collector) observe(logs map[string]*topic, errs []*ReadError, sent, rec
 				h = &history{}
 				c.histories[p] = h
 			}
-			h.observe(log.end, sent, received)
+			if h.observe(log.end, sent, received) {
+				c.searches.forget(p)
+				for _, s := range c.groups {
+					if tr := s.tracks[p]; tr != nil {
+						tr.known = false
+					}
+				}
+			}
 		}
 	}
 }
@@ -371,12 +392,16 @@ func (c *Collector) findAges(ctx context.Context, groups map[string]*group, logs
 			}
 			for number, log := range t.logs {
 				f := facts{committed: g.committed(name, number), start: log.start, stable: log.stable}
-				if log.err != nil || !f.unread() {
+				if log.err != nil {
 					continue
 				}
 				p := place{name, t.id, number}
 				first := firstUnread(f.committed, f.start)
 				tr := c.track(g.name, p)
+				if !f.unread() {
+					tr.known = false // another record may come to be there
+					continue
+				}
 				if tr.known && tr.knownFor == first {
 					continue
 				}
@@ -385,6 +410,7 @@ func (c *Collector) findAges(ctx context.Context, groups map[string]*group, logs
 				if tr.known {
 					continue
 				}
+				tr.appended = c.began.Add(span.hi) // no later, for all that is known without the search
 				w := wanted{target{p, first}, log.end, c.began.Add(span.hi).UnixMilli()}
 				if unknowns[w.target] == nil {
 					all = append(all, w)
@@ -394,6 +420,7 @@ func (c *Collector) findAges(ctx context.Context, groups map[string]*group, logs
 		}
 	}
 	failed := make(map[string]error)
+	// What is not found in this time is sought on from there in the next poll.
 	ctx, cancel := context.WithTimeout(ctx, 2*c.reader.step)
 	defer cancel()
 	times := c.searches.find(all, func(queries []query) []answer {
@@ -426,28 +453,32 @@ func (c *Collector) findAges(ctx context.Context, groups map[string]*group, logs
 }
 
 // group is what there is to say about one, after findAges.
-func (c *Collector) group(at time.Time, g *group, logs map[string]*topic) *Group {
+func (c *Collector) group(at time.Time, g *group, logs map[string]*topic, errs []*ReadError) *Group {
 	out := &Group{
-		Name: g.name, State: g.state, Protocol: g.kind, Members: g.members, Since: c.groups[g.name].since, Topics: make(map[string]*GroupTopic),
+		Name: g.name, State: g.state, Protocol: g.kind, Members: g.members, Topics: make(map[string]*GroupTopic),
 	}
 	for _, name := range g.topics() {
 		t := logs[name]
 		if t == nil {
+			if slices.ContainsFunc(errs, func(e *ReadError) bool { return e.Topic == name }) {
+				out.missing = append(out.missing, name)
+			}
 			continue
 		}
-		gt := &GroupTopic{Topic: name, Subscribed: g.members > 0 && g.reads.to(name), Partitions: make([]Partition, 0, len(t.logs))}
+		gt := &GroupTopic{Topic: name, Subscribed: g.members != 0 && g.reads.to(name), Partitions: make([]Partition, 0, len(t.logs))}
 		for _, number := range slices.Sorted(maps.Keys(t.logs)) {
 			if gt.Subscribed && !g.reads.untold && !g.reads.assigned[name][number] {
 				gt.Unassigned++
 			}
 			log := t.logs[number]
 			if log.err != nil {
+				gt.Partial = true
 				continue
 			}
 			tr := c.track(g.name, place{name, t.id, number})
 			gt.Partitions = append(gt.Partitions, tr.next(number, facts{
 				at: at, committed: g.committed(name, number), start: log.start, stable: log.stable, end: log.end,
-				reader: gt.Subscribed, appended: tr.appended,
+				reader: gt.Subscribed, appended: tr.appended, vague: !tr.known,
 			}, c.patience, c.cfg.Interval))
 		}
 		out.Topics[name] = gt
@@ -459,7 +490,7 @@ func (t *topic) snapshot(name string) *Topic {
 	out := &Topic{Name: name, Ready: len(t.logs) > 0, Count: len(t.logs), Partitions: make([]TopicPartition, 0, len(t.logs))}
 	for _, number := range slices.Sorted(maps.Keys(t.logs)) {
 		if log := t.logs[number]; log.err == nil {
-			out.Partitions = append(out.Partitions, TopicPartition{Number: number, Start: log.start, Stable: log.stable, End: log.end})
+			out.Partitions = append(out.Partitions, TopicPartition{Number: number, Start: log.start, Stable: log.stable, End: log.end, Replication: log.Replication})
 		} else {
 			out.Ready = false
 		}

@@ -12,6 +12,7 @@ type facts struct {
 	start, stable, end int64
 	reader             bool      // a member of the group reads the topic
 	appended           time.Time // when the first unread record was; of no meaning when all is read
+	vague              bool      // it may have been appended earlier
 }
 
 // firstUnread is the offset at which the group goes on, if it does: what retention took cannot be read any more.
@@ -28,6 +29,8 @@ type track struct {
 	committed int64     // as the last poll read it, -1: no commit
 	progress  time.Time // when committed was seen to move, zero: not yet
 	regain    int64     // where the commit was before it went back; 0 once it is there again
+	start     int64     // of the log, as the last poll read it; 0 before the first
+	gone      int64     // offsets below were gone before the last poll asked for the commit
 	counted   int64     // offsets below are in lost, or were gone before this process began
 	beyond    int       // polls in a row that found the commit beyond the log's end
 	lost      int64
@@ -46,6 +49,7 @@ type moment struct {
 	committed int64
 	records   int64
 	age       time.Duration
+	vague     bool // it may be more
 }
 
 // next is the partition as one more poll found it. It depends on nothing but its arguments and what was read before. Nobody is said to
@@ -54,16 +58,22 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	if t.since.IsZero() {
 		t.since, t.committed, t.counted = f.at, f.committed, f.start
 	}
-	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN()}
+	// The commit is read before the start: a group may have read, committed and deleted (Kafka Streams does) what lies between the two. Only
+	// a commit below the start of an earlier poll has lost something, so nothing is told to be lost in the first poll after a restart.
+	t.gone, t.start = min(f.start, t.start), f.start
+	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN(), Since: t.since}
 	if f.committed >= 0 {
 		p.Records = max(0, f.stable-firstUnread(f.committed, f.start))
 		p.Headroom = headroom(f)
+		if f.committed >= t.gone {
+			p.Headroom = max(0, p.Headroom)
+		}
 	}
 	if f.unread() {
-		p.Age = max(0, f.at.Sub(f.appended))
+		p.Age, p.AgeUnknown = max(0, f.at.Sub(f.appended)), f.vague
 	}
 	t.follow(f)
-	t.remember(moment{f.at, f.committed, p.Records, p.Age}, patience)
+	t.remember(moment{f.at, f.committed, p.Records, p.Age, p.AgeUnknown}, patience)
 	p.LastProgress, p.Lost, p.Rewinds = t.progress, t.lost, t.rewinds
 	p.Status = t.status(f, p.Age, patience, interval)
 	p.Close = t.untilRead(f.committed, p.Records)
@@ -88,9 +98,9 @@ func (t *track) follow(f facts) {
 	if f.committed >= t.regain {
 		t.regain = 0
 	}
-	if from := max(f.committed, t.counted); f.committed >= 0 && from < f.start {
-		t.lost += f.start - from
-		t.counted = f.start
+	if from := max(f.committed, t.counted); f.committed >= 0 && from < t.gone {
+		t.lost += t.gone - from
+		t.counted = t.gone
 	}
 	if f.committed > f.end {
 		t.beyond++
@@ -120,14 +130,16 @@ func (t *track) status(f facts, age, patience, interval time.Duration) Status {
 	}
 	waits := f.unread() && age >= patience && f.at.Sub(moved) >= patience
 	switch {
-	case f.committed >= 0 && f.committed < f.start, t.beyond >= 2: // once, it may be a new leader that does not know yet how far its log is replicated
+	case f.committed >= 0 && f.committed < t.gone, t.beyond >= 2: // once, it may be a new leader that does not know yet how far its log is replicated
 		return StatusLost
 	case waits && !f.reader:
 		return StatusStopped
 	case waits:
 		return StatusStalled
-	case f.committed < 0:
+	case f.committed < 0 && f.start < f.stable:
 		return StatusNoCommit
+	case f.committed < 0: // there is nothing that it could have read
+		return StatusOK
 	case t.regain > 0:
 		return StatusRewound
 	case t.slow(patience, interval):
@@ -143,7 +155,7 @@ func (t *track) slow(patience, interval time.Duration) bool {
 		return false
 	}
 	for _, m := range t.recent {
-		if m.age <= interval {
+		if m.age <= interval || m.vague {
 			return false
 		}
 	}

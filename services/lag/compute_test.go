@@ -14,6 +14,7 @@ type see struct {
 	committed, start, stable, end int64
 	alone                         bool // no member of the group reads the topic
 	appended                      int  // when the first unread record was
+	vague                         bool // or before
 	want                          string
 }
 
@@ -21,6 +22,9 @@ type see struct {
 func said(p Partition, began time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %v %s", p.Records, p.Age, p.Status)
+	if p.AgeUnknown {
+		b.WriteString(" or older")
+	}
 	if math.IsNaN(p.Headroom) {
 		b.WriteString(" room=none")
 	} else if p.Headroom != 1 {
@@ -69,6 +73,12 @@ func TestPartition(t *testing.T) {
 			{at: 300, committed: -1, stable: 100, end: 100, want: "0 0s no_commit room=none close=never"},
 			{at: 310, committed: 90, stable: 100, end: 100, appended: 300, want: "10 10s ok room=0.9 moved@310 close=never"},
 		}},
+		{"no commit, and nothing that could be read: nothing is amiss", []see{
+			{at: 0, committed: -1, start: 40, stable: 40, end: 40, want: "0 0s ok room=none close=never"},
+			{at: 10, committed: -1, start: 40, stable: 40, end: 50, want: "0 0s ok room=none close=never"}, // of an open transaction
+			{at: 20, committed: -1, start: 40, stable: 50, end: 50, want: "0 0s no_commit room=none close=never"},
+			{at: 30, committed: -1, start: 50, stable: 50, end: 50, want: "0 0s ok room=none close=never"},
+		}},
 		{"a commit that is deleted, and one that comes lower later: not a way back", []see{
 			{at: 0, committed: 50, stable: 50, end: 50, want: "0 0s ok"},
 			{at: 10, committed: -1, stable: 50, end: 50, want: "0 0s no_commit room=none moved@10 close=never"},
@@ -104,19 +114,33 @@ func TestPartition(t *testing.T) {
 			{at: 50, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h30m50s ok room=0.1 close=never"},
 			{at: 60, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h31m0s stalled room=0.1 close=never"},
 		}},
+		{"an age that may be more: only what is proven is judged", []see{
+			{at: 0, committed: 10, stable: 100, end: 100, appended: -20, vague: true, want: "90 20s ok or older room=0.1 close=never"},
+			{at: 30, committed: 20, stable: 100, end: 100, appended: -20, vague: true, want: "80 50s ok or older room=0.2 moved@30 close=4m0s"},
+			{at: 60, committed: 30, stable: 100, end: 100, appended: -900, want: "70 16m0s ok room=0.3 moved@60 close=3m30s"}, // not slow: it was as old before
+			{at: 120, committed: 30, stable: 100, end: 100, appended: 60, vague: true, want: "70 1m0s stalled or older room=0.3 moved@60 close=never"},
+		}},
 		{"restart of the collector: losses of before are a state, and none of its counts", []see{
-			{at: 0, committed: 10, start: 50, stable: 100, end: 100, appended: -5, want: "50 5s lost room=-0.8 close=never"},
-			{at: 10, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 10s lost room=-1.25 close=40s lost=10"},
+			{at: 0, committed: 10, start: 50, stable: 100, end: 100, appended: -5, want: "50 5s ok room=0 close=never"},
+			{at: 10, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 10s lost room=-1.25 close=40s"},
+			{at: 20, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 20s lost room=-1.25 close=1m20s lost=10"},
+		}},
+		{"deleted behind the group, after its commit was asked for and before the start was: not lost", []see{
+			{at: 0, committed: 150, start: 300, stable: 400, end: 400, appended: -5, want: "100 5s ok room=0 close=never"},
+			{at: 10, committed: 400, start: 600, stable: 700, end: 700, appended: 5, want: "100 5s ok room=0 moved@10 close=never"},
+			{at: 20, committed: 700, start: 700, stable: 700, end: 700, want: "0 0s ok room=none moved@20"},
 		}},
 		{"retention passed the group: each record is lost once", []see{
 			{at: 0, committed: 10, start: 0, stable: 100, end: 100, appended: -5, want: "90 5s ok room=0.1 close=never"},
 			{at: 10, committed: 10, start: 10, stable: 100, end: 100, appended: -5, want: "90 15s ok room=0 close=never"},
-			{at: 20, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 15s lost room=-0.286 close=1m10s lost=20"},
+			{at: 20, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 15s ok room=0 close=1m10s"},
 			{at: 30, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 25s lost room=-0.286 close=1m45s lost=20"},
-			{at: 40, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 35s lost room=-0.385 close=1m44s lost=25"},
+			{at: 40, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 35s lost room=-0.385 close=1m44s lost=20"},
+			{at: 45, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 40s lost room=-0.385 close=1m57s lost=25"},
 			{at: 50, committed: 35, start: 35, stable: 100, end: 100, appended: 5, want: "65 45s ok room=0 moved@50 close=2m10s lost=25"},
 			{at: 60, committed: 90, start: 80, stable: 100, end: 100, appended: 50, want: "10 10s ok room=0.5 moved@60 close=8s lost=25"},
-			{at: 70, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s lost room=none moved@60 lost=35"},
+			{at: 70, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s ok room=none moved@60 lost=25"},
+			{at: 80, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s lost room=none moved@60 lost=35"},
 		}},
 		{"commit beyond the end: once it may be a new leader, twice it is not", []see{
 			{at: 0, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
@@ -172,7 +196,7 @@ func TestPartition(t *testing.T) {
 			{at: 10, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
 		}},
 		{"partition growth: a new partition has no commit, and then its first", []see{
-			{at: 0, committed: -1, want: "0 0s no_commit room=none close=never"},
+			{at: 0, committed: -1, want: "0 0s ok room=none close=never"},
 			{at: 10, committed: 0, stable: 3, end: 3, appended: 9, want: "3 1s ok room=0 moved@10 close=never"},
 			{at: 20, committed: 3, stable: 3, end: 3, want: "0 0s ok moved@20"},
 		}},
@@ -185,9 +209,9 @@ func TestPartition(t *testing.T) {
 			for _, poll := range tt.polls {
 				p := tr.next(3, facts{
 					at: second(poll.at), committed: poll.committed, start: poll.start, stable: poll.stable, end: poll.end,
-					reader: !poll.alone, appended: second(poll.appended),
+					reader: !poll.alone, appended: second(poll.appended), vague: poll.vague,
 				}, time.Minute, 10*time.Second)
-				if got := said(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed {
+				if got := said(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed || !p.Since.Equal(began) {
 					t.Errorf("after %d s: %q (partition %d at %d), want %q", poll.at, got, p.Number, p.Committed, poll.want)
 				}
 			}

@@ -19,21 +19,22 @@ type seenEnd struct {
 	first, last time.Duration // an answer with it was received first, was last asked for
 }
 
-// observe adds the answer to a request of sent, at received.
-func (h *history) observe(end int64, sent, received time.Duration) {
+// observe adds the answer to a request of sent, at received. It says whether the log was cut.
+func (h *history) observe(end int64, sent, received time.Duration) (cut bool) {
 	if n := len(h.seen); n > 0 {
 		last := &h.seen[n-1]
 		switch {
 		case end == last.end:
 			last.last = sent
-			return
+			return false
 		case end < last.end: // a leader without the log's last records was elected: other records get their offsets
-			h.seen = h.seen[:0]
+			h.seen, cut = h.seen[:0], true
 		case n == historySize:
 			h.seen = slices.Delete(h.seen, 0, 1)
 		}
 	}
 	h.seen = append(h.seen, seenEnd{end, received, sent})
+	return cut
 }
 
 // span is when a record was appended: not before lo and not after hi. Between them the records are taken to have come evenly.

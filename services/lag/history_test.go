@@ -13,7 +13,9 @@ func TestHistory(t *testing.T) {
 		at  time.Duration // sent; the answer comes a second later
 		end int64
 	}{{0, 10}, {10, 10}, {20, 10}, {30, 14}, {40, 14}, {50, 20}} {
-		h.observe(poll.end, poll.at*time.Second, (poll.at+1)*time.Second)
+		if h.observe(poll.end, poll.at*time.Second, (poll.at+1)*time.Second) {
+			t.Errorf("at %d the log is said to be cut", poll.end)
+		}
 	}
 	for _, tt := range []struct {
 		offset int64
@@ -35,7 +37,9 @@ func TestHistory(t *testing.T) {
 	}
 
 	// An unclean election cuts the log: what was seen of the former records says nothing about those that get their offsets.
-	h.observe(12, 60*time.Second, 61*time.Second)
+	if !h.observe(12, 60*time.Second, 61*time.Second) {
+		t.Error("the log is not said to be cut")
+	}
 	if got, want := h.appended(11), (span{older: true, hi: 61 * time.Second, guess: 61 * time.Second}); got != want {
 		t.Errorf("after the log was cut, offset 11 was appended %+v, want %+v", got, want)
 	}

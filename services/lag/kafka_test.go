@@ -172,7 +172,8 @@ func TestGroupsOfEachKind(t *testing.T) {
 	if len(s.Groups) != 5 {
 		t.Errorf("%d groups are watched, want 5", len(s.Groups))
 	}
-	if s := s.Topics[topic]; s == nil || !s.Ready || s.Count != 3 || len(s.Partitions) != 3 || s.Partitions[1] != (TopicPartition{1, 0, 1, 1}) {
+	only := TopicPartition{1, 0, 1, 1, Replication{Leader: s.Brokers[0], Preferred: true, Replicas: 1, InSync: 1}}
+	if s := s.Topics[topic]; s == nil || !s.Ready || s.Count != 3 || len(s.Partitions) != 3 || s.Partitions[1] != only {
 		t.Errorf("the topic is %+v", s)
 	}
 }
@@ -196,13 +197,21 @@ func TestStreamsGroup(t *testing.T) {
 	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part}}
 	join := func() {
 		t.Helper()
-		answer, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp := answer.(*kmsg.StreamsGroupHeartbeatResponse)
-		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-			t.Fatal(err)
+		var resp *kmsg.StreamsGroupHeartbeatResponse
+		for { // a broker that has just begun does not coordinate groups yet
+			answer, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp = answer.(*kmsg.StreamsGroupHeartbeatResponse)
+			err = kerr.ErrorForCode(resp.ErrorCode)
+			if err == nil {
+				break
+			}
+			if !kerr.IsRetriable(err) {
+				t.Fatal(err)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 		beat.MemberEpoch, beat.Topology = resp.MemberEpoch, nil
 		if resp.ActiveTasks != nil {
@@ -246,7 +255,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	}
 	var failed []string
 	for _, e := range s.Errors {
-		failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.code())
+		failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.Code())
 	}
 	slices.Sort(failed)
 	want := []string{"FindCoordinator hidden GROUP_AUTHORIZATION_FAILED", "Metadata " + secret + " TOPIC_AUTHORIZATION_FAILED"}
@@ -397,10 +406,10 @@ func TestBounds(t *testing.T) {
 		want               TopicPartition
 		records            int64
 	}{
-		{0, 1, 1, TopicPartition{0, 0, 1, 1}, 1},
-		{0, 5, 9, TopicPartition{0, 0, 5, 9}, 5},
-		{3, 5, 4, TopicPartition{0, 3, 5, 5}, 2},
-		{3, 3, 9, TopicPartition{0, 3, 3, 9}, 0},
+		{0, 1, 1, TopicPartition{Start: 0, Stable: 1, End: 1}, 1},
+		{0, 5, 9, TopicPartition{Start: 0, Stable: 5, End: 9}, 5},
+		{3, 5, 4, TopicPartition{Start: 3, Stable: 5, End: 5}, 2},
+		{3, 3, 9, TopicPartition{Start: 3, Stable: 3, End: 9}, 0},
 	} {
 		cluster := fake(t, 1, 1)
 		c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
@@ -421,7 +430,8 @@ func TestBounds(t *testing.T) {
 			return resp, nil, true
 		})
 		s := c.mustPoll(t)
-		if got, records := s.Topics["t"].Partitions[0], s.Groups["g00"].Topics["t"].Partitions[0].Records; got != tt.want || records != tt.records {
+		got, records := s.Topics["t"].Partitions[0], s.Groups["g00"].Topics["t"].Partitions[0].Records
+		if got.Replication = (Replication{}); got != tt.want || records != tt.records {
 			t.Errorf("%+v: %+v and %d records, want %+v and %d", tt, got, records, tt.want, tt.records)
 		}
 	}
@@ -481,7 +491,8 @@ func TestPartialFailures(t *testing.T) {
 			return resp
 		}, func(s *Snapshot) bool {
 			topic := s.Topics["t"]
-			return !topic.Ready && topic.Count == 3 && len(topic.Partitions) == 2 && len(s.Groups["g01"].Topics["t"].Partitions) == 2
+			of := s.Groups["g01"].Topics["t"]
+			return !topic.Ready && topic.Count == 3 && len(topic.Partitions) == 2 && len(of.Partitions) == 2 && of.Partial
 		}, "ListOffsets t TOPIC_AUTHORIZATION_FAILED"},
 		{"a broker's groups", kmsg.ListGroups, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
 			if c.CurrentNode() == 2 {
@@ -491,7 +502,7 @@ func TestPartialFailures(t *testing.T) {
 			resp.ErrorCode = kerr.ClusterAuthorizationFailed.Code
 			return resp
 		}, func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics["t"].Partitions) == 3 },
-			"ListGroups  CLUSTER_AUTHORIZATION_FAILED; ListGroups new CLUSTER_AUTHORIZATION_FAILED"},
+			"ListGroups  CLUSTER_AUTHORIZATION_FAILED; ListGroups never CLUSTER_AUTHORIZATION_FAILED; ListGroups new CLUSTER_AUTHORIZATION_FAILED"},
 		{"a topic", kmsg.Metadata, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
 			if len(req.(*kmsg.MetadataRequest).Topics) == 0 {
 				return nil
@@ -504,7 +515,9 @@ func TestPartialFailures(t *testing.T) {
 			}
 			resp.Topics = []kmsg.MetadataResponseTopic{{Topic: new("t"), ErrorCode: kerr.TopicAuthorizationFailed.Code}}
 			return resp
-		}, func(s *Snapshot) bool { return s.Topics["t"] == nil && len(s.Groups["g01"].Topics) == 0 }, "Metadata t TOPIC_AUTHORIZATION_FAILED"},
+		}, func(s *Snapshot) bool {
+			return s.Topics["t"] == nil && len(s.Groups["g01"].Topics) == 0 && len(s.Groups["g01"].missing) == 1
+		}, "Metadata t TOPIC_AUTHORIZATION_FAILED"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -512,8 +525,9 @@ func TestPartialFailures(t *testing.T) {
 			c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
 			var log bytes.Buffer
 			c.log = slog.New(slog.NewTextHandler(&log, nil))
-			since := c.mustPoll(t).Groups["g01"].Since
-			c.Want(map[string][]Objective{"new": nil})
+			c.Want(map[string][]Objective{"never": nil}) // is not there
+			since := c.mustPoll(t).Groups["g01"].Topics["t"].Partitions[0].Since
+			c.Want(map[string][]Objective{"new": nil, "never": nil})
 			var failing atomic.Bool
 			failing.Store(true)
 			cluster.ControlKey(int16(tt.key), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -527,9 +541,10 @@ func TestPartialFailures(t *testing.T) {
 			for range 2 {
 				s := c.mustPoll(t)
 				delete(s.Groups, "new")
+				delete(s.Groups, "never")
 				var failed []string
 				for _, e := range s.Errors {
-					failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.code())
+					failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.Code())
 				}
 				if got := strings.Join(slices.Compact(failed), "; "); got != tt.want || !tt.ok(s) {
 					t.Errorf("errors are %q, want %q; groups %v, topics %v", got, tt.want, s.Groups, s.Topics)
@@ -537,7 +552,7 @@ func TestPartialFailures(t *testing.T) {
 			}
 			failing.Store(false)
 			s := c.mustPoll(t)
-			if len(s.Errors) > 0 || s.Groups["g01"] == nil || len(s.Groups["g01"].Topics["t"].Partitions) != 3 || s.Groups["g01"].Since != since {
+			if len(s.Errors) > 0 || s.Groups["g01"] == nil || len(s.Groups["g01"].Topics["t"].Partitions) != 3 || s.Groups["g01"].Topics["t"].Partitions[0].Since != since {
 				t.Errorf("afterwards there are %v, %+v", s.Errors, s.Groups["g01"])
 			}
 			if got, want := summary(s, "new"), " Dead 0 members"; got != want {
@@ -548,6 +563,36 @@ func TestPartialFailures(t *testing.T) {
 				t.Errorf("logged are %d failures and %d recoveries, want %d each:\n%s", n, m, once, log.String())
 			}
 		})
+	}
+}
+
+// What is remembered of a group goes on after a poll that could not read it, also where no other group has to do with the topic.
+func TestRemembersAGroupThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 1, 1)
+	addr := cluster.ListenAddrs()[0]
+	produce(t, addr, "t", 0, 3)
+	commit(t, addr, "g00", "t", 0, 2)
+	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	partition := func() *Partition { return &c.mustPoll(t).Groups["g00"].Topics["t"].Partitions[0] }
+	partition()
+	commit(t, addr, "g00", "t", 0, 1)
+	before := partition()
+	var failing atomic.Bool
+	failing.Store(true)
+	cluster.ControlKey(int16(kmsg.OffsetFetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		resp.Groups = []kmsg.OffsetFetchResponseGroup{{Group: "g00", ErrorCode: kerr.CoordinatorLoadInProgress.Code}}
+		return resp, nil, failing.Load()
+	})
+	if s := c.mustPoll(t); s.Groups["g00"] != nil || len(s.Errors) != 1 {
+		t.Fatalf("it is read: %v", s.Groups)
+	}
+	failing.Store(false)
+	after := partition()
+	if before.Rewinds != 1 || after.Rewinds != 1 || after.Status != StatusRewound || !after.Since.Equal(before.Since) || !after.LastProgress.Equal(before.LastProgress) {
+		t.Errorf("the partition is %+v, before it was %+v", after, before)
 	}
 }
 
@@ -583,7 +628,7 @@ func TestSilentBroker(t *testing.T) {
 		}
 		apis := make(map[string]bool)
 		for _, e := range s.Errors {
-			apis[e.API] = e.code() == "TIMEOUT" || e.code() == "CONNECTION"
+			apis[e.API] = e.Code() == "TIMEOUT" || e.Code() == "CONNECTION"
 		}
 		if want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "DescribeGroups": true, "ListOffsets": true}; !cmp.Equal(want, apis) {
 			t.Errorf("errors are %v", s.Errors)

@@ -1,7 +1,6 @@
 package lag
 
 import (
-	"errors"
 	"maps"
 	"math"
 	"slices"
@@ -16,7 +15,8 @@ import (
 // states are those that are shown as 0 when a group is in another: all that its group coordinator knows.
 var states = []string{"Stable", "Empty", "Assigning", "Reconciling", "PreparingRebalance", "CompletingRebalance", "NotReady", "Dead"}
 
-// staleAfter is after how many intervals without a poll that succeeded lag is shown no more: an old value looks like a new one.
+// staleAfter is after how many intervals lag is shown no more, if the last poll failed: an old value looks like a new one. One that is under
+// way may take its time.
 const staleAfter = 3
 
 // metrics are the series of one cluster. Names and labels are those of kafka_exporter, where it has them.
@@ -27,6 +27,7 @@ type metrics struct {
 	topicPartitions                                        *prometheus.Desc // by topic
 	brokerInfo                                             *prometheus.Desc // by id
 	end, start, openTxn                                    *prometheus.Desc // by topic, partition
+	leader, preferred, replicas, inSync, under             *prometheus.Desc // by topic, partition
 	up, lastSuccess, series                                *prometheus.Desc
 	took                                                   prometheus.Histogram
 	errors                                                 *prometheus.CounterVec
@@ -69,6 +70,12 @@ func newMetrics(cluster string) *metrics {
 		start:   desc("kafka_topic_partition_oldest_offset", "The log's first offset.", "topic", "partition"),
 		openTxn: desc("kafka_topic_partition_open_txn_records", "Records behind the first open transaction, which readers wait for.", "topic", "partition"),
 
+		leader:    desc("kafka_topic_partition_leader", "The leader's broker ID.", "topic", "partition"),
+		preferred: desc("kafka_topic_partition_leader_is_preferred", "1 when the leader is the preferred one.", "topic", "partition"),
+		replicas:  desc("kafka_topic_partition_replicas", "Replicas of the partition.", "topic", "partition"),
+		inSync:    desc("kafka_topic_partition_in_sync_replica", "Replicas that are in sync.", "topic", "partition"),
+		under:     desc("kafka_topic_partition_under_replicated_partition", "1 when not all replicas are in sync.", "topic", "partition"),
+
 		topicPartitions: desc("kafka_topic_partitions", "Partitions of the topic.", "topic"),
 		brokerInfo:      desc("kafka_broker_info", "1 for each broker.", "id"),
 
@@ -93,15 +100,12 @@ func newMetrics(cluster string) *metrics {
 func (m *metrics) observe(r *result, took time.Duration) {
 	m.took.Observe(took.Seconds())
 	if r.err != nil {
-		e, ok := errors.AsType[*ReadError](r.err)
-		if !ok {
-			e = &ReadError{API: "ListGroups", Err: r.err}
-		}
-		m.errors.WithLabelValues(e.API, e.code()).Inc()
+		e := whole(r.err)
+		m.errors.WithLabelValues(e.API, e.Code()).Inc()
 		return
 	}
 	for _, e := range r.snapshot.Errors {
-		m.errors.WithLabelValues(e.API, e.code()).Inc()
+		m.errors.WithLabelValues(e.API, e.Code()).Inc()
 	}
 	m.dropped.Add(float64(r.shown.dropped))
 }
@@ -109,8 +113,8 @@ func (m *metrics) observe(r *result, took time.Duration) {
 // Describe sends nothing: which series there are depends on the cluster.
 func (c *Collector) Describe(chan<- *prometheus.Desc) {}
 
-// Collect shows what the last poll found. It never waits for Kafka. While polls fail, it leaves groups and topics out once what is known
-// of them is too old.
+// Collect shows what the last poll found. It never waits for Kafka. It leaves groups and topics out once what is known of them is too old:
+// when polls fail, when one hangs, and when there are no more.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	m := c.metrics
 	m.took.Collect(ch)
@@ -131,7 +135,11 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	w.gauge(m.lastSuccess, float64(r.snapshot.Time.UnixMilli())/1000)
-	if r.err != nil && c.now().Sub(r.snapshot.Time) > staleAfter*c.cfg.Interval {
+	limit := staleAfter * c.cfg.Interval
+	if r.err == nil {
+		limit += c.timeout
+	}
+	if c.now().Sub(r.snapshot.Time) > limit {
 		w.gauge(m.series, 0)
 		return
 	}
@@ -212,21 +220,31 @@ func (m *metrics) choose(s *Snapshot, objectives map[string][]Objective, limit i
 
 // group writes a group and its topics.
 func (m *metrics) group(w *writer, g *Group, objectives []Objective) {
-	w.labels(m.members, g.Name)
-	w.gauge(m.members, float64(g.Members))
+	if g.Members >= 0 {
+		w.labels(m.members, g.Name)
+		w.gauge(m.members, float64(g.Members))
+	}
 	for _, t := range g.Topics {
 		m.groupTopic(w, g.Name, t)
 	}
 	var strictest time.Duration
+	breached, kept := false, g.State != "Dead"
 	for _, o := range objectives {
-		if o.Age > 0 && (strictest == 0 || o.Age < strictest) {
+		if o.Age == 0 {
+			continue
+		}
+		if strictest == 0 || o.Age < strictest {
 			strictest = o.Age
 		}
+		yes, known := o.breached(g)
+		breached, kept = breached || yes, kept && known
 	}
 	if strictest > 0 {
 		w.labels(m.objective, g.Name)
 		w.gauge(m.objective, strictest.Seconds())
-		w.gauge(m.breached, truth(slices.ContainsFunc(objectives, func(o Objective) bool { return o.breached(g) })))
+		if breached || kept {
+			w.gauge(m.breached, truth(breached))
+		}
 	}
 	known := false
 	for _, state := range states {
@@ -243,7 +261,7 @@ func (m *metrics) group(w *writer, g *Group, objectives []Objective) {
 func (m *metrics) groupTopic(w *writer, group string, t *GroupTopic) {
 	var records int64
 	var worst time.Duration
-	committed := 0
+	committed, vague := 0, t.Partial
 	count := make(map[Status]int, 7)
 	for _, p := range t.Partitions {
 		count[p.Status]++
@@ -251,11 +269,14 @@ func (m *metrics) groupTopic(w *writer, group string, t *GroupTopic) {
 			committed++
 			records += p.Records
 			worst = max(worst, p.Age)
+			vague = vague || p.AgeUnknown
 		}
 	}
-	w.labels(m.topicLag, group, t.Topic)
-	if committed > 0 {
+	w.labels(m.topicLag, group, t.Topic) // a sum of a part is none, and neither is a maximum
+	if committed > 0 && !t.Partial {
 		w.gauge(m.topicLag, float64(records))
+	}
+	if committed > 0 && !vague {
 		w.gauge(m.topicAge, worst.Seconds())
 	}
 	w.gauge(m.uncommitted, float64(len(t.Partitions)-committed))
@@ -275,7 +296,9 @@ func (m *metrics) partitions(w *writer, g *Group) {
 			}
 			w.labels(m.lag, g.Name, t.Topic, numberLabel(p.Number))
 			w.gauge(m.lag, float64(p.Records))
-			w.gauge(m.age, p.Age.Seconds())
+			if !p.AgeUnknown {
+				w.gauge(m.age, p.Age.Seconds())
+			}
 			w.gauge(m.committed, float64(p.Committed))
 			if !p.LastProgress.IsZero() {
 				w.gauge(m.progress, float64(p.LastProgress.UnixMilli())/1000)
@@ -297,6 +320,11 @@ func (m *metrics) topic(w *writer, t *Topic) {
 		w.gauge(m.end, float64(p.End))
 		w.gauge(m.start, float64(p.Start))
 		w.gauge(m.openTxn, float64(p.End-p.Stable))
+		w.gauge(m.leader, float64(p.Leader))
+		w.gauge(m.preferred, truth(p.Preferred))
+		w.gauge(m.replicas, float64(p.Replicas))
+		w.gauge(m.inSync, float64(p.InSync))
+		w.gauge(m.under, truth(p.InSync < p.Replicas))
 	}
 }
 

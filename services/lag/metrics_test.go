@@ -37,6 +37,14 @@ func newTestCollector(t *testing.T, cfg Config) *Collector {
 	return c
 }
 
+// newShowing is one that shows testSnapshot as a fresh one.
+func newShowing(t *testing.T, cfg Config) *Collector {
+	t.Helper()
+	c := newTestCollector(t, cfg)
+	c.now = func() time.Time { return someday }
+	return c
+}
+
 // publish shows a snapshot, or that a poll has failed.
 func (c *Collector) publish(s *Snapshot, err error) {
 	r := &result{snapshot: s, err: err}
@@ -82,10 +90,13 @@ func testSnapshot() *Snapshot {
 				"fresh": {Topic: "fresh", Subscribed: true, Partitions: []Partition{{Number: 0, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1}}},
 			}},
 			"away": {Name: "away", State: "Dead", Topics: map[string]*GroupTopic{}},
-			"odd":  {Name: "odd", State: "Wondering", Members: 1, Topics: map[string]*GroupTopic{}},
+			"odd":  {Name: "odd", State: "Wondering", Members: -1, Topics: map[string]*GroupTopic{}},
 		},
 		Topics: map[string]*Topic{
-			"orders": {Name: "orders", Count: 4, Partitions: []TopicPartition{{Number: 0, Start: 80, Stable: 100, End: 107}, {Number: 1, Stable: 5, End: 5}}},
+			"orders": {Name: "orders", Count: 4, Partitions: []TopicPartition{
+				{0, 80, 100, 107, Replication{Leader: 2, Preferred: true, Replicas: 3, InSync: 3}},
+				{1, 0, 5, 5, Replication{Leader: 0, Replicas: 3, InSync: 2}},
+			}},
 		},
 		Errors: []*ReadError{{API: "OffsetFetch", Group: "other", Err: kerr.GroupAuthorizationFailed}},
 	}
@@ -94,7 +105,7 @@ func testSnapshot() *Snapshot {
 // Every series that there is, with its labels. What has no value has no series.
 func TestSeries(t *testing.T) {
 	t.Parallel()
-	c := newTestCollector(t, Config{})
+	c := newShowing(t, Config{})
 	c.Want(map[string][]Objective{"readers": {{Age: time.Hour}, {Age: 2 * time.Second}, {}}, "away": nil})
 	c.publish(testSnapshot(), nil)
 	want := strings.Split(strings.TrimSpace(`
@@ -111,7 +122,6 @@ kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",part
 kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
 kafka_consumergroup_last_progress_timestamp_seconds{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 1.767322985e+09
 kafka_consumergroup_members{consumergroup="away",kafka_cluster="lab"} 0
-kafka_consumergroup_members{consumergroup="odd",kafka_cluster="lab"} 1
 kafka_consumergroup_members{consumergroup="readers",kafka_cluster="lab"} 2
 kafka_consumergroup_objective_breached{consumergroup="readers",kafka_cluster="lab"} 1
 kafka_consumergroup_objective_seconds{consumergroup="readers",kafka_cluster="lab"} 2
@@ -153,10 +163,20 @@ kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster
 kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster="lab",topic="orders"} 1
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="0",topic="orders"} 107
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="1",topic="orders"} 5
+kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="0",topic="orders"} 3
+kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="1",topic="orders"} 2
+kafka_topic_partition_leader{kafka_cluster="lab",partition="0",topic="orders"} 2
+kafka_topic_partition_leader{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_leader_is_preferred{kafka_cluster="lab",partition="0",topic="orders"} 1
+kafka_topic_partition_leader_is_preferred{kafka_cluster="lab",partition="1",topic="orders"} 0
 kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="0",topic="orders"} 80
 kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="1",topic="orders"} 0
 kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="0",topic="orders"} 7
 kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_replicas{kafka_cluster="lab",partition="0",topic="orders"} 3
+kafka_topic_partition_replicas{kafka_cluster="lab",partition="1",topic="orders"} 3
+kafka_topic_partition_under_replicated_partition{kafka_cluster="lab",partition="0",topic="orders"} 0
+kafka_topic_partition_under_replicated_partition{kafka_cluster="lab",partition="1",topic="orders"} 1
 kafka_topic_partitions{kafka_cluster="lab",topic="orders"} 4
 lag_collector_errors_total{api="OffsetFetch",code="GROUP_AUTHORIZATION_FAILED",kafka_cluster="lab"} 1
 lag_collector_last_success_timestamp_seconds{kafka_cluster="lab"} 1.767323045e+09
@@ -211,40 +231,92 @@ func TestSeriesWithoutKafka(t *testing.T) {
 	s := testSnapshot()
 	s.Errors = nil
 	c.publish(s, nil)
-	now = now.Add(time.Hour) // a poll may take its time, as long as it succeeds
+	now = now.Add(15*time.Second + c.timeout) // the next one may take its time
 	check("a poll succeeded", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
-		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 73", "lag_collector_up{} 1")
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 1")
+	now = now.Add(time.Millisecond)
+	check("the next poll does not come to an end", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 1")
 
 	now = someday.Add(15 * time.Second)
 	c.publish(s, down)
 	check("one that failed since", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
-		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 73", "lag_collector_up{} 0")
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 0")
 	now = someday.Add(15*time.Second + time.Millisecond)
 	check("three intervals later", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 0")
 }
 
-// The objective is met as long as no record is older.
+// The objective is met as long as no record is older. Whether it is, is not told when an older one may be where nobody looked.
 func TestObjective(t *testing.T) {
 	t.Parallel()
 	const late, met = 2499 * time.Millisecond, 2500 * time.Millisecond
 	for _, tt := range []struct {
 		objectives []Objective
+		change     func(orders *GroupTopic, g *Group)
 		want       string
 	}{
-		{[]Objective{{Age: late}}, "1"},
-		{[]Objective{{Age: met}}, "0"},
-		{[]Objective{{Age: late, Topics: []string{"orders"}}}, "1"},
-		{[]Objective{{Age: late, Topics: []string{"another"}}}, "0"}, // what it is not about does not count
-		{[]Objective{{Age: met}, {Age: late}, {}}, "1"},
-		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: met}}, "0"},
+		{[]Objective{{Age: late}}, nil, "1"},
+		{[]Objective{{Age: met}}, nil, "0"},
+		{[]Objective{{Age: late, Topics: []string{"orders"}}}, nil, "1"},
+		{[]Objective{{Age: met}, {Age: late}, {}}, nil, "1"},
+		{[]Objective{{Age: met, Topics: []string{"orders", "fresh"}}}, nil, "0"},
+		{[]Objective{{Age: late, Topics: []string{"another"}}}, nil, "none"}, // what it is not about does not count
+		{[]Objective{{Age: late, Topics: []string{"fresh"}}}, nil, "none"},   // never consumed
+		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: met}}, nil, "none"},
+		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: late}}, nil, "1"},
+		{[]Objective{{Age: met}}, func(orders *GroupTopic, _ *Group) { orders.Partial = true }, "none"},
+		{[]Objective{{Age: late}}, func(orders *GroupTopic, _ *Group) { orders.Partial = true }, "1"},
+		{[]Objective{{Age: met, Topics: []string{"orders"}}}, func(_ *GroupTopic, g *Group) { g.Topics["fresh"].Partial = true }, "0"},
+		{[]Objective{{Age: met}}, func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }, "none"},
+		{[]Objective{{Age: met, Topics: []string{"orders"}}}, func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }, "0"},
+		{[]Objective{{Age: met}}, func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }, "none"},
+		{[]Objective{{Age: late}}, func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }, "1"},
+		{[]Objective{{Age: met}}, func(_ *GroupTopic, g *Group) { g.State = "Dead" }, "none"},
 	} {
-		c := newTestCollector(t, Config{})
+		c := newShowing(t, Config{})
 		c.Want(map[string][]Objective{"readers": tt.objectives})
-		c.publish(testSnapshot(), nil)
-		got := scrape(t, c, "kafka_consumergroup_objective_breached")
-		if len(got) != 1 || !strings.HasSuffix(got[0], " "+tt.want) {
-			t.Errorf("objectives %+v: %v, want %s", tt.objectives, got, tt.want)
+		s := testSnapshot()
+		if g := s.Groups["readers"]; tt.change != nil {
+			tt.change(g.Topics["orders"], g)
+		}
+		c.publish(s, nil)
+		got := "none"
+		if lines := scrape(t, c, "kafka_consumergroup_objective_breached"); len(lines) > 0 {
+			got = lines[0][strings.LastIndex(lines[0], " ")+1:]
+		}
+		if got != tt.want || len(scrape(t, c, "kafka_consumergroup_objective_seconds")) != 1 {
+			t.Errorf("objectives %+v, group %+v: %s, want %s", tt.objectives, s.Groups["readers"], got, tt.want)
+		}
+	}
+}
+
+// A sum of those partitions that could be read is no sum, and the maximum of the known ages no maximum.
+func TestSeriesOfAPart(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		change func(*GroupTopic)
+		want   string
+	}{
+		{"all", func(*GroupTopic) {}, "lag 0, lag 1, lag 2, lag_seconds 0, lag_seconds 1, lag_seconds 2, topic_lag, topic_max_lag_seconds"},
+		{"a partition is missing", func(t *GroupTopic) { t.Partial = true }, "lag 0, lag 1, lag 2, lag_seconds 0, lag_seconds 1, lag_seconds 2"},
+		{"an age is not known", func(t *GroupTopic) { t.Partitions[0].AgeUnknown = true }, "lag 0, lag 1, lag 2, lag_seconds 1, lag_seconds 2, topic_lag"},
+	} {
+		c := newShowing(t, Config{})
+		s := testSnapshot()
+		tt.change(s.Groups["readers"].Topics["orders"])
+		c.publish(s, nil)
+		var got []string
+		for _, line := range scrape(t, c, "kafka_consumergroup_lag", "kafka_consumergroup_topic_") {
+			name, labels, _ := strings.Cut(strings.TrimPrefix(line, "kafka_consumergroup_"), "{")
+			if _, partition, found := strings.Cut(labels, `partition="`); found {
+				name += " " + partition[:1]
+			}
+			got = append(got, name)
+		}
+		if got := strings.Join(got, ", "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
 }
@@ -264,7 +336,7 @@ func TestSeriesCap(t *testing.T) {
 		}
 		s.Groups[name] = &Group{Name: name, State: "Stable", Members: 1, Topics: topics}
 	}
-	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*3
+	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*8
 	everything := 3*sums + 2 + 3*partitions + 2*topic // the wanted one has an objective
 	for _, tt := range []struct {
 		limit                      int
@@ -276,14 +348,14 @@ func TestSeriesCap(t *testing.T) {
 		{everything - 1, "abz", "az", "tu", everything - partitions},
 		{everything - partitions - 1, "abz", "z", "tu", everything - 2*partitions},
 		{everything - 2*partitions - 1, "abz", "z", "t", everything - 2*partitions - topic},
-		{everything - 2*partitions - 2*topic - 1, "az", "z", "tu", everything - 2*partitions - sums},
+		{everything - 2*partitions - 2*topic - 1, "az", "z", "t", everything - 2*partitions - sums - topic},
 		{sums + 2 + partitions, "z", "z", "", sums + 2 + partitions},
-		{sums + 2 + partitions - 1, "z", "", "tu", sums + 2 + 2*topic},
+		{sums + 2 + partitions - 1, "z", "", "t", sums + 2 + topic},
 		{sums + 2, "z", "", "", sums + 2},
-		{sums - 1, "", "", "tu", 2 * topic}, // and no partitions of a group without its sums
+		{sums - 1, "", "", "t", topic}, // and no partitions of a group without its sums
 		{6, "", "", "", 0},
 	} {
-		c := newTestCollector(t, Config{MaxSeries: tt.limit})
+		c := newShowing(t, Config{MaxSeries: tt.limit})
 		c.Want(map[string][]Objective{"z": {{Age: time.Second}}})
 		for range 2 { // each time the same, and counted again
 			c.publish(s, nil)

@@ -36,8 +36,19 @@ func (e *ReadError) Error() string {
 // Unwrap is the broker's or the connection's error.
 func (e *ReadError) Unwrap() error { return e.Err }
 
-// code is Kafka's name of the error, of which there are not many.
-func (e *ReadError) code() string {
+// whole is why a poll failed as a whole.
+func whole(err error) *ReadError {
+	if e, ok := errors.AsType[*ReadError](err); ok {
+		return e
+	}
+	return &ReadError{API: "ListGroups", Err: err}
+}
+
+// key tells whether two errors are the same one again.
+func (e *ReadError) key() string { return e.API + " " + e.Code() }
+
+// Code is Kafka's name of the error, of which there are not many.
+func (e *ReadError) Code() string {
 	if ke, ok := errors.AsType[*kerr.Error](e.Err); ok {
 		return ke.Message
 	}
@@ -60,14 +71,14 @@ type reader struct {
 type group struct {
 	name, kind, protocolType, state string
 	coordinator                     int32
-	members                         int
+	members                         int // -1: not told
 	reads                           subscription
 	commits                         map[string]map[int32]int64 // by topic and partition
 }
 
 // subscription is what the members of a group read.
 type subscription struct {
-	untold   bool // there are members, and the coordinator does not say what they read: a rebalance of the classic protocol is under way
+	untold   bool // there are members, and nobody says what they read, as in a rebalance of the classic protocol
 	topics   map[string]bool
 	patterns []*regexp.Regexp
 	assigned map[string]map[int32]bool
@@ -118,9 +129,14 @@ func (r *reader) groups(ctx context.Context, watched func(name string) bool, wan
 	var missing []*group
 	if len(errs) > 0 {
 		for _, g := range former {
-			if found[g.name] == nil && watched(g.name) {
-				missing = append(missing, &group{name: g.name, kind: g.kind, protocolType: g.protocolType})
+			if found[g.name] != nil || !watched(g.name) || g.kind == "" { // without a kind it did not exist, and is wanted
+				continue
 			}
+			m := &group{name: g.name, kind: g.kind, protocolType: g.protocolType}
+			if !slices.Contains(kinds, g.kind) {
+				m.state = g.state // nobody but the list tells it
+			}
+			missing = append(missing, m)
 		}
 	}
 	for _, name := range wanted {
@@ -265,19 +281,22 @@ func (r *reader) commits(ctx context.Context, broker int32, groups []*group) (er
 	return errs
 }
 
+// kinds are those of which members can be read.
+var kinds = []string{"classic", "consumer", "streams"}
+
 // describe reads the members of groups of one coordinator, each kind of group by its own request. Of empty groups all is known.
 func (r *reader) describe(ctx context.Context, broker int32, groups []*group) (errs []*ReadError) {
-	kinds := make(map[string]map[string]*group)
+	byKind := make(map[string]map[string]*group)
 	for _, g := range groups {
 		if g.state == "Empty" || g.state == "Dead" {
 			continue
 		}
-		if kinds[g.kind] == nil {
-			kinds[g.kind] = make(map[string]*group)
+		if byKind[g.kind] == nil {
+			byKind[g.kind] = make(map[string]*group)
 		}
-		kinds[g.kind][g.name] = g
+		byKind[g.kind][g.name] = g
 	}
-	for kind, left := range kinds {
+	for kind, left := range byKind {
 		var req kmsg.Request
 		names := slices.Sorted(maps.Keys(left))
 		switch kind {
@@ -288,6 +307,9 @@ func (r *reader) describe(ctx context.Context, broker int32, groups []*group) (e
 		case "streams":
 			req = &kmsg.StreamsGroupDescribeRequest{Groups: names}
 		default: // one that this program does not know: its commits are worth something too
+			for _, g := range left {
+				g.members, g.reads.untold = -1, true
+			}
 			continue
 		}
 		api := kmsg.NameForKey(req.Key())
@@ -415,7 +437,8 @@ type topic struct {
 // logBounds are a partition's offsets.
 type logBounds struct {
 	start, stable, end int64
-	err                error
+	Replication
+	err error
 }
 
 // topics reads the bounds of topics' logs, each once for all groups, and says which brokers there are. A topic that does not exist is
@@ -439,6 +462,7 @@ func (r *reader) topics(ctx context.Context, names []string) (found map[string]*
 	slices.Sort(brokers)
 	found = make(map[string]*topic)
 	var queries []query
+	var replication []Replication // of each
 	for _, t := range resp.Topics {
 		if t.Topic == nil {
 			continue // no topic that was asked for
@@ -454,6 +478,8 @@ func (r *reader) topics(ctx context.Context, names []string) (found map[string]*
 		found[name] = &topic{t.TopicID, make(map[int32]logBounds, len(t.Partitions))}
 		for _, p := range t.Partitions {
 			queries = append(queries, query{place{name, t.TopicID, p.Partition}, timeEnd})
+			preferred := len(p.Replicas) > 0 && p.Replicas[0] == p.Leader
+			replication = append(replication, Replication{p.Leader, preferred, len(p.Replicas), len(p.ISR)})
 		}
 	}
 
@@ -475,7 +501,7 @@ func (r *reader) topics(ctx context.Context, names []string) (found map[string]*
 	for i, q := range queries {
 		log := logBounds{
 			start: start[i].offset, stable: stable[i].offset, end: max(end[i].offset, stable[i].offset),
-			err: cmp.Or(start[i].err, end[i].err, stable[i].err),
+			Replication: replication[i], err: cmp.Or(start[i].err, end[i].err, stable[i].err),
 		}
 		switch {
 		case errors.Is(log.err, kerr.UnknownTopicOrPartition): // deleted since

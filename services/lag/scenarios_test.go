@@ -553,10 +553,16 @@ func growth(s *scenario) {
 	}
 	topic.grow(3)
 	s.await("the new partitions", func(snapshot *lag.Snapshot) bool {
-		return topic.noCommits(snapshot, group) == 2
+		g := snapshot.Groups[group]
+		return g != nil && g.Topics[topic.name] != nil && len(g.Topics[topic.name].Partitions) == 3
 	})
 	for p := range int32(3) {
 		topic.produce(p, 10)
+	}
+	s.await("partitions without commit", func(snapshot *lag.Snapshot) bool {
+		return topic.noCommits(snapshot, group) == 2
+	})
+	for p := range int32(3) {
 		topic.commit(group, p, 3)
 	}
 	s.pass(2 * time.Second)

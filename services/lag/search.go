@@ -57,7 +57,7 @@ type wanted struct {
 // bracket is what is known of a record's time: lo <= time < hi.
 type bracket struct {
 	lo, hi       int64
-	below, above int64 // offsets with about these times, for interpolation
+	below, above int64 // offsets with about these times, for interpolation: records from below on are not before lo, those before above are before hi
 	hint, step   int64 // where hi could be while it is not known
 	rounds       int
 	done         bool
@@ -110,6 +110,9 @@ func (s *searches) find(all []wanted, ask func([]query) []answer) map[target]int
 		for i, a := range ask(queries) {
 			q := queries[i]
 			if a.err != nil {
+				for _, w := range open[q.place][:min(lanes, len(open[q.place]))] {
+					s.found[w.target].rounds--
+				}
 				delete(open, q.place)
 				continue
 			}
@@ -133,18 +136,30 @@ func (s *searches) find(all []wanted, ask func([]query) []answer) map[target]int
 	return times
 }
 
-// narrow lets targets begin with what was found of their neighbours: a group that reads on has a next one in each poll.
+// forget forgets what was found in a log that was cut.
+func (s *searches) forget(p place) {
+	maps.DeleteFunc(s.found, func(t target, _ *bracket) bool { return t.place == p })
+}
+
+// narrow lets targets begin with what was found of their neighbours, done or not: a group that reads on has a next one in each poll, and
+// would begin in each anew if there is no time to come to the end.
 func (s *searches) narrow(fresh []wanted, former map[target]*bracket) {
 	byPlace := make(map[place][]wanted)
 	for _, w := range fresh {
 		byPlace[w.place] = append(byPlace[w.place], w)
 	}
 	for t, f := range former {
+		below, above := f.below, f.above
+		if f.done {
+			below, above = t.offset, t.offset
+		}
 		for _, w := range byPlace[t.place] {
-			if b := s.found[w.target]; f.done && t.offset < w.offset && f.lo >= b.lo {
-				b.lo, b.below = f.lo, t.offset
-			} else if f.done && t.offset > w.offset && f.hi <= b.hi {
-				b.hi, b.above = f.hi, t.offset
+			b := s.found[w.target]
+			if f.lo != unknownTime && below < w.offset && f.lo >= b.lo {
+				b.lo, b.below = f.lo, below
+			}
+			if f.hi != anyTime && above > w.offset && f.hi <= b.hi {
+				b.hi, b.above = f.hi, above
 			}
 		}
 	}

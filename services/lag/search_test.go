@@ -214,6 +214,47 @@ func TestSearchFailure(t *testing.T) {
 		t.Errorf("once it answers it is of %d, want %d", got[target{bad, 1}], midnight+70_000)
 	}
 
+	// With time for a few rounds only, a search comes to its end in several polls, however long nothing answered before; that of a group
+	// that reads on as well.
+	for _, tt := range []struct {
+		name         string
+		moves        int64 // in each poll
+		rounds, most int   // in a poll, and polls
+	}{{"stuck", 0, 4, 2}, {"reading on", 1, 2, 4}} {
+		p := place{topic: tt.name}
+		var flow fakeLog
+		for o := range int64(10_000) {
+			flow = append(flow, answer{o, midnight + o*1000, nil})
+		}
+		r := &rounds{logs: map[place]fakeLog{p: flow}}
+		var s searches
+		offset, budget := int64(5_000), 0
+		poll := func() map[target]int64 {
+			n := 0
+			return s.find([]wanted{{target{p, offset}, 10_000, flow[9_999].time}}, func(queries []query) []answer {
+				if n++; n > budget {
+					return slices.Repeat([]answer{{err: errors.New("no time")}}, len(queries))
+				}
+				return r.ask(queries)
+			})
+		}
+		for range 2 * maxRounds {
+			poll()
+		}
+		budget = tt.rounds
+		polls, found := 0, false
+		for ; !found && polls < tt.most; polls++ {
+			var at int64
+			if at, found = poll()[target{p, offset}]; found && at != flow[offset].time {
+				t.Errorf("%s: offset %d is of %d, want %d", tt.name, offset, at, flow[offset].time)
+			}
+			offset += tt.moves
+		}
+		if !found {
+			t.Errorf("%s: nothing is found in %d polls", tt.name, polls)
+		}
+	}
+
 	// What no answer helps with comes to an end.
 	for name, a := range map[string]answer{"nothing": {-1, -1, nil}, "one and the same": {0, math.MaxInt32, nil}} {
 		n := 0

@@ -11,8 +11,8 @@ type Snapshot struct {
 	Brokers []int32 // by ID
 	// Groups are the watched ones: those that were wanted too when Kafka does not know them, as Dead and without topics.
 	Groups map[string]*Group
-	Topics map[string]*Topic // every topic that exists and is wanted, or that a group of Groups has to do with
-	// Errors are what could not be read, by group or by topic; what they concern is missing here.
+	Topics map[string]*Topic // every topic that exists and is wanted, or that a group has to do with
+	// Errors are what could not be read, by group or by topic; what they concern is missing here, or is marked.
 	Errors []*ReadError
 }
 
@@ -21,9 +21,9 @@ type Group struct {
 	Name     string
 	State    string // as the broker says it: Stable, Empty, Assigning, Reconciling, PreparingRebalance, CompletingRebalance, Dead
 	Protocol string // classic, consumer (KIP-848) or streams (KIP-1071)
-	Members  int
-	Since    time.Time // when this process first saw the group: what a status says about time it can say only after a while
+	Members  int    // -1: not told, by a kind of group that this program does not know
 	Topics   map[string]*GroupTopic
+	missing  []string // topics that it has to do with and that could not be read at all
 }
 
 // GroupTopic is a group's way through one topic.
@@ -31,16 +31,19 @@ type GroupTopic struct {
 	Topic      string
 	Subscribed bool // a member reads it, or would if it were given partitions
 	Unassigned int  // partitions of a subscribed topic that no member has
+	Partial    bool // some partitions are missing, as their leaders did not answer: sums are not to be had
 	Partitions []Partition
 }
 
 // Partition is a group's place in one partition.
 type Partition struct {
-	Number    int32
-	Committed int64         // -1: no commit
-	Records   int64         // that can be read and were not, never negative
-	Age       time.Duration // since the first unread record was appended, never negative; 0 when all is read
-	Status    Status
+	Number     int32
+	Committed  int64         // -1: no commit
+	Records    int64         // that can be read and were not, never negative
+	Age        time.Duration // since the first unread record was appended, never negative; 0 when all is read
+	AgeUnknown bool          // there is something unread, and how old it is could not be found out in time: at least Age
+	Since      time.Time     // when this process first saw it: what a status says about time it can say only after a while
+	Status     Status
 	// Headroom is the part of the log that retention can take before it takes what is unread: 1 when all is read, 0 when the first
 	// unread record is the log's first, below 0 when records were lost. Without an entry in the log it is NaN, and is shown nowhere.
 	Headroom     float64
@@ -58,7 +61,7 @@ const (
 	StatusOK       Status = "ok"
 	StatusSlow     Status = "slow"      // it reads, and falls behind
 	StatusRewound  Status = "rewound"   // its commit went back and is not yet where it was
-	StatusNoCommit Status = "no_commit" // it has members that read the topic, or commits elsewhere in it, and none here
+	StatusNoCommit Status = "no_commit" // it has members that read the topic, or commits elsewhere in it, and none here, where there are records
 	StatusStalled  Status = "stalled"   // it has a reader, unread records, and does not move
 	StatusStopped  Status = "stopped"   // it has no reader, and unread records
 	StatusLost     Status = "lost"      // records were deleted before it read them, or its commit lies beyond the log's end
@@ -83,4 +86,13 @@ type TopicPartition struct {
 	Start  int64 // the first offset that is still there
 	Stable int64 // the last stable offset: readers of committed transactions come up to here
 	End    int64 // the high watermark
+	Replication
+}
+
+// Replication says which brokers have a partition.
+type Replication struct {
+	Leader    int32
+	Preferred bool // the leader is the first of the replicas
+	Replicas  int
+	InSync    int // of the replicas
 }

@@ -193,7 +193,6 @@ func (s *script) poll(snapshot *lag.Snapshot, err error) {
 func (s *script) finds(topics map[string][]lag.Partition) {
 	snapshot := snapshotOf(topics)
 	snapshot.Time = time.Now()
-	snapshot.Groups["readers"].Since = snapshot.Time.Add(-time.Hour)
 	s.poll(snapshot, nil)
 }
 
@@ -568,10 +567,8 @@ func TestRestartLeavesWhatIsNotKnown(t *testing.T) {
 	cg := b.consumerGroup(t, "orders")
 	stuck := func(status lag.Status, since time.Time) *lag.Snapshot {
 		p := behind(0, 40, 5*time.Minute, status)
-		p.LastProgress = time.Time{}
-		s := snapshotOf(map[string][]lag.Partition{"a": {p}})
-		s.Groups["readers"].Since = since
-		return s
+		p.LastProgress, p.Since = time.Time{}, since
+		return snapshotOf(map[string][]lag.Partition{"a": {p}})
 	}
 	_, cg = b.reconcile(t, cg, stuck(lag.StatusStopped, b.time.Add(-time.Hour)))
 	if got := says(cg, v1alpha1.Consuming); got != "False/Stopped" {
@@ -611,7 +608,7 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 	polled := cg.Status.LastPollTime
 	for i, want := range []string{"True/Reading", "True/Reading", "True/Reading", "Unknown/ClusterUnreachable", "Unknown/ClusterUnreachable"} {
 		b.time = b.time.Add(5 * time.Second)
-		b.poll(nil, errors.New("dial tcp: connection refused"))
+		b.poll(nil, &lag.ReadError{API: "ListGroups", Err: errors.New("dial tcp: connection refused")})
 		if _, cg = b.reconcile(t, cg, nil); says(cg, v1alpha1.Consuming) != want {
 			t.Errorf("after %d failed polls: %s, want %s", i+1, says(cg, v1alpha1.Consuming), want)
 		}
@@ -620,7 +617,7 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 		t.Errorf("it still shows numbers: %+v", cg.Status)
 	}
 	message := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming).Message
-	if want := "cluster main could not be read since " + polled.UTC().Format(time.RFC3339) + ": dial tcp: connection refused"; message != want {
+	if want := "cluster main could not be read since " + polled.UTC().Format(time.RFC3339) + ": ListGroups: CONNECTION; the operator's log says more"; message != want {
 		t.Errorf("it says %q, want %q", message, want)
 	}
 	b.time = b.time.Add(5 * time.Second)
@@ -805,10 +802,9 @@ func TestLeaderChange(t *testing.T) {
 		t.Errorf("its first poll looks for %v", o)
 	}
 	p := behind(0, 9, time.Hour, lag.StatusOK) // it cannot know yet
-	p.LastProgress = time.Time{}
+	p.LastProgress, p.Since = time.Time{}, time.Now()
 	s := snapshotOf(map[string][]lag.Partition{"a": {p}})
 	s.Time = time.Now()
-	s.Groups["readers"].Since = s.Time
 	second.poll(s, nil)
 	await(t, func() error { // its first write, of the worst partition's status, which is not stalled any more
 		if a.get(t, cg).ResourceVersion == version {

@@ -52,8 +52,8 @@ func (o *observation) why() (reason, message string) {
 			o.cg.Spec.Cluster, strings.Join(o.configured, ", "))
 	case o.unreachable != "":
 		return clusterUnreachable, o.unreachable
-	case o.unreadable(o.cg.Spec.Group, "") != nil:
-		return unreadable, o.unreadable(o.cg.Spec.Group, "").Error()
+	case o.unreadable(o.cg.Spec.Group, "") != "":
+		return unreadable, o.unreadable(o.cg.Spec.Group, "")
 	case o.group == nil:
 		return notFound, o.absent()
 	case len(o.names) == 0:
@@ -81,7 +81,7 @@ func (o *observation) consuming() {
 	is := func(status metav1.ConditionStatus, reason, format string, args ...any) {
 		o.set(v1alpha1.Consuming, status, reason, format, args...)
 	}
-	if o.group == nil && !o.unknownCluster() && o.unreachable == "" && o.unreadable(o.cg.Spec.Group, "") == nil {
+	if o.group == nil && !o.unknownCluster() && o.unreachable == "" && o.unreadable(o.cg.Spec.Group, "") == "" {
 		is(metav1.ConditionFalse, notFound, "%s", o.absent())
 		return
 	}
@@ -89,21 +89,29 @@ func (o *observation) consuming() {
 		o.unknown(v1alpha1.Consuming)
 		return
 	}
-	members := plural(o.group.Members, "member", "members")
+	members, has := "", "" // empty: Kafka does not tell
+	if o.group.Members >= 0 {
+		members = plural(o.group.Members, "member", "members")
+		has = fmt.Sprintf(" (the group has %s)", members)
+		members += "; "
+	}
 	switch {
 	case o.count[lag.StatusLost] > 0:
 		what := "its commit lies beyond the log's end"
-		if o.lost > 0 {
-			what = fmt.Sprintf("retention took %s before they were read", plural64(o.lost, "record", "records"))
+		if worst := o.first[lag.StatusLost]; worst.Committed < o.log(worst).Start {
+			what = "retention took records before they were read"
+			if o.lost > 0 { // since this process began
+				what = fmt.Sprintf("retention took %s before they were read", plural64(o.lost, "record", "records"))
+			}
 		}
 		is(metav1.ConditionFalse, "RecordsLost", "%s: %s. The consumer goes on where its auto.offset.reset says; what it missed has to come from elsewhere",
 			o.places(lag.StatusLost), what)
 	case o.count[lag.StatusStopped] > 0:
-		is(metav1.ConditionFalse, "Stopped", "no member reads %s: start the consumer (the group has %s); if the topic is given up, delete the group's commits in it",
-			o.places(lag.StatusStopped), members)
+		is(metav1.ConditionFalse, "Stopped", "no member reads %s: start the consumer%s; if the topic is given up, delete the group's commits in it",
+			o.places(lag.StatusStopped), has)
 	case o.count[lag.StatusStalled] > 0:
-		is(metav1.ConditionFalse, "Stalled", "a member has %s and does not move on: look in the consumer's log for a record that it cannot get past (the group has %s)",
-			o.places(lag.StatusStalled), members)
+		is(metav1.ConditionFalse, "Stalled", "a member has %s and does not move on: look in the consumer's log for a record that it cannot get past%s",
+			o.places(lag.StatusStalled), has)
 	case o.cut:
 		is(metav1.ConditionUnknown, unreadable, partly)
 	case o.undetermined, o.bare && o.now.Sub(o.bareSince) < patience:
@@ -123,12 +131,12 @@ func (o *observation) consuming() {
 		is(metav1.ConditionTrue, rewound, "the commit went back in %s, and what was read is read again; if nobody has reset the offsets, look for a second consumer that commits",
 			o.places(lag.StatusRewound))
 	case o.count[lag.StatusSlow] > 0:
-		is(metav1.ConditionTrue, fallingBehind, "records come faster than %s: make the consumer faster, or add members, at most one for each partition (the group has %s)",
-			o.places(lag.StatusSlow), members)
+		is(metav1.ConditionTrue, fallingBehind, "records come faster than %s: make the consumer faster, or add members, at most one for each partition%s",
+			o.places(lag.StatusSlow), has)
 	case o.group.Members == 0:
 		is(metav1.ConditionTrue, "NoMembers", "the group has no members; %s", o.unread())
 	default:
-		is(metav1.ConditionTrue, "Reading", "%s; %s", members, o.unread())
+		is(metav1.ConditionTrue, "Reading", "%s%s", members, o.unread())
 	}
 }
 
@@ -136,7 +144,7 @@ func (o *observation) consuming() {
 func (o *observation) withinObjective() {
 	objective := time.Duration(o.cg.Spec.Objective.MaxLagSeconds) * time.Second
 	switch {
-	case o.group == nil || len(o.names) == 0 || o.committed == 0 && o.bare:
+	case o.group == nil || len(o.names) == 0:
 		o.unknown(v1alpha1.WithinObjective)
 	case o.oldest != nil && o.oldest.Age > objective:
 		next := ""
@@ -146,12 +154,14 @@ func (o *observation) withinObjective() {
 		o.set(v1alpha1.WithinObjective, metav1.ConditionFalse, "ObjectiveMissed", "%s; the objective is %s%s", o.unread(), objective, next)
 	case o.cut:
 		o.set(v1alpha1.WithinObjective, metav1.ConditionUnknown, unreadable, partly)
+	case o.committed == 0 && o.bare:
+		o.unknown(v1alpha1.WithinObjective)
 	default:
 		o.set(v1alpha1.WithinObjective, metav1.ConditionTrue, "WithinObjective", "%s; the objective is %s", o.unread(), objective)
 	}
 }
 
-const partly = "a part of the topics could not be read; the condition TopicsReady says why"
+const partly = "a part of the topics, or how old what is unread there is, could not be read; the condition TopicsReady or the operator's log says why"
 
 // unread says how much is unread, how old it is, and how long that will last.
 func (o *observation) unread() string {
@@ -164,6 +174,9 @@ func (o *observation) unread() string {
 		return "all is read"
 	}
 	text := fmt.Sprintf("%s unread, the oldest for %s (%s/%d)", plural64(o.records, "record", "records"), span(o.oldest.Age), o.oldest.topic, o.oldest.Number)
+	if o.cut {
+		text = "at least " + text
+	}
 	if o.status.TimeToCloseSeconds != nil {
 		text += fmt.Sprintf(", at this pace for another %s", time.Duration(*o.status.TimeToCloseSeconds)*time.Second)
 	}
@@ -178,7 +191,11 @@ func (o *observation) places(s lag.Status) string {
 		text += fmt.Sprintf(" and %s", plural(n, "other partition", "other partitions"))
 	}
 	if worst.Committed >= 0 {
-		text += fmt.Sprintf(" (%s unread, the oldest for %s)", plural64(worst.Records, "record", "records"), span(worst.Age))
+		least := ""
+		if worst.AgeUnknown {
+			least = "at least "
+		}
+		text += fmt.Sprintf(" (%s unread, the oldest for %s%s)", plural64(worst.Records, "record", "records"), least, span(worst.Age))
 	}
 	return text
 }

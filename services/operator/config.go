@@ -138,7 +138,7 @@ func (r *reader) read(text []byte, cfg *Config) {
 			r.wrong("interval", f.Interval, "a duration from 1s to 1m")
 		}
 	}
-	maxSeries := 200_000
+	maxSeries := 120_000
 	if f.MaxSeries != nil {
 		if maxSeries = *f.MaxSeries; maxSeries < 0 {
 			r.wrong("maxSeries", strconv.Itoa(maxSeries), "a number of series for each cluster, or 0 for no cap")

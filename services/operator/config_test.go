@@ -64,7 +64,7 @@ watchNamespaces: [orders, audit]
 	}
 
 	got, _, err = read(t, "clusters: [{name: orders, bootstrapServers: 'kafka:9092'}]", nil)
-	if c := got.Clusters[0]; err != nil || got.OpsAddr.Value != ":8080" || got.Interval != 5*time.Second || c.Interval != 5*time.Second || c.MaxSeries != 200_000 || c.Groups != nil {
+	if c := got.Clusters[0]; err != nil || got.OpsAddr.Value != ":8080" || got.Interval != 5*time.Second || c.Interval != 5*time.Second || c.MaxSeries != 120_000 || c.Groups != nil {
 		t.Errorf("the defaults are %+v, %v", got, err)
 	}
 }

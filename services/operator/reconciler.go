@@ -121,7 +121,7 @@ func (r *reconciler) view(cg *v1alpha1.ConsumerGroup, d declared) (view, bool) {
 		last = v.snapshot.Time
 	}
 	if err := c.Err(); err != nil && v.now.Sub(last) > grace {
-		v.unreachable = fmt.Sprintf("cluster %s could not be read since %s: %v", c.Name, last.UTC().Format(time.RFC3339), err)
+		v.unreachable = fmt.Sprintf("cluster %s could not be read since %s: %s; the operator's log says more", c.Name, last.UTC().Format(time.RFC3339), cause(err))
 		return v, true
 	}
 	if v.snapshot == nil || v.snapshot.Time.Before(d.since) { // the poll began before the collector knew of the group

@@ -2,10 +2,11 @@ package operator
 
 import (
 	"cmp"
-	"fmt"
+	"errors"
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -41,7 +42,10 @@ func (v view) observe(cg *v1alpha1.ConsumerGroup) (status v1alpha1.ConsumerGroup
 		// In whole seconds, as it is stored.
 		o.status.LastPollTime = new(metav1.NewTime(v.snapshot.Time.Truncate(time.Second)))
 		if g := v.snapshot.Groups[cg.Spec.Group]; g != nil {
-			o.status.State, o.status.Protocol, o.status.Members = g.State, g.Protocol, new(int32(g.Members))
+			o.status.State, o.status.Protocol = g.State, g.Protocol
+			if g.Members >= 0 {
+				o.status.Members = new(int32(g.Members))
+			}
 			if g.State != "Dead" || g.Members > 0 || len(g.Topics) > 0 { // else Kafka does not know it
 				o.group = g
 			}
@@ -74,8 +78,8 @@ type observation struct {
 	lost         int64                     // records that retention took where it took some
 	unsubscribed []string                  // topics with records that the group has nothing to do with
 	bare         bool                      // there are records and no commit
-	cut          bool                      // a part could not be read
-	undetermined bool                      // something old is unread, and whether that moves is not known yet
+	cut          bool                      // a part could not be read: sums and the largest are of the rest
+	undetermined bool                      // something old is unread or may be lost, and whether it moves or is lost is not known yet
 }
 
 type partition struct {
@@ -113,27 +117,50 @@ func (v view) scope(cg *v1alpha1.ConsumerGroup) (names []string) {
 	return slices.Compact(names)
 }
 
-// unreadable is why a group or a topic could not be read though its cluster could.
-func (v view) unreadable(group, topic string) error {
+// unreadable is why a group or a topic could not be read though its cluster could; empty: it could.
+func (v view) unreadable(group, topic string) string {
 	for _, err := range v.snapshot.Errors {
 		if err.Group == group && err.Topic == topic {
-			return fmt.Errorf("%w: see whether the operator's user may Describe it", err)
+			return cause(err)
 		}
 	}
-	return nil
+	return ""
 }
 
-// partial says that a part of a topic could not be read.
-func (v view) partial(topic string) bool {
-	if t := v.snapshot.Topics[topic]; t != nil {
-		return !t.Ready
+// cause is why something could not be read, in words that stay the same until that changes: a connection's error may name its local port,
+// and would be a write for each poll. The collector logs it.
+func cause(err error) string {
+	e, ok := errors.AsType[*lag.ReadError](err)
+	if !ok {
+		return err.Error()
 	}
-	return v.unreadable("", topic) != nil
+	text := (&lag.ReadError{API: e.API, Group: e.Group, Topic: e.Topic, Err: errors.New(e.Code())}).Error()
+	if strings.HasSuffix(e.Code(), "_AUTHORIZATION_FAILED") {
+		text += ": see whether the operator's user may Describe it"
+	}
+	return text
+}
+
+// partial says that a part of a topic, or of a group's way through it, could not be read. An error of a topic that is there does not say
+// so by itself: it may be about the age of what another group has not read.
+func (v view) partial(group, topic string) bool {
+	t := v.snapshot.Topics[topic]
+	if t == nil {
+		return v.unreadable("", topic) != ""
+	}
+	if g := v.snapshot.Groups[group]; g != nil && g.Topics[topic] != nil {
+		of := g.Topics[topic]
+		if of.Partial || slices.ContainsFunc(of.Partitions, func(p lag.Partition) bool { return p.AgeUnknown }) {
+			return true
+		}
+	}
+	return !t.Ready
 }
 
 // complete says whether all that a status is about could be read.
 func (v view) complete(cg *v1alpha1.ConsumerGroup) bool {
-	return v.unreadable(cg.Spec.Group, "") == nil && !slices.ContainsFunc(v.scope(cg), v.partial)
+	return v.unreadable(cg.Spec.Group, "") == "" &&
+		!slices.ContainsFunc(v.scope(cg), func(topic string) bool { return v.partial(cg.Spec.Group, topic) })
 }
 
 // sum adds the partitions up.
@@ -145,18 +172,16 @@ func (o *observation) sum() {
 	var worst *partition
 	var toClose time.Duration
 	for _, name := range o.names {
+		o.cut = o.cut || o.partial(o.cg.Spec.Group, name)
 		topic := o.group.Topics[name]
 		if topic == nil {
-			if o.readable(name, -1) {
+			if o.readable(name) {
 				o.unsubscribed = append(o.unsubscribed, name)
 			}
 			continue
 		}
 		for _, p := range topic.Partitions {
 			at := &partition{name, p}
-			if p.Committed < 0 && !o.readable(name, p.Number) {
-				at.Status = lag.StatusOK // there is nothing to commit
-			}
 			o.count[at.Status]++
 			if at.worse(o.first[at.Status]) {
 				o.first[at.Status] = at
@@ -180,7 +205,7 @@ func (o *observation) sum() {
 			} else {
 				toClose = max(toClose, p.Close)
 			}
-			if p.Status == lag.StatusOK && p.Records > 0 && p.Age >= patience && p.LastProgress.IsZero() && o.young() {
+			if p.Status == lag.StatusOK && (p.Records > 0 && p.Age >= patience && p.LastProgress.IsZero() && o.young(p) || o.outside(at)) {
 				o.undetermined = true
 			}
 		}
@@ -189,34 +214,44 @@ func (o *observation) sum() {
 	if worst != nil {
 		o.status.WorstPartition = &v1alpha1.PartitionStatus{Topic: worst.topic, Partition: worst.Number, Status: string(worst.Status)}
 		if worst.Committed >= 0 {
-			o.status.WorstPartition.Lag, o.status.WorstPartition.LagSeconds = new(worst.Records), new(seconds(worst.Age))
+			o.status.WorstPartition.Lag = new(worst.Records)
+			if !worst.AgeUnknown {
+				o.status.WorstPartition.LagSeconds = new(seconds(worst.Age))
+			}
 		}
 	}
-	if o.committed > 0 {
+	if o.committed > 0 && !o.cut { // else it may be more
 		o.status.Lag, o.status.LagSeconds = new(o.records), new(seconds(o.oldest.Age))
 		if toClose > 0 {
 			o.status.TimeToCloseSeconds = new(seconds(toClose))
 		}
 	}
-	if o.cut = slices.ContainsFunc(o.names, o.partial); o.cut { // it may be more
-		o.status.Lag, o.status.LagSeconds, o.status.TimeToCloseSeconds = nil, nil, nil
-	}
 }
 
-// readable says whether a partition (-1: any of the topic) holds a record that can be read.
-func (o *observation) readable(topic string, number int32) bool {
+// readable says whether a topic holds a record that can be read.
+func (o *observation) readable(topic string) bool {
 	t := o.snapshot.Topics[topic]
-	return t != nil && slices.ContainsFunc(t.Partitions, func(p lag.TopicPartition) bool {
-		return (number < 0 || p.Number == number) && p.Stable > p.Start
-	})
+	return t != nil && slices.ContainsFunc(t.Partitions, func(p lag.TopicPartition) bool { return p.Stable > p.Start })
+}
+
+// log is a partition's, as its leader tells it.
+func (o *observation) log(p *partition) lag.TopicPartition {
+	t := o.snapshot.Topics[p.topic]
+	return t.Partitions[slices.IndexFunc(t.Partitions, func(log lag.TopicPartition) bool { return log.Number == p.Number })]
+}
+
+// outside says that a partition's commit is not in its log, in the first poll that read it: lost is what stays so.
+func (o *observation) outside(p *partition) bool {
+	return p.Since.Equal(o.snapshot.Time) && (p.Committed < o.log(p).Start || p.Committed > o.log(p).End)
 }
 
 // patience is how long package lag watches a group before it says that it does not move.
 const patience = time.Minute
 
-// young says that the group has not been watched for long enough. That a poll may come late counts in favour of waiting.
-func (o *observation) young() bool {
-	return o.snapshot.Time.Sub(o.group.Since) < patience+o.interval
+// young says that a partition has not been watched for long enough, whether it, its group or this process is what is new. That a poll may
+// come late counts in favour of waiting.
+func (o *observation) young(p lag.Partition) bool {
+	return o.snapshot.Time.Sub(p.Since) < patience+o.interval
 }
 
 // seconds are whole ones, rounded up: so they exceed the objective, which is whole too, exactly when the time does.

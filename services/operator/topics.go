@@ -151,7 +151,7 @@ func (o *observation) topics() {
 	by := map[metav1.ConditionStatus][]v1alpha1.TopicStatus{}
 	for _, name := range o.names {
 		t := o.topic(name)
-		if o.group != nil && o.group.Topics[name] != nil {
+		if o.group != nil && o.group.Topics[name] != nil && !o.partial(o.cg.Spec.Group, name) {
 			for _, p := range o.group.Topics[name].Partitions {
 				if p.Committed < 0 {
 					continue
@@ -224,9 +224,9 @@ func (o *observation) topic(name string) v1alpha1.TopicStatus {
 		return is("", metav1.ConditionUnknown, reason, message)
 	}
 	inKafka := o.snapshot.Topics[name]
-	switch err := o.unreadable("", name); {
-	case err != nil:
-		return is(fromKafka, metav1.ConditionUnknown, unreadable, err.Error())
+	switch why := o.unreadable("", name); {
+	case inKafka == nil && why != "":
+		return is(fromKafka, metav1.ConditionUnknown, unreadable, why)
 	case inKafka == nil && isDeclared:
 		return is(fromKafka, metav1.ConditionFalse, notFound,
 			fmt.Sprintf("KafkaTopic %s is there and its topic is not (yet): if that lasts, see whether Strimzi's topic operator runs", declared.object))

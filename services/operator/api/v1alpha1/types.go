@@ -68,7 +68,7 @@ type ConsumerGroupSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="it cannot be changed: delete this ConsumerGroup, and create one in the other cluster"
 	Cluster string `json:"cluster"`
 
-	// The topics that the group is expected to read. Without them: all that it has to do with.
+	// The topics that the group is expected to read, and that the objective is about. Without them: all that it has to do with.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=100
@@ -126,7 +126,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	WorstPartition *PartitionStatus `json:"worstPartition,omitempty"`
 
-	// Seconds until all is read, at the pace of the last minutes; absent while there is nothing to catch up, or while it is not catching up.
+	// Seconds until all is read, at the pace of the last minute; absent while there is nothing to catch up, or while it is not catching up.
 	// +optional
 	TimeToCloseSeconds *int64 `json:"timeToCloseSeconds,omitempty"`
 
@@ -181,10 +181,10 @@ type TopicStatus struct {
 	// Why it is not ready.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// Records that can be read and were not; absent where the group has no commit.
+	// Records that can be read and were not; absent where the group has no commit, or where a part could not be read.
 	// +optional
 	Lag *int64 `json:"lag,omitempty"`
-	// The age of the oldest of them, in whole seconds, rounded up; absent where the group has no commit.
+	// The age of the oldest of them, in whole seconds, rounded up; absent where lag is.
 	// +optional
 	LagSeconds *int64 `json:"lagSeconds,omitempty"`
 }
