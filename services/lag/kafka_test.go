@@ -195,6 +195,7 @@ func TestStreamsGroup(t *testing.T) {
 	part := kmsg.NewStreamsGroupHeartbeatRequestTopologySubtopology()
 	part.SubtopologyID, part.SourceTopics = "s", []string{topic}
 	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part}}
+	admin := newAdmin(t, addr)
 	join := func() {
 		t.Helper()
 		var resp *kmsg.StreamsGroupHeartbeatResponse
@@ -211,6 +212,7 @@ func TestStreamsGroup(t *testing.T) {
 			if !kerr.IsRetriable(err) {
 				t.Fatal(err)
 			}
+			admin.FindGroupCoordinators(t.Context(), beat.Group) // without being asked it does not begin to
 			time.Sleep(50 * time.Millisecond)
 		}
 		beat.MemberEpoch, beat.Topology = resp.MemberEpoch, nil
