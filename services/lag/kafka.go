@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +17,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"ordersystem.dev/services/internal/ca"
 )
 
 // Kafka says where the brokers are and how to get in. The files may change at any time, as when Strimzi renews a certificate: each
@@ -94,21 +95,13 @@ func (k Kafka) options(timeout time.Duration) ([]kgo.Opt, error) {
 func (k Kafka) tls(host string) (*tls.Config, error) {
 	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
 	if k.CA != "" {
-		files := []string{k.CA}
-		if info, err := os.Stat(k.CA); err == nil && info.IsDir() { // while Strimzi renews its CA, two are valid
-			if files, _ = filepath.Glob(filepath.Join(k.CA, "*.crt")); len(files) == 0 {
-				return nil, fmt.Errorf("read CA: no *.crt in %s", k.CA)
-			}
+		trusted, err := ca.Read(k.CA)
+		if err != nil {
+			return nil, err
 		}
 		cfg.RootCAs = x509.NewCertPool()
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return nil, fmt.Errorf("read CA: %w", err)
-			}
-			if !cfg.RootCAs.AppendCertsFromPEM(text) {
-				return nil, fmt.Errorf("read CA: no certificate in %s", file)
-			}
+		if !cfg.RootCAs.AppendCertsFromPEM([]byte(trusted)) {
+			return nil, fmt.Errorf("read CA: no certificate in %s", k.CA)
 		}
 	}
 	if k.Cert+k.Key != "" {

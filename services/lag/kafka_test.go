@@ -697,7 +697,7 @@ func TestConfig(t *testing.T) {
 		{Kafka{}, []string{"no brokers"}},
 		{Kafka{Brokers: []string{"kafka", ":9092"}, Protocol: "tls"}, []string{`"kafka" is not host:port`, `":9092" is not host:port`, `protocol "tls"`}},
 		{Kafka{Brokers: ok, Protocol: "ssl", CA: dir + "/none"}, []string{"read CA"}},
-		{Kafka{Brokers: ok, Protocol: "ssl", CA: junk}, []string{"no certificate in " + junk}},
+		{Kafka{Brokers: ok, Protocol: "ssl", CA: junk}, []string{junk + " is not whole PEM text"}},
 		{Kafka{Brokers: ok, Protocol: "ssl", CA: t.TempDir()}, []string{"no *.crt"}},
 		{Kafka{Brokers: ok, Protocol: "ssl", Cert: junk, Key: junk}, []string{"client's certificate"}},
 		{Kafka{Brokers: ok, CA: junk, Mechanism: "PLAIN"}, []string{"TLS files are given", "SASL is set"}},

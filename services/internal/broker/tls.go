@@ -1,15 +1,13 @@
 package broker
 
 import (
-	"bytes"
 	"crypto/tls"
-	"encoding/pem"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
+	"ordersystem.dev/services/internal/ca"
 	"ordersystem.dev/services/internal/env"
 )
 
@@ -38,7 +36,7 @@ func (p *pems) same(o *pems) bool { return p.ca == o.ca && p.cert == o.cert && p
 
 // check says which variable has to be set right.
 func (f *TLS) check(e *env.Env) {
-	_, err := trusted(f.CA)
+	_, err := ca.Read(f.CA)
 	if err != nil {
 		e.Invalid("KAFKA_TLS_CA", f.CA, "a file of PEM certificates, or a directory with *.crt files of them")
 	}
@@ -80,11 +78,11 @@ func (f *TLS) use(p *pems) {
 
 // read reads the files as one set: a certificate and a key that were read before and after a swap do not fit together.
 func (f *TLS) read() (*pems, error) {
-	ca, err := trusted(f.CA)
+	trusted, err := ca.Read(f.CA)
 	if err != nil {
 		return nil, err
 	}
-	p := &pems{ca: ca, replaced: make(chan struct{})}
+	p := &pems{ca: trusted, replaced: make(chan struct{})}
 	if f.Cert == "" {
 		return p, nil
 	}
@@ -102,36 +100,4 @@ func (f *TLS) read() (*pems, error) {
 	}
 	p.cert, p.key, p.expires = string(cert), string(key), pair.Leaf.NotAfter
 	return p, nil
-}
-
-// trusted is the PEM text of a CA file, or of every *.crt in a directory: while Strimzi renews its CA, two are valid.
-func trusted(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
-	files := []string{path}
-	if info, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("read CA: %w", err)
-	} else if info.IsDir() {
-		if files, _ = filepath.Glob(filepath.Join(path, "*.crt")); len(files) == 0 {
-			return "", fmt.Errorf("read CA: no *.crt in %s", path)
-		}
-	}
-	var all bytes.Buffer
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return "", fmt.Errorf("read CA: %w", err)
-		}
-		block, rest := pem.Decode(text)
-		for block != nil && len(bytes.TrimSpace(rest)) > 0 {
-			block, rest = pem.Decode(rest)
-		}
-		if block == nil { // also behind good ones: it is being written
-			return "", fmt.Errorf("read CA: %s is not whole PEM text", file)
-		}
-		all.Write(text)
-		all.WriteByte('\n')
-	}
-	return all.String(), nil
 }

@@ -1,0 +1,43 @@
+// Package ca reads whom a Kafka client trusts, for librdkafka and for franz-go.
+package ca
+
+import (
+	"bytes"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Read returns the PEM text of a CA file, or of every *.crt in a directory: while Strimzi renews its CA, two are valid. Without a path it
+// is empty.
+func Read(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	files := []string{path}
+	if info, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("read CA: %w", err)
+	} else if info.IsDir() {
+		if files, _ = filepath.Glob(filepath.Join(path, "*.crt")); len(files) == 0 {
+			return "", fmt.Errorf("read CA: no *.crt in %s", path)
+		}
+	}
+	var all bytes.Buffer
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", fmt.Errorf("read CA: %w", err)
+		}
+		block, rest := pem.Decode(text)
+		for block != nil && len(bytes.TrimSpace(rest)) > 0 {
+			block, rest = pem.Decode(rest)
+		}
+		if block == nil { // also behind good ones: it is being written
+			return "", fmt.Errorf("read CA: %s is not whole PEM text", file)
+		}
+		all.Write(text)
+		all.WriteByte('\n')
+	}
+	return all.String(), nil
+}

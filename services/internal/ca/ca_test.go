@@ -1,0 +1,46 @@
+package ca_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ordersystem.dev/services/internal/ca"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestRead(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := func(name string, text []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	former, current := testenv.NewAuthority(t, "former").PEM, testenv.NewAuthority(t, "current").PEM
+	one := file("both/new.crt", current)
+	file("both/old.crt", former)
+	file("both/ca.p12", []byte("not PEM"))
+	other := file("other/ca.p12", []byte("not PEM"))
+	half := file("half.crt", append(append([]byte{}, former...), current[:len(current)/2]...))
+	for _, tt := range []struct{ path, want, err string }{
+		{"", "", ""}, // what the system trusts
+		{one, string(current) + "\n", ""},
+		{filepath.Dir(one), string(current) + "\n" + string(former) + "\n", ""},
+		{filepath.Dir(other), "", "no *.crt in " + filepath.Dir(other)},
+		{other, "", "not whole PEM"},
+		{half, "", "not whole PEM"}, // it is being written
+		{filepath.Join(dir, "none"), "", "no such file"},
+	} {
+		got, err := ca.Read(tt.path)
+		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("Read(%s) is %q, %v; want %q, %s", tt.path, got, err, tt.want, tt.err)
+		}
+	}
+}
