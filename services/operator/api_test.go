@@ -73,9 +73,7 @@ func newAPI(t *testing.T) *api {
 	if _, err := exec.LookPath("kubectl"); err != nil {
 		testenv.Require(t, &testenv.MissingError{Program: "kubectl", Install: "kubectl"})
 	}
-	if os.Getenv("KUBECONFIG") == "" { // never the cluster that happens to be kubectl's current one
-		testenv.Require(t, &testenv.MissingError{Program: "a Kubernetes cluster", Install: "kind, then `make kind`, and set KUBECONFIG"})
-	}
+	testenv.RequireCluster(t)
 	testenv.Require(t, crds())
 	connected, err := connect()
 	if err != nil {

@@ -46,9 +46,7 @@ type cluster struct {
 // newCluster makes the namespace, which goes with all that is in it when the test ends.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	if os.Getenv("KUBECONFIG") == "" { // never the cluster that happens to be kubectl's current one
-		testenv.Require(t, &testenv.MissingError{Program: "a Kubernetes cluster", Install: "kind, then `make kind`, and set KUBECONFIG"})
-	}
+	testenv.RequireCluster(t)
 	if os.Getenv("TEST_IMAGE_LOAD") == "" {
 		testenv.Require(t, &testenv.MissingError{Program: "a loader of images",
 			Install: `one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`})

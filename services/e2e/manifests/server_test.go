@@ -2,7 +2,6 @@ package manifests_test
 
 import (
 	"crypto/rand"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -30,9 +29,7 @@ func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 func newNamespace(t *testing.T) string {
 	t.Helper()
 	need(t, "kubectl", "kubectl")
-	if os.Getenv("KUBECONFIG") == "" { // never the cluster that happens to be kubectl's current one
-		testenv.Require(t, &testenv.MissingError{Program: "a Kubernetes cluster", Install: "kind, then `make kind`, and set KUBECONFIG"})
-	}
+	testenv.RequireCluster(t)
 	testenv.Require(t, schemas.Install(t.Context())) // and never deleted: that would delete every Kafka
 	name := "manifests-" + strings.ToLower(rand.Text()[:8])
 	for _, o := range documents(t, kustomize(t, "k8s/namespaces")) {

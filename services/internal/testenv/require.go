@@ -25,6 +25,15 @@ func Require(t testing.TB, err error) {
 	t.Fatal(err)
 }
 
+// RequireCluster ends the test likewise when KUBECONFIG names no Kubernetes cluster: never is it the one that happens to be kubectl's
+// current one.
+func RequireCluster(t testing.TB) {
+	t.Helper()
+	if os.Getenv("KUBECONFIG") == "" {
+		Require(t, &MissingError{Program: "a Kubernetes cluster", Install: "kind, then `make kind`, and set KUBECONFIG"})
+	}
+}
+
 // Docker is the client that make takes too.
 func Docker() string { return cmp.Or(os.Getenv("DOCKER"), "docker") }
 
