@@ -17,6 +17,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -123,7 +124,8 @@ func TestExemplarsAreShortEnough(t *testing.T) {
 func TestMetricsOfAConsumerThatHasNotBegun(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(memberMetrics{broker.NewConsumer(broker.Config{Brokers: "127.0.0.1:1", Stats: broker.NewStats()}, broker.ConsumerConfig{}, nil, slog.New(slog.DiscardHandler))})
+	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}, Stats: broker.NewStats()}
+	reg.MustRegister(memberMetrics{broker.NewConsumer(cfg, broker.ConsumerConfig{}, nil, slog.New(slog.DiscardHandler))})
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -63,7 +64,7 @@ type service struct {
 
 func start(t testing.TB, kafka, dir string) *service {
 	t.Helper()
-	return startAs(t, broker.Config{Brokers: kafka}, dir)
+	return startAs(t, broker.Config{Client: kafkaconfig.Client{Brokers: []string{kafka}}}, dir)
 }
 
 func startAs(t testing.TB, kafka broker.Config, dir string) *service {
@@ -138,13 +139,13 @@ func message(t testing.TB, id string, version int64, eventID string) contract.Me
 func TestService(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.Fake(t)
-	theWholeWay(t, kafka, broker.Config{Brokers: kafka})
+	theWholeWay(t, kafka, broker.Config{Client: kafkaconfig.Client{Brokers: []string{kafka}}})
 }
 
 func TestServiceOnRealKafka(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.SharedKafka(t).Addr
-	theWholeWay(t, kafka, broker.Config{Brokers: kafka})
+	theWholeWay(t, kafka, broker.Config{Client: kafkaconfig.Client{Brokers: []string{kafka}}})
 }
 
 // With mutual TLS and no more ACLs than strimzi/ gives it; then with a certificate that is renewed too late.
@@ -415,7 +416,7 @@ func TestSecondServiceOnTheSameStoreWaits(t *testing.T) {
 		}
 	})
 	err := Run(ctx, Config{
-		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"}, DataDir: dir, Kafka: broker.Config{Brokers: kafka},
+		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"}, DataDir: dir, Kafka: broker.Config{Client: kafkaconfig.Client{Brokers: []string{kafka}}},
 	}, slog.New(slog.NewTextHandler(log, nil)), func(_, _ net.Addr) {
 		t.Error("the second runs on the store of the first")
 		stop()

@@ -48,17 +48,17 @@ type connection struct {
 
 // NewAdmin makes an admin client, whether or not Kafka can be reached.
 func NewAdmin(cfg Config, log *slog.Logger) (*Admin, error) {
-	files, err := cfg.TLS.current()
+	files, err := cfg.currentFiles()
 	if err != nil {
 		return nil, fmt.Errorf("make admin client: %w", err)
 	}
-	conn, err := connect(cfg, files, log, &trouble{log: log, brokers: cfg.Brokers})
+	conn, err := connect(cfg, files, log, &trouble{log: log, brokers: cfg.BrokerList()})
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Admin{cfg: cfg, log: log, conn: conn, stop: stop}
-	if cfg.TLS != nil {
+	if cfg.files != nil {
 		a.watching.Go(func() { a.watch(ctx) })
 	}
 	return a, nil
@@ -112,16 +112,16 @@ func (a *Admin) watch(ctx context.Context) {
 	said := ""
 	for sleep(ctx, tlsCheck) {
 		wrong := ""
-		files, err := a.cfg.TLS.read()
+		files, err := a.cfg.files.read()
 		if err != nil {
 			if wrong = err.Error(); wrong != said {
 				a.log.Error("the TLS files cannot be used: clients go on with the former ones until they are put right", "err", err)
 			}
 		} else if !files.same(a.conn.files) {
 			if err := a.renew(ctx, files); err != nil && ctx.Err() == nil {
-				if wrong = files.ca + files.cert; wrong != said { // the error's wording changes
+				if wrong = files.CA + files.Cert; wrong != said { // the error's wording changes
 					a.log.Warn("the TLS files have changed, and Kafka does not answer with them: clients go on with the former ones until it does",
-						"cert", a.cfg.TLS.Cert, "ca", a.cfg.TLS.CA, "err", err)
+						"cert", a.cfg.Cert, "ca", a.cfg.CA, "err", err)
 				}
 			}
 		} else if said != "" {
@@ -133,7 +133,7 @@ func (a *Admin) watch(ctx context.Context) {
 
 // renew tries the files, and puts them to use.
 func (a *Admin) renew(ctx context.Context, files *pems) error {
-	trouble := &trouble{log: slog.New(slog.DiscardHandler), brokers: a.cfg.Brokers}
+	trouble := &trouble{log: slog.New(slog.DiscardHandler), brokers: a.cfg.BrokerList()}
 	next, err := connect(a.cfg, files, a.log, trouble)
 	if err != nil {
 		return err
@@ -145,8 +145,8 @@ func (a *Admin) renew(ctx context.Context, files *pems) error {
 		return next.unreachable(err)
 	}
 	trouble.to(a.log)
-	a.log.Info("the TLS files have changed: every client is made anew", "cert", a.cfg.TLS.Cert, "expires", files.expires, "ca", a.cfg.TLS.CA)
-	a.cfg.TLS.use(files)
+	a.log.Info("the TLS files have changed: every client is made anew", "cert", a.cfg.Cert, "expires", files.expires(), "ca", a.cfg.CA)
+	a.cfg.files.use(files)
 	a.mu.Lock() // waits for look-ups
 	former := a.conn
 	a.conn = next

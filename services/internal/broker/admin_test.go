@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -135,7 +136,9 @@ func TestARefusedPasswordIsTheReasonGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	cfg := Config{Brokers: cluster.ListenAddrs()[0], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "wrong"}
+	cfg := Config{Client: kafkaconfig.Client{
+		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "wrong",
+	}}
 	for password, want := range map[string]string{"wrong": "SASL authentication error", "right": ""} {
 		cfg.Password = password
 		a, err := NewAdmin(cfg, logger(t))
@@ -158,8 +161,10 @@ func TestAMissingWritePermissionIsNamed(t *testing.T) {
 	}
 	defer cluster.Close()
 	failed := make(chan error, 1)
-	p, err := NewProducer(Config{Brokers: cluster.ListenAddrs()[0], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "cart"},
-		logger(t), func(_ int64, err error) { failed <- err })
+	cfg := Config{Client: kafkaconfig.Client{
+		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "cart",
+	}}
+	p, err := NewProducer(cfg, logger(t), func(_ int64, err error) { failed <- err })
 	if err != nil {
 		t.Fatal(err)
 	}

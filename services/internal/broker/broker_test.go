@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -30,7 +31,9 @@ func each(t *testing.T, test func(t *testing.T, addr string)) {
 	t.Run("kafka", func(t *testing.T) { test(t, testenv.SharedKafka(t).Addr) })
 }
 
-func config(addr string) Config { return Config{Brokers: addr, ClientID: "broker-test"} }
+func config(addr string) Config {
+	return Config{Client: kafkaconfig.Client{Brokers: []string{addr}, ClientID: "broker-test"}}
+}
 
 func logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -294,7 +297,7 @@ func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer
 
 func startAs(t testing.TB, cfg Config, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
 	t.Helper()
-	c = NewConsumer(cfg, cc, admin(t, cfg.Brokers), logger(t))
+	c = NewConsumer(cfg, cc, admin(t, cfg.Brokers[0]), logger(t))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan struct{})
 	go func() {

@@ -1,104 +1,74 @@
 package broker
 
 import (
-	"fmt"
-	"log/slog"
 	"maps"
-	"net"
-	"strings"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 )
 
-// Config says where Kafka is and how to get in.
+// Config holds how to connect to Kafka, and what the clients of one service share. Its copies share
+// the TLS files in use and the statistics. Its texts mask the password, as those of its Client do.
 type Config struct {
-	Brokers   string // host:port, several separated by commas
-	ClientID  string // set by the service, shows in the brokers' logs and quotas
-	Protocol  string // plaintext, ssl, sasl_plaintext, sasl_ssl; empty is plaintext
-	TLS       *TLS   // nil when there are no files
-	Mechanism string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
-	Username  string
-	Password  string
-	Stats     *Stats // nil when nobody wants them
+	kafkaconfig.Client
+
+	// Stats makes metrics of the clients. It is nil where they are not wanted.
+	Stats *Stats
+
+	// files follows the TLS files. It is nil without files, and in a Config that ConfigFromEnv has
+	// not made: the clients of that one keep the files that they have read at first.
+	files *tlsFiles
 }
 
-// ConfigFromEnv reads KAFKA_*. What does not fit together is an error too: a password meant for a connection that does not use it
-// is a mistake that would otherwise show as plain text on the wire.
+// variables are the names of the settings in the environment.
+var variables = kafkaconfig.Names{
+	kafkaconfig.FieldBrokers:   "KAFKA_BROKERS",
+	kafkaconfig.FieldProtocol:  "KAFKA_SECURITY_PROTOCOL",
+	kafkaconfig.FieldCA:        "KAFKA_TLS_CA",
+	kafkaconfig.FieldCert:      "KAFKA_TLS_CERT",
+	kafkaconfig.FieldKey:       "KAFKA_TLS_KEY",
+	kafkaconfig.FieldMechanism: "KAFKA_SASL_MECHANISM",
+	kafkaconfig.FieldUsername:  "KAFKA_SASL_USERNAME",
+	kafkaconfig.FieldPassword:  "KAFKA_SASL_PASSWORD",
+}
+
+// examples show what would be right for a setting that is required and not set.
+var examples = map[kafkaconfig.Field]string{
+	kafkaconfig.FieldBrokers:  "kafka:9092",
+	kafkaconfig.FieldUsername: "cart",
+	kafkaconfig.FieldPassword: "...",
+}
+
+// ConfigFromEnv reads KAFKA_*. Every mistake is reported to e.
 func ConfigFromEnv(e *env.Env) Config {
-	c := Config{
-		Brokers:   e.Required("KAFKA_BROKERS", "kafka:9092"),
-		Protocol:  e.OneOf("KAFKA_SECURITY_PROTOCOL", "plaintext", "ssl", "sasl_plaintext", "sasl_ssl"),
-		Mechanism: strings.ToUpper(e.String("KAFKA_SASL_MECHANISM", "")),
-		Username:  e.String("KAFKA_SASL_USERNAME", ""),
-		Password:  e.String("KAFKA_SASL_PASSWORD", ""),
-	}
-	for b := range strings.SplitSeq(c.Brokers, ",") {
-		if host, port, err := net.SplitHostPort(strings.TrimSpace(b)); c.Brokers != "" && (err != nil || host == "" || port == "") {
-			e.Invalid("KAFKA_BROKERS", c.Brokers, "host:port, several separated by commas")
-			break
+	setting := func(f kafkaconfig.Field) string { return e.String(variables.Of(f), "") }
+	c := kafkaconfig.Client{
+		Brokers:   kafkaconfig.SplitBrokers(setting(kafkaconfig.FieldBrokers)),
+		Protocol:  setting(kafkaconfig.FieldProtocol),
+		CA:        setting(kafkaconfig.FieldCA),
+		Cert:      setting(kafkaconfig.FieldCert),
+		Key:       setting(kafkaconfig.FieldKey),
+		Mechanism: setting(kafkaconfig.FieldMechanism),
+		Username:  setting(kafkaconfig.FieldUsername),
+		Password:  setting(kafkaconfig.FieldPassword),
+	}.Normal()
+	for _, mistake := range c.Validate(variables) {
+		name := variables.Of(mistake.Field)
+		if example := examples[mistake.Field]; mistake.Value == "" && example != "" {
+			e.Required(name, example)
+			continue
 		}
+		e.Invalid(name, mistake.Value, mistake.Want)
 	}
-
-	files := &TLS{CA: e.String("KAFKA_TLS_CA", ""), Cert: e.String("KAFKA_TLS_CERT", ""), Key: e.String("KAFKA_TLS_KEY", "")}
-	if files.CA+files.Cert+files.Key != "" {
-		c.TLS = files
-		files.check(e)
-		if !strings.HasSuffix(c.Protocol, "ssl") {
-			e.Invalid("KAFKA_SECURITY_PROTOCOL", c.Protocol, "ssl or sasl_ssl when KAFKA_TLS_* is set")
-		}
-	}
-
-	switch sasl := strings.HasPrefix(c.Protocol, "sasl"); {
-	case sasl:
-		switch c.Mechanism {
-		case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
-		default:
-			e.Invalid("KAFKA_SASL_MECHANISM", c.Mechanism, "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 with "+c.Protocol)
-		}
-		e.Required("KAFKA_SASL_USERNAME", "cart")
-		e.Required("KAFKA_SASL_PASSWORD", "...")
-	case c.Mechanism+c.Username+c.Password != "":
-		e.Invalid("KAFKA_SECURITY_PROTOCOL", c.Protocol, "sasl_plaintext or sasl_ssl when KAFKA_SASL_* is set")
-	}
-	return c
-}
-
-// String masks the password, also for the %+v of a struct that holds a Config.
-func (c Config) String() string { return fmt.Sprint(c.LogValue()) }
-
-// GoString masks the password for %#v.
-func (c Config) GoString() string { return c.String() }
-
-// MarshalText masks the password in the JSON log of a struct that holds a Config.
-func (c Config) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// LogValue masks the password.
-func (c Config) LogValue() slog.Value {
-	attrs := []slog.Attr{slog.String("brokers", c.Brokers), slog.String("protocol", c.Protocol)}
-	files := c.TLS
-	if files == nil {
-		files = &TLS{}
-	}
-	for _, a := range []slog.Attr{
-		slog.String("client_id", c.ClientID), slog.String("ca", files.CA), slog.String("cert", files.Cert), slog.String("key", files.Key),
-		slog.String("mechanism", c.Mechanism), slog.String("username", c.Username),
-	} {
-		if a.Value.String() != "" {
-			attrs = append(attrs, a)
-		}
-	}
-	if c.Password != "" {
-		attrs = append(attrs, slog.String("password", "***"))
-	}
-	return slog.GroupValue(attrs...)
+	return Config{Client: c, files: newTLSFiles(c)}
 }
 
 // client is what every client has in common; more goes on top. The channel is closed when the client is to be made anew, with other
 // TLS files.
 func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, <-chan struct{}, error) {
-	files, err := c.TLS.current()
+	files, err := c.currentFiles()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -107,7 +77,7 @@ func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, <-chan struct{},
 
 func (c Config) clientWith(files *pems, more kafka.ConfigMap) *kafka.ConfigMap {
 	m := kafka.ConfigMap{
-		"bootstrap.servers":                  c.Brokers,
+		"bootstrap.servers":                  c.BrokerList(),
 		"client.id":                          c.ClientID,
 		"allow.auto.create.topics":           false, // topics are declared
 		"socket.keepalive.enable":            true,
@@ -117,7 +87,7 @@ func (c Config) clientWith(files *pems, more kafka.ConfigMap) *kafka.ConfigMap {
 		"enable.metrics.push":                false,
 	}
 	for key, value := range map[string]string{
-		"security.protocol": c.Protocol, "ssl.ca.pem": files.ca, "ssl.certificate.pem": files.cert, "ssl.key.pem": files.key,
+		"security.protocol": c.Protocol, "ssl.ca.pem": files.CA, "ssl.certificate.pem": files.Cert, "ssl.key.pem": files.Key,
 		"sasl.mechanism": c.Mechanism, "sasl.username": c.Username, "sasl.password": c.Password,
 	} {
 		if value != "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -45,26 +46,28 @@ func TestConfigFromEnv(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		env  map[string]string
-		want Config
+		want kafkaconfig.Client
 		errs []string // what each line of the error starts with
 	}{
 		{name: "nothing", errs: []string{"KAFKA_BROKERS is not set"}},
 		{
 			name: "plain",
 			env:  map[string]string{"KAFKA_BROKERS": "a:9092,b:9093"},
-			want: Config{Brokers: "a:9092,b:9093", Protocol: "plaintext"},
+			want: kafkaconfig.Client{Brokers: []string{"a:9092", "b:9093"}, Protocol: "plaintext"},
 		},
 		{
 			name: "client certificate",
 			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_TLS_CA": cas, "KAFKA_TLS_CERT": cert,
 				"KAFKA_TLS_KEY": key},
-			want: Config{Brokers: "a:9093", Protocol: "ssl", TLS: &TLS{CA: cas, Cert: cert, Key: key}},
+			want: kafkaconfig.Client{Brokers: []string{"a:9093"}, Protocol: "ssl", CA: cas, Cert: cert, Key: key},
 		},
 		{
 			name: "password",
 			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "sasl_ssl", "KAFKA_SASL_MECHANISM": "scram-sha-512",
 				"KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret"},
-			want: Config{Brokers: "a:9093", Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", Username: "cart", Password: "secret"},
+			want: kafkaconfig.Client{
+				Brokers: []string{"a:9093"}, Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", Username: "cart", Password: "secret",
+			},
 		},
 		{
 			name: "every mistake at once",
@@ -72,6 +75,16 @@ func TestConfigFromEnv(t *testing.T) {
 				"KAFKA_TLS_CERT": "/no/such/file", "KAFKA_SASL_PASSWORD": "secret"},
 			errs: []string{`KAFKA_BROKERS="a"`, `KAFKA_TLS_CA=`, `KAFKA_TLS_CERT="/no/such/file": must be a file`, `KAFKA_TLS_CERT="/no/such/file": must be set`,
 				`KAFKA_SECURITY_PROTOCOL="sasl_plaintext": must be ssl`, `KAFKA_SASL_MECHANISM=""`, "KAFKA_SASL_USERNAME is not set"},
+		},
+		{
+			name: "ports that are none",
+			env:  map[string]string{"KAFKA_BROKERS": "kafka:abc,kafka:99999"},
+			errs: []string{`KAFKA_BROKERS="kafka:abc,kafka:99999": must be host:port with a port from 1 to 65535`},
+		},
+		{
+			name: "an unknown protocol",
+			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SECURITY_PROTOCOL": "TLS"},
+			errs: []string{`KAFKA_SECURITY_PROTOCOL="TLS": must be one of plaintext, ssl, sasl_plaintext, sasl_ssl`},
 		},
 		{
 			name: "a key of another certificate",
@@ -107,7 +120,7 @@ func TestConfigFromEnv(t *testing.T) {
 					t.Errorf("error %q, want %q", lines[i], want)
 				}
 			}
-			if diff := cmp.Diff(fmt.Sprint(test.want), fmt.Sprint(got)); test.errs == nil && diff != "" {
+			if diff := cmp.Diff(test.want, got.Client); test.errs == nil && diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -115,7 +128,7 @@ func TestConfigFromEnv(t *testing.T) {
 }
 
 func TestConfigMasksThePassword(t *testing.T) {
-	c := Config{Brokers: "a:1", Username: "cart", Password: "secret"}
+	c := Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, Username: "cart", Password: "secret"}}
 	var log strings.Builder
 	slog.New(slog.NewTextHandler(&log, nil)).Info("start", "kafka", c)
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("start", "config", struct{ Kafka Config }{c})
@@ -128,7 +141,7 @@ func TestConfigMasksThePassword(t *testing.T) {
 
 func TestClientsThatCannotBeMade(t *testing.T) {
 	leaks(t)
-	cfg := Config{Brokers: "a:1", TLS: &TLS{CA: "/no/such/file"}}
+	cfg := Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, CA: "/no/such/file"}}
 	if _, err := NewProducer(cfg, quiet, nil); err == nil {
 		t.Error("producer: no error")
 	}
@@ -146,7 +159,7 @@ func TestClientsThatCannotBeMade(t *testing.T) {
 	poll(t, "the consumer to say what it tries again", func() bool { return c.Err() != nil && strings.Contains(c.Err().Error(), "/no/such/file") })
 	stop()
 	running.Wait()
-	cfg = Config{Brokers: "a:1", Protocol: "no-such"}
+	cfg = Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, Protocol: "no-such"}}
 	if _, err := NewProducer(cfg, quiet, nil); err == nil {
 		t.Error("producer with a wrong setting: no error")
 	}

@@ -100,7 +100,7 @@ func NewConsumer(cfg Config, cc ConsumerConfig, admin *Admin, log *slog.Logger) 
 		cc.MaxSilence = 5 * time.Minute
 	}
 	log = log.With("group", cc.Group)
-	return &Consumer{cfg: cfg, cc: cc, admin: admin, log: log, trouble: &trouble{log: log, brokers: cfg.Brokers}}
+	return &Consumer{cfg: cfg, cc: cc, admin: admin, log: log, trouble: &trouble{log: log, brokers: cfg.BrokerList()}}
 }
 
 // Rebalances counts changes of this member's partitions.

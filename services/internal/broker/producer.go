@@ -75,7 +75,7 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 		renewed:   renewed,
 		log:       log,
 		logs:      logs,
-		trouble:   &trouble{log: log, brokers: cfg.Brokers},
+		trouble:   &trouble{log: log, brokers: cfg.BrokerList()},
 		stats:     cfg.Stats,
 		delivered: delivered,
 		idle:      make(chan struct{}, 1),

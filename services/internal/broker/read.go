@@ -43,7 +43,7 @@ func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, fro
 		"topic.metadata.propagation.max.ms": 5000,
 		"log_level":                         0, // what matters comes as an event as well, and a log's goroutine makes Close slow
 	}
-	r.trouble = &trouble{log: log, brokers: cfg.Brokers}
+	r.trouble = &trouble{log: log, brokers: cfg.BrokerList()}
 
 	// One goroutine owns the client, so that the next batch is read while this one is applied.
 	ctx, cancel := context.WithCancel(ctx)

@@ -140,7 +140,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 
 	// A set that does not fit together.
 	cert, key := k.Clients.Issue(t, "u")
-	former, err := os.ReadFile(cfg.TLS.Key)
+	former, err := os.ReadFile(cfg.Key)
 	if err != nil {
 		t.Fatal(err)
 	}

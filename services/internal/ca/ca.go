@@ -3,6 +3,7 @@ package ca
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -38,6 +39,9 @@ func Read(path string) (string, error) {
 		}
 		all.Write(text)
 		all.WriteByte('\n')
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(all.Bytes()) {
+		return "", fmt.Errorf("read CA: no certificate in %s", path)
 	}
 	return all.String(), nil
 }

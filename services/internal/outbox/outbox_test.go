@@ -22,6 +22,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -71,7 +72,7 @@ func numbered(topic string, from, n int) []contract.Message {
 // relay runs a relay until stop is called, which returns when it has ended.
 func relay(t *testing.T, b *Box, addr string) (stop func()) {
 	t.Helper()
-	return relayAs(t, b, broker.Config{Brokers: addr})
+	return relayAs(t, b, broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}})
 }
 
 func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
@@ -385,7 +386,7 @@ func TestARowThatTheClientRefusesIsCounted(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	add(t, b, contract.Message{Topic: "topic", Key: []byte("large"), Value: make([]byte, 3<<20)})
-	if err := b.relaySession(t.Context(), broker.Config{Brokers: "127.0.0.1:1"}); err == nil {
+	if err := b.relaySession(t.Context(), broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}); err == nil {
 		t.Error("a message of 3 MiB is taken")
 	}
 	if got := fmt.Sprint(gather(t, b.failures)); !strings.Contains(got, `value:"MSG_SIZE_TOO_LARGE"`) || failures(t, b) != 1 {
@@ -426,7 +427,7 @@ func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	add(t, b, numbered("topic", 0, 10)...)
 	ctx, stop := context.WithCancel(t.Context())
 	stop() // the session hands over what there is, then sees it
-	if err := b.relaySession(ctx, broker.Config{Brokers: "127.0.0.1:1"}); err != nil {
+	if err := b.relaySession(ctx, broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(log.String(), "ends with unacknowledged rows") || b.Rows() != 10 {
