@@ -91,7 +91,7 @@ kind-delete: ## Delete it with all that it holds
 .PHONY: generate
 generate: ## Write what is generated: the CRD and its Go, dashboards, alert rules
 	$(GO) generate ./services/operator/...
-	$(GO) run ./services/monitoring
+	$(GO) run ./services/cmd/generate-monitoring
 
 .PHONY: charts-docs
 charts-docs: ## Write the charts' README.md from their values

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	committed   = "../../k8s/monitoring"
-	runbookDir  = "../../docs/runbooks"
+	committed   = "../../../k8s/monitoring"
+	runbookDir  = "../../../docs/runbooks"
 	promtoolDoc = "promtool, which comes with Prometheus (Debian and Ubuntu: prometheus)"
 )
 
@@ -217,7 +217,7 @@ func TestPanelsExplainThemselvesAndDoNotOverlap(t *testing.T) {
 
 func TestTheObjectiveIsTheDeclaredOne(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../k8s/consumer-groups/order-service.yaml")
+	text, err := os.ReadFile("../../../k8s/consumer-groups/order-service.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

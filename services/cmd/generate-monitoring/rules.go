@@ -71,7 +71,7 @@ func rulesYAML() ([]byte, error) {
 	}
 	spec.Groups = ruleGroups()
 	var b bytes.Buffer
-	b.WriteString("# Made by `make generate` from services/monitoring; its tests are in tests/.\n")
+	b.WriteString("# Made by `make generate` from services/cmd/generate-monitoring; its tests are in tests/.\n")
 	encoder := yaml.NewEncoder(&b)
 	encoder.SetIndent(2)
 	err := encoder.Encode(struct {

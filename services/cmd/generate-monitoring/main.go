@@ -1,4 +1,4 @@
-// Command monitoring writes the rules of Prometheus and the dashboards of Grafana that are committed in k8s/monitoring, both from one
+// Command generate-monitoring writes the rules of Prometheus and the dashboards of Grafana that are committed in k8s/monitoring, both from one
 // source: a panel shows the line at which an alert fires because it is the same constant. It runs in the repository's root.
 package main
 
@@ -10,7 +10,7 @@ import (
 
 func main() {
 	if err := write(filepath.Join("k8s", "monitoring")); err != nil {
-		fmt.Fprintln(os.Stderr, "monitoring:", err)
+		fmt.Fprintln(os.Stderr, "generate-monitoring:", err)
 		os.Exit(1)
 	}
 }
