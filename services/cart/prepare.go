@@ -1,0 +1,120 @@
+package cart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/service"
+)
+
+var errRebuilding = errors.New("rebuilding the store from the topics")
+
+// orderTopics are what Cart writes and rebuilds from.
+var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
+
+// preparation makes a service that has just started ready.
+type preparation struct {
+	kafka broker.Config
+	admin *broker.Admin
+	store *store
+	log   *slog.Logger
+}
+
+// run opens the API once the store is whole, and makes the service ready once the topics were seen.
+//
+// A store that is whole needs no Kafka: the service accepts orders while Kafka is away.
+func (p *preparation) run(ctx context.Context, ready *service.Readiness, open func()) error {
+	whole, err := p.store.isRebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	if whole {
+		open()
+		err = p.awaitTopics(ctx, ready)
+	} else if err = p.fill(ctx, ready.Set); err == nil {
+		open()
+	}
+	if err != nil {
+		return err
+	}
+	ready.Set(nil)
+	p.log.Info("cart is ready")
+	return nil
+}
+
+// awaitTopics waits until the topics exist. The service is ready meanwhile, except while a broker that can
+// be reached has no such topics. It does not become ready at once, because a broker that is there mostly
+// responds within the second.
+func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness) error {
+	defer time.AfterFunc(time.Second, ready.ReadyUnlessSet).Stop()
+	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
+		if _, unreachable := errors.AsType[*broker.UnreachableError](missing); unreachable {
+			missing = nil
+		}
+		ready.Set(missing)
+	}, orderTopics...)
+	return err
+}
+
+// fill waits for the topics and rebuilds a new store from them, until that succeeds. report is called with
+// what it waits for, and never with nil.
+func (p *preparation) fill(ctx context.Context, report func(reason error)) error {
+	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
+		if missing == nil {
+			missing = errRebuilding
+		}
+		report(missing)
+	}, orderTopics...)
+	if err != nil {
+		return err
+	}
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	for {
+		err := p.rebuildOnce(ctx, report)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		report(fmt.Errorf("%w: trying again: %w", errRebuilding, err))
+		wait := retry.Next()
+		p.log.Warn("the store could not be rebuilt; trying again", "pause", wait, "err", err)
+		if !backoff.Sleep(ctx, wait) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// rebuildOnce rebuilds the store, and reports when the rebuild waits for Kafka.
+func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)) error {
+	watched, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer stop()
+	watching.Go(func() { p.watch(watched, report) })
+	return rebuild(ctx, p.kafka, p.admin, p.store, p.log)
+}
+
+// watch looks the topics up once a second until ctx ends. The rebuild itself only waits while Kafka is
+// away, and would not show why.
+func (p *preparation) watch(ctx context.Context, report func(reason error)) {
+	for backoff.Sleep(ctx, time.Second) {
+		_, err := p.admin.Topics(ctx, orderTopics...)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			report(fmt.Errorf("%w: waiting for Kafka: %w", errRebuilding, err))
+		default:
+			report(errRebuilding)
+		}
+	}
+}

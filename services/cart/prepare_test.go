@@ -1,0 +1,151 @@
+package cart
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/fakekafka"
+	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/service"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// newPreparation is that of a new store and a fake Kafka without records.
+func newPreparation(t *testing.T) *preparation {
+	t.Helper()
+	s, _ := running(t, t.TempDir(), 100)
+	log := slog.New(slog.DiscardHandler)
+	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{testenv.Fake(t)}}}
+	admin, err := broker.NewAdmin(cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	return &preparation{kafka: cfg, admin: admin, store: s, log: log}
+}
+
+// An API gateway that saw the service ready for an instant would send it requests that it refuses.
+func TestANewStoreIsNotReadyBeforeItIsRebuilt(t *testing.T) {
+	t.Parallel()
+	p := newPreparation(t)
+
+	var reasons []error
+	if err := p.fill(t.Context(), func(reason error) { reasons = append(reasons, reason) }); err != nil {
+		t.Fatal(err)
+	}
+	for i, reason := range reasons {
+		if reason == nil {
+			t.Errorf("reason %d is nil, which makes the service ready before the end of the rebuild: %v", i, reasons)
+		}
+	}
+	if len(reasons) == 0 || !errors.Is(reasons[0], errRebuilding) {
+		t.Errorf("reasons are %v, want %v from the moment on that the topics are there", reasons, errRebuilding)
+	}
+}
+
+func TestAServiceIsReadyOnlyAfterItsAPIIsOpen(t *testing.T) {
+	t.Parallel()
+	p := newPreparation(t)
+
+	for _, store := range []string{"new", "whole"} {
+		var ready service.Readiness
+		opened := 0
+		err := p.run(t.Context(), &ready, func() {
+			if opened++; ready.Err() == nil {
+				t.Errorf("%s store: ready before the API is open", store)
+			}
+		})
+		if err != nil || ready.Err() != nil || opened != 1 {
+			t.Errorf("%s store: run returns %v, readiness is %v, the API was opened %d times; want it open and ready",
+				store, err, ready.Err(), opened)
+		}
+	}
+}
+
+// The topics exist and Kafka goes away while they are read.
+func TestARebuildThatWaitsForKafkaShowsIt(t *testing.T) {
+	kafkaDir := t.TempDir()
+	kafka, err := fakekafka.New(kafkaDir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := kafka.ListenAddrs()[0]
+	testenv.Produce(t, addr, event(t, "a", 1))
+	fetched := make(chan struct{})
+	fetch := sync.OnceFunc(func() { close(fetched) })
+	kafka.ControlKey(int16(kmsg.Fetch), func(kmsg.Request) (kmsg.Response, error, bool) {
+		kafka.KeepControl()
+		fetch()
+		return nil, nil, true // no response
+	})
+	s := start(t, filepath.Join(t.TempDir(), "cart"), addr)
+	<-fetched
+	s.until(t, s.ops+"/readyz", 503, errRebuilding.Error())
+	kafka.Close()
+	s.until(t, s.ops+"/readyz", 503, errRebuilding.Error()+": waiting for Kafka: describe topics: Kafka is unreachable at "+addr)
+
+	port := netip.MustParseAddrPort(addr).Port()
+	kafka, err = fakekafka.New(kafkaDir, int(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(kafka.Close)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+}
+
+// A load balancer must learn of the stop while requests that are under way are still served.
+func TestAStopShowsWhileTheAPIDrains(t *testing.T) {
+	kafka := testenv.Fake(t)
+	s := start(t, filepath.Join(t.TempDir(), "cart"), kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+
+	body, send := io.Pipe()
+	reading := make(chan struct{})
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { close(reading) }})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.api+create, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Expect", "100-continue")
+	status := make(chan int, 1)
+	go func() {
+		client := http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Error(err)
+			status <- 0
+			return
+		}
+		resp.Body.Close()
+		status <- resp.StatusCode
+	}()
+	<-reading // the handler waits for the body
+
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); s.stop() }()
+	s.until(t, s.ops+"/readyz", 503, "stopping")
+	if _, err := io.Copy(send, strings.NewReader(`{"orderId":"last","itemsNum":1}`)); err != nil {
+		t.Fatal(err)
+	}
+	send.Close()
+	if got := <-status; got != 200 {
+		t.Errorf("the request that was under way gets %d, want 200", got)
+	}
+	<-stopped
+	if got := len(testenv.ReadAll(t, kafka, contract.TopicCreated)); got != 1 {
+		t.Errorf("%d records are published after the stop, want that of the last order", got)
+	}
+}

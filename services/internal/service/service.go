@@ -1,0 +1,92 @@
+// Package service starts and stops a service: its two listeners, its metrics, its readiness, and the
+// order in which its parts end.
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/web"
+)
+
+// Config is what differs between services.
+type Config struct {
+	// API is the address for clients.
+	API env.Addr
+	// Ops is the address of the operations endpoints, see web.Ops.
+	Ops env.Addr
+	// OpenAPI describes the API, and AsyncAPI the topics. Both are YAML.
+	OpenAPI, AsyncAPI []byte
+}
+
+// Service holds what every service has. New makes one, Run runs it, Close releases it.
+type Service struct {
+	// Registry has the collectors for Go and the process. A service adds its own.
+	Registry *prometheus.Registry
+	// Ready is why the service is not ready. It says "starting" until the service sets it.
+	Ready *Readiness
+
+	cfg      Config
+	log      *slog.Logger
+	api, ops net.Listener
+}
+
+// New binds both addresses, so that a port that is taken shows before anything else happens. Nothing is
+// served before Run.
+func New(cfg Config, log *slog.Logger) (*Service, error) {
+	api, err := web.Listen(cfg.API)
+	if err != nil {
+		return nil, err
+	}
+	ops, err := web.Listen(cfg.Ops)
+	if err != nil {
+		return nil, errors.Join(err, api.Close())
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return &Service{Registry: reg, Ready: &Readiness{}, cfg: cfg, log: log, api: api, ops: ops}, nil
+}
+
+// Close releases the addresses of a service that did not come to run. After Run it does nothing.
+func (s *Service) Close() {
+	_ = s.api.Close()
+	_ = s.ops.Close()
+}
+
+// ServeAPI serves clients until ctx ends, and then drains. It is a Task.
+func (s *Service) ServeAPI(ctx context.Context, h http.Handler) error {
+	return web.Serve(ctx, s.log, s.api, h)
+}
+
+// Run runs the stages until ctx ends or a task fails, and then stops them one after the other. The
+// operations endpoints are the last stage, so that probes and metrics are served to the end.
+// If started is not nil, Run calls it with the bound addresses before anything is served.
+func (s *Service) Run(ctx context.Context, started func(api, ops net.Addr), stages ...Stage) error {
+	ops := web.Ops{
+		Ready:    s.Ready.Err,
+		Registry: s.Registry,
+		OpenAPI:  s.cfg.OpenAPI,
+		AsyncAPI: s.cfg.AsyncAPI,
+	}.Handler()
+	stages = append(slices.Clone(stages), Stage{
+		func(ctx context.Context) error { return web.Serve(ctx, s.log, s.ops, ops) },
+	})
+	if started != nil {
+		started(s.api.Addr(), s.ops.Addr())
+	}
+	s.log.Info("listening", "api", s.api.Addr().String(), "ops", s.ops.Addr().String())
+	err := run(ctx, s.Ready.stop, stages)
+	s.log.Info("stopped")
+	return err
+}
