@@ -1,0 +1,40 @@
+package sqldb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"syscall"
+	"time"
+)
+
+// lockWait is a little longer than a service takes to stop.
+const lockWait = 25 * time.Second
+
+// ErrInUse says that another process holds the database.
+var ErrInUse = errors.New("the database is in use by another process")
+
+// takeLock waits for a predecessor: Kubernetes starts the successor of a deleted pod while that one still finishes its requests.
+func (db *DB) takeLock(ctx context.Context, path string, log *slog.Logger) error {
+	over := time.After(lockWait)
+	for said := false; ; said = true {
+		err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("lock %s.lock: %w", path, err)
+		}
+		if !said {
+			log.Warn("another process has the database: waiting for its end", "path", path, "at_most", lockWait)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s.lock: %w", path, context.Cause(ctx))
+		case <-over:
+			return fmt.Errorf("%w (it holds %s.lock)", ErrInUse, path)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
