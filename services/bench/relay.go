@@ -75,8 +75,7 @@ func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.M
 	}
 	for batch := range slices.Chunk(backlog, 10_000) {
 		if err := db.Tx(ctx, func(tx *sqldb.Tx) error {
-			_, err := box.Add(tx, time.Now(), batch)
-			return err
+			return box.Add(tx, time.Now(), batch)
 		}); err != nil {
 			return err
 		}

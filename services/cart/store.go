@@ -170,7 +170,6 @@ func (s *store) run(ctx context.Context) error {
 // commit decides a group and writes it in one transaction.
 func (s *store) commit(ctx context.Context, group []*pending) {
 	s.group.Observe(float64(len(group)))
-	var committed func()
 	err := s.db.Tx(context.WithoutCancel(ctx), func(tx *sqldb.Tx) error {
 		l, err := s.read(tx, group)
 		if err != nil {
@@ -186,8 +185,7 @@ func (s *store) commit(ctx context.Context, group []*pending) {
 			s.full = full
 			s.log.Warn("the backlog to Kafka", "full", full, "rows", s.box.Rows(), "limit", s.maxBacklog)
 		}
-		committed, err = s.write(tx, l)
-		return err
+		return s.write(tx, l)
 	})
 	if err != nil {
 		s.outcome(err)
@@ -196,7 +194,8 @@ func (s *store) commit(ctx context.Context, group []*pending) {
 		}
 		return
 	}
-	committed() // that it works again is for the sweep to say: on a disk that is almost full, every other group still fits
+	// That it works again is for the sweep to report: on a disk that is almost full, every other batch
+	// still fits.
 }
 
 // err is why the store cannot be written, nil when it can.
@@ -264,13 +263,13 @@ func (s *store) read(tx *sqldb.Tx, group []*pending) (*ledger, error) {
 	return l, nil
 }
 
-// write writes what the ledger holds; committed is for after the commit.
-func (s *store) write(tx *sqldb.Tx, l *ledger) (committed func(), err error) {
+// write writes what the ledger holds.
+func (s *store) write(tx *sqldb.Tx, l *ledger) error {
 	if len(l.messages) == 0 {
-		return func() {}, nil
+		return nil
 	}
 	if err := writeOrders(tx, l.changed, l.orders); err != nil {
-		return nil, err
+		return err
 	}
 	keys := make([]any, 0, 5*len(l.newKeys))
 	for key := range l.newKeys {
@@ -280,7 +279,7 @@ func (s *store) write(tx *sqldb.Tx, l *ledger) (committed func(), err error) {
 	if _, err := tx.ExecRows("INSERT INTO idempotency_keys(idempotency_key, fingerprint, version, body, expires_at) VALUES ", 5,
 		` ON CONFLICT(idempotency_key) DO UPDATE SET fingerprint = excluded.fingerprint, version = excluded.version,
 			body = excluded.body, expires_at = excluded.expires_at`, keys); err != nil {
-		return nil, fmt.Errorf("write idempotency keys: %w", err)
+		return fmt.Errorf("write idempotency keys: %w", err)
 	}
 	return s.box.Add(tx, l.now, l.messages)
 }

@@ -114,7 +114,6 @@ type move struct {
 // offset is not where the caller left it: another member has the partition.
 func (s *store) apply(ctx context.Context, batch []decoded, moves []move, now time.Time) (outcome, error) {
 	var out outcome
-	committed := func() {}
 	err := s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		marks, err := readMarks(tx, batch)
 		if err != nil {
@@ -125,7 +124,7 @@ func (s *store) apply(ctx context.Context, batch []decoded, moves []move, now ti
 			if n := s.box.Rows(); n >= s.maxLetters {
 				return fmt.Errorf("%w: %d, the limit is %d", errLettersFull, n, s.maxLetters)
 			}
-			if committed, err = s.box.Add(tx, now, deadLetters(out.letters, now)); err != nil {
+			if err := s.box.Add(tx, now, deadLetters(out.letters, now)); err != nil {
 				return err
 			}
 		}
@@ -147,7 +146,6 @@ func (s *store) apply(ctx context.Context, batch []decoded, moves []move, now ti
 	if err != nil {
 		return outcome{}, err
 	}
-	committed()
 	return out, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,9 +31,9 @@ type Box struct {
 	db  *sqldb.DB
 	log *slog.Logger
 
-	rows  atomic.Int64  // in the table; what is acknowledged and not deleted yet counts
-	acked atomic.Int64  // every row up to this id is acknowledged and can go
-	wake  chan struct{} // something was committed
+	rows  atomic.Int64 // in the table, with those that are acknowledged and not deleted yet
+	acked acknowledged
+	wake  chan struct{} // has a token when rows were committed since the relay last looked
 
 	failures             *prometheus.CounterVec
 	acks                 prometheus.Histogram
@@ -87,44 +88,83 @@ func (b *Box) Rows() int64 { return b.rows.Load() }
 func (b *Box) oldest() (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // a scrape has none to pass on
 	defer cancel()
+	last, _ := b.acked.get()
 	var at int64
-	err := b.db.Read.QueryRowContext(ctx, "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1", b.acked.Load()).Scan(&at)
+	err := b.db.Read.QueryRowContext(ctx, "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1", last).Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
 	return max(0, time.Since(time.UnixMilli(at))), err
 }
 
-// Add writes messages in the caller's transaction. The caller calls committed once that transaction is committed; it wakes the relay.
-// Add also deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own.
-func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) (committed func(), err error) {
-	deleted, err := b.deleteAcked(tx)
-	if err != nil {
-		return nil, err
+// Add writes messages in the caller's transaction and wakes the relay once it is committed. It also
+// deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own.
+func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
+	if err := b.deleteAcked(tx); err != nil {
+		return err
 	}
 	const columns = 5
 	args := make([]any, 0, columns*len(ms))
 	for _, m := range ms {
 		args = append(args, m.Topic, m.Key, m.Value, encodeHeaders(m.Headers), at.UnixMilli())
 	}
-	if _, err := tx.ExecRows("INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES ", columns, "", args); err != nil {
-		return nil, fmt.Errorf("insert into the outbox: %w", err)
+	added := int64(len(ms))
+	changed, err := tx.ExecRows("INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES ", columns, "", args)
+	if err := sqldb.ExpectRows(added, changed, err); err != nil {
+		return fmt.Errorf("insert into the outbox: %w", err)
 	}
-	return func() {
-		b.rows.Add(int64(len(ms)) - deleted)
+	tx.AfterCommit(func() {
+		b.rows.Add(added)
 		select {
 		case b.wake <- struct{}{}:
 		default: // it is awake
 		}
-	}, nil
+	})
+	return nil
 }
 
-func (b *Box) deleteAcked(tx *sqldb.Tx) (int64, error) {
-	n, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", b.acked.Load())
-	if err != nil {
-		return 0, fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
+// deleteAcked deletes the acknowledged rows in a transaction. A row among them that was never published,
+// or one that is gone already, is an error: an event would be lost, or another process has the database.
+func (b *Box) deleteAcked(tx *sqldb.Tx) error {
+	last, want := b.acked.get()
+	if want == 0 {
+		return nil
 	}
-	return n, nil
+	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", last)
+	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
+		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
+	}
+	tx.AfterCommit(func() {
+		b.acked.deleted(deleted)
+		b.rows.Add(-deleted)
+	})
+	return nil
+}
+
+// acknowledged is how far Kafka has acknowledged the outbox.
+type acknowledged struct {
+	mu   sync.Mutex
+	last int64 // every row up to this ID is acknowledged
+	rows int64 // how many of those rows are still in the table
+}
+
+func (a *acknowledged) get() (last, rows int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last, a.rows
+}
+
+// add moves the end to last, with n rows more before it.
+func (a *acknowledged) add(last, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last, a.rows = last, a.rows+n
+}
+
+func (a *acknowledged) deleted(n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.rows -= n
 }
 
 // encodeHeaders writes keys and values with their lengths before them, a value's plus one, as 0 stands for no value: a dead letter

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -49,15 +50,10 @@ func open(t *testing.T, path string) *Box {
 
 func add(t *testing.T, b *Box, ms ...contract.Message) {
 	t.Helper()
-	var committed func()
-	err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
-		committed, err = b.Add(tx, time.Now(), ms)
-		return err
-	})
+	err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), ms) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	committed()
 }
 
 // numbered are n messages of a few keys, each with its number in the whole sequence as its value.
@@ -162,8 +158,8 @@ func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
 			}
 			refused := errors.New("refused")
 			err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-				_, err := b.Add(tx, time.Now(), []contract.Message{{Topic: topic, Key: []byte("never"), Value: []byte("never")}})
-				return errors.Join(err, refused)
+				never := contract.Message{Topic: topic, Key: []byte("never"), Value: []byte("never")}
+				return errors.Join(b.Add(tx, time.Now(), []contract.Message{never}), refused)
 			})
 			if !errors.Is(err, refused) {
 				t.Fatal(err)
@@ -327,14 +323,11 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	addAt := func(ago time.Duration) {
-		var committed func()
-		if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
-			committed, err = b.Add(tx, time.Now().Add(-ago), numbered("topic", 0, 1))
-			return err
+		if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			return b.Add(tx, time.Now().Add(-ago), numbered("topic", 0, 1))
 		}); err != nil {
 			t.Fatal(err)
 		}
-		committed()
 	}
 	check := func(when, want string) {
 		t.Helper()
@@ -346,11 +339,11 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	addAt(2*time.Hour - 100*time.Millisecond)
 	addAt(time.Hour - 100*time.Millisecond)
 	check("nothing acknowledged", "rows 2, oldest 7200")
-	b.acked.Store(1)
+	b.acked.add(1, 1)
 	check("the first one acknowledged and still there", "rows 2, oldest 3600")
-	b.acked.Store(2)
+	b.acked.add(2, 1)
 	check("all acknowledged", "rows 2, oldest 0")
-	b.acked.Store(0)
+	b.acked.add(0, -2)
 	addAt(-time.Hour) // a clock that was set back
 	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("DELETE FROM outbox WHERE id < 3")
@@ -453,7 +446,7 @@ func TestOnlyWhatIsAcknowledgedWithoutAGapIsDone(t *testing.T) {
 		acked int64
 	}{{1, nil, 0}, {0, nil, 12}, {3, nil, 12}, {2, errors.New("refused"), 12}, {4, nil, 12}} {
 		w.delivered(tags[step.row], step.err)
-		if got := b.acked.Load(); got != step.acked {
+		if got, _ := b.acked.get(); got != step.acked {
 			t.Errorf("after row %d: done up to %d, want %d", ids[step.row], got, step.acked)
 		}
 	}
@@ -487,4 +480,78 @@ func TestHeadersAreKeptToTheByte(t *testing.T) {
 			t.Errorf("decodeHeaders(%v): %v, want %v", damaged, err, errHeaders)
 		}
 	}
+}
+
+// exec changes the database behind the outbox's back.
+func exec(t *testing.T, b *Box, query string) {
+	t.Helper()
+	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(query)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A message that is not written, or a row that is deleted before it was published, is a lost event.
+func TestALostWriteIsAnError(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		broken string // what is done to the database
+		want   sqldb.CountError
+	}{
+		"a message is not written":              {"CREATE TRIGGER x BEFORE INSERT ON outbox BEGIN SELECT RAISE(IGNORE); END", sqldb.CountError{Changed: 0, Want: 2}},
+		"acknowledged rows stay":                {"CREATE TRIGGER x BEFORE DELETE ON outbox BEGIN SELECT RAISE(IGNORE); END", sqldb.CountError{Changed: 0, Want: 2}},
+		"an acknowledged row is gone already":   {"DELETE FROM outbox WHERE id = 12", sqldb.CountError{Changed: 1, Want: 2}},
+		"a row before them was never published": {"INSERT INTO outbox(id, topic, headers, created_at) VALUES (5, 'topic', x'', 0)", sqldb.CountError{Changed: 3, Want: 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := open(t, filepath.Join(t.TempDir(), "t.db"))
+			exec(t, b, "INSERT INTO outbox(id, topic, headers, created_at) VALUES (10, 'topic', x'', 0)")
+			exec(t, b, "DELETE FROM outbox")
+			add(t, b, numbered("topic", 0, 3)...)
+			w := &window{box: b, progress: make(chan struct{}, 1)}
+			for id := range int64(2) {
+				w.delivered(w.add(11+id, time.Now()), nil)
+			}
+			exec(t, b, c.broken)
+			err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), numbered("topic", 3, 2)) })
+			if got, is := errors.AsType[*sqldb.CountError](err); !is || *got != c.want {
+				t.Errorf("Add: %v, want %v", err, &c.want)
+			}
+			if got := b.Rows(); got != 3 {
+				t.Errorf("%d rows are counted after the roll-back, want 3", got)
+			}
+		})
+	}
+}
+
+// While nothing is added, only the relay deletes acknowledged rows; a failure must not be the last try.
+func TestAFailedCleanUpIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	addr := testenv.Fake(t)
+	topic := testenv.NewTopic(t, addr, 1)
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	failed := make(chan struct{})
+	once := sync.OnceFunc(func() { close(failed) })
+	b.log = slog.New(slog.NewTextHandler(lines(func(line string) {
+		if strings.Contains(line, "acknowledged rows stay") {
+			once()
+		}
+	}), nil))
+	exec(t, b, "CREATE TRIGGER x BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+	add(t, b, numbered(topic, 0, 1)...)
+	relay(t, b, addr)
+	<-failed
+	exec(t, b, "DROP TRIGGER x")
+	eventually(t, "the outbox is empty", empty(b))
+}
+
+// lines is a writer of a log that hands each line on.
+type lines func(line string)
+
+func (l lines) Write(line []byte) (int, error) {
+	l(string(line))
+	return len(line), nil
 }

@@ -8,49 +8,54 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
-	"ordersystem.dev/services/internal/sqldb"
 )
 
 const (
-	readRows     = 1000                   // rows read from the table at a time
-	inFlight     = 10_000                 // rows handed to the client and not acknowledged
-	cleanupAfter = 50 * time.Millisecond  // after an acknowledgement, its row is deleted by then
-	retryMin     = 100 * time.Millisecond // first pause after a failure, doubled up to retryMax
-	retryMax     = 5 * time.Second
-	flushTime    = 5 * time.Second // for what is in flight when a producer is given up in order
+	// readRows is how many rows are read from the table at a time.
+	readRows = 1000
+	// inFlight is how many rows are handed to the client and not acknowledged, at most.
+	inFlight = 10_000
+	// cleanupAfter is when an acknowledged row is deleted at the latest, if all goes well.
+	cleanupAfter = 50 * time.Millisecond
+	// retryMin and retryMax are the first and the longest pause after a failure.
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
+	// flushTime is what a producer gets for its rows in flight when it is given up in order.
+	flushTime = 5 * time.Second
 )
 
-// Relay publishes the outbox in the order of its rows until ctx ends; then, and when the TLS files have changed, it waits a little for
-// what is in flight.
+// Relay publishes the outbox in the order of its rows until ctx ends. Then it waits up to flushTime for
+// the rows in flight; so it does when the TLS files have changed.
 //
-// After a failed delivery nothing is sent again on its own: a later version of the same order could have overtaken it. The relay
-// drops the producer, which ends everything in flight, and starts again at the lowest row that was not acknowledged. What had
-// arrived all the same is published twice, in order; consumers tell it by its event ID.
+// After a failed delivery the row is not sent again on its own: a later version of the same order could
+// have overtaken it. The relay drops the producer, which ends everything in flight, and starts again at
+// the first row that was not acknowledged. Rows behind it that had arrived are published twice, in
+// order. Consumers recognise them by their event ID.
 //
-// One relay per outbox: two would break the order.
+// There is one relay per outbox: two would break the order.
 func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
-	pause := retryMin
+	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
-		before := b.acked.Load()
+		before, _ := b.acked.get()
 		err := b.relaySession(ctx, cfg)
 		if err == nil { // ctx has ended, or the next producer has other TLS files
 			continue
 		}
-		if b.acked.Load() > before {
-			pause = retryMin
+		if now, _ := b.acked.get(); now > before {
+			retry.Reset()
 		}
-		b.log.Warn("the relay to Kafka starts over at the first unacknowledged row", "rows", b.rows.Load(), "pause", pause, "err", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, retryMax)
+		wait := retry.Next()
+		b.log.Warn("the relay to Kafka starts over at the first unacknowledged row",
+			"rows", b.rows.Load(), "pause", wait, "err", err)
+		backoff.Sleep(ctx, wait)
 	}
 	return nil
 }
 
-// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended or the producer is out of date.
+// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended or
+// the producer has outdated TLS files.
 func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	w := &window{box: b, progress: make(chan struct{}, 1)}
 	p, err := broker.NewProducer(cfg, b.log, w.delivered)
@@ -59,21 +64,14 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	}
 	defer p.Close()
 	defer func() {
-		if err != nil && ctx.Err() == nil {
-			return
+		if err == nil || ctx.Err() != nil {
+			err = errors.Join(err, b.flush(ctx, p, w))
 		}
-		final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
-		defer cancel()
-		if flushErr := p.Flush(final); flushErr != nil {
-			w.abandon()
-			b.log.Info("a producer ends with unacknowledged rows; the next one sends them again", "rows", b.rows.Load(), "err", flushErr)
-		}
-		err = errors.Join(err, b.deleteIdle(context.WithoutCancel(ctx))) // what was acknowledged in time is not sent again
 	}()
 
 	var cleanup <-chan time.Time
-	last := b.acked.Load() // the last row handed to the producer
-	more := true           // rows may be waiting in the table
+	last, _ := b.acked.get() // the last row handed to the producer
+	more := true             // rows may be waiting in the table
 	for {
 		if more && w.room() {
 			sent, full, err := b.sendFrom(ctx, p, w, last)
@@ -104,20 +102,23 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 		case <-cleanup:
 			cleanup = nil
 			if err := b.deleteIdle(ctx); err != nil {
+				// Publishing need not stop for it.
 				b.log.Warn("acknowledged rows stay in the outbox for now", "rows", b.rows.Load(), "err", err)
-				cleanup = time.After(retryMax) // publishing need not stop for it
+				cleanup = time.After(retryMax)
 			}
 		}
 	}
 }
 
-// sendFrom hands the next rows after id last to the producer. It returns the last id that the producer took, 0 when there was none,
-// and whether there may be more.
+// sendFrom hands the next rows after ID last to the producer. It returns the last ID that the producer
+// took, 0 if there was none, and whether there may be more rows.
 func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last int64) (sent int64, more bool, err error) {
-	// A page takes milliseconds, so it need not be cut off; with a context that can end, go-sqlite3 starts a goroutine for each row.
-	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx), "SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
+	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3 starts a
+	// goroutine for each row.
+	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
+		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
 	if err != nil {
-		return 0, true, ignoreEnd(ctx, fmt.Errorf("read the outbox: %w", err))
+		return 0, true, fmt.Errorf("read the outbox: %w", err)
 	}
 	defer rows.Close()
 	now := time.Now()
@@ -138,53 +139,55 @@ func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last 
 			if errors.Is(err, broker.ErrQueueFull) {
 				return sent, true, nil // an acknowledgement makes room
 			}
-			if w.failure() == nil { // else it is counted
+			if w.failure() == nil { // else it is counted already
 				b.failures.WithLabelValues(broker.Code(err)).Inc()
 			}
 			return sent, true, fmt.Errorf("produce row %d to %s: %w", id, m.Topic, err)
 		}
 		sent = id
 	}
-	return sent, n == readRows, ignoreEnd(ctx, rows.Err())
-}
-
-// ignoreEnd drops the error of a read that was cut off because the relay is to stop.
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if err := rows.Err(); err != nil {
+		return sent, true, fmt.Errorf("read the outbox: %w", err)
 	}
-	return err
+	return sent, n == readRows, nil
 }
 
-// deleteIdle deletes acknowledged rows when no caller's transaction has done so.
+// flush waits for the rows in flight, and deletes those that were acknowledged in time, so that they are
+// not sent again.
+func (b *Box) flush(ctx context.Context, p *broker.Producer, w *window) error {
+	final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	if err := p.Flush(final); err != nil {
+		w.abandon()
+		b.log.Info("a producer ends with unacknowledged rows; the next one sends them again",
+			"rows", b.rows.Load(), "err", err)
+	}
+	return b.deleteIdle(ctx)
+}
+
+// deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if ctx
+// has ended.
 func (b *Box) deleteIdle(ctx context.Context) error {
-	if b.rows.Load() == 0 {
+	if _, rows := b.acked.get(); rows == 0 {
 		return nil
 	}
-	var deleted int64
-	err := b.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
-		deleted, err = b.deleteAcked(tx)
-		return err
-	})
-	if err != nil {
-		return ignoreEnd(ctx, err)
-	}
-	b.rows.Add(-deleted)
-	return nil
+	return b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked)
 }
 
-// window is what was handed to one producer and is not acknowledged, in order. A tag is the place of a row in the whole sequence.
+// window is what was handed to one producer and is not acknowledged, in order. A tag is the position of a
+// row in the whole sequence of the window. It is safe for concurrent use.
 type window struct {
 	box      *Box
-	progress chan struct{} // an acknowledgement or a failure came
+	progress chan struct{} // has a token when there was an acknowledgement or a failure
 
 	mu        sync.Mutex
 	base      int64 // tag of rows[0]
 	rows      []sentRow
 	first     error
-	abandoned bool // the producer is closed in order, and what it gives up has not failed
+	abandoned bool // the producer is closed in order, and the rows that it gives up have not failed
 }
 
+// sentRow is a row of the table, as the window knows it.
 type sentRow struct {
 	id    int64
 	at    time.Time
@@ -223,12 +226,13 @@ func (w *window) abandon() {
 	w.abandoned = true
 }
 
-// delivered runs on the producer's goroutine. Rows are acknowledged in order per partition only, so the end of the acknowledged
-// ones is where the first gap is.
+// delivered takes the result of one row. It runs on the producer's goroutine. Rows are acknowledged in
+// order per partition only, so the outbox is acknowledged up to the first gap.
 func (w *window) delivered(tag int64, err error) {
 	w.mu.Lock()
 	if err != nil {
-		if w.first == nil && !w.abandoned { // the ones after it only fail because the producer is dropped
+		// The rows after the first failure only fail because the producer is dropped.
+		if w.first == nil && !w.abandoned {
 			w.box.failures.WithLabelValues(broker.Code(err)).Inc()
 			w.first = fmt.Errorf("deliver row %d: %w", w.rows[tag-w.base].id, err)
 		}
@@ -241,7 +245,7 @@ func (w *window) delivered(tag int64, err error) {
 			n++
 		}
 		if n > 0 {
-			w.box.acked.Store(w.rows[n-1].id)
+			w.box.acked.add(w.rows[n-1].id, int64(n))
 			w.rows, w.base = w.rows[n:], w.base+int64(n)
 		}
 	}

@@ -279,3 +279,45 @@ func TestAFullDiskRefusesAndRecovers(t *testing.T) {
 		t.Errorf("%d rows, want the one that was committed", got)
 	}
 }
+
+// What a transaction changes in memory is known to the next one, and never known after a roll-back.
+func TestAfterCommit(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	var log []string
+	if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		tx.AfterCommit(func() { log = append(log, fmt.Sprint("committed with rows: ", count(t, db))) })
+		tx.AfterCommit(func() { log = append(log, "committed, second") })
+		_, err := tx.Exec("INSERT INTO t(v) VALUES ('x')")
+		log = append(log, "in the transaction")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		tx.AfterCommit(func() { log = append(log, "rolled back") })
+		return refused
+	}); !errors.Is(err, refused) {
+		t.Error(err)
+	}
+	want := []string{"in the transaction", "committed with rows: 1", "committed, second"}
+	if diff := cmp.Diff(want, log); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestExpectRows(t *testing.T) {
+	t.Parallel()
+	if err := sqldb.ExpectRows(2, 2, nil); err != nil {
+		t.Errorf("2 of 2 rows: %v", err)
+	}
+	err := sqldb.ExpectRows(3, 2, nil)
+	if got, is := errors.AsType[*sqldb.CountError](err); !is || *got != (sqldb.CountError{Changed: 2, Want: 3}) {
+		t.Errorf("2 rows for 3: %v", err)
+	}
+	failed := errors.New("failed")
+	if err := sqldb.ExpectRows(3, 0, failed); !errors.Is(err, failed) {
+		t.Errorf("a statement that failed: %v, want its own error", err)
+	}
+}

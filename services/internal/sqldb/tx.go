@@ -10,15 +10,20 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
-// Tx runs fn in a transaction: committed when fn returns nil, else rolled back. Once begun it runs to its end, whatever becomes of
-// ctx, so that what an answer or an offset depends on is never half known. Transactions come one after the other.
+// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise. Transactions
+// run one after the other.
+//
+// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether it was
+// committed. fn only reads and writes the database, so that it can be run again: what else is to happen
+// goes to AfterCommit or is done by the caller.
 func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	tx := &Tx{db: db, ctx: context.WithoutCancel(ctx)} // go-sqlite3 starts a goroutine per statement for a context that can end
+	// go-sqlite3 starts a goroutine for each statement if its context can end.
+	tx := &Tx{db: db, ctx: context.WithoutCancel(ctx)}
 	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -31,14 +36,23 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	if err != nil {
 		return errors.Join(err, tx.rollback())
 	}
+	for _, then := range tx.committed {
+		then()
+	}
 	return nil
 }
 
 // Tx is a transaction under way. Its statements are prepared once per text and kept.
 type Tx struct {
-	db  *DB
-	ctx context.Context
+	db        *DB
+	ctx       context.Context
+	committed []func()
 }
+
+// AfterCommit runs then once the transaction is committed, and before the next one begins: what a
+// transaction has changed in memory is known to the next one. It is never run after a roll-back. then
+// must not begin a transaction.
+func (tx *Tx) AfterCommit(then func()) { tx.committed = append(tx.committed, then) }
 
 // rollback ends the transaction, unless SQLite has done so by itself, as it does on some errors (a full disk).
 func (tx *Tx) rollback() error {
@@ -78,6 +92,23 @@ func (tx *Tx) Exec(query string, args ...any) (int64, error) {
 		return 0, err
 	}
 	return r.RowsAffected()
+}
+
+// CountError reports that a statement changed another number of rows than it must. Something that was to
+// be written is not, or something was written that must not be.
+type CountError struct{ Changed, Want int64 }
+
+func (e *CountError) Error() string {
+	return fmt.Sprintf("%d rows were changed, want %d", e.Changed, e.Want)
+}
+
+// ExpectRows returns a *CountError if a statement, which has returned changed and err, changed another
+// number of rows than want. An err that is not nil is returned as it is.
+func ExpectRows(want, changed int64, err error) error {
+	if err == nil && changed != want {
+		return &CountError{Changed: changed, Want: want}
+	}
+	return err
 }
 
 // Query runs scan for each row of the result.
