@@ -69,11 +69,11 @@ fuzz: ## Fuzz each decoder for a moment (FUZZ_RUNS=10000000 for longer)
 
 .PHONY: kafka
 kafka: ## Start a real Kafka with the declared topics, on KAFKA_PORT
-	KAFKA_PORT=$(KAFKA_PORT) $(GO) run ./services/internal/testenv/kafkad start
+	KAFKA_PORT=$(KAFKA_PORT) $(GO) run ./services/cmd/kafkad start
 
 .PHONY: kafka-stop
 kafka-stop: ## Stop it
-	$(GO) run ./services/internal/testenv/kafkad stop
+	$(GO) run ./services/cmd/kafkad stop
 
 .PHONY: kind
 kind: ## Create the local cluster of kind-config.yaml, if it is not there

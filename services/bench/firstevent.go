@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 const (
@@ -38,7 +38,7 @@ type delays struct{ first, second, later float64 }
 // and the broker's default settings, and then this system. The long waits are idle, so all deployments wait at the same time.
 func (b *bench) firstEvent(ctx context.Context) error {
 	defaults := map[string]string{"auto.create.topics.enable": "true"}
-	for name := range testenv.BrokerSettings() {
+	for name := range localkafka.BrokerSettings() {
 		if _, set := defaults[name]; !set {
 			defaults[name] = "" // Kafka's own
 		}
@@ -47,7 +47,7 @@ func (b *bench) firstEvent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k, err := testenv.Start(ctx, testenv.Options{Dir: dir, JVM: brokerJVM, Settings: defaults})
+	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir, JVM: brokerJVM, Settings: defaults})
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func deploy(ctx context.Context, addr string, d deployment, name string) (got de
 	if d.topics == declaredTopics {
 		like := contract.Topics()[0]
 		for _, topic := range topics {
-			if err := testenv.CreateTopics(ctx, addr, []contract.Topic{{Name: topic, Partitions: like.Partitions, Config: like.Config}}, 1); err != nil {
+			if err := localkafka.CreateTopics(ctx, addr, []contract.Topic{{Name: topic, Partitions: like.Partitions, Config: like.Config}}, 1); err != nil {
 				return delays{}, err
 			}
 		}
@@ -225,12 +225,12 @@ func (b *bench) coldStart(ctx context.Context) (c coldStart, err error) {
 	if err != nil {
 		return c, err
 	}
-	k, err := testenv.Start(ctx, testenv.Options{Dir: dir + "/kafka", JVM: brokerJVM})
+	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir + "/kafka", JVM: brokerJVM})
 	if err != nil {
 		return c, err
 	}
 	defer k.Stop()
-	if err := testenv.CreateTopics(ctx, k.Addr, contract.Topics(), 1); err != nil {
+	if err := localkafka.CreateTopics(ctx, k.Addr, contract.Topics(), 1); err != nil {
 		return c, err
 	}
 	// As for the others: the system is new, Kafka is not. One that has never given out a producer ID refuses the first request for

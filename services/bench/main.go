@@ -30,7 +30,7 @@ import (
 	"github.com/mattn/go-sqlite3"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // bench is one run: its size and where its things are.
@@ -152,10 +152,10 @@ func (b *bench) describe() {
 	_, librdkafka := kafka.LibraryVersion()
 	sqlite, _, _ := sqlite3.Version()
 	fmt.Fprintf(b.out, "%s, %d processors, %s/%s, %s, Kafka %s (G1 collector, 1 GiB heap, the flags of its own start script), librdkafka %s, SQLite %s, %d repeats.\n",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), testenv.Version(), librdkafka, sqlite, b.repeats)
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), localkafka.Version(), librdkafka, sqlite, b.repeats)
 }
 
-// brokerJVM are the flags of Kafka's own start script: testenv's are for a quick start, and slow under load.
+// brokerJVM are the flags of Kafka's own start script: localkafka's are for a quick start, and slow under load.
 var brokerJVM = []string{"-Xms1g", "-Xmx1g", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent"}
 
 // rawTopic is declared as the order topics are, for the raw limits.
@@ -163,12 +163,12 @@ const rawTopic = "raw-topic"
 
 // startKafka starts a broker of the subject's own with all topics, and warms it up: the first hundred thousand records of a JVM are
 // slow, and whoever came first would pay for them.
-func (b *bench) startKafka(ctx context.Context) (*testenv.Kafka, error) {
+func (b *bench) startKafka(ctx context.Context) (*localkafka.Broker, error) {
 	dir, err := os.MkdirTemp(b.dir, "kafka-")
 	if err != nil {
 		return nil, err
 	}
-	k, err := testenv.Start(ctx, testenv.Options{Dir: dir, JVM: brokerJVM})
+	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir, JVM: brokerJVM})
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (b *bench) startKafka(ctx context.Context) (*testenv.Kafka, error) {
 	topics := append(contract.Topics(),
 		contract.Topic{Name: rawTopic, Partitions: like.Partitions, Config: like.Config},
 		contract.Topic{Name: warm, Partitions: like.Partitions, Config: like.Config})
-	if err = testenv.CreateTopics(ctx, k.Addr, topics, 1); err == nil {
+	if err = localkafka.CreateTopics(ctx, k.Addr, topics, 1); err == nil {
 		progress("warming kafka up")
 		if _, err = produceAll(ctx, k.Addr, warm, orders("warm-", 100_000)); err == nil {
 			_, err = consumeAll(ctx, k.Addr, warm)

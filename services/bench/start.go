@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // start measures how long the services take from their start until they are ready, and how much memory they hold. There is no raw
@@ -98,11 +98,11 @@ at %d connections, from empty topics. Instead of a raw limit: a bare net/http se
 // emptyTopics makes the order topics anew.
 func emptyTopics(ctx context.Context, addr string) error {
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
-		if err := testenv.DeleteTopic(ctx, addr, topic); err != nil {
+		if err := localkafka.DeleteTopic(ctx, addr, topic); err != nil {
 			return err
 		}
 	}
-	return testenv.CreateTopics(ctx, addr, contract.Topics(), 1)
+	return localkafka.CreateTopics(ctx, addr, contract.Topics(), 1)
 }
 
 func (b *bench) startEchoOnce(ctx context.Context) (ms, memory float64, err error) {

@@ -21,6 +21,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -234,7 +235,7 @@ func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
 // late: orders are taken all the while, and published when it is there.
 func TestServiceOnSecureKafka(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
-	if err := testenv.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
+	if err := localkafka.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Produce(t, k.Addr, event(t, "before", 1), event(t, "before", 2))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -23,7 +24,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 2))
-	kafka, err := testenv.Start(t.Context(), testenv.Options{
+	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
 		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Settings: map[string]string{ // what a killed member held is free again soon
 			"group.consumer.min.session.timeout.ms": "1000", "group.consumer.session.timeout.ms": "1000",
@@ -112,7 +113,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	dir := t.TempDir()
-	kafka, err := testenv.Start(t.Context(), testenv.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	kafka, err := localkafka.Start(t.Context(), localkafka.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	declare(t, kafka.Addr)
@@ -131,7 +132,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	if err := kafka.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, broker, err := testenv.Running(dir)
+	_, broker, err := localkafka.Running(dir)
 	if err != nil || broker == 0 {
 		t.Fatalf("the broker's process is %d: %v", broker, err)
 	}

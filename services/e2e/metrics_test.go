@@ -25,6 +25,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
 )
@@ -103,8 +104,8 @@ var failures = map[string][]string{
 // scrapeSystem runs the whole system, has everything happen in it that panels show, and returns what it measured of itself.
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
-	reporter := local(testenv.FreePort())
-	kafka, err := testenv.Start(t.Context(), testenv.Options{Dir: t.TempDir(), Settings: testenv.MetricsSettings(reporter)})
+	reporter := local(localkafka.FreePort())
+	kafka, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: localkafka.MetricsSettings(reporter)})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	declare(t, kafka.Addr)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -110,7 +111,7 @@ func TestMissingTopics(t *testing.T) {
 
 	// A store that is whole does not make Cart ready on a reachable Kafka that lost its topics, but one that has seen them stays so.
 	for _, topic := range topics {
-		if err := testenv.DeleteTopic(t.Context(), kafka.Addr, topic.Name); err != nil {
+		if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, topic.Name); err != nil {
 			t.Fatal(err)
 		}
 	}

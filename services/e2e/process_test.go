@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -110,7 +111,7 @@ func newOrder(t testing.TB, kafka string, env ...string) *process {
 }
 
 // startSystem starts both services on a Kafka of their own with its topics, and waits until they are ready.
-func startSystem(t testing.TB) (kafka *testenv.Kafka, cart, order *process) {
+func startSystem(t testing.TB) (kafka *localkafka.Broker, cart, order *process) {
 	t.Helper()
 	kafka = testenv.StartKafka(t)
 	declare(t, kafka.Addr)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -17,7 +18,7 @@ import (
 // meanwhile. A Cart that lost its store goes on counting where it was.
 func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	t.Parallel()
-	kafka, err := testenv.Start(t.Context(), testenv.Options{
+	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
 		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
 	})
@@ -130,7 +131,7 @@ func TestTopicMadeAnew(t *testing.T) {
 		order.sees(fmt.Sprint("old-", n), 2, "Shipped")
 	}
 
-	if err := testenv.DeleteTopic(t.Context(), kafka.Addr, contract.TopicUpdated); err != nil {
+	if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, contract.TopicUpdated); err != nil {
 		t.Fatal(err)
 	}
 	declare(t, kafka.Addr)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -270,7 +271,7 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 			order := newOrder(t, kafka.Addr).start().ready()
 			redeclare := func(topics ...contract.Topic) {
 				t.Helper()
-				if err := testenv.DeleteTopic(t.Context(), kafka.Addr, letterTopic.Name); err != nil {
+				if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, letterTopic.Name); err != nil {
 					t.Fatal(err)
 				}
 				if topics != nil {

@@ -15,6 +15,7 @@ import (
 	_ "github.com/mattn/go-sqlite3" // the stores are looked at without the services
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -147,7 +148,7 @@ func declare(t testing.TB, kafka string, topics ...contract.Topic) {
 	if topics == nil {
 		topics = contract.Topics()
 	}
-	if err := testenv.CreateTopics(t.Context(), kafka, topics, 1); err != nil {
+	if err := localkafka.CreateTopics(t.Context(), kafka, topics, 1); err != nil {
 		t.Fatal(err)
 	}
 }

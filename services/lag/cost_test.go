@@ -24,6 +24,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
 )
@@ -41,7 +42,7 @@ const (
 // A poll after the first one, when nothing moves and every second group is behind; the first one, which has to search for the age of
 // all that is unread; and a scrape. With the flags of TestScenarios also a scrape of the other tools, which asks the broker. The broker runs in a process of its own: CPU and memory are the collector's and the benchmark's.
 func BenchmarkCost(b *testing.B) {
-	k, err := testenv.Start(b.Context(), testenv.Options{Dir: b.TempDir(), JVM: []string{"-Xmx1g"}})
+	k, err := localkafka.Start(b.Context(), localkafka.Options{Dir: b.TempDir(), JVM: []string{"-Xmx1g"}})
 	testenv.Require(b, err)
 	b.Cleanup(k.Kill)
 	admin, err := kadm.NewOptClient(kgo.SeedBrokers(k.Addr))

@@ -18,7 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // Other tools may run beside the collector: same broker, same moments, same truth. TestScenarios then logs what each of them says.
@@ -51,7 +51,7 @@ func startExporters(t testing.TB, addr string) []*exporter {
 	t.Helper()
 	var all []*exporter
 	if *kafkaExporter != "" {
-		port := testenv.FreePort()
+		port := localkafka.FreePort()
 		// By default it learns of new topics twice a minute, which is too rare for a test of a minute.
 		cmd := exec.CommandContext(t.Context(), *kafkaExporter, "--kafka.server="+addr, "--kafka.version=4.0.0", "--refresh.metadata=1s",
 			fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port))
@@ -65,7 +65,7 @@ func startExporters(t testing.TB, addr string) []*exporter {
 		}))
 	}
 	if *kminion != "" {
-		port := testenv.FreePort()
+		port := localkafka.FreePort()
 		cmd := exec.CommandContext(t.Context(), *kminion)
 		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+addr, "EXPORTER_HOST=127.0.0.1", fmt.Sprintf("EXPORTER_PORT=%d", port))
 		all = append(all, startExporter(t, cmd, &exporter{

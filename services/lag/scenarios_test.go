@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
 )
@@ -18,7 +19,7 @@ import (
 // The collector tells the truth, in every scenario here, beside all the others and to the end: records are exact, ages are off by no
 // more than a poll's interval, and every group is in every snapshot and every scrape.
 func TestScenarios(t *testing.T) {
-	k, err := testenv.Start(t.Context(), testenv.Options{Dir: t.TempDir(), Settings: map[string]string{
+	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{
 		"log.cleaner.backoff.ms":    "100", // or compaction waits for 15 s
 		"broker.session.timeout.ms": "",    // a busy machine must not fence the broker
 	}})
@@ -332,7 +333,7 @@ func madeAnewUnseen(s *scenario) {
 func (s *scenario) makeAnew(old *topicLog, w *watch) *topicLog {
 	s.Helper()
 	w.until = time.Now()
-	if err := testenv.DeleteTopic(s.Context(), s.addr, old.name); err != nil {
+	if err := localkafka.DeleteTopic(s.Context(), s.addr, old.name); err != nil {
 		s.Fatal(err)
 	}
 	return s.newTopic(strings.TrimPrefix(old.name, s.name+"-"), len(old.partitions))

@@ -25,7 +25,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/lag"
 )
 
@@ -173,7 +173,7 @@ func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *
 	for i := 0; i < len(settings); i += 2 {
 		topic.Config[settings[i]] = settings[i+1]
 	}
-	if err := testenv.CreateTopics(s.Context(), s.addr, []contract.Topic{topic}, 1); err != nil {
+	if err := localkafka.CreateTopics(s.Context(), s.addr, []contract.Topic{topic}, 1); err != nil {
 		s.Fatal(err)
 	}
 	l := &topicLog{scenario: s, name: topic.Name}

@@ -70,9 +70,7 @@ var connect = sync.OnceValues(func() (*rest.Config, error) { return Connect(slog
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	if _, err := exec.LookPath("kubectl"); err != nil {
-		testenv.Require(t, &testenv.MissingError{Program: "kubectl", Install: "kubectl"})
-	}
+	testenv.RequireProgram(t, "kubectl", "kubectl")
 	testenv.RequireCluster(t)
 	testenv.Require(t, crds())
 	connected, err := connect()

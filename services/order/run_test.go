@@ -20,6 +20,7 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -152,7 +153,7 @@ func TestServiceOnRealKafka(t *testing.T) {
 func TestServiceOnSecureKafka(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartSecureKafka(t)
-	if err := testenv.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
+	if err := localkafka.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
 		t.Fatal(err)
 	}
 	k.Allow(t, "order",
@@ -335,7 +336,7 @@ func TestTopicMadeAnewUnderTheService(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t).Addr
 	create := func() {
-		if err := testenv.CreateTopics(t.Context(), kafka, contract.Topics(), 1); err != nil {
+		if err := localkafka.CreateTopics(t.Context(), kafka, contract.Topics(), 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -355,7 +356,7 @@ func TestTopicMadeAnewUnderTheService(t *testing.T) {
 		t.Errorf("audit before: %+v", got)
 	}
 
-	if err := testenv.DeleteTopic(t.Context(), kafka, contract.TopicCreated); err != nil {
+	if err := localkafka.DeleteTopic(t.Context(), kafka, contract.TopicCreated); err != nil {
 		t.Fatal(err)
 	}
 	create()

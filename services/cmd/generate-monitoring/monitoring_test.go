@@ -430,9 +430,7 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 // The tests in k8s/monitoring/tests, by Prometheus itself.
 func TestRules(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("promtool"); err != nil {
-		testenv.Require(t, &testenv.MissingError{Program: "promtool", Install: promtoolDoc})
-	}
+	testenv.RequireProgram(t, "promtool", promtoolDoc)
 	text, err := os.ReadFile(committed + "/rules.yaml")
 	if err != nil {
 		t.Fatal(err)

@@ -235,7 +235,7 @@ func decode(t *testing.T, b []byte, into any) {
 func needDocker(t *testing.T) {
 	t.Helper()
 	if err := exec.CommandContext(t.Context(), testenv.Docker(), "info").Run(); err != nil {
-		testenv.Require(t, &testenv.MissingError{Program: "Docker", Install: "it, and start its daemon (docker info: " + err.Error() + ")"})
+		testenv.Missing(t, "Docker", "it, and start its daemon (docker info: "+err.Error()+")")
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -30,7 +31,7 @@ import (
 const root = "../../.."
 
 // kafkaImage is the test's own broker; its tag changes with what is in it.
-var kafkaImage = "ordersystem/test-kafka:" + testenv.Version()
+var kafkaImage = "ordersystem/test-kafka:" + localkafka.Version()
 
 // cluster is a namespace of this run's own in the cluster that KUBECONFIG names. Everything is done by kubectl and helm, as a user does it.
 type cluster struct {
@@ -48,13 +49,11 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	testenv.RequireCluster(t)
 	if os.Getenv("TEST_IMAGE_LOAD") == "" {
-		testenv.Require(t, &testenv.MissingError{Program: "a loader of images",
-			Install: `one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`})
+		testenv.Missing(t, "a loader of images",
+			`one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`)
 	}
 	for _, program := range []string{"kubectl", "helm", testenv.Docker(), "node", "prometheus"} {
-		if _, err := exec.LookPath(program); err != nil {
-			testenv.Require(t, &testenv.MissingError{Program: program, Install: "it"})
-		}
+		testenv.RequireProgram(t, program, "it")
 	}
 	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test looks into, and that they have changed:
 	// without this it would go on telling the result for an older chart.
@@ -97,7 +96,7 @@ func loadImages(t *testing.T, c *cluster) {
 			t.Fatalf("the image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
 		}
 	}
-	jars, err := testenv.Jars(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	jars, err := localkafka.Jars(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	testenv.Require(t, err)
 	build := []string{"build", "--quiet", "--tag", kafkaImage, "--file", "services/e2e/kubernetes/kafka/Dockerfile"}
 	if base := os.Getenv("TEST_JAVA_BASE"); base != "" {
@@ -171,7 +170,7 @@ func (c *cluster) try(ctx context.Context, stdin, program string, args ...string
 func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	args := []string{"-n", c.namespace, "port-forward", target}
 	for _, port := range ports {
-		local := testenv.FreePort()
+		local := localkafka.FreePort()
 		addresses = append(addresses, net.JoinHostPort("127.0.0.1", strconv.Itoa(local)))
 		args = append(args, fmt.Sprintf("%d:%d", local, port))
 	}

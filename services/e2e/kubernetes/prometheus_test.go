@@ -23,7 +23,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // prometheus is a real one, on this machine. It scrapes the pods that the PodMonitors of the charts and of k8s/monitoring choose, as the
@@ -256,7 +256,7 @@ func writeJSON(file string, v any) error {
 // something listens there.
 func (c *cluster) serve(t *testing.T, program string, args ...string) (address string) {
 	t.Helper()
-	port := testenv.FreePort()
+	port := localkafka.FreePort()
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], "%d", strconv.Itoa(port))
 	}

@@ -26,6 +26,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/e2e/manifests/schemas"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -120,8 +121,8 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 		}
 	}
 	want := listener{Name: "tls", Port: 9093, Type: "internal", TLS: true, Authentication: struct{ Type string }{"tls"}}
-	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) || k.Version != testenv.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
-		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", testenv.Version(), want, k)
+	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) || k.Version != localkafka.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
+		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", localkafka.Version(), want, k)
 	}
 	if p := s.pool; p.Metadata.Name != "dual-role" || p.Spec.Replicas != 1 {
 		t.Fatalf("strimzi/cluster/dev has %d nodes in pool %s, want one in dual-role", p.Spec.Replicas, p.Metadata.Name)
@@ -242,7 +243,7 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 		"super.users":                               "User:CN=orders-kafka;User:CN=" + admin,
 		"log.dirs":                                  "/data/kafka-log0",
 	}
-	maps.Copy(properties, testenv.MetricsSettings(":9404"))
+	maps.Copy(properties, localkafka.MetricsSettings(":9404"))
 	maps.Copy(properties, texts(s.kafka.Spec.Kafka.Config))
 	var file bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(properties)) {

@@ -13,6 +13,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/e2e/manifests/schemas"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/operator"
 )
 
@@ -150,7 +151,7 @@ func TestNoOtherExporterOfLag(t *testing.T) {
 // `make images` builds all images with one tag, which is what the charts ask for.
 func TestChartsAskForTheImagesThatAreBuilt(t *testing.T) {
 	t.Parallel()
-	need(t, "make", "make")
+	testenv.RequireProgram(t, "make", "make")
 	names, _ := run(t, nil, "make", "-s", "image-names")
 	built := strings.Fields(names)
 	for _, file := range glob(t, "charts/*/Chart.yaml") {

@@ -22,14 +22,6 @@ import (
 
 const root = "../../.."
 
-// need skips the test, or fails it with TEST_REQUIRE=1, where a program is missing.
-func need(t testing.TB, program, install string) {
-	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		testenv.Require(t, &testenv.MissingError{Program: program, Install: install})
-	}
-}
-
 // run runs a program in the repository's root and returns what it wrote; any failure ends the test.
 func run(t testing.TB, stdin []byte, program string, args ...string) (stdout, stderr string) {
 	t.Helper()
@@ -46,7 +38,7 @@ func run(t testing.TB, stdin []byte, program string, args ...string) (stdout, st
 
 func kustomize(t testing.TB, dir string) []byte {
 	t.Helper()
-	need(t, "kubectl", "kubectl, which has kustomize in it")
+	testenv.RequireProgram(t, "kubectl", "kubectl, which has kustomize in it")
 	out, _ := run(t, nil, "kubectl", "kustomize", dir)
 	return []byte(out)
 }
@@ -54,7 +46,7 @@ func kustomize(t testing.TB, dir string) []byte {
 // helmTemplate renders the chart with what else is in its values file; an empty name means the chart's own values alone.
 func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
 	t.Helper()
-	need(t, "helm", "Helm 4")
+	testenv.RequireProgram(t, "helm", "Helm 4")
 	args := []string{"template", filepath.Base(chart), chart, "--namespace", namespace}
 	if values != "" {
 		args = append(args, "--values", values)
@@ -158,7 +150,7 @@ func documents(t testing.TB, text []byte) (objects []document) {
 
 func TestManifestsFitTheSchemas(t *testing.T) {
 	t.Parallel()
-	need(t, "kubeconform", "kubeconform")
+	testenv.RequireProgram(t, "kubeconform", "kubeconform")
 	dir := t.TempDir()
 	testenv.Require(t, schemas.Write(t.Context(), dir))
 	forEach(t, "orders", func(t *testing.T, manifests []byte) {
@@ -168,7 +160,7 @@ func TestManifestsFitTheSchemas(t *testing.T) {
 
 func TestChartsPassTheLinter(t *testing.T) {
 	t.Parallel()
-	need(t, "helm", "Helm 4")
+	testenv.RequireProgram(t, "helm", "Helm 4")
 	for _, c := range charts(t) {
 		t.Run(filepath.Join(c.chart, filepath.Base(c.values)), func(t *testing.T) {
 			t.Parallel()
@@ -183,7 +175,7 @@ func TestChartsPassTheLinter(t *testing.T) {
 
 func TestChartsPassTheirUnitTests(t *testing.T) {
 	t.Parallel()
-	need(t, "helm-unittest", "helm-unittest, as a program or linked from the plugin's directory")
+	testenv.RequireProgram(t, "helm-unittest", "helm-unittest, as a program or linked from the plugin's directory")
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
 		chart := filepath.Dir(file)
 		glob(t, chart+"/tests/*_test.yaml") // without any, helm-unittest is content too
@@ -193,7 +185,7 @@ func TestChartsPassTheirUnitTests(t *testing.T) {
 
 func TestChartsDocumentEveryValue(t *testing.T) {
 	t.Parallel()
-	need(t, "helm-docs", "helm-docs")
+	testenv.RequireProgram(t, "helm-docs", "helm-docs")
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
 		chart := filepath.Dir(file)
 		want, _ := run(t, nil, "helm-docs", "--dry-run", "--chart-search-root", chart)

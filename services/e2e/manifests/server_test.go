@@ -28,7 +28,7 @@ func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 // newNamespace makes a namespace for this test alone, as strict as k8s/namespaces makes `orders`, in a cluster with the CRDs.
 func newNamespace(t *testing.T) string {
 	t.Helper()
-	need(t, "kubectl", "kubectl")
+	testenv.RequireProgram(t, "kubectl", "kubectl")
 	testenv.RequireCluster(t)
 	testenv.Require(t, schemas.Install(t.Context())) // and never deleted: that would delete every Kafka
 	name := "manifests-" + strings.ToLower(rand.Text()[:8])

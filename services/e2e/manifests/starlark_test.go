@@ -11,6 +11,8 @@ import (
 	"go.starlark.net/starlark"
 	"go.starlark.net/starlarkstruct"
 	"go.starlark.net/syntax"
+
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // tiltfile is what a Tiltfile declares. It is evaluated as Tilt does it, with those of Tilt's functions that ours calls: a function or a
@@ -173,7 +175,7 @@ func (f *tiltfile) helm(t testing.TB, unpack func(...any) error) (starlark.Value
 	for _, value := range elements[string](set) {
 		args = append(args, "--set", value)
 	}
-	need(t, "helm", "Helm 4")
+	testenv.RequireProgram(t, "helm", "Helm 4")
 	out, _ := run(t, nil, "helm", args...)
 	rendered := strings.Split(out, "---\n")
 	rendered = slices.DeleteFunc(rendered, func(manifest string) bool {

@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // manifest is what these tests look at, of all kinds.
@@ -195,7 +195,7 @@ func TestNothingHasFewerReplicasThanItsEnvironment(t *testing.T) {
 // The tests and the benchmarks ran on a broker of this version, with these settings.
 func TestKafkaIsTheOneThatTheTestsRunOn(t *testing.T) {
 	t.Parallel()
-	file, err := os.Open(filepath.Join(root, "services/internal/testenv/kafka/broker.properties"))
+	file, err := os.Open(filepath.Join(root, "services/internal/localkafka/broker.properties"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,8 +214,8 @@ func TestKafkaIsTheOneThatTheTestsRunOn(t *testing.T) {
 			if r.Kind != "Kafka" {
 				continue
 			}
-			if r.Spec.Kafka.Version != testenv.Version() {
-				t.Errorf("%s: Kafka %s, want %s", environment, r.Spec.Kafka.Version, testenv.Version())
+			if r.Spec.Kafka.Version != localkafka.Version() {
+				t.Errorf("%s: Kafka %s, want %s", environment, r.Spec.Kafka.Version, localkafka.Version())
 			}
 			got := map[string]string{}
 			for name, value := range r.Spec.Kafka.Config {

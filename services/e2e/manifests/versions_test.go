@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 // The release of another project stands where a reader copies a command, and in what runs it: in the same version everywhere.
@@ -43,7 +43,7 @@ func TestOneVersionOfEachProject(t *testing.T) {
 		least         int // how often
 	}{
 		{"Strimzi", strimzi, regexp.MustCompile(`(?:Strimzi |strimzi-kafka-operator (?:--version )?|strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
-		{"Kafka in Strimzi's image", testenv.Version(), regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
+		{"Kafka in Strimzi's image", localkafka.Version(), regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
 		{"kube-prometheus-stack", stack, regexp.MustCompile(`kube-prometheus-stack (?:--version )?(\d+\.\d+\.\d+)`), 5},
 	} {
 		found := 0

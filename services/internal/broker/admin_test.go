@@ -15,6 +15,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -108,7 +109,7 @@ func TestAdminAwaitsTopics(t *testing.T) {
 		if !ok || !slices.Equal(missing.Names, []string{declared.Name}) {
 			t.Errorf("first state %v", missing)
 		}
-		if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
+		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-found; len(got) != 2 {

@@ -20,6 +20,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -156,7 +157,7 @@ func truncate(t testing.TB, addr, topic string, partition int32, first int64) {
 func newTopic(t testing.TB, addr string, partitions int) string {
 	t.Helper()
 	topic := contract.Topic{Name: "test-" + uuid.NewString(), Partitions: partitions}
-	if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
+	if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
 		t.Fatal(err)
 	}
 	return topic.Name

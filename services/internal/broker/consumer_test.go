@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -352,13 +353,13 @@ func TestConsumerSeesATopicMadeAnew(t *testing.T) {
 		_, stop := start(t, addr, group(topic, other), m)
 		testenv.Produce(t, addr, append(messages(topic, 50, 10), messages(other, 50, 10)...)...)
 		m.await(t, "the old topic's records", func() bool { return m.count() == 100 })
-		if err := testenv.DeleteTopic(t.Context(), addr, topic); err != nil {
+		if err := localkafka.DeleteTopic(t.Context(), addr, topic); err != nil {
 			t.Fatal(err)
 		}
 		declared := contract.Topics()[0]
 		declared.Name, declared.Partitions = topic, 2
 		poll(t, "the topic is made anew", func() bool {
-			return testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1) == nil
+			return localkafka.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1) == nil
 		})
 		poll(t, "it can be written", func() bool { return !t.Failed() && produced(t, addr, message(topic, "key", "new")) })
 		m.await(t, "the new topic's record", func() bool { return m.count() == 101 })
@@ -413,7 +414,7 @@ func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
 		for range 3 { // it lives on without the topic
 			<-time.After(200 * time.Millisecond)
 		}
-		if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
+		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
 			t.Fatal(err)
 		}
 		testenv.Produce(t, addr, messages(declared.Name, 10, 3)...)

@@ -12,7 +12,7 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// settings repeats those of testenv/kafka/broker.properties that kfake knows; a test there holds the two together.
+// settings repeats those of localkafka/broker.properties that kfake knows; a test there holds the two together.
 var settings = map[string]string{
 	"group.consumer.heartbeat.interval.ms": "500",
 	"group.consumer.session.timeout.ms":    "6000",

@@ -24,6 +24,7 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -265,11 +266,11 @@ func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	if n := len(testenv.ReadAll(t, addr, present)); n < 50 {
 		eventually(t, "what was before the refused rows is published", func() bool { return len(testenv.ReadAll(t, addr, present)) >= 50 })
 	}
-	if err := testenv.CreateTopics(t.Context(), addr, []contract.Topic{{Name: absent, Partitions: 3, Config: map[string]string{}}}, 1); err != nil {
+	if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{{Name: absent, Partitions: 3, Config: map[string]string{}}}, 1); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := testenv.DeleteTopic(context.WithoutCancel(t.Context()), addr, absent); err != nil {
+		if err := localkafka.DeleteTopic(context.WithoutCancel(t.Context()), addr, absent); err != nil {
 			t.Error(err)
 		}
 	})

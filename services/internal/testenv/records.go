@@ -14,20 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/fakekafka"
 )
-
-// Fake starts a fake Kafka in this process, with the declared topics, and returns its address. It hides what real groups and
-// restarts cost; tests of these use StartKafka.
-func Fake(t testing.TB) string {
-	t.Helper()
-	cluster, err := fakekafka.New("", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	return cluster.ListenAddrs()[0]
-}
 
 // Record is a record as an independent reader sees it.
 type Record struct {
@@ -89,7 +76,7 @@ func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, e
 
 // bounds returns, for each partition that is not empty, its end and where to start.
 func bounds(ctx context.Context, addr, topic string, opts []kgo.Opt) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
-	admin, err := newAdmin(addr, opts...)
+	admin, err := kadm.NewOptClient(append([]kgo.Opt{kgo.SeedBrokers(addr)}, opts...)...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -170,7 +157,7 @@ func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
 	defer cancel()
-	admin, err := newAdmin(addr)
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(addr))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	"regexp"
 	"strconv"
 
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 //go:embed pom.xml
@@ -42,7 +42,7 @@ func generate(ctx context.Context, dir string) error {
 	}
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
-		return &testenv.MissingError{Program: "mvn", Install: "Apache Maven (Debian and Ubuntu: maven)"}
+		return &localkafka.MissingError{Program: "mvn", Install: "Apache Maven (Debian and Ubuntu: maven)"}
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -98,7 +98,7 @@ func findJava(ctx context.Context, version int) (string, error) {
 			return java, nil
 		}
 	}
-	return "", &testenv.MissingError{
+	return "", &localkafka.MissingError{
 		Program: fmt.Sprintf("Java %d", version),
 		Install: fmt.Sprintf("a JDK, %d or newer, beside any other, and set JAVA_HOME if it is not below /usr/lib/jvm", version),
 	}

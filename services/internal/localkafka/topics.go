@@ -1,4 +1,4 @@
-package testenv
+package localkafka
 
 import (
 	"cmp"
@@ -6,15 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 )
+
+const topicsPatience = 60 * time.Second
 
 // CreateTopics makes the topics that are missing and waits until clients can use them. One that is there and not as declared is an
 // error: it is never altered, since more partitions would move keys.
@@ -24,7 +25,7 @@ func CreateTopics(ctx context.Context, addr string, topics []contract.Topic, rep
 		return err
 	}
 	defer admin.Close()
-	ctx, cancel := context.WithTimeout(ctx, ioPatience)
+	ctx, cancel := context.WithTimeout(ctx, topicsPatience)
 	defer cancel()
 	var all []error
 	for _, topic := range topics {
@@ -67,10 +68,8 @@ func awaitTopic(ctx context.Context, admin *kadm.Client, name string, id kadm.To
 		if led && (id == kadm.TopicID{} || id == topic.ID) {
 			return len(topic.Partitions), nil
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, 10*time.Millisecond) {
 			return 0, fmt.Errorf("wait for its leaders: %w", cmp.Or(topic.Err, ctx.Err()))
-		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
@@ -111,14 +110,4 @@ func DeleteTopic(ctx context.Context, addr, name string) error {
 		return fmt.Errorf("delete topic %s: %w", name, err)
 	}
 	return nil
-}
-
-// NewTopic makes a topic of the test's own, with the order topics' settings, and returns its name.
-func NewTopic(t testing.TB, addr string, partitions int) string {
-	t.Helper()
-	topic := contract.Topic{Name: "test-" + uuid.NewString(), Partitions: partitions, Config: contract.Topics()[0].Config}
-	if err := CreateTopics(t.Context(), addr, []contract.Topic{topic}, 1); err != nil {
-		t.Fatal(err)
-	}
-	return topic.Name
 }

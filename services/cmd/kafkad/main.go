@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 const (
@@ -65,20 +65,20 @@ func start(ctx context.Context, dir, portText string, out io.Writer) error {
 			return fmt.Errorf("-port or KAFKA_PORT is %q, must be a number from 0 to 65535", portText)
 		}
 	}
-	addr, pid, err := testenv.Running(dir)
+	addr, pid, err := localkafka.Running(dir)
 	if err != nil {
 		return err
 	}
 	if pid != 0 {
 		fmt.Fprintf(out, "Kafka already runs on %s (process %d).\n", dir, pid)
 	} else {
-		k, err := testenv.Start(ctx, testenv.Options{
+		k, err := localkafka.Start(ctx, localkafka.Options{
 			Dir:      dir,
 			Port:     port,
 			Detached: true,
 			Log:      slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
 		})
-		if taken, ok := errors.AsType[*testenv.PortTakenError](err); ok {
+		if taken, ok := errors.AsType[*localkafka.PortTakenError](err); ok {
 			return fmt.Errorf("%w: choose another port with KAFKA_PORT=... or -port, 0 finds a free one", taken)
 		}
 		if err != nil {
@@ -86,19 +86,19 @@ func start(ctx context.Context, dir, portText string, out io.Writer) error {
 		}
 		addr = k.Addr
 	}
-	if err := testenv.CreateTopics(ctx, addr, contract.Topics(), 1); err != nil {
+	if err := localkafka.CreateTopics(ctx, addr, contract.Topics(), 1); err != nil {
 		return fmt.Errorf("kafka runs, but not with the declared topics (stop it and delete %s to begin anew): %w", dir, err)
 	}
 	how := "make kafka-stop"
 	if dir != defaultDir {
-		how = "go run ./services/internal/testenv/kafkad stop -dir " + dir
+		how = "go run ./services/cmd/kafkad stop -dir " + dir
 	}
 	fmt.Fprintf(out, "KAFKA_BROKERS=%s\nIt stops with: %s\n", addr, how)
 	return nil
 }
 
 func stop(dir string, out io.Writer) error {
-	addr, pid, err := testenv.Running(dir)
+	addr, pid, err := localkafka.Running(dir)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func end(dir string, pid int) error {
 		return err
 	}
 	for deadline := time.Now().Add(stopPatience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if _, now, err := testenv.Running(dir); err != nil || now != pid {
+		if _, now, err := localkafka.Running(dir); err != nil || now != pid {
 			return err
 		}
 	}
@@ -128,7 +128,7 @@ func end(dir string, pid int) error {
 }
 
 func status(dir string, out io.Writer) error {
-	addr, pid, err := testenv.Running(dir)
+	addr, pid, err := localkafka.Running(dir)
 	if err != nil {
 		return err
 	}

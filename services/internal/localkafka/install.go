@@ -1,7 +1,6 @@
-package testenv
+package localkafka
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -14,38 +13,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
+
+	"ordersystem.dev/services/internal/backoff"
 )
 
-//go:embed kafka/pom.xml
+//go:embed pom.xml
 var pom []byte
-
-// A MissingError names a program that has to be installed before a real server can run here.
-type MissingError struct{ Program, Install string }
-
-func (e *MissingError) Error() string {
-	return fmt.Sprintf("%s is not installed: install %s", e.Program, e.Install)
-}
-
-const needJDK = "a JDK, 17 or newer (Debian and Ubuntu: openjdk-17-jdk-headless)"
-
-// installation is Kafka's class path in the user's cache, shared by everything that starts a broker.
-type installation struct {
-	java    string
-	jars    []string
-	archive string // class data archive: loading Kafka's classes is half of its start; empty when there is none
-}
-
-// Jars returns the directory of Kafka's class path, which is fetched unless it is there, for a broker that is to run elsewhere.
-func Jars(ctx context.Context, log *slog.Logger) (string, error) {
-	in, err := install(ctx, log)
-	if err != nil {
-		return "", fmt.Errorf("install kafka: %w", err)
-	}
-	return filepath.Dir(in.jars[0]), nil
-}
 
 // install fetches Kafka unless it is there. The first of several processes does it while the others wait.
 func install(ctx context.Context, log *slog.Logger) (installation, error) {
@@ -84,7 +59,7 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	slices.Sort(in.jars) // the archive holds for one order of the class path only
 	archive := filepath.Join(dir, "classes.jsa")
 	if fresh {
-		if err := in.archiveClasses(ctx, archive); err != nil {
+		if err := archiveClasses(ctx, in, archive); err != nil {
 			log.Warn("no class data archive: each start of kafka takes a second longer", "err", err)
 		}
 	}
@@ -125,21 +100,21 @@ func fetch(ctx context.Context, dir string) error {
 }
 
 // archiveClasses lets a broker start and stop once so that the JVM writes down the classes it loaded.
-func (in installation) archiveClasses(ctx context.Context, path string) error {
+func archiveClasses(ctx context.Context, in installation, path string) error {
 	dir, err := os.MkdirTemp("", "kafka-archive-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	k := &Kafka{installation: in, options: Options{
+	b := &Broker{installation: in, options: Options{
 		Dir: dir,
 		Log: slog.New(slog.DiscardHandler),
 		JVM: append(slices.Clone(quickJVM), "-XX:ArchiveClassesAtExit="+path+".tmp"),
 	}}
-	if err := k.start(ctx); err != nil {
+	if err := b.start(ctx); err != nil {
 		return err
 	}
-	k.Stop()
+	b.Stop()
 	return os.Rename(path+".tmp", path)
 }
 
@@ -158,23 +133,9 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, 50*time.Millisecond) {
 			f.Close()
 			return nil, fmt.Errorf("wait for the lock %s: %w", path, ctx.Err())
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// tail returns the last n lines of text that match pattern.
-func tail(text []byte, n int, pattern string) string {
-	match := regexp.MustCompile(pattern)
-	var lines []string
-	for line := range bytes.Lines(text) {
-		if match.Match(line) {
-			lines = append(lines, string(line))
-		}
-	}
-	return strings.Join(lines[max(0, len(lines)-n):], "")
 }

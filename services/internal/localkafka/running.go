@@ -1,4 +1,4 @@
-package testenv
+package localkafka
 
 import (
 	"errors"
@@ -10,8 +10,10 @@ import (
 	"syscall"
 )
 
-// Running finds the broker that works on dir, whoever started it; pid is 0 when there is none. It asks for the holder of the lock
-// which Kafka keeps on its data, so unlike a file with a number in it this is never another process that has the number by now.
+// Running finds the broker that works on dir, whoever started it. Without one, pid is 0.
+//
+// It asks the system who holds the lock that Kafka keeps on its data. A file with a process ID in
+// it could name another process, which got the same ID later.
 func Running(dir string) (addr string, pid int, err error) {
 	f, err := os.OpenFile(filepath.Join(dir, "data", ".lock"), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {

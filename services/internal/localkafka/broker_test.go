@@ -1,0 +1,186 @@
+package localkafka_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("LOCALKAFKA_OWNER_OF"); dir != "" {
+		ownBroker(dir)
+	}
+	testenv.Main(m)
+}
+
+// A broker that is stopped or killed comes back at the same address with all it had.
+func TestKafkaStartAgain(t *testing.T) {
+	k := testenv.StartKafka(t)
+	addr := k.Addr
+	if err := localkafka.CreateTopics(t.Context(), addr, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	want := testenv.Produce(t, addr,
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("a"), Value: []byte("1")},
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("b"), Value: []byte("2")})
+	slices.SortFunc(want, func(a, b testenv.Record) int { return int(a.Partition - b.Partition) })
+	offsets := make(kadm.Offsets)
+	offsets.AddOffset(contract.TopicCreated, 0, 7, -1)
+	if err := adminOf(t, addr).CommitAllOffsets(t.Context(), "readers", offsets); err != nil {
+		t.Fatal(err)
+	}
+	// Topics have LogAppendTime: the producer's time and the broker's differ.
+	ignoreTime := cmpopts.IgnoreFields(testenv.Record{}, "Time")
+
+	for _, end := range []struct {
+		name string
+		end  func()
+	}{{"stopped", k.Stop}, {"killed", k.Kill}} {
+		t.Run(end.name, func(t *testing.T) {
+			if err := k.StartAgain(t.Context()); err == nil {
+				t.Error("a running broker was started again")
+			}
+			end.end()
+			if conn, err := net.Dial("tcp", addr); err == nil {
+				conn.Close()
+				t.Error("something still accepts connections")
+			}
+			if err := k.StartAgain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if k.Addr != addr {
+				t.Errorf("the address was %s and is %s", addr, k.Addr)
+			}
+			if diff := cmp.Diff(want, testenv.ReadAll(t, addr, contract.TopicCreated), ignoreTime); diff != "" {
+				t.Errorf("records (-want +got):\n%s", diff)
+			}
+			committed := map[string]map[int32]int64{contract.TopicCreated: {0: 7}}
+			if diff := cmp.Diff(committed, testenv.CommittedOffsets(t, addr, "readers")); diff != "" {
+				t.Errorf("committed offsets (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Whatever ends the owner, no broker is left behind.
+func TestKafkaEndsWithItsOwner(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a process of its parent's death")
+	}
+	testenv.SharedKafka(t) // skips where no broker can run
+	dir := t.TempDir()
+	owner := exec.Command(os.Args[0])
+	owner.Env = append(os.Environ(), "LOCALKAFKA_OWNER_OF="+dir)
+	owner.Stderr = t.Output()
+	out, err := owner.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := owner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(io.LimitReader(out, 3)); string(text) != "up\n" {
+		t.Fatalf("the owner said %q, %v", text, err)
+	}
+	if _, pid, err := localkafka.Running(dir); pid == 0 || err != nil {
+		t.Fatalf("no broker runs: %v", err)
+	}
+	owner.Process.Kill()
+	owner.Wait()
+	await(t, "the broker to end", func() bool {
+		_, pid, err := localkafka.Running(dir)
+		return err == nil && pid == 0
+	})
+}
+
+// ownBroker is the process that TestKafkaEndsWithItsOwner kills.
+func ownBroker(dir string) {
+	if _, err := localkafka.Start(context.Background(), localkafka.Options{Dir: dir}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("up")
+	select {}
+}
+
+func TestStartRefuses(t *testing.T) {
+	testenv.SharedKafka(t) // skips where no broker can run
+	dir := t.TempDir()
+	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Kill()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, tt := range []struct {
+		name    string
+		options localkafka.Options
+		want    string
+	}{
+		{"a taken port", localkafka.Options{Dir: t.TempDir(), Port: taken.Addr().(*net.TCPAddr).Port}, "listen on " + taken.Addr().String()},
+		{"a directory in use", localkafka.Options{Dir: dir}, "already works on it"},
+		{"a broker that ends at once", localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{"num.io.threads": "none"}}, "num.io.threads"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := localkafka.Start(t.Context(), tt.options)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error is %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// The numbers are the design's; the manifests are held against the same file.
+func TestBrokerSettings(t *testing.T) {
+	want := map[string]string{
+		"auto.create.topics.enable":                "false",
+		"group.consumer.heartbeat.interval.ms":     "500",
+		"group.consumer.min.heartbeat.interval.ms": "500",
+		"group.consumer.session.timeout.ms":        "6000",
+		"group.consumer.min.session.timeout.ms":    "3000",
+		"group.consumer.assignment.interval.ms":    "0",
+		"group.initial.rebalance.delay.ms":         "0",
+	}
+	if diff := cmp.Diff(want, localkafka.BrokerSettings()); diff != "" {
+		t.Errorf("declared settings (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, only(want, brokerConfig(t, testenv.SharedKafka(t).Addr))); diff != "" {
+		t.Errorf("settings of a real broker (-want +got):\n%s", diff)
+	}
+	known := map[string]string{ // kfake rebalances at once and creates no topics without being asked to
+		"group.consumer.heartbeat.interval.ms": "500",
+		"group.consumer.session.timeout.ms":    "6000",
+	}
+	if diff := cmp.Diff(known, only(want, brokerConfig(t, testenv.Fake(t)))); diff != "" {
+		t.Errorf("settings of the fake (-want +got):\n%s", diff)
+	}
+}
+
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for ", what)
+		}
+	}
+}

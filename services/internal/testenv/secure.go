@@ -1,0 +1,143 @@
+package testenv
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersystem.dev/services/internal/localkafka"
+)
+
+// SecureKafka is a broker as Strimzi runs it: at TLSAddr, it wants certificates of its clients and does for them what ACLs allow. At
+// Addr it is open to whoever makes topics and reads along.
+type SecureKafka struct {
+	*localkafka.Broker
+	Cluster *Authority // signs the broker's certificate
+	Clients *Authority // signs users
+
+	dir string
+}
+
+// StartSecureKafka starts such a broker for this test alone. It has no topics and no ACLs.
+func StartSecureKafka(t testing.TB) *SecureKafka {
+	t.Helper()
+	k := &SecureKafka{
+		Cluster: NewAuthority(t, "cluster-ca"),
+		Clients: NewAuthority(t, "clients-ca"),
+		dir:     t.TempDir(),
+	}
+	k.Certify(t, k.Clients)
+	k.Broker = startKafka(t, localkafka.Options{TLS: true, Settings: map[string]string{
+		// There is no default for this map once SSL is in it.
+		"listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL",
+		"ssl.keystore.type":              "PEM",
+		"ssl.keystore.location":          filepath.Join(k.dir, "broker.pem"),
+		"ssl.truststore.type":            "PEM",
+		"ssl.truststore.location":        filepath.Join(k.dir, "clients.pem"),
+		"ssl.client.auth":                "required",
+		"authorizer.class.name":          "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		// Who connects to Addr, and the broker itself.
+		"super.users": "User:ANONYMOUS",
+	}})
+	return k
+}
+
+// Certify gives the broker a certificate of its Cluster authority, and clients to trust. Both are in use from its next start on.
+func (k *SecureKafka) Certify(t testing.TB, clients ...*Authority) {
+	t.Helper()
+	var trusted []byte
+	for _, a := range clients {
+		trusted = append(trusted, a.PEM...)
+	}
+	cert, key := k.Cluster.Issue(t, "broker")
+	for name, text := range map[string][]byte{"broker.pem": slices.Concat(key, cert), "clients.pem": trusted} {
+		if err := os.WriteFile(filepath.Join(k.dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Restart ends the broker as a crash does and starts it again: every connection has to be made anew.
+func (k *SecureKafka) Restart(t testing.TB) {
+	t.Helper()
+	k.Kill()
+	if err := k.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Allow gives a user ACLs, such as "topic orders Read" or "group readers Describe", and waits until the broker knows them.
+func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
+	t.Helper()
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(k.Addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
+	defer cancel()
+	operations := map[string]kadm.ACLOperation{"Read": kadm.OpRead, "Write": kadm.OpWrite, "Describe": kadm.OpDescribe}
+	for _, acl := range acls {
+		words := strings.Fields(acl)
+		b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
+		if words[0] == "topic" {
+			b = b.Topics(words[1])
+		} else {
+			b = b.Groups(words[1])
+		}
+		made, err := admin.CreateACLs(ctx, b)
+		for _, m := range made {
+			err = cmp.Or(err, m.Err)
+		}
+		for known := 0; err == nil && known == 0; {
+			var described kadm.DescribeACLsResults
+			described, err = admin.DescribeACLs(ctx, b)
+			for _, d := range described {
+				known += len(d.Described)
+			}
+		}
+		if err != nil {
+			t.Fatalf("allow %s %s: %v", user, acl, err)
+		}
+	}
+}
+
+// User is a client of a SecureKafka, with the two Secrets that Strimzi keeps for it.
+type User struct {
+	CA   Secret // ca.crt, whom it trusts
+	Cert Secret // user.crt and user.key
+
+	kafka *SecureKafka
+	name  string
+}
+
+// NewUser makes a user that the broker knows, and that trusts it.
+func (k *SecureKafka) NewUser(t testing.TB, name string) *User {
+	t.Helper()
+	u := &User{kafka: k, name: name, CA: Secret{t.TempDir()}, Cert: Secret{t.TempDir()}}
+	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
+	u.Renew(t)
+	return u
+}
+
+// Renew gives the user a certificate of the Clients authority that there is now.
+func (u *User) Renew(t testing.TB) {
+	t.Helper()
+	cert, key := u.kafka.Clients.Issue(t, u.name)
+	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": key})
+}
+
+// Env is what a service is told, to be this user.
+func (u *User) Env() map[string]string {
+	return map[string]string{
+		"KAFKA_BROKERS": u.kafka.TLSAddr, "KAFKA_SECURITY_PROTOCOL": "ssl", "KAFKA_TLS_CA": u.CA.Dir,
+		"KAFKA_TLS_CERT": filepath.Join(u.Cert.Dir, "user.crt"), "KAFKA_TLS_KEY": filepath.Join(u.Cert.Dir, "user.key"),
+	}
+}
