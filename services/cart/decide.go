@@ -24,6 +24,7 @@ var (
 	errKeyInFlight = errors.New("a request with this idempotency key is under way")
 	errBacklog     = errors.New("backlog to Kafka is full")
 	errUnavailable = errors.New("store cannot be written")
+	errStopping    = fmt.Errorf("%w: the service is stopping", errUnavailable)
 )
 
 // versionError refuses an update whose If-Match does not name the order's version.
@@ -31,24 +32,38 @@ type versionError struct{ current int64 }
 
 func (e versionError) Error() string { return "order has version " + etag(e.current) }
 
-// change is one request to create or to update an order, checked and as far prepared as it can be without the order's state.
+// change is one request to create or to update an order. It is checked, and prepared as far as it can be
+// without knowing the order.
 type change struct {
 	orderID     string
 	created     *contract.Message // the whole event of a creation; nil for an update
 	status      string            // of an update
-	ifMatch     []string          // entity tags of which the order must have one; nil for any
-	traceparent string
+	ifMatch     []string          // entity tags of which the order must have one; nil: any
+	traceparent string            // of an update; that of a creation is in its event
 
-	key         string // Idempotency-Key, may be empty
-	fingerprint []byte // of the request, when there is a key
+	key         string // Idempotency-Key; "": none
+	fingerprint []byte // of the request; nil without a key
 }
 
-// answer is what a successful change says: the order as it is then.
-type answer struct {
+// orderState is an order after a change.
+type orderState struct {
 	version int64
 	body    []byte // contract.Order.Encode
 }
 
+// result is what became of a change: the order after it, or why it was refused.
+type result struct {
+	order orderState
+	err   error
+}
+
+// keptResult is the result of a successful request with an Idempotency-Key.
+type keptResult struct {
+	order       orderState
+	fingerprint []byte // of the request
+}
+
+// etag is the entity tag of a version.
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
 // newOrder makes the order of a creation. As in the reference system, its items are made up.
@@ -79,72 +94,88 @@ func newEvent(kind string, o contract.Order, traceparent string, now time.Time) 
 	return contract.Event{ID: uuid.NewString(), Type: kind, Time: now, Traceparent: traceparent, Order: o}
 }
 
-// ledger decides a group of changes in memory, one after the other, against the state that was read for all of them. It holds what
-// is to be written when all are decided. A refusal leaves it as it was, so it never costs a neighbour anything.
+// ledger decides a batch of changes in memory, one after the other, against the state that was read for
+// all of them. It holds what is to be written when all are decided. A refusal leaves it as it was, so it
+// never affects the other changes of the batch.
 type ledger struct {
-	now     time.Time
-	room    int64                   // events that the backlog still takes
-	orders  map[string]answer       // of the orders named by the group, as they are by now
-	answers map[string]storedAnswer // of the idempotency keys named by the group
+	now    time.Time
+	room   int64                 // events that the backlog still takes
+	orders map[string]orderState // the orders that the batch names, by ID, as they are by now
+	kept   map[string]keptResult // by the idempotency keys that the batch names
 
 	messages []contract.Message
-	changed  map[string]bool // orders to write
-	newKeys  map[string]bool // answers to write
+	changed  map[string]bool // IDs of the orders to write
+	newKeys  map[string]bool // keys of the results to write
 }
 
-type storedAnswer struct {
-	answer
-	fingerprint []byte
-}
-
-func (l *ledger) decide(c change) (answer, error) {
-	if stored, ok := l.answers[c.key]; ok && c.key != "" {
-		if !bytes.Equal(stored.fingerprint, c.fingerprint) {
-			return answer{}, errKeyReused
-		}
-		return stored.answer, nil
+func newLedger(now time.Time) *ledger {
+	return &ledger{
+		now:    now,
+		orders: map[string]orderState{}, kept: map[string]keptResult{},
+		changed: map[string]bool{}, newKeys: map[string]bool{},
 	}
-	a, m, err := l.apply(c)
+}
+
+// decideAll decides changes in their order.
+func (l *ledger) decideAll(changes []change) []result {
+	results := make([]result, len(changes))
+	for i, c := range changes {
+		results[i].order, results[i].err = l.decide(c)
+	}
+	return results
+}
+
+// decide decides one change and keeps what is to be written for it.
+func (l *ledger) decide(c change) (orderState, error) {
+	if kept, ok := l.kept[c.key]; ok && c.key != "" {
+		if !bytes.Equal(kept.fingerprint, c.fingerprint) {
+			return orderState{}, errKeyReused
+		}
+		return kept.order, nil
+	}
+	order, m, err := l.apply(c)
 	if err != nil {
-		return answer{}, err
+		return orderState{}, err
 	}
 	if l.room <= 0 {
-		return answer{}, errBacklog
+		return orderState{}, errBacklog
 	}
 	l.room--
-	l.orders[c.orderID], l.changed[c.orderID] = a, true
+	l.orders[c.orderID], l.changed[c.orderID] = order, true
 	l.messages = append(l.messages, m)
 	if c.key != "" {
-		l.answers[c.key], l.newKeys[c.key] = storedAnswer{a, c.fingerprint}, true
+		l.kept[c.key], l.newKeys[c.key] = keptResult{order, c.fingerprint}, true
 	}
-	return a, nil
+	return order, nil
 }
 
-func (l *ledger) apply(c change) (answer, contract.Message, error) {
+// apply returns the order after a change, and the event to publish. It changes nothing.
+func (l *ledger) apply(c change) (orderState, contract.Message, error) {
 	current, exists := l.orders[c.orderID]
 	if c.created != nil {
 		if exists {
-			return answer{}, contract.Message{}, errExists
+			return orderState{}, contract.Message{}, errExists
 		}
-		return answer{1, c.created.Value}, *c.created, nil
+		return orderState{1, c.created.Value}, *c.created, nil
 	}
 	if !exists {
-		return answer{}, contract.Message{}, errNotFound
+		return orderState{}, contract.Message{}, errNotFound
 	}
 	if c.ifMatch != nil && !slices.Contains(c.ifMatch, etag(current.version)) {
-		return answer{}, contract.Message{}, versionError{current.version}
+		return orderState{}, contract.Message{}, versionError{current.version}
 	}
 	var o contract.Order
 	if err := json.Unmarshal(current.body, &o); err != nil {
-		return answer{}, contract.Message{}, fmt.Errorf("%w: decode the stored order %q: %w", errUnavailable, c.orderID, err)
+		return orderState{}, contract.Message{},
+			fmt.Errorf("%w: decode the stored order %q: %w", errUnavailable, c.orderID, err)
 	}
 	if o.Status == c.status {
-		return answer{}, contract.Message{}, errSameStatus
+		return orderState{}, contract.Message{}, errSameStatus
 	}
 	o.Status, o.Version = c.status, current.version+1
 	m, err := newEvent(contract.TypeUpdated, o, c.traceparent, l.now).Message()
 	if err != nil {
-		return answer{}, contract.Message{}, err
+		return orderState{}, contract.Message{}, err
 	}
-	return answer{o.Version, m.Value}, m, nil
+	return orderState{o.Version, m.Value}, m, nil
 }

@@ -31,15 +31,15 @@ func keyed(c change, key, fingerprint string) change {
 	return c
 }
 
-// outcome is a decision as this test writes it: the version given, or why not.
-func outcome(a answer, err error) string {
-	if err == nil {
-		return etag(a.version)
+// text is a result as these tests write it: the version of the order, or why it was refused.
+func (r result) text() string {
+	if r.err == nil {
+		return etag(r.order.version)
 	}
-	return err.Error()
+	return r.err.Error()
 }
 
-func TestChangesOfOneGroupAreDecidedInTheirOrder(t *testing.T) {
+func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		room    int64
@@ -56,20 +56,21 @@ func TestChangesOfOneGroupAreDecidedInTheirOrder(t *testing.T) {
 		"If-Match names the version that the order has by then": {9,
 			[]change{creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`), update("a", "x", `W/"2"`), update("a", "x", `"2"`)},
 			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
-		"a key gives its answer again, and only for its request": {9,
+		"a key gives its result again, and only for its request": {9,
 			[]change{keyed(creation(t, "a"), "k", "1"), update("a", "paid"), keyed(creation(t, "a"), "k", "1"), keyed(creation(t, "b"), "k", "2")},
 			[]string{`"1"`, `"2"`, `"1"`, errKeyReused.Error()}, []string{"a order.created 1", "a order.updated 2"}},
 		"a refusal burns no key": {9,
 			[]change{keyed(update("a", "paid"), "k", "1"), creation(t, "a"), keyed(update("a", "paid"), "k", "1")},
 			[]string{errNotFound.Error(), `"1"`, `"2"`}, []string{"a order.created 1", "a order.updated 2"}},
-		"a full backlog takes nothing more, and still repeats answers": {1,
+		"a full backlog takes nothing more, and still repeats results": {1,
 			[]change{keyed(creation(t, "a"), "k", "1"), creation(t, "b"), keyed(creation(t, "a"), "k", "1"), creation(t, "a")},
 			[]string{`"1"`, errBacklog.Error(), `"1"`, errExists.Error()}, []string{"a order.created 1"}},
 	} {
-		l := &ledger{now: noon, room: c.room, orders: map[string]answer{}, answers: map[string]storedAnswer{}, changed: map[string]bool{}, newKeys: map[string]bool{}}
+		l := newLedger(noon)
+		l.room = c.room
 		var got, events []string
-		for _, ch := range c.changes {
-			got = append(got, outcome(l.decide(ch)))
+		for _, r := range l.decideAll(c.changes) {
+			got = append(got, r.text())
 		}
 		for _, m := range l.messages {
 			e, err := contract.DecodeEvent(m.Topic, 0, m.Key, m.Value, m.Headers)
@@ -79,7 +80,7 @@ func TestChangesOfOneGroupAreDecidedInTheirOrder(t *testing.T) {
 			events = append(events, e.Order.OrderID+" "+e.Type+" "+json.Number(etag(e.Order.Version)[1:2]).String())
 		}
 		if diff := cmp.Diff(c.want, got); diff != "" {
-			t.Errorf("%s: outcomes (-want +got):\n%s", name, diff)
+			t.Errorf("%s: results (-want +got):\n%s", name, diff)
 		}
 		if diff := cmp.Diff(c.events, events); diff != "" {
 			t.Errorf("%s: events (-want +got):\n%s", name, diff)
@@ -90,7 +91,8 @@ func TestChangesOfOneGroupAreDecidedInTheirOrder(t *testing.T) {
 func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	t.Parallel()
 	created := creation(t, "a")
-	l := &ledger{now: noon.Add(time.Hour), room: 9, orders: map[string]answer{}, answers: map[string]storedAnswer{}, changed: map[string]bool{}, newKeys: map[string]bool{}}
+	l := newLedger(noon.Add(time.Hour))
+	l.room = 9
 	before, err := l.decide(created)
 	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: "00-11111111111111111111111111111111-2222222222222222-01"})
 	if err := errors.Join(err, err2); err != nil {

@@ -26,7 +26,7 @@ import (
 // newPreparation is that of a new store and a fake Kafka without records.
 func newPreparation(t *testing.T) *preparation {
 	t.Helper()
-	s, _ := running(t, t.TempDir(), 100)
+	c, _ := running(t, t.TempDir(), 100)
 	log := slog.New(slog.DiscardHandler)
 	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{testenv.Fake(t)}}}
 	admin, err := broker.NewAdmin(cfg, log)
@@ -34,7 +34,7 @@ func newPreparation(t *testing.T) *preparation {
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
-	return &preparation{kafka: cfg, admin: admin, store: s, log: log}
+	return &preparation{kafka: cfg, admin: admin, store: c.store, log: log}
 }
 
 // An API gateway that saw the service ready for an instant would send it requests that it refuses.

@@ -24,7 +24,7 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	log.Info("rebuilding the store from the topics", "offsets", total)
 	progress := time.Now()
 	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, func(ctx context.Context, batch []broker.Record) error {
-		newest := make(map[string]answer, len(batch))
+		newest := make(map[string]orderState, len(batch))
 		for _, r := range batch {
 			e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
 			if err != nil { // the Order service makes it a dead letter
@@ -38,7 +38,7 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 			if err != nil {
 				return err
 			}
-			newest[e.Order.OrderID] = answer{e.Order.Version, body}
+			newest[e.Order.OrderID] = orderState{e.Order.Version, body}
 		}
 		records += int64(len(batch))
 		if time.Since(progress) > 5*time.Second {
@@ -50,7 +50,7 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
-	if err := s.markRebuilt(ctx); err != nil {
+	if err := s.markRebuilt(ctx, time.Now()); err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
 	log.Info("the store is rebuilt", "records", records, "skipped", skipped)

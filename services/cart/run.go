@@ -27,12 +27,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	cfg.Kafka.ClientID, cfg.Kafka.Stats = "cart", broker.NewStats()
 	svc.Registry.MustRegister(cfg.Kafka.Stats)
 
-	store, err := openStore(ctx, cfg.DataDir, cfg.MaxBacklog, log, svc.Registry)
+	store, err := openStore(ctx, cfg.DataDir, log, svc.Registry)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	svc.Ready.AddCheck(store.err)
+	commits := newCommitter(store, cfg.MaxBacklog, log, svc.Registry)
+	svc.Ready.AddCheck(commits.err)
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
 	if err != nil {
@@ -40,7 +41,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	}
 	defer admin.Close()
 
-	srv := &server{store: store, log: log}
+	srv := &server{commits: commits, log: log}
 	handler := srv.handler(svc.Registry)
 	preparation := &preparation{kafka: cfg.Kafka, admin: admin, store: store, log: log}
 
@@ -51,8 +52,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			func(ctx context.Context) error { return svc.ServeAPI(ctx, handler) },
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
 		},
-		// The store writes what is queued.
-		service.Stage{store.run},
+		// The committer writes what is queued.
+		service.Stage{commits.run},
 		// The relay publishes what is stored.
 		service.Stage{func(ctx context.Context) error { return store.box.Relay(ctx, cfg.Kafka) }},
 	)

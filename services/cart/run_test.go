@@ -186,10 +186,10 @@ func openFiles(t *testing.T) int {
 
 func stored(t *testing.T, dir string) map[string]string {
 	t.Helper()
-	s, stop := running(t, dir, 1)
+	c, stop := running(t, dir, 1)
 	defer stop()
 	all := map[string]string{}
-	for _, row := range rows(t, s, "SELECT order_id || ' ' || version || ' ' || CAST(body AS TEXT) FROM orders") {
+	for _, row := range rows(t, c.store, "SELECT order_id || ' ' || version || ' ' || CAST(body AS TEXT) FROM orders") {
 		id, rest, _ := strings.Cut(row, " ")
 		all[id] = rest
 	}

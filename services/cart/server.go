@@ -22,11 +22,12 @@ import (
 	"ordersystem.dev/services/internal/web"
 )
 
-// server answers the HTTP API.
+// server serves the HTTP API.
 type server struct {
-	store *store
-	log   *slog.Logger
-	open  atomic.Bool // the store is rebuilt: what it does not hold does not exist
+	commits *committer
+	log     *slog.Logger
+	// open is true once the store is rebuilt. An order that it does not hold then does not exist.
+	open atomic.Bool
 }
 
 func (s *server) handler(reg prometheus.Registerer) http.Handler {
@@ -45,7 +46,7 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return change{}, invalid(err)
 		}
-		now := s.store.now().UTC().Truncate(time.Millisecond)
+		now := s.commits.now().UTC().Truncate(time.Millisecond)
 		m, err := newEvent(contract.TypeCreated, newOrder(req, now), traceparent, now).Message()
 		return change{orderID: req.OrderID, created: &m, fingerprint: fingerprint("create", req.OrderID, fmt.Sprint(req.ItemsNum))}, err
 	})
@@ -68,9 +69,9 @@ func (s *server) update(w http.ResponseWriter, r *http.Request) {
 // change is the one way of a request: read, prepare, store, answer.
 func (s *server) change(w http.ResponseWriter, r *http.Request, done string, prepare func(body []byte, traceparent string) (change, error)) {
 	c, err := s.prepare(w, r, prepare)
-	var a answer
+	var order orderState
 	if err == nil {
-		a, err = s.store.submit(r.Context(), c)
+		order, err = s.commits.submit(r.Context(), c)
 	}
 	if err != nil {
 		p := problem(err, c.orderID)
@@ -80,7 +81,7 @@ func (s *server) change(w http.ResponseWriter, r *http.Request, done string, pre
 		p.Write(w, r)
 		return
 	}
-	w.Header().Set("ETag", etag(a.version))
+	w.Header().Set("ETag", etag(order.version))
 	if !web.WantsJSON(r) {
 		web.WriteText(w, http.StatusOK, done)
 		return
@@ -88,7 +89,7 @@ func (s *server) change(w http.ResponseWriter, r *http.Request, done string, pre
 	web.WriteJSON(w, http.StatusOK, "application/json", struct {
 		Message string          `json:"message"`
 		Order   json.RawMessage `json:"order"`
-	}{done, a.body})
+	}{done, order.body})
 }
 
 func (s *server) prepare(w http.ResponseWriter, r *http.Request, prepare func([]byte, string) (change, error)) (change, error) {

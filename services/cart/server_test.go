@@ -32,8 +32,8 @@ type api struct {
 }
 
 func newAPI(t *testing.T, maxBacklog int) api {
-	s, _ := running(t, t.TempDir(), maxBacklog)
-	srv := &server{store: s, log: s.log}
+	c, _ := running(t, t.TempDir(), maxBacklog)
+	srv := &server{commits: c, log: c.log}
 	srv.open.Store(true)
 	return api{t, srv.handler(prometheus.NewRegistry()), srv}
 }
@@ -108,10 +108,10 @@ func TestTheContractToTheLetter(t *testing.T) {
 	}
 	// The refused ones left nothing.
 	want := []string{"o t h e r 1", "other 1", "test-order-101 2"}
-	if diff := cmp.Diff(want, rows(t, a.store, "SELECT order_id || ' ' || version FROM orders ORDER BY order_id")); diff != "" {
+	if diff := cmp.Diff(want, rows(t, a.commits.store, "SELECT order_id || ' ' || version FROM orders ORDER BY order_id")); diff != "" {
 		t.Errorf("stored orders (-want +got):\n%s", diff)
 	}
-	if got := len(rows(t, a.store, "SELECT id FROM outbox")); got != 4 {
+	if got := len(rows(t, a.commits.store, "SELECT id FROM outbox")); got != 4 {
 		t.Errorf("%d events, want one for each of the 4 requests answered 200", got)
 	}
 }
@@ -184,7 +184,7 @@ func TestIdempotencyKeys(t *testing.T) {
 			t.Errorf("%s: %d %q\nwant %d %q", c.name, resp.StatusCode, got, c.status, c.text)
 		}
 	}
-	if got := len(rows(t, a.store, "SELECT id FROM outbox")); got != 3 {
+	if got := len(rows(t, a.commits.store, "SELECT id FROM outbox")); got != 3 {
 		t.Errorf("%d events, want 3: a repeated request publishes nothing", got)
 	}
 }

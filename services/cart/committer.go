@@ -1,0 +1,231 @@
+package cart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// batchMost is how many changes share a transaction at most.
+	batchMost = 256
+	// sweepEvery is the pause between two sweeps of expired idempotency keys.
+	sweepEvery = time.Minute
+	// sweepSoon is the pause when a sweep has left expired keys behind.
+	sweepSoon = 100 * time.Millisecond
+	// probeEvery is the pause between two sweeps while the store cannot be written.
+	probeEvery = time.Second
+)
+
+// committer takes changes from many requests and hands them to the store in batches. Changes that come
+// while a commit is under way share the next one and its fsync (group commit), so there are fewer fsyncs
+// per order as load rises.
+type committer struct {
+	store      *store
+	log        *slog.Logger
+	maxBacklog int64 // events
+	now        func() time.Time
+	batchSize  prometheus.Histogram
+
+	queue   chan *pending
+	stopped chan struct{} // closed when run has ended
+	failure atomic.Pointer[error]
+	full    bool // the backlog was full at the last batch; only run uses it
+
+	mu       sync.Mutex
+	inFlight map[string]struct{} // idempotency keys of requests under way
+}
+
+// pending is a change that waits for the commit of its batch. result is set before done is closed.
+type pending struct {
+	change change
+	result result
+	done   chan struct{}
+}
+
+// newCommitter makes a committer and registers its metric. maxBacklog is the number of events that may
+// wait for Kafka.
+func newCommitter(s *store, maxBacklog int, log *slog.Logger, reg prometheus.Registerer) *committer {
+	c := &committer{
+		store: s, log: log, maxBacklog: int64(maxBacklog), now: time.Now,
+		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "cart_commit_requests",
+			Help:    "Requests that shared one commit.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 9),
+		}),
+		queue:    make(chan *pending, batchMost),
+		stopped:  make(chan struct{}),
+		inFlight: map[string]struct{}{},
+	}
+	reg.MustRegister(c.batchSize)
+	return c
+}
+
+// submit hands a change to the next batch and waits for its result. It is safe for concurrent use.
+//
+// A change that is in the queue is carried out even if ctx ends. A client that wants to know the result
+// asks again with the same Idempotency-Key.
+func (c *committer) submit(ctx context.Context, requested change) (orderState, error) {
+	if requested.key != "" {
+		if !c.take(requested.key) {
+			return orderState{}, errKeyInFlight
+		}
+		defer c.release(requested.key)
+	}
+	p := &pending{change: requested, done: make(chan struct{})}
+	select {
+	case c.queue <- p:
+	case <-ctx.Done():
+		return orderState{}, ctx.Err()
+	case <-c.stopped:
+		return orderState{}, errStopping
+	}
+	select {
+	case <-p.done:
+		return p.result.order, p.result.err
+	case <-c.stopped:
+	}
+	// run has ended: a batch that it has committed is done by now, and any other is lost.
+	select {
+	case <-p.done:
+		return p.result.order, p.result.err
+	default:
+		return orderState{}, errStopping
+	}
+}
+
+// take reports whether no other request with this key is under way.
+func (c *committer) take(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, taken := c.inFlight[key]; taken {
+		return false
+	}
+	c.inFlight[key] = struct{}{}
+	return true
+}
+
+func (c *committer) release(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.inFlight, key)
+}
+
+// run commits batches until ctx ends. No request may be under way by then: a change that is queued later
+// is refused.
+func (c *committer) run(ctx context.Context) error {
+	defer close(c.stopped)
+	sweep := time.NewTimer(sweepEvery)
+	defer sweep.Stop()
+	probing := false // the next sweep comes after probeEvery
+	batch := make([]*pending, 0, batchMost)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-sweep.C:
+			sweep.Reset(c.sweep(ctx))
+			probing = c.err() != nil
+			continue
+		case p := <-c.queue:
+			batch = c.collect(append(batch[:0], p))
+		}
+		c.commit(ctx, batch)
+		for _, p := range batch {
+			close(p.done)
+		}
+		// Only at the first failure: requests that keep coming must not put the probe off.
+		if c.err() != nil && !probing {
+			probing = true
+			sweep.Reset(probeEvery)
+		}
+	}
+}
+
+// collect adds the changes that are waiting now, until the batch is full.
+func (c *committer) collect(batch []*pending) []*pending {
+	for len(batch) < batchMost {
+		select {
+		case p := <-c.queue:
+			batch = append(batch, p)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit has a batch decided and written, and sets the result of each change in it.
+func (c *committer) commit(ctx context.Context, batch []*pending) {
+	c.batchSize.Observe(float64(len(batch)))
+	changes := make([]change, len(batch))
+	for i, p := range batch {
+		changes[i] = p.change
+	}
+	results, full, err := c.store.commit(context.WithoutCancel(ctx), changes, c.maxBacklog, c.now())
+	if err != nil {
+		c.setHealth(err)
+		for _, p := range batch {
+			p.result = result{err: fmt.Errorf("%w: %w", errUnavailable, err)}
+		}
+		return
+	}
+	// A success does not make the store healthy. On a disk that is almost full every other batch still
+	// fits, so only a sweep decides that.
+	for i, p := range batch {
+		p.result = results[i]
+		if errors.Is(p.result.err, errUnavailable) {
+			c.log.Error("a request failed for a fault of ours", "order_id", p.change.orderID, "err", p.result.err)
+		}
+	}
+	if full != c.full {
+		c.full = full
+		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.store.box.Rows(), "limit", c.maxBacklog)
+	}
+}
+
+// sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it also
+// finds out whether the store can be written.
+func (c *committer) sweep(ctx context.Context) (next time.Duration) {
+	more, err := c.store.deleteExpired(context.WithoutCancel(ctx), c.now())
+	c.setHealth(err)
+	switch {
+	case err != nil:
+		return probeEvery
+	case more:
+		return sweepSoon
+	default:
+		return sweepEvery
+	}
+}
+
+// setHealth keeps whether the store can be written; err is nil if so. It logs only when that changes:
+// under load a full disk fails many batches.
+func (c *committer) setHealth(err error) {
+	before := c.failure.Load()
+	switch {
+	case err == nil && before != nil:
+		c.failure.Store(nil)
+		c.log.Info("the store can be written again")
+	case err != nil:
+		c.failure.Store(&err)
+		if before == nil {
+			c.log.Error("the store cannot be written; requests are refused, and no order that was acknowledged is lost",
+				"err", err)
+		}
+	}
+}
+
+// err returns why the store cannot be written, or nil. It is safe for concurrent use.
+func (c *committer) err() error {
+	if failure := c.failure.Load(); failure != nil {
+		return fmt.Errorf("the store cannot be written: %w", *failure)
+	}
+	return nil
+}

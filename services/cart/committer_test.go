@@ -1,0 +1,204 @@
+package cart
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/internal/sqldb"
+)
+
+// running opens a store and runs its committer until the test ends or stop is called.
+func running(t *testing.T, dir string, maxBacklog int) (c *committer, stop func()) {
+	t.Helper()
+	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	s, err := openStore(t.Context(), dir, log, reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = newCommitter(s, maxBacklog, log, reg)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := errors.Join(<-ended, s.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return c, stop
+}
+
+func TestConcurrentRequestsShareCommits(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 100_000)
+	const clients, each = 64, 20
+	release := make(chan struct{})
+	blocked := make(chan struct{})
+	go func() { // holds the writer, so that requests queue up as they do while an fsync takes its time
+		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+	}()
+	<-blocked
+	var wg, begun sync.WaitGroup
+	begun.Add(clients)
+	for i := range clients {
+		wg.Go(func() {
+			begun.Done()
+			for j := range each {
+				if a, err := c.submit(t.Context(), creation(t, fmt.Sprintf("%d-%d", i, j))); err != nil || a.version != 1 {
+					t.Errorf("order %d-%d: version %d, %v", i, j, a.version, err)
+				}
+			}
+		})
+	}
+	begun.Wait()
+	close(release)
+	wg.Wait()
+	m := metric(t, c.batchSize)
+	if got, most := m.GetHistogram().GetSampleCount(), uint64(clients*each/2); got > most {
+		t.Errorf("%d commits for %d orders of %d clients, want at most %d", got, clients*each, clients, most)
+	}
+	if got := len(rows(t, c.store, "SELECT order_id FROM orders")); got != clients*each {
+		t.Errorf("%d orders stored, want %d", got, clients*each)
+	}
+}
+
+func TestAnswersAreKeptForTheirKeys(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	c, stop := running(t, dir, 100)
+	first, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+
+	c, stop = running(t, dir, 100)
+	again, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+	if diff := cmp.Diff(string(first.body), string(again.body)); err != nil || diff != "" {
+		t.Errorf("after a restart: %v (-want +got):\n%s", err, diff)
+	}
+	if _, err := c.submit(t.Context(), keyed(creation(t, "b"), "k", "2")); !errors.Is(err, errKeyReused) {
+		t.Errorf("another request with the key: %v, want %v", err, errKeyReused)
+	}
+	stop()
+
+	c, _ = running(t, dir, 100)
+	c.now = func() time.Time { return time.Now().Add(keyLifetime + time.Minute) }
+	if _, err := c.submit(t.Context(), keyed(creation(t, "b"), "k", "2")); err != nil {
+		t.Errorf("after its lifetime the key is refused: %v", err)
+	}
+	c.now = func() time.Time { return time.Now().Add(2*keyLifetime + 2*time.Minute) }
+	if next := c.sweep(t.Context()); next != sweepEvery || len(rows(t, c.store, "SELECT idempotency_key FROM idempotency_keys")) != 0 {
+		t.Errorf("expired keys are still there after a sweep; the next comes in %s", next)
+	}
+}
+
+func TestAKeyUnderWayIsRefused(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 100)
+	release := make(chan struct{})
+	blocked := make(chan struct{})
+	go func() {
+		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+	}()
+	<-blocked
+	first := make(chan error)
+	go func() {
+		_, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+		first <- err
+	}()
+	for held := false; !held; { // until the first has it
+		c.mu.Lock()
+		_, held = c.inFlight["k"]
+		c.mu.Unlock()
+		runtime.Gosched()
+	}
+	if _, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1")); !errors.Is(err, errKeyInFlight) {
+		t.Errorf("the second gets %v, want %v", err, errKeyInFlight)
+	}
+	close(release)
+	if err := <-first; err != nil {
+		t.Errorf("the first gets %v", err)
+	}
+}
+
+func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 10_000)
+	if err := c.store.markRebuilt(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	pages := func(n int) {
+		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			return tx.Query(fmt.Sprintf("PRAGMA max_page_count = %d", n), func(*sql.Rows) error { return nil })
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pages(1) // SQLite takes the present size for it: the disk is full
+	var refused error
+	taken := 0
+	for ; refused == nil && taken < 1000; taken++ {
+		_, refused = c.submit(t.Context(), creation(t, fmt.Sprintf("a%d", taken)))
+	}
+	if !errors.Is(refused, errUnavailable) {
+		t.Fatalf("on a full disk: %v, want %v", refused, errUnavailable)
+	}
+	if c.err() == nil {
+		t.Error("the store does not say that it cannot be written: the service would stay ready")
+	}
+	last := fmt.Sprintf("a%d", taken-1)
+	pages(1 << 20)
+	for deadline := time.Now().Add(10 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) { // by itself, without a request
+		if time.Now().After(deadline) {
+			t.Fatalf("10 s after there is room again: %v", c.err())
+		}
+	}
+	if a, err := c.submit(t.Context(), creation(t, last)); err != nil || a.version != 1 {
+		t.Errorf("the refused order, sent again: %d %v, want it to be created", a.version, err)
+	}
+	if got, want := c.store.box.Rows(), int64(taken); got != want || len(rows(t, c.store, "SELECT id FROM outbox")) != taken {
+		t.Errorf("the outbox counts %d rows, want %d: one for each order that was answered", got, want)
+	}
+}
+
+// Requests that keep coming must not put off the probe that finds out that the store can be written again.
+func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 10_000)
+	if err := c.store.markRebuilt(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	c.setHealth(errors.New("disk is full")) // as a batch would have found it
+	for i, deadline := 0, time.Now().Add(5*probeEvery); c.err() != nil; i++ {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %d orders were stored: %v", i, c.err())
+		}
+		if _, err := c.submit(t.Context(), creation(t, fmt.Sprintf("a%d", i))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(probeEvery / 20) // less than the probe waits
+	}
+}
+
+func TestARequestDuringTheStopIsToldSo(t *testing.T) {
+	t.Parallel()
+	c, stop := running(t, t.TempDir(), 100)
+	stop()
+	for range 300 { // more than the queue takes
+		if _, err := c.submit(t.Context(), creation(t, "a")); !errors.Is(err, errUnavailable) {
+			t.Fatalf("after the stop: %v, want %v", err, errUnavailable)
+		}
+	}
+}
