@@ -18,29 +18,46 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// What this process has seen is held against what Kafka's timestamps say: they are asked for where it has not looked, and are believed only
-// as far as they fit.
+// Ages come from what this process has seen and, where it has not looked, from Kafka's timestamps.
+// Timestamps count only as far as they fit what was seen.
 func TestAges(t *testing.T) {
 	t.Parallel()
 	const minute = time.Minute
 	for _, tt := range []struct {
-		name    string
-		stamped time.Duration // the record's timestamp, after the first poll
-		seen    bool          // the poll before the record came saw the log
-		gap     time.Duration // from the first poll to the second, in which the record comes, unless it was there at the first
-		want    time.Duration // its age at the second
-		within  time.Duration
-		silent  bool // Kafka does not tell timestamps: the age is the least that it can be
+		name string
+		// stamped is the record's timestamp, counted from the first poll.
+		stamped time.Duration
+		// seen means that a poll saw the log before the record came.
+		seen bool
+		// gap is the time between the two polls. The record comes in it if seen is set.
+		gap time.Duration
+		// want is the age at the second poll.
+		want   time.Duration
+		within time.Duration
+		// silent means that Kafka returns no timestamps. The age is then the least that it can be.
+		silent bool
 	}{
-		{"between two polls", 3 * time.Second, true, 5 * time.Second, 2500 * time.Millisecond, 2500 * time.Millisecond, false},
-		{"between two polls, by a producer whose clock is wrong", -24 * time.Hour, true, 5 * time.Second, 2500 * time.Millisecond, 2500 * time.Millisecond, true},
-		{"while nothing could be read", 9 * minute, true, 10 * minute, minute, 0, false},
-		{"while nothing could be read, and nothing is told", 9 * minute, true, 10 * minute, 0, 0, true},
-		{"while nothing could be read, by a clock that is behind", -24 * time.Hour, true, 10 * minute, 10 * minute, 0, false},
-		{"while nothing could be read, by a clock that is ahead", 24 * time.Hour, true, 10 * minute, 0, 0, false},
+		{
+			"between two polls",
+			3 * time.Second, true, 5 * time.Second, 2500 * time.Millisecond, 2500 * time.Millisecond, false,
+		},
+		{
+			"between two polls, with a wrong producer clock",
+			-24 * time.Hour, true, 5 * time.Second, 2500 * time.Millisecond, 2500 * time.Millisecond, true,
+		},
+		{"during a gap between polls", 9 * minute, true, 10 * minute, minute, 0, false},
+		{"during a gap, without timestamps", 9 * minute, true, 10 * minute, 0, 0, true},
+		{"during a gap, with a clock that is behind", -24 * time.Hour, true, 10 * minute, 10 * minute, 0, false},
+		{"during a gap, with a clock that is ahead", 24 * time.Hour, true, 10 * minute, 0, 0, false},
 		{"before the first poll", -24 * time.Hour, false, 5 * time.Second, 24*time.Hour + 5*time.Second, 0, false},
-		{"before the first poll, and nothing is told", -24 * time.Hour, false, 5 * time.Second, 5 * time.Second, 0, true},
-		{"before the first poll, by a clock that is ahead: it was there at the first", 24 * time.Hour, false, 5 * time.Second, 5 * time.Second, 0, false},
+		{
+			"before the first poll, without timestamps",
+			-24 * time.Hour, false, 5 * time.Second, 5 * time.Second, 0, true,
+		},
+		{
+			"before the first poll, with a clock that is ahead: it existed at the first poll",
+			24 * time.Hour, false, 5 * time.Second, 5 * time.Second, 0, false,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -52,11 +69,12 @@ func TestAges(t *testing.T) {
 			addr := cluster.ListenAddrs()[0]
 			c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("")})
 			now := time.Now().Truncate(time.Millisecond)
-			c.now, c.began = func() time.Time { return now }, now
+			c.setClock(func() time.Time { return now })
 			first := now
 			produceAt := func(at time.Time) {
 				t.Helper()
-				if err := newClient(t, addr).ProduceSync(t.Context(), &kgo.Record{Topic: "t", Value: []byte("v"), Timestamp: at}).FirstErr(); err != nil {
+				record := &kgo.Record{Topic: "t", Value: []byte("v"), Timestamp: at}
+				if err := newClient(t, addr).ProduceSync(t.Context(), record).FirstErr(); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -71,8 +89,11 @@ func TestAges(t *testing.T) {
 				}
 				resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
 				p := kmsg.NewListOffsetsResponseTopicPartition()
-				p.ErrorCode = kerr.TopicAuthorizationFailed.Code // one that is not tried again
-				resp.Topics = []kmsg.ListOffsetsResponseTopic{{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}}}
+				// The client does not retry after this error.
+				p.ErrorCode = kerr.TopicAuthorizationFailed.Code
+				resp.Topics = []kmsg.ListOffsetsResponseTopic{
+					{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}},
+				}
 				return resp, nil, true
 			})
 			if !tt.seen {
@@ -86,33 +107,42 @@ func TestAges(t *testing.T) {
 			p := c.mustPoll(t).Groups["g"].Topics["t"].Partitions[0]
 			unknown := tt.silent && tt.within == 0
 			if p.Records != 1 || (p.Age-tt.want).Abs() > tt.within || p.AgeUnknown != unknown {
-				t.Errorf("%d records of %v (unknown %v), want 1 of %v ± %v (%v)", p.Records, p.Age, p.AgeUnknown, tt.want, tt.within, unknown)
+				t.Errorf(
+					"%d records of age %v (unknown %v), want 1 of %v ± %v (%v)",
+					p.Records,
+					p.Age,
+					p.AgeUnknown,
+					tt.want,
+					tt.within,
+					unknown,
+				)
 			}
-			if shown := len(scrape(t, c, "kafka_consumergroup_lag_seconds", "kafka_consumergroup_topic_max_lag_seconds")); (shown == 0) != unknown {
-				t.Errorf("%d ages are shown", shown)
+			ages := scrape(t, c, "kafka_consumergroup_lag_seconds", "kafka_consumergroup_topic_max_lag_seconds")
+			if shown := len(ages); (shown == 0) != unknown {
+				t.Errorf("%d series of ages, but the age being unknown is %v", shown, unknown)
 			}
-			// Nothing moves: it grows with time alone.
+			// The record stays unread: its age grows with time alone.
 			now = now.Add(7 * time.Second)
 			if q := c.mustPoll(t).Groups["g"].Topics["t"].Partitions[0]; q.Age != p.Age+7*time.Second {
-				t.Errorf("seven seconds later it is of %v, before of %v", q.Age, p.Age)
+				t.Errorf("the age is %v seven seconds after it was %v", q.Age, p.Age)
 			}
 			silent.Store(false)
 			if q := c.mustPoll(t).Groups["g"].Topics["t"].Partitions[0]; q.AgeUnknown {
-				t.Error("once timestamps are told, the age is not known yet")
+				t.Error("the age is still unknown when Kafka returns timestamps")
 			}
 		})
 	}
 }
 
-// A log that was cut has other records at the same offsets: what is known of the former ones is worth nothing. The same after nothing was
-// unread.
+// A log that was cut has other records at the same offsets, so nothing known of the former ones
+// counts. The same holds for a partition in which everything was read.
 func TestAgesOfACutLog(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 0, 1)
 	commit(t, cluster.ListenAddrs()[0], "g", "t", 0, 5)
 	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
 	now := time.Now().Truncate(time.Millisecond)
-	c.now, c.began = func() time.Time { return now }, now
+	c.setClock(func() time.Time { return now })
 	var log atomic.Pointer[fakeLog]
 	cluster.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
@@ -127,22 +157,25 @@ func TestAgesOfACutLog(t *testing.T) {
 			p.Offset, p.Timestamp = a.offset, a.time
 		}
 		resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
-		resp.Topics = []kmsg.ListOffsetsResponseTopic{{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}}}
+		resp.Topics = []kmsg.ListOffsetsResponseTopic{
+			{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}},
+		}
 		return resp, nil, true
 	})
 	for _, tt := range []struct {
 		when string
 		end  int
-		age  time.Duration // of record 5 and those behind it
+		// age is the age of the records from offset 5 on.
+		age time.Duration
 	}{
-		{"at first", 10, time.Hour},
+		{"before the cut", 10, time.Hour},
 		{"cut to 8, with other records from 5 on", 8, time.Minute},
 		{"cut to 5", 5, 0},
 		{"grown again", 9, 2500 * time.Millisecond},
 	} {
 		records := make(fakeLog, tt.end)
 		for i := range records {
-			records[i] = answer{int64(i), now.Add(-2 * time.Hour).UnixMilli(), nil}
+			records[i] = offsetResult{int64(i), now.Add(-2 * time.Hour).UnixMilli(), nil}
 			if i >= 5 {
 				records[i].time = now.Add(-tt.age).UnixMilli()
 			}
@@ -155,20 +188,21 @@ func TestAgesOfACutLog(t *testing.T) {
 		now = now.Add(5 * time.Second)
 	}
 
-	// Without any sign of a cut.
-	tr := c.track("g", place{"t", c.topicID("t"), 0})
-	g := map[string]*group{"g": {name: "g", commits: map[string]map[int32]int64{"t": {0: 5}}}}
+	// Once all was read, another record may get the offset, even if no poll saw a cut.
+	first := &c.poller.partition("g", topicPartition{"t", c.topicID("t"), 0}).appended
+	g := map[string]*kafkaGroup{"g": {name: "g", commits: map[string]map[int32]int64{"t": {0: 5}}}}
 	for _, stable := range []int64{9, 5} {
-		c.findAges(t.Context(), g, map[string]*topic{"t": {c.topicID("t"), map[int32]logBounds{0: {stable: stable, end: 9}}}})
-		if want := stable > 5; tr.known != want {
-			t.Errorf("up to %d the first unread record's time is known: %v, want %v", stable, tr.known, want)
+		logs := map[int32]logBounds{0: {stable: stable, end: 9}}
+		c.poller.findAges(t.Context(), g, map[string]*topicLogs{"t": {c.topicID("t"), logs}})
+		if want := stable > 5; first.known != want {
+			t.Errorf("with %d as last stable offset, the append time is known: %v, want %v", stable, first.known, want)
 		}
 	}
 }
 
-// topicID is that of the only topic.
+// topicID returns the ID of a topic that was polled.
 func (c *Collector) topicID(name string) [16]byte {
-	for p := range c.histories {
+	for p := range c.poller.ages.histories {
 		if p.topic == name {
 			return p.id
 		}
@@ -176,97 +210,126 @@ func (c *Collector) topicID(name string) [16]byte {
 	return [16]byte{}
 }
 
-// In a rebalance of the classic protocol the coordinator does not say what members read: what they read before counts.
+// In a rebalance of the classic protocol the coordinator does not know what members read. The group
+// is taken to read what it read before.
 func TestReadsInRebalance(t *testing.T) {
 	t.Parallel()
 	c := newTestCollector(t, Config{})
-	poll := func(g group, errs ...*ReadError) *group {
-		c.keep(map[string]*group{g.name: &g}, errs)
+	poll := func(g kafkaGroup, errs ...*ReadError) *kafkaGroup {
+		c.poller.rememberGroups(map[string]*kafkaGroup{g.name: &g}, errs)
 		return &g
 	}
-	stable := group{name: "g", members: 1}
+	stable := kafkaGroup{name: "g", members: 1}
 	stable.reads.assign("t", []int32{0, 1})
-	if poll(stable); len(c.groups) != 1 {
-		t.Fatalf("%d groups are kept", len(c.groups))
+	if poll(stable); len(c.poller.groups) != 1 {
+		t.Fatalf("%d groups are remembered, want 1", len(c.poller.groups))
 	}
-	again := poll(group{name: "g", members: 2, reads: subscription{untold: true}})
-	if !again.reads.to("t") || again.reads.to("u") || again.reads.untold {
-		t.Errorf("in the rebalance it reads %+v", again.reads)
+	again := poll(kafkaGroup{name: "g", members: 2, reads: subscription{unknown: true}})
+	if !again.reads.includes("t") || again.reads.includes("u") || again.reads.unknown {
+		t.Errorf("in the rebalance the group reads %+v", again.reads)
 	}
-	if empty := poll(group{name: "g"}); empty.reads.to("t") {
-		t.Error("an empty group reads")
+	if empty := poll(kafkaGroup{name: "g"}); empty.reads.includes("t") {
+		t.Error("a group without members reads a topic")
 	}
-	if unknown := poll(group{name: "g", members: 1, reads: subscription{untold: true}}); !unknown.reads.to("t") {
-		t.Error("members that have just come are taken to read nothing")
+	first := poll(kafkaGroup{name: "g", members: 1, reads: subscription{unknown: true}})
+	if !first.reads.includes("t") {
+		t.Error("the first members of a group are taken to read nothing")
 	}
 
-	// A group that could not be read in one poll is not a new one in the next.
-	known := c.groups["g"]
-	c.keep(nil, []*ReadError{{API: "OffsetFetch", Group: "g", Err: kerr.CoordinatorNotAvailable}})
-	if poll(stable); c.groups["g"] != known {
-		t.Error("a group is forgotten because of an error")
+	// A group that could not be read in one poll is not a new group in the next.
+	known := c.poller.groups["g"]
+	c.poller.rememberGroups(nil, []*ReadError{{API: "OffsetFetch", Group: "g", Err: kerr.CoordinatorNotAvailable}})
+	if poll(stable); c.poller.groups["g"] != known {
+		t.Error("a group was forgotten because of an error")
 	}
-	if c.keep(nil, nil); len(c.groups) != 0 {
-		t.Error("a group that is gone is not forgotten")
+	if c.poller.rememberGroups(nil, nil); len(c.poller.groups) != 0 {
+		t.Error("a group that no longer exists is still remembered")
 	}
 }
 
-// What was remembered of a topic goes with it, and with the one that it was before it was made anew; not because it cannot be read.
+// A topic that was deleted or recreated is forgotten. One that cannot be read is not.
 func TestForgetsTopics(t *testing.T) {
 	t.Parallel()
 	c := newTestCollector(t, Config{})
-	c.keep(map[string]*group{"g": {name: "g"}}, nil)
-	observe := func(want int, logs map[string]*topic, errs ...*ReadError) {
+	c.poller.rememberGroups(map[string]*kafkaGroup{"g": {name: "g"}}, nil)
+	now := time.Now()
+	remember := func(want int, logs map[string]*topicLogs, errs ...*ReadError) {
 		t.Helper()
-		c.observe(logs, errs, 0, 0)
+		c.poller.rememberTopics(logs, errs, now, now)
 		for name, topic := range logs {
-			c.track("g", place{name, topic.id, 0})
+			c.poller.partition("g", topicPartition{name, topic.id, 0})
 		}
-		if len(c.histories) != want || len(c.groups["g"].tracks) != want {
-			t.Errorf("%d histories and %d tracks are kept, want %d of each", len(c.histories), len(c.groups["g"].tracks), want)
+		if len(c.poller.ages.histories) != want || len(c.poller.groups["g"].partitions) != want {
+			t.Errorf(
+				"%d histories and %d partitions are remembered, want %d of each",
+				len(c.poller.ages.histories),
+				len(c.poller.groups["g"].partitions),
+				want,
+			)
 		}
 	}
 	logs := map[int32]logBounds{0: {end: 3, stable: 3}}
-	observe(2, map[string]*topic{"t": {[16]byte{1}, logs}, "u": {[16]byte{2}, logs}})
-	observe(2, map[string]*topic{"t": {[16]byte{3}, logs}, "u": {[16]byte{2}, logs}})
-	observe(2, map[string]*topic{"t": {[16]byte{3}, logs}}, &ReadError{API: "Metadata", Topic: "u", Err: kerr.TopicAuthorizationFailed})
-	observe(1, map[string]*topic{"t": {[16]byte{3}, logs}})
-	observe(0, nil)
+	remember(2, map[string]*topicLogs{"t": {[16]byte{1}, logs}, "u": {[16]byte{2}, logs}})
+	remember(2, map[string]*topicLogs{"t": {[16]byte{3}, logs}, "u": {[16]byte{2}, logs}})
+	remember(
+		2,
+		map[string]*topicLogs{"t": {[16]byte{3}, logs}},
+		&ReadError{API: "Metadata", Topic: "u", Err: kerr.TopicAuthorizationFailed},
+	)
+	remember(1, map[string]*topicLogs{"t": {[16]byte{3}, logs}})
+	remember(0, nil)
 }
 
-// Members that the fake or an old coordinator cannot show are read as Kafka 4 sends them.
+// Kafka 4 describes members in ways that the fake cluster does not.
 func TestDescriptions(t *testing.T) {
 	t.Parallel()
-	var consumer, connect, share group
+	var consumer, connect, rebalancing kafkaGroup
 	metadata := kmsg.ConsumerMemberMetadata{Topics: []string{"t", "u"}}
-	assignment := kmsg.ConsumerMemberAssignment{Topics: []kmsg.ConsumerMemberAssignmentTopic{{Topic: "t", Partitions: []int32{1}}}}
-	member := kmsg.DescribeGroupsResponseGroupMember{ProtocolMetadata: metadata.AppendTo(nil), MemberAssignment: assignment.AppendTo(nil)}
-	describe := func(g *group, protocol, state string) {
-		g.classic(kmsg.DescribeGroupsResponseGroup{State: state, ProtocolType: protocol, Members: []kmsg.DescribeGroupsResponseGroupMember{member}})
+	assignment := kmsg.ConsumerMemberAssignment{
+		Topics: []kmsg.ConsumerMemberAssignmentTopic{{Topic: "t", Partitions: []int32{1}}},
+	}
+	member := kmsg.DescribeGroupsResponseGroupMember{
+		ProtocolMetadata: metadata.AppendTo(nil),
+		MemberAssignment: assignment.AppendTo(nil),
+	}
+	describe := func(g *kafkaGroup, protocol, state string) {
+		g.describeClassic(
+			kmsg.DescribeGroupsResponseGroup{
+				State:        state,
+				ProtocolType: protocol,
+				Members:      []kmsg.DescribeGroupsResponseGroupMember{member},
+			},
+		)
 	}
 	describe(&consumer, "consumer", "Stable")
-	if r := consumer.reads; consumer.members != 1 || !r.to("t") || !r.to("u") || r.to("v") || !r.assigned["t"][1] || r.assigned["t"][0] {
-		t.Errorf("a consumer is read as %+v", consumer)
+	if r := consumer.reads; consumer.members != 1 || !r.includes("t") || !r.includes("u") || r.includes("v") ||
+		!r.assigned["t"][1] ||
+		r.assigned["t"][0] {
+		t.Errorf("a consumer is %+v", consumer)
 	}
 	describe(&connect, "connect", "Stable")
 	if connect.members != 1 || len(connect.reads.topics) != 0 {
-		t.Errorf("a worker of Kafka Connect is read as %+v", connect)
+		t.Errorf("a worker of Kafka Connect is %+v", connect)
 	}
-	describe(&share, "consumer", "CompletingRebalance")
-	if !share.reads.untold {
-		t.Errorf("a member in a rebalance is read as %+v", share)
+	describe(&rebalancing, "consumer", "CompletingRebalance")
+	if !rebalancing.reads.unknown {
+		t.Errorf("a member in a rebalance is %+v", rebalancing)
 	}
 
-	var byPattern group
-	byPattern.consumer(kmsg.ConsumerGroupDescribeResponseGroup{Members: []kmsg.ConsumerGroupDescribeResponseGroupMember{{SubscribedTopicRegex: new("t.*|x")}}})
+	var byPattern kafkaGroup
+	byPattern.describeConsumer(
+		kmsg.ConsumerGroupDescribeResponseGroup{
+			Members: []kmsg.ConsumerGroupDescribeResponseGroupMember{{SubscribedTopicRegex: new("t.*|x")}},
+		},
+	)
 	for topic, want := range map[string]bool{"t": true, "tea": true, "x": true, "at": false, "xx": false} {
-		if got := byPattern.reads.to(topic); got != want {
-			t.Errorf("a pattern reads %s: %v, want %v", topic, got, want)
+		if got := byPattern.reads.includes(topic); got != want {
+			t.Errorf("the pattern includes %s: %v, want %v", topic, got, want)
 		}
 	}
 }
 
-// Share groups commit nothing, so there is no lag to tell.
+// Share groups commit no offsets, so they have no lag.
 func TestShareGroupsAreLeftOut(t *testing.T) {
 	t.Parallel()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
@@ -279,17 +342,20 @@ func TestShareGroupsAreLeftOut(t *testing.T) {
 		cluster.KeepControl()
 		resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
 		for _, kind := range []string{"share", "consumer", "streams", "classic"} {
-			resp.Groups = append(resp.Groups, kmsg.ListGroupsResponseGroup{Group: kind, GroupType: kind, GroupState: "Empty"})
+			resp.Groups = append(
+				resp.Groups,
+				kmsg.ListGroupsResponseGroup{Group: kind, GroupType: kind, GroupState: "Empty"},
+			)
 		}
 		return resp, nil, true
 	})
 	s := c.mustPoll(t)
 	if len(s.Groups) != 3 || s.Groups["share"] != nil || s.Groups["streams"] == nil {
-		t.Errorf("watched are %v", s.Groups)
+		t.Errorf("watched groups are %v, want all but the share group", s.Groups)
 	}
 }
 
-// Who the members of a kind of group are that is newer than this program, it cannot tell: it does not say that there are none.
+// The members of a kind of group that this program does not know are unknown, which is not none.
 func TestGroupOfAnUnknownKind(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
@@ -302,7 +368,8 @@ func TestGroupOfAnUnknownKind(t *testing.T) {
 		if failing.Load() {
 			resp.ErrorCode = kerr.ClusterAuthorizationFailed.Code
 		} else if cluster.CurrentNode() == cluster.CoordinatorFor("g00") {
-			resp.Groups = []kmsg.ListGroupsResponseGroup{{Group: "g00", GroupType: "novel", GroupState: state.Load().(string)}}
+			g := kmsg.ListGroupsResponseGroup{Group: "g00", GroupType: "novel", GroupState: state.Load().(string)}
+			resp.Groups = []kmsg.ListGroupsResponseGroup{g}
 		}
 		return resp, nil, true
 	})
@@ -314,16 +381,17 @@ func TestGroupOfAnUnknownKind(t *testing.T) {
 		for _, list := range []string{"listed", "not listed"} {
 			failing.Store(list == "not listed")
 			if got := summary(c.mustPoll(t), "g00"); got != tt.want {
-				t.Errorf("%s: it is %q, want %q", list, got, tt.want)
+				t.Errorf("%s: the group is %q, want %q", list, got, tt.want)
 			}
-			if got := strings.Join(scrape(t, c, "kafka_consumergroup_members"), ""); !strings.HasSuffix(got, tt.members) || (got == "") != (tt.members == "") {
-				t.Errorf("%s, %s: shown is %q", tt.state, list, got)
+			got := strings.Join(scrape(t, c, "kafka_consumergroup_members"), "")
+			if !strings.HasSuffix(got, tt.members) || (got == "") != (tt.members == "") {
+				t.Errorf("%s, %s: the series of members is %q", tt.state, list, got)
 			}
 		}
 	}
 }
 
-// A whole failure is logged once, however its text changes.
+// A failure of whole polls is logged once, even if its text differs each time.
 func TestReport(t *testing.T) {
 	t.Parallel()
 	c := newTestCollector(t, Config{})
@@ -342,7 +410,7 @@ func TestReport(t *testing.T) {
 		err := fmt.Errorf("read cluster lab: %w", tt.err)
 		c.report(former, &result{err: err})
 		if got := strings.Count(log.String(), "level=ERROR"); got != tt.want {
-			t.Errorf("after %v there are %d lines, want %d", err, got, tt.want)
+			t.Errorf("after %v the log has %d errors, want %d", err, got, tt.want)
 		}
 		former = err
 	}

@@ -32,15 +32,19 @@ import (
 const (
 	benchGroups     = 1000
 	benchPartitions = 12
-	benchRecords    = 5000 // of each partition
+	// benchRecords is the number of records of each partition.
+	benchRecords = 5000
 )
 
-// BenchmarkCost says what it costs to watch 1,000 groups of 12 partitions each: in one topic, and in 100 topics.
+// BenchmarkCost measures what it costs to watch 1,000 groups of 12 partitions each, in one topic
+// and in 100 topics.
 //
 //	go test ./services/lag -run '^$' -bench Cost -benchtime 50x
 //
-// A poll after the first one, when nothing moves and every second group is behind; the first one, which has to search for the age of
-// all that is unread; and a scrape. With the flags of TestScenarios also a scrape of the other tools, which asks the broker. The broker runs in a process of its own: CPU and memory are the collector's and the benchmark's.
+// Measured are a poll after the first one, with nothing moving and every second group behind; the
+// first poll, which searches for the ages of all that is unread; and a scrape. With the flags of
+// TestScenarios a scrape of the other tools is measured too, which asks the broker. The broker runs
+// in a process of its own, so CPU and memory are those of the collector and the benchmark.
 func BenchmarkCost(b *testing.B) {
 	k, err := localkafka.Start(b.Context(), localkafka.Options{Dir: b.TempDir(), JVM: []string{"-Xmx1g"}})
 	testenv.Require(b, err)
@@ -62,7 +66,7 @@ func BenchmarkCost(b *testing.B) {
 					var s *scrape
 					for b.Loop() {
 						if s = e.scrape(); s == nil {
-							b.Fatal("no answer")
+							b.Fatal("no response")
 						}
 					}
 					b.ReportMetric(float64(len(s.series)), "series")
@@ -74,7 +78,8 @@ func BenchmarkCost(b *testing.B) {
 
 func prefix(topics int) string { return fmt.Sprintf("of-%d-", topics) }
 
-// fill makes topics with records and groups that have committed: one half at the end, the others anywhere.
+// fill creates topics with records, and groups that have committed: one half at the end, the others
+// anywhere.
 func fill(b *testing.B, addr string, admin *kadm.Client, topics int) {
 	b.Helper()
 	begin := time.Now()
@@ -82,18 +87,29 @@ func fill(b *testing.B, addr string, admin *kadm.Client, topics int) {
 	for i := range topics {
 		all = append(all, fmt.Sprint(prefix(topics), i))
 	}
-	made, err := admin.CreateTopics(b.Context(), benchPartitions, 1, map[string]*string{"message.timestamp.type": new("LogAppendTime")}, all...)
+	made, err := admin.CreateTopics(
+		b.Context(),
+		benchPartitions,
+		1,
+		map[string]*string{"message.timestamp.type": new("LogAppendTime")},
+		all...)
 	if err = errors.Join(err, made.Error()); err != nil {
 		b.Fatal(err)
 	}
-	producer, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
-		kgo.UnknownTopicRetries(100)) // the broker learns of a topic after the controller
+	producer, err := kgo.NewClient(
+		kgo.SeedBrokers(addr),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0),
+		// The broker learns of a topic after the controller.
+		kgo.UnknownTopicRetries(100),
+	)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer producer.Close()
 	const batches = 50
-	records := benchRecords / topics // as many in all
+	// The topics have as many records in all, however many topics there are.
+	records := benchRecords / topics
 	for range batches {
 		var batch []*kgo.Record
 		for _, t := range all {
@@ -106,7 +122,8 @@ func fill(b *testing.B, addr string, admin *kadm.Client, topics int) {
 		if err := producer.ProduceSync(b.Context(), batch...).FirstErr(); err != nil {
 			b.Fatal(err)
 		}
-		time.Sleep(100 * time.Millisecond) // or all would be of one age
+		// Without pauses all records would be of the same age.
+		time.Sleep(100 * time.Millisecond)
 	}
 	var committing sync.WaitGroup
 	next := make(chan int)
@@ -135,7 +152,8 @@ func fill(b *testing.B, addr string, admin *kadm.Client, topics int) {
 	b.Logf("made %d topics and %d groups in %v", topics, benchGroups, time.Since(begin).Round(time.Second))
 }
 
-// benchmarkPoll measures polls one right after the other, or the first one of each of many collectors.
+// benchmarkPoll measures polls one right after the other, or the first poll of each of many
+// collectors.
 func benchmarkPoll(b *testing.B, cfg lag.Config, first bool) {
 	b.ReportAllocs()
 	var asked requests
@@ -172,6 +190,7 @@ func benchmarkPoll(b *testing.B, cfg lag.Config, first bool) {
 	end()
 }
 
+// poll runs a collector until end is called.
 func poll(b *testing.B, cfg lag.Config, hooks ...kgo.Hook) (c *lag.Collector, end func()) {
 	b.Helper()
 	c, err := lag.New(cfg, slog.New(slog.DiscardHandler))
@@ -192,6 +211,7 @@ func poll(b *testing.B, cfg lag.Config, hooks ...kgo.Hook) (c *lag.Collector, en
 	}
 }
 
+// benchmarkScrape measures scrapes of one poll.
 func benchmarkScrape(b *testing.B, cfg lag.Config) {
 	b.ReportAllocs()
 	c, end := poll(b, cfg)
@@ -218,14 +238,14 @@ func benchmarkScrape(b *testing.B, cfg lag.Config) {
 	_, _ = io.Copy(io.Discard, w.Body)
 }
 
-// requests counts what is asked, by API.
+// requests counts requests by API, and their bytes.
 type requests struct {
 	mu            sync.Mutex
 	count         map[string]int
 	written, read int
 }
 
-// OnBrokerE2E is called by the client after each request.
+// OnBrokerE2E counts a request. The client calls it after each one.
 func (r *requests) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -253,6 +273,7 @@ func (r *requests) report(b *testing.B) {
 	b.ReportMetric(float64(r.read)/1000/float64(b.N), "received-kB/op")
 }
 
+// processCPU returns the CPU time that this process has used.
 func processCPU(b *testing.B) time.Duration {
 	b.Helper()
 	var usage syscall.Rusage
@@ -262,7 +283,7 @@ func processCPU(b *testing.B) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// rss is how much memory the process has, where the system says so.
+// rss returns the resident memory of the process in MB, 0 where there is no /proc.
 func rss(b *testing.B) float64 {
 	b.Helper()
 	text, err := os.ReadFile("/proc/self/status")

@@ -8,13 +8,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
-// ReadError says what could not be read in a poll that succeeded as a whole.
+// ReadError is one part of a cluster that a poll could not read. A poll with ReadErrors can succeed
+// as a whole: everything else was read.
 type ReadError struct {
-	API          string // the request, such as OffsetFetch
-	Group, Topic string // what it concerns: one of them, or none when a broker does not say which groups it has
-	Err          error
+	// API is Kafka's name of the request, such as OffsetFetch.
+	API string
+	// Group and Topic are what the error concerns: one of them, or neither if a broker did not list
+	// its groups.
+	Group, Topic string
+	// Err is the broker's or the connection's error.
+	Err error
 }
 
+// Error returns the request, what it was about, and the cause.
 func (e *ReadError) Error() string {
 	switch {
 	case e.Group != "":
@@ -25,21 +31,11 @@ func (e *ReadError) Error() string {
 	return fmt.Sprintf("%s: %v", e.API, e.Err)
 }
 
-// Unwrap is the broker's or the connection's error.
+// Unwrap returns the broker's or the connection's error.
 func (e *ReadError) Unwrap() error { return e.Err }
 
-// whole is why a poll failed as a whole.
-func whole(err error) *ReadError {
-	if e, ok := errors.AsType[*ReadError](err); ok {
-		return e
-	}
-	return &ReadError{API: "ListGroups", Err: err}
-}
-
-// key tells whether two errors are the same one again.
-func (e *ReadError) key() string { return e.API + " " + e.Code() }
-
-// Code is Kafka's name of the error, of which there are not many.
+// Code returns Kafka's name of the error, or TIMEOUT or CONNECTION if no broker answered. There are
+// few codes, so a metric may have them as a label.
 func (e *ReadError) Code() string {
 	if ke, ok := errors.AsType[*kerr.Error](e.Err); ok {
 		return ke.Message
@@ -50,5 +46,23 @@ func (e *ReadError) Code() string {
 	return "CONNECTION"
 }
 
-// errNoAnswer is for what a broker was asked and passed over.
-var errNoAnswer = errors.New("the broker left it out of its answer")
+// Stable returns Error with the code in place of the cause. The cause may contain a local port, so
+// it differs from poll to poll; Stable stays the same while the failure is the same.
+func (e *ReadError) Stable() string {
+	return (&ReadError{API: e.API, Group: e.Group, Topic: e.Topic, Err: errors.New(e.Code())}).Error()
+}
+
+// key identifies the failure in logs: equal keys are the same failure again.
+func (e *ReadError) key() string { return e.API + " " + e.Code() }
+
+// asReadError returns the ReadError in the error of a poll that failed as a whole. An error without
+// one, such as a client that could not be made, counts as one of the first request.
+func asReadError(err error) *ReadError {
+	if e, ok := errors.AsType[*ReadError](err); ok {
+		return e
+	}
+	return &ReadError{API: "ListGroups", Err: err}
+}
+
+// errNotInResponse is the error of a group or partition that a broker left out of its response.
+var errNotInResponse = errors.New("the broker left it out of its response")

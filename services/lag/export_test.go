@@ -6,8 +6,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// SetPatience shortens how long a group may do nothing before that is told.
-func (c *Collector) SetPatience(d time.Duration) { c.patience = d }
+// SetPatience shortens how long a group must not have moved before it is stalled or stopped.
+func (c *Collector) SetPatience(d time.Duration) { c.poller.patience = d }
 
-// SetHooks shows the test what is asked of the brokers.
+// SetHooks lets the test see the requests. Call it before Run.
 func (c *Collector) SetHooks(hooks ...kgo.Hook) { c.opts = append(c.opts, kgo.WithHooks(hooks...)) }

@@ -21,7 +21,8 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// Other tools may run beside the collector: same broker, same moments, same truth. TestScenarios then logs what each of them says.
+// Other tools may run beside the collector, on the same broker, at the same moments and against the
+// same truth. TestScenarios then logs what each of them shows.
 //
 //	go test ./services/lag -run TestScenarios -v -exporter=/path/to/kafka_exporter -kminion=/path/to/kminion
 var (
@@ -29,16 +30,18 @@ var (
 	kminion       = flag.String("kminion", "", "a binary of redpanda-data/kminion to compare with")
 )
 
-// exporter is another tool, scraped again and again.
+// exporter is another tool that is scraped repeatedly.
 type exporter struct {
-	name    string
-	url     string
-	lag     func(*watch) string // the name of its series
+	name string
+	url  string
+	// lag returns the name of the tool's series for a partition.
+	lag     func(*watch) string
 	members func(group string) string
 
 	mu      sync.Mutex
 	scrapes []scrape
-	found   map[string]string // what it said of a group's members, and what it should have said
+	// found is what the tool showed of a group's members, and what it should have shown.
+	found map[string]string
 }
 
 type scrape struct {
@@ -52,28 +55,51 @@ func startExporters(t testing.TB, addr string) []*exporter {
 	var all []*exporter
 	if *kafkaExporter != "" {
 		port := localkafka.FreePort()
-		// By default it learns of new topics twice a minute, which is too rare for a test of a minute.
-		cmd := exec.CommandContext(t.Context(), *kafkaExporter, "--kafka.server="+addr, "--kafka.version=4.0.0", "--refresh.metadata=1s",
-			fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port))
+		// By default it learns of new topics twice a minute, which is too rare for a test of a
+		// minute.
+		cmd := exec.CommandContext(
+			t.Context(),
+			*kafkaExporter,
+			"--kafka.server="+addr,
+			"--kafka.version=4.0.0",
+			"--refresh.metadata=1s",
+			fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port),
+		)
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kafka_exporter",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
 			lag: func(w *watch) string {
-				return fmt.Sprintf(`kafka_consumergroup_lag{consumergroup=%q,partition="%d",topic=%q}`, w.group, w.partition, w.topic.name)
+				return fmt.Sprintf(
+					`kafka_consumergroup_lag{consumergroup=%q,partition="%d",topic=%q}`,
+					w.group,
+					w.partition,
+					w.topic.name,
+				)
 			},
-			members: func(group string) string { return fmt.Sprintf(`kafka_consumergroup_members{consumergroup=%q}`, group) },
+			members: func(group string) string {
+				return fmt.Sprintf(`kafka_consumergroup_members{consumergroup=%q}`, group)
+			},
 		}))
 	}
 	if *kminion != "" {
 		port := localkafka.FreePort()
 		cmd := exec.CommandContext(t.Context(), *kminion)
-		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+addr, "EXPORTER_HOST=127.0.0.1", fmt.Sprintf("EXPORTER_PORT=%d", port))
+		cmd.Env = append(
+			os.Environ(),
+			"KAFKA_BROKERS="+addr,
+			"EXPORTER_HOST=127.0.0.1",
+			fmt.Sprintf("EXPORTER_PORT=%d", port),
+		)
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kminion",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
 			lag: func(w *watch) string {
-				return fmt.Sprintf(`kminion_kafka_consumer_group_topic_partition_lag{group_id=%q,partition_id="%d",topic_name=%q}`,
-					w.group, w.partition, w.topic.name)
+				return fmt.Sprintf(
+					`kminion_kafka_consumer_group_topic_partition_lag{group_id=%q,partition_id="%d",topic_name=%q}`,
+					w.group,
+					w.partition,
+					w.topic.name,
+				)
 			},
 			members: func(group string) string {
 				return fmt.Sprintf(`kminion_kafka_consumer_group_members{group_id=%q}`, group)
@@ -88,17 +114,18 @@ func startExporter(t testing.TB, cmd *exec.Cmd, e *exporter) *exporter {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Wait() }) // it is killed
+	// Wait returns an error, because the process is killed.
+	t.Cleanup(func() { _ = cmd.Wait() })
 	e.found = make(map[string]string)
 	for begin := time.Now(); e.scrape() == nil; time.Sleep(pollInterval) {
 		if time.Since(begin) > patience {
-			t.Fatalf("%s does not answer", e.name)
+			t.Fatalf("%s does not respond", e.name)
 		}
 	}
 	return e
 }
 
-// scrape is nil while nothing answers.
+// scrape returns nil while the tool does not respond.
 func (e *exporter) scrape() *scrape {
 	s := scrape{from: time.Now()}
 	response, err := http.Get(e.url)
@@ -114,7 +141,7 @@ func (e *exporter) scrape() *scrape {
 	return &s
 }
 
-// watch scrapes as often as the collector polls, to the end of the test.
+// watch scrapes as often as the collector polls, until the test ends.
 func (e *exporter) watch(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -131,7 +158,7 @@ func (e *exporter) watch(t *testing.T) {
 	t.Cleanup(running.Wait)
 }
 
-// expectMembers notes what it says of a group's members once it had time to see them.
+// expectMembers notes what the tool shows of a group's members after it had time to see them.
 func (e *exporter) expectMembers(t *testing.T, group string, want int) {
 	begin := time.Now()
 	for time.Since(begin) < patience {
@@ -150,32 +177,35 @@ func (e *exporter) expectMembers(t *testing.T, group string, want int) {
 		}
 		time.Sleep(pollInterval / 5)
 	}
-	t.Errorf("%s does not answer", e.name)
+	t.Errorf("%s does not respond", e.name)
 }
 
-// row is what the tools said of a scenario, against the truth.
-type row struct {
-	scenario   string
-	ageOff     time.Duration // ours at worst
-	recordsOff int64         // likewise, beyond what moved during the poll
-	records    string        // the truth at the end, and what was said of it
-	age        string
-	others     []other
+// result is what the tools showed of a scenario, compared with the truth.
+type result struct {
+	scenario string
+	// ageOff and recordsOff are how far the collector was off at worst, beyond what moved during
+	// the poll.
+	ageOff     time.Duration
+	recordsOff int64
+	// records and age are what the collector showed at the end, and the truth.
+	records, age string
+	others       []otherResult
 }
 
-type other struct {
+// otherResult is what another tool showed of a scenario.
+type otherResult struct {
 	last            string
 	least, off      float64
 	missing, number int
 	members         string
 }
 
-// addRow adds what the other tools said of a scenario's watches to what the collector said.
-func (s *scenario) addRow(result row, end time.Time) {
+// addResult adds what the other tools showed of a scenario to what the collector showed.
+func (s *scenario) addResult(result result, end time.Time) {
 	result.scenario = s.name
 	w := s.watches[0]
-	var last observation
-	for _, o := range s.always.observations() {
+	var last observed
+	for _, o := range s.always.all() {
 		if p := w.in(o.Snapshot); p != nil && o.Time.After(w.since) && !o.Time.Add(o.Took).After(w.until) {
 			last = o
 		}
@@ -191,20 +221,21 @@ func (s *scenario) addRow(result row, end time.Time) {
 	}
 	s.Lock()
 	defer s.Unlock()
-	s.rows = append(s.rows, result)
+	s.results = append(s.results, result)
 }
 
-func (e *exporter) judge(s *scenario) other {
+func (e *exporter) judge(s *scenario) otherResult {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	result := other{last: "none", least: math.Inf(1)}
+	result := otherResult{last: "none", least: math.Inf(1)}
 	for i, w := range s.watches {
 		metric, _, _ := strings.Cut(e.lag(w), "{")
 		for _, c := range e.scrapes {
 			if c.from.Before(w.since) || c.to.After(w.until) {
 				continue
 			}
-			for name, value := range c.series { // of partitions without a commit too
+			for name, value := range c.series {
+				// The tool may show partitions without a commit too.
 				if strings.HasPrefix(name, metric+"{") && strings.Contains(name, strconv.Quote(w.group)) {
 					result.least = min(result.least, value)
 				}
@@ -231,7 +262,7 @@ func (e *exporter) judge(s *scenario) other {
 	return result
 }
 
-// table is Markdown.
+// table returns the results as a table.
 func (l *lab) table() string {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 1, ' ', tabwriter.Debug)
@@ -240,11 +271,20 @@ func (l *lab) table() string {
 		fmt.Fprintf(w, "\t%s's records\toff\tleast\tmissing\tmembers", e.name)
 	}
 	fmt.Fprintln(w)
-	slices.SortFunc(l.rows, func(a, b row) int { return cmp.Compare(a.scenario, b.scenario) })
-	for _, r := range l.rows {
+	slices.SortFunc(l.results, func(a, b result) int { return cmp.Compare(a.scenario, b.scenario) })
+	for _, r := range l.results {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.3f", r.scenario, r.records, r.recordsOff, r.age, r.ageOff.Seconds())
 		for _, o := range r.others {
-			fmt.Fprintf(w, "\t%s\t%v\t%v\t%d of %d\t%s", o.last, o.off, o.least, o.missing, o.number, strings.TrimSuffix(o.members, ", "))
+			fmt.Fprintf(
+				w,
+				"\t%s\t%v\t%v\t%d of %d\t%s",
+				o.last,
+				o.off,
+				o.least,
+				o.missing,
+				o.number,
+				strings.TrimSuffix(o.members, ", "),
+			)
 		}
 		fmt.Fprintln(w)
 	}

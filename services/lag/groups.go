@@ -12,44 +12,33 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// groups lists the cluster's groups and reads those that are to be watched. The former ones, by what was known of them, are read too when
-// a broker does not tell its groups. An error means that no broker answered.
-func (r *reader) groups(ctx context.Context, watched func(name string) bool, wanted []string, former []group) (map[string]*group, []*ReadError, error) {
-	found, errs, err := r.list(ctx, watched)
+// knownKinds are the kinds of groups whose members this program can read.
+var knownKinds = []string{"classic", "consumer", "streams"}
+
+// readGroups lists the cluster's groups and reads the watched ones: members, state and commits.
+// Wanted groups are in the result even if they do not exist, as Dead. former are the groups of the
+// last poll; they are read too if a broker does not list its groups.
+//
+// A group that could not be read is absent and has a ReadError. err is set only if no broker
+// responded.
+func readGroups(
+	ctx context.Context, c *client, watched func(name string) bool, wanted []string, former []kafkaGroup,
+) (found map[string]*kafkaGroup, errs []*ReadError, err error) {
+	found, errs, err = listGroups(ctx, c, watched)
 	if err != nil {
 		return nil, nil, err
 	}
-	var missing []*group
-	if len(errs) > 0 {
-		for _, g := range former {
-			if found[g.name] != nil || !watched(g.name) || g.kind == "" { // without a kind it did not exist, and is wanted
-				continue
-			}
-			m := &group{name: g.name, kind: g.kind, protocolType: g.protocolType}
-			if !slices.Contains(kinds, g.kind) {
-				m.state = g.state // nobody but the list tells it
-			}
-			missing = append(missing, m)
-		}
-	}
-	for _, name := range wanted {
-		switch {
-		case found[name] != nil || slices.ContainsFunc(missing, func(g *group) bool { return g.name == name }):
-		case len(errs) > 0: // it may be one of those that were not told
-			errs = append(errs, &ReadError{API: errs[0].API, Group: name, Err: errs[0].Err})
-		default:
-			missing = append(missing, &group{name: name, state: "Dead"})
-		}
-	}
-	read := make(map[int32][]*group)
+	missing, more := unlisted(found, errs, watched, wanted, former)
+	errs = append(errs, more...)
+	byCoordinator := make(map[int32][]*kafkaGroup)
 	for _, g := range found {
-		read[g.coordinator] = append(read[g.coordinator], g)
+		byCoordinator[g.coordinator] = append(byCoordinator[g.coordinator], g)
 	}
-	coordinated, more := r.coordinators(ctx, missing)
+	coordinated, more := findCoordinators(ctx, c, missing)
 	errs = append(errs, more...)
 	for _, g := range coordinated {
 		found[g.name] = g
-		read[g.coordinator] = append(read[g.coordinator], g)
+		byCoordinator[g.coordinator] = append(byCoordinator[g.coordinator], g)
 	}
 
 	var mu sync.Mutex
@@ -62,66 +51,109 @@ func (r *reader) groups(ctx context.Context, watched func(name string) bool, wan
 		}
 		errs = append(errs, failed...)
 	}
-	for broker, groups := range read {
-		wg.Go(func() { fail(r.commits(ctx, broker, groups)) })
-		wg.Go(func() { fail(r.describe(ctx, broker, groups)) })
+	for broker, groups := range byCoordinator {
+		wg.Go(func() { fail(readCommits(ctx, c, broker, groups)) })
+		wg.Go(func() { fail(describeGroups(ctx, c, broker, groups)) })
 	}
 	wg.Wait()
 	return found, errs, nil
 }
 
-// list asks each broker for the groups that it coordinates.
-func (r *reader) list(ctx context.Context, watched func(name string) bool) (map[string]*group, []*ReadError, error) {
-	var errs []*ReadError
-	found := make(map[string]*group)
-	answered := false
-	for _, shard := range r.askAny(ctx, kmsg.NewPtrListGroupsRequest()) {
+// listGroups asks each broker for the groups that it coordinates and keeps the watched ones.
+func listGroups(
+	ctx context.Context, c *client, watched func(name string) bool,
+) (found map[string]*kafkaGroup, errs []*ReadError, err error) {
+	found = make(map[string]*kafkaGroup)
+	responded := false
+	for _, shard := range c.anyBroker(ctx, kmsg.NewPtrListGroupsRequest()) {
 		if shard.Err != nil {
 			errs = append(errs, &ReadError{API: "ListGroups", Err: shard.Err})
 			continue
 		}
 		resp := shard.Resp.(*kmsg.ListGroupsResponse)
-		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil { // it lists what it has by now
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			// The response may still list the groups that the broker has loaded by now.
 			errs = append(errs, &ReadError{API: "ListGroups", Err: err})
 		}
-		answered = true
+		responded = true
 		for _, g := range resp.Groups {
-			if g.GroupType != "share" && watched(g.Group) { // share groups have no commits
-				found[g.Group] = &group{
-					name: g.Group, kind: cmp.Or(g.GroupType, "classic"), protocolType: g.ProtocolType, state: g.GroupState, coordinator: shard.Meta.NodeID,
+			// Share groups commit no offsets, so they have no lag.
+			if g.GroupType != "share" && watched(g.Group) {
+				found[g.Group] = &kafkaGroup{
+					name: g.Group, kind: cmp.Or(g.GroupType, "classic"), protocolType: g.ProtocolType,
+					state: g.GroupState, coordinator: shard.Meta.NodeID,
 				}
 			}
 		}
 	}
-	if !answered {
-		return nil, nil, errs[0] // there is one for each broker, or for their list
+	if !responded {
+		// There is an error for each broker, or one for their list.
+		return nil, nil, errs[0]
 	}
 	return found, errs, nil
 }
 
-// coordinators asks who coordinates groups that nobody has listed: they may not exist, or the user may not see them.
-func (r *reader) coordinators(ctx context.Context, groups []*group) (found []*group, errs []*ReadError) {
+// unlisted returns the groups to ask for although no broker listed them: former ones that a broker
+// with an error may have, and wanted ones that may not exist. A wanted group that is one or the
+// other has a ReadError instead.
+func unlisted(
+	found map[string]*kafkaGroup,
+	listErrs []*ReadError,
+	watched func(name string) bool,
+	wanted []string,
+	former []kafkaGroup,
+) (missing []*kafkaGroup, errs []*ReadError) {
+	if len(listErrs) > 0 {
+		for _, g := range former {
+			// A group without a kind did not exist in the last poll. If it is wanted, it is below.
+			if found[g.name] != nil || !watched(g.name) || g.kind == "" {
+				continue
+			}
+			m := &kafkaGroup{name: g.name, kind: g.kind, protocolType: g.protocolType}
+			if !slices.Contains(knownKinds, g.kind) {
+				// Only the list has the state of a group that cannot be described.
+				m.state = g.state
+			}
+			missing = append(missing, m)
+		}
+	}
+	for _, name := range wanted {
+		switch {
+		case found[name] != nil || slices.ContainsFunc(missing, func(g *kafkaGroup) bool { return g.name == name }):
+		case len(listErrs) > 0:
+			errs = append(errs, &ReadError{API: listErrs[0].API, Group: name, Err: listErrs[0].Err})
+		default:
+			missing = append(missing, &kafkaGroup{name: name, state: "Dead"})
+		}
+	}
+	return missing, errs
+}
+
+// findCoordinators sets the coordinators of groups that no broker listed. Such a group may not
+// exist, or the user may lack the right to see it, which is an error here.
+func findCoordinators(ctx context.Context, c *client, groups []*kafkaGroup) (found []*kafkaGroup, errs []*ReadError) {
+	const api = "FindCoordinator"
 	if len(groups) == 0 {
 		return nil, nil
 	}
-	byName := make(map[string]*group)
+	byName := make(map[string]*kafkaGroup)
 	for _, g := range groups {
 		byName[g.name] = g
 	}
 	req := kmsg.NewPtrFindCoordinatorRequest()
 	req.CoordinatorKeys = slices.Sorted(maps.Keys(byName))
-	for _, shard := range r.askAny(ctx, req) {
+	for _, shard := range c.anyBroker(ctx, req) {
 		if shard.Err != nil {
 			for _, name := range shard.Req.(*kmsg.FindCoordinatorRequest).CoordinatorKeys {
-				errs = append(errs, &ReadError{API: "FindCoordinator", Group: name, Err: shard.Err})
+				errs = append(errs, &ReadError{API: api, Group: name, Err: shard.Err})
 			}
 			continue
 		}
-		for _, c := range shard.Resp.(*kmsg.FindCoordinatorResponse).Coordinators {
-			if err := kerr.ErrorForCode(c.ErrorCode); err != nil {
-				errs = append(errs, &ReadError{API: "FindCoordinator", Group: c.Key, Err: err})
-			} else if g := byName[c.Key]; g != nil {
-				g.coordinator = c.NodeID
+		for _, coordinator := range shard.Resp.(*kmsg.FindCoordinatorResponse).Coordinators {
+			if err := kerr.ErrorForCode(coordinator.ErrorCode); err != nil {
+				errs = append(errs, &ReadError{API: api, Group: coordinator.Key, Err: err})
+			} else if g := byName[coordinator.Key]; g != nil {
+				g.coordinator = coordinator.NodeID
 				found = append(found, g)
 			}
 		}
@@ -129,23 +161,24 @@ func (r *reader) coordinators(ctx context.Context, groups []*group) (found []*gr
 	return found, errs
 }
 
-// commits reads the offsets that groups of one coordinator have committed.
-func (r *reader) commits(ctx context.Context, broker int32, groups []*group) (errs []*ReadError) {
+// readCommits sets the committed offsets of groups of one coordinator.
+func readCommits(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
 	const api = "OffsetFetch"
 	req := kmsg.NewPtrOffsetFetchRequest()
-	left := make(map[string]*group)
+	left := make(map[string]*kafkaGroup)
 	for _, g := range groups {
 		left[g.name] = g
-		rg := kmsg.NewOffsetFetchRequestGroup() // no topics: all
+		// A request group without topics asks for all of them.
+		rg := kmsg.NewOffsetFetchRequestGroup()
 		rg.Group = g.name
 		req.Groups = append(req.Groups, rg)
 	}
-	var answered []kmsg.OffsetFetchResponseGroup
-	resp, err := r.request(ctx, broker, req)
+	var responses []kmsg.OffsetFetchResponseGroup
+	resp, err := c.one(ctx, broker, req)
 	if err == nil {
-		answered = resp.(*kmsg.OffsetFetchResponse).Groups
+		responses = resp.(*kmsg.OffsetFetchResponse).Groups
 	}
-	for _, rg := range answered {
+	for _, rg := range responses {
 		g := left[rg.Group]
 		if g == nil {
 			continue
@@ -155,98 +188,114 @@ func (r *reader) commits(ctx context.Context, broker int32, groups []*group) (er
 			errs = append(errs, &ReadError{API: api, Group: g.name, Err: err})
 			continue
 		}
-		g.commits = make(map[string]map[int32]int64, len(rg.Topics))
-		for _, t := range rg.Topics {
-			for _, p := range t.Partitions {
-				if p.ErrorCode != 0 || p.Offset < 0 {
-					continue // of a topic that is being deleted, or no commit
-				}
-				if g.commits[t.Topic] == nil {
-					g.commits[t.Topic] = make(map[int32]int64, len(t.Partitions))
-				}
-				g.commits[t.Topic][p.Partition] = p.Offset
-			}
-		}
+		g.commits = committedOffsets(rg.Topics)
 	}
 	for name := range left {
-		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNoAnswer)})
+		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
 	}
 	return errs
 }
 
-// kinds are those of which members can be read.
-var kinds = []string{"classic", "consumer", "streams"}
+// committedOffsets returns the committed offsets by topic and partition.
+func committedOffsets(topics []kmsg.OffsetFetchResponseGroupTopic) map[string]map[int32]int64 {
+	offsets := make(map[string]map[int32]int64, len(topics))
+	for _, t := range topics {
+		for _, p := range t.Partitions {
+			if p.ErrorCode != 0 || p.Offset < 0 {
+				// The topic is being deleted, or the partition has no commit.
+				continue
+			}
+			if offsets[t.Topic] == nil {
+				offsets[t.Topic] = make(map[int32]int64, len(t.Partitions))
+			}
+			offsets[t.Topic][p.Partition] = p.Offset
+		}
+	}
+	return offsets
+}
 
-// describe reads the members of groups of one coordinator, each kind of group by its own request. Of empty groups all is known.
-func (r *reader) describe(ctx context.Context, broker int32, groups []*group) (errs []*ReadError) {
-	byKind := make(map[string]map[string]*group)
+// describeGroups reads the members of groups of one coordinator, with one request for each kind of
+// group. Groups that are Empty or Dead have no members, so they are not asked for.
+func describeGroups(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
+	byKind := make(map[string]map[string]*kafkaGroup)
 	for _, g := range groups {
 		if g.state == "Empty" || g.state == "Dead" {
 			continue
 		}
 		if byKind[g.kind] == nil {
-			byKind[g.kind] = make(map[string]*group)
+			byKind[g.kind] = make(map[string]*kafkaGroup)
 		}
 		byKind[g.kind][g.name] = g
 	}
 	for kind, left := range byKind {
-		var req kmsg.Request
-		names := slices.Sorted(maps.Keys(left))
-		switch kind {
-		case "classic":
-			req = &kmsg.DescribeGroupsRequest{Groups: names}
-		case "consumer":
-			req = &kmsg.ConsumerGroupDescribeRequest{Groups: names}
-		case "streams":
-			req = &kmsg.StreamsGroupDescribeRequest{Groups: names}
-		default: // one that this program does not know: its commits are worth something too
+		if !slices.Contains(knownKinds, kind) {
+			// The commits of a kind that this program does not know are still useful.
 			for _, g := range left {
-				g.members, g.reads.untold = -1, true
+				g.members, g.reads.unknown = -1, true
 			}
 			continue
 		}
-		api := kmsg.NameForKey(req.Key())
-		resp, err := r.request(ctx, broker, req)
-		take := func(name, state string, code int16) *group {
-			g := left[name]
-			if g == nil {
-				return nil
-			}
-			delete(left, name)
-			switch err := kerr.ErrorForCode(code); {
-			case errors.Is(err, kerr.GroupIDNotFound): // deleted since it was listed
-				g.state = "Dead"
-				return nil
-			case err != nil:
-				errs = append(errs, &ReadError{API: api, Group: name, Err: err})
-				return nil
-			}
-			g.state = state
-			return g
+		errs = append(errs, describeKind(ctx, c, broker, kind, left)...)
+	}
+	return errs
+}
+
+// describeKind reads the members of groups of one coordinator and one kind. It removes from left
+// the groups that are in the response.
+func describeKind(
+	ctx context.Context, c *client, broker int32, kind string, left map[string]*kafkaGroup,
+) (errs []*ReadError) {
+	names := slices.Sorted(maps.Keys(left))
+	var req kmsg.Request = &kmsg.DescribeGroupsRequest{Groups: names}
+	switch kind {
+	case "consumer":
+		req = &kmsg.ConsumerGroupDescribeRequest{Groups: names}
+	case "streams":
+		req = &kmsg.StreamsGroupDescribeRequest{Groups: names}
+	}
+	api := kmsg.NameForKey(req.Key())
+	// take returns the group that a part of the response describes, nil if it describes none.
+	take := func(name, state string, code int16) *kafkaGroup {
+		g := left[name]
+		if g == nil {
+			return nil
 		}
-		switch resp := resp.(type) {
-		case *kmsg.DescribeGroupsResponse:
-			for _, d := range resp.Groups {
-				if g := take(d.Group, d.State, d.ErrorCode); g != nil {
-					g.classic(d)
-				}
-			}
-		case *kmsg.ConsumerGroupDescribeResponse:
-			for _, d := range resp.Groups {
-				if g := take(d.Group, d.State, d.ErrorCode); g != nil {
-					g.consumer(d)
-				}
-			}
-		case *kmsg.StreamsGroupDescribeResponse:
-			for _, d := range resp.Groups {
-				if g := take(d.Group, d.State, d.ErrorCode); g != nil {
-					g.streams(d)
-				}
+		delete(left, name)
+		switch err := kerr.ErrorForCode(code); {
+		case errors.Is(err, kerr.GroupIDNotFound):
+			// The group was deleted after it was listed.
+			g.state = "Dead"
+			return nil
+		case err != nil:
+			errs = append(errs, &ReadError{API: api, Group: name, Err: err})
+			return nil
+		}
+		g.state = state
+		return g
+	}
+	resp, err := c.one(ctx, broker, req)
+	switch resp := resp.(type) {
+	case *kmsg.DescribeGroupsResponse:
+		for _, d := range resp.Groups {
+			if g := take(d.Group, d.State, d.ErrorCode); g != nil {
+				g.describeClassic(d)
 			}
 		}
-		for name := range left {
-			errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNoAnswer)})
+	case *kmsg.ConsumerGroupDescribeResponse:
+		for _, d := range resp.Groups {
+			if g := take(d.Group, d.State, d.ErrorCode); g != nil {
+				g.describeConsumer(d)
+			}
 		}
+	case *kmsg.StreamsGroupDescribeResponse:
+		for _, d := range resp.Groups {
+			if g := take(d.Group, d.State, d.ErrorCode); g != nil {
+				g.describeStreams(d)
+			}
+		}
+	}
+	for name := range left {
+		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
 	}
 	return errs
 }

@@ -5,58 +5,72 @@ import (
 	"time"
 )
 
-// historySize bounds a partition's history: ten minutes of a busy topic at the default interval, hours of a quiet one.
+// historySize is the largest number of samples of a partition. At the default interval they reach
+// back ten minutes on a busy topic, and hours on a quiet one.
 const historySize = 128
 
-// history remembers a partition's end offsets by the time at which they were seen, which tells when a record was appended: after the last
-// poll that did not see it, and before the first that did. The clock is this process' own, so no other one can be wrong.
-// Times are since the collector's beginning.
-type history struct{ seen []seenEnd }
+// history remembers the end offsets of a partition and when they were seen. A record was appended
+// after the last poll that did not see it and before the first that did. All times are by this
+// process's clock, so a producer's wrong clock has no influence. They are durations since the
+// collector was made, which a change of the wall clock does not touch.
+//
+// The zero value is empty. It is not safe for concurrent use.
+type history struct{ samples []endSample }
 
-// seenEnd is one end offset. A partition to which nothing is appended keeps one of them, however long that lasts.
-type seenEnd struct {
-	end         int64
-	first, last time.Duration // an answer with it was received first, was last asked for
+// endSample is one end offset. Polls that see the same end share one sample, however many they are.
+type endSample struct {
+	end int64
+	// first is when the first response with this end was received, last is when the last request
+	// that got it was sent.
+	first, last time.Duration
 }
 
-// observe adds the answer to a request of sent, at received. It says whether the log was cut.
-func (h *history) observe(end int64, sent, received time.Duration) (cut bool) {
-	if n := len(h.seen); n > 0 {
-		last := &h.seen[n-1]
+// add remembers the end that a request returned, with the times when the request was sent and its
+// response received. It reports whether the log was cut: a leader without its last records was
+// elected, and other records get their offsets.
+func (h *history) add(end int64, sent, received time.Duration) (cut bool) {
+	if n := len(h.samples); n > 0 {
+		newest := &h.samples[n-1]
 		switch {
-		case end == last.end:
-			last.last = sent
+		case end == newest.end:
+			newest.last = sent
 			return false
-		case end < last.end: // a leader without the log's last records was elected: other records get their offsets
-			h.seen, cut = h.seen[:0], true
+		case end < newest.end:
+			h.samples, cut = h.samples[:0], true
 		case n == historySize:
-			h.seen = slices.Delete(h.seen, 0, 1)
+			h.samples = slices.Delete(h.samples, 0, 1)
 		}
 	}
-	h.seen = append(h.seen, seenEnd{end, received, sent})
+	h.samples = append(h.samples, endSample{end, received, sent})
 	return cut
 }
 
-// span is when a record was appended: not before lo and not after hi. Between them the records are taken to have come evenly.
-type span struct {
-	lo, hi time.Duration
-	older  bool // before the history begins: there is no lo
-	guess  time.Duration
+// timeRange is when a record was appended: not before earliest and not after latest.
+type timeRange struct {
+	earliest, latest time.Duration
+	// older means that the record came before the first sample, so earliest is unknown.
+	older bool
+	// guess assumes that the records between two samples came at an even pace.
+	guess time.Duration
 }
 
-// appended is when the record of an offset was appended. It has to be below the end that was observed last.
-func (h *history) appended(offset int64) span {
-	i, _ := slices.BinarySearchFunc(h.seen, offset, func(s seenEnd, offset int64) int {
+// appended returns when the record of an offset was appended. The offset must be below the end that
+// was added last.
+func (h *history) appended(offset int64) timeRange {
+	i, _ := slices.BinarySearchFunc(h.samples, offset, func(s endSample, offset int64) int {
 		if s.end > offset {
 			return 1
 		}
 		return -1
 	})
-	hi := h.seen[i]
+	after := h.samples[i]
 	if i == 0 {
-		return span{older: true, hi: hi.first, guess: hi.first}
+		return timeRange{older: true, latest: after.first, guess: after.first}
 	}
-	lo := h.seen[i-1]
-	part := (float64(offset-lo.end) + 0.5) / float64(hi.end-lo.end)
-	return span{lo: lo.last, hi: hi.first, guess: lo.last + time.Duration(part*float64(hi.first-lo.last))}
+	before := h.samples[i-1]
+	part := (float64(offset-before.end) + 0.5) / float64(after.end-before.end)
+	return timeRange{
+		earliest: before.last, latest: after.first,
+		guess: before.last + time.Duration(part*float64(after.first-before.last)),
+	}
 }

@@ -21,8 +21,8 @@ import (
 	"ordersystem.dev/services/internal/ca"
 )
 
-// Kafka says where the brokers are and how to get in. The files may change at any time, as when Strimzi renews a certificate: each
-// connection reads them anew.
+// Kafka says where the brokers are and how to get in. The files may change at any time, as when
+// Strimzi renews a certificate: each connection reads them anew.
 type Kafka struct {
 	Brokers                    []string // host:port
 	Protocol                   string   // plaintext, ssl, sasl_plaintext, sasl_ssl; empty is plaintext
@@ -32,10 +32,11 @@ type Kafka struct {
 	UsernameFile, PasswordFile string
 }
 
-// options are those of a client that gives a request up after timeout, and tries it again for no longer. An error is all that cannot be
-// used.
+// options are those of a client that gives a request up after timeout, and tries it again for no
+// longer. An error is all that cannot be used.
 func (k Kafka) options(timeout time.Duration) ([]kgo.Opt, error) {
-	// Version 10 of OffsetFetch names topics by ID only, and franz-go looks the names up for itself, without an end.
+	// Version 10 of OffsetFetch names topics by ID only, and franz-go looks the names up for
+	// itself, without an end.
 	versions := kversion.Stable()
 	versions.SetMaxKeyVersion(9, 9)
 	opts := []kgo.Opt{
@@ -44,7 +45,9 @@ func (k Kafka) options(timeout time.Duration) ([]kgo.Opt, error) {
 		kgo.MaxVersions(versions),
 		kgo.RequestTimeoutOverhead(timeout),
 		kgo.RetryTimeout(timeout),
-		kgo.RetryBackoffFn(func(tries int) time.Duration { return min(time.Duration(tries)*100*time.Millisecond, time.Second) }),
+		kgo.RetryBackoffFn(
+			func(tries int) time.Duration { return min(time.Duration(tries)*100*time.Millisecond, time.Second) },
+		),
 		kgo.MetadataMinAge(timeout), // each poll reads it, and all its requests go by that
 		kgo.DisableClientMetrics(),
 	}

@@ -26,7 +26,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// connect lets a test poll by itself, so that nothing has to be waited for.
+// connect returns a collector whose polls the test makes itself, so that it waits for none.
 func connect(t *testing.T, cfg Config) *Collector {
 	t.Helper()
 	c := newTestCollector(t, cfg)
@@ -41,10 +41,11 @@ func (c *Collector) connect(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(cl.Close)
-	c.reader = &reader{cl, c.step()}
+	c.poller.client = &client{cl, c.requestTimeout()}
 }
 
-// mustPoll tries again: a broker on a busy machine may not answer in time.
+// mustPoll polls and returns the snapshot. It tries again if a broker on a busy machine is too
+// slow.
 func (c *Collector) mustPoll(t *testing.T) *Snapshot {
 	t.Helper()
 	for range 5 {
@@ -65,7 +66,7 @@ func (c *Collector) until(t *testing.T, what string, ok func(s *Snapshot) bool) 
 			return s
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s does not come; errors %v, groups %+v", what, s.Errors, s.Groups)
+			t.Fatalf("%s not seen within a minute; errors %v, groups %+v", what, s.Errors, s.Groups)
 		}
 	}
 }
@@ -86,7 +87,8 @@ func produce(t *testing.T, addr, topic string, partition int32, n int) {
 	t.Helper()
 	cl := newClient(t, addr, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	for range n {
-		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: partition, Key: []byte("k"), Value: []byte("v")}).FirstErr(); err != nil {
+		record := &kgo.Record{Topic: topic, Partition: partition, Key: []byte("k"), Value: []byte("v")}
+		if err := cl.ProduceSync(t.Context(), record).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -101,7 +103,7 @@ func commit(t *testing.T, addr, group, topic string, partition int32, offset int
 	}
 }
 
-// summary is a group in short.
+// summary returns the state of a group in one line.
 func summary(s *Snapshot, name string) string {
 	g := s.Groups[name]
 	if g == nil {
@@ -116,7 +118,14 @@ func summary(s *Snapshot, name string) string {
 				committed++
 			}
 		}
-		fmt.Fprintf(&out, ", %d of %d committed, subscribed %v, unassigned %d", committed, len(t.Partitions), t.Subscribed, t.Unassigned)
+		fmt.Fprintf(
+			&out,
+			", %d of %d committed, subscribed %v, unassigned %d",
+			committed,
+			len(t.Partitions),
+			t.Subscribed,
+			t.Unassigned,
+		)
 	}
 	return out.String()
 }
@@ -127,7 +136,10 @@ func TestGroupsOfEachKind(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 3)
 	consumer := func(group string, opts ...kgo.Opt) *kgo.Client {
-		cl := newClient(t, addr, append(opts, kgo.ConsumerGroup(group), kgo.AutoCommitInterval(100*time.Millisecond))...)
+		cl := newClient(
+			t,
+			addr,
+			append(opts, kgo.ConsumerGroup(group), kgo.AutoCommitInterval(100*time.Millisecond))...)
 		go func() {
 			for cl.PollFetches(t.Context()); t.Context().Err() == nil; cl.PollFetches(t.Context()) {
 			}
@@ -139,14 +151,17 @@ func TestGroupsOfEachKind(t *testing.T) {
 	}
 	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
 	c.Want(map[string][]Objective{topic + "-missing": {{Age: time.Second}}})
+	byRange := kgo.Balancers(kgo.RangeBalancer())
 	for _, tt := range []struct {
 		group string
 		opts  []kgo.Opt
 		kind  string
 	}{
-		{"-classic", []kgo.Opt{kgo.ConsumeTopics(topic), kgo.Balancers(kgo.RangeBalancer())}, "classic"},
-		{"-new", []kgo.Opt{kgo.ConsumeTopics(topic), kgo.Balancers(kgo.RangeBalancer()), kgo.ServerSideBalancer()}, "consumer"},
-		{"-pattern", []kgo.Opt{kgo.ConsumeRegex(), kgo.ConsumeTopics("^" + topic + "$"), kgo.Balancers(kgo.RangeBalancer()), kgo.ServerSideBalancer()}, "consumer"},
+		{"-classic", []kgo.Opt{kgo.ConsumeTopics(topic), byRange}, "classic"},
+		{"-new", []kgo.Opt{kgo.ConsumeTopics(topic), byRange, kgo.ServerSideBalancer()}, "consumer"},
+		{"-pattern", []kgo.Opt{
+			kgo.ConsumeRegex(), kgo.ConsumeTopics("^" + topic + "$"), byRange, kgo.ServerSideBalancer(),
+		}, "consumer"},
 	} {
 		group := topic + tt.group
 		cl := consumer(group, tt.opts...)
@@ -163,8 +178,9 @@ func TestGroupsOfEachKind(t *testing.T) {
 	}
 	commit(t, addr, topic+"-simple", topic, 2, 0)
 	s := c.mustPoll(t)
-	if got, want := summary(s, topic+"-simple"), "classic Empty 0 members, 1 of 3 committed, subscribed false, unassigned 0"; got != want {
-		t.Errorf("a group of commits alone is %q, want %q", got, want)
+	want := "classic Empty 0 members, 1 of 3 committed, subscribed false, unassigned 0"
+	if got := summary(s, topic+"-simple"); got != want {
+		t.Errorf("a group that has only commits is %q, want %q", got, want)
 	}
 	if got, want := summary(s, topic+"-missing"), " Dead 0 members"; got != want || len(s.Errors) > 0 {
 		t.Errorf("a group that does not exist is %q, want %q; errors %v", got, want, s.Errors)
@@ -178,7 +194,8 @@ func TestGroupsOfEachKind(t *testing.T) {
 	}
 }
 
-// A group of Kafka Streams (KIP-1071) has a topology: its members have tasks, a task is a partition of each source.
+// A group of Kafka Streams (KIP-1071) has a topology. Its members have tasks, and a task is the
+// same partition of each source.
 func TestStreamsGroup(t *testing.T) {
 	t.Parallel()
 	addr := testenv.SharedKafka(t).Addr
@@ -194,17 +211,20 @@ func TestStreamsGroup(t *testing.T) {
 	beat.ActiveTasks, beat.StandbyTasks, beat.WarmupTasks = []kmsg.TaskIDs{}, []kmsg.TaskIDs{}, []kmsg.TaskIDs{}
 	part := kmsg.NewStreamsGroupHeartbeatRequestTopologySubtopology()
 	part.SubtopologyID, part.SourceTopics = "s", []string{topic}
-	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part}}
+	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{
+		Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part},
+	}
 	admin := newAdmin(t, addr)
 	join := func() {
 		t.Helper()
 		var resp *kmsg.StreamsGroupHeartbeatResponse
-		for { // a broker that has just begun does not coordinate groups yet
-			answer, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
+		for {
+			// A broker that has just started does not coordinate groups yet.
+			response, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp = answer.(*kmsg.StreamsGroupHeartbeatResponse)
+			resp = response.(*kmsg.StreamsGroupHeartbeatResponse)
 			err = kerr.ErrorForCode(resp.ErrorCode)
 			if err == nil {
 				break
@@ -212,7 +232,8 @@ func TestStreamsGroup(t *testing.T) {
 			if !kerr.IsRetriable(err) {
 				t.Fatal(err)
 			}
-			admin.FindGroupCoordinators(t.Context(), beat.Group) // without being asked it does not begin to
+			// Asking for the coordinator makes the broker become one.
+			admin.FindGroupCoordinators(t.Context(), beat.Group)
 			time.Sleep(50 * time.Millisecond)
 		}
 		beat.MemberEpoch, beat.Topology = resp.MemberEpoch, nil
@@ -223,12 +244,15 @@ func TestStreamsGroup(t *testing.T) {
 	join()
 	c.until(t, "the group with its task", func(s *Snapshot) bool {
 		join()
-		return summary(s, topic+"-streams") == "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
+		return summary(
+			s,
+			topic+"-streams",
+		) == "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
 	})
 }
 
-// Describe rights are enough. What the user may not see is an error of its own, and leaves the rest as it is. Certificates that change are
-// in use at the next connection.
+// Describe rights are enough. What the user may not see is an error of its own and does not affect
+// the rest. A renewed certificate is used at the next connection.
 func TestDescribeRightsAndRenewal(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartSecureKafka(t)
@@ -246,10 +270,12 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	c := connect(t, Config{Kafka: kafka, Groups: regexp.MustCompile("")})
 	c.Want(map[string][]Objective{"hidden": nil, "away": {{Topics: []string{secret}}}})
 	s := c.mustPoll(t)
-	if got, want := summary(s, "seen"), "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"; got != want {
-		t.Errorf("the group is %q, want %q", got, want)
+	wantSeen := "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"
+	if got := summary(s, "seen"); got != wantSeen {
+		t.Errorf("the group is %q, want %q", got, wantSeen)
 	}
-	if p := s.Groups["seen"].Topics[open].Partitions[0]; p.Records != 5 || p.Age <= 0 || p.Age > time.Minute { // after a search by timestamp
+	// The age comes from a search by timestamp.
+	if p := s.Groups["seen"].Topics[open].Partitions[0]; p.Records != 5 || p.Age <= 0 || p.Age > time.Minute {
 		t.Errorf("its partition is %+v, want 5 records of some seconds", p)
 	}
 	if got, want := summary(s, "away"), " Dead 0 members"; got != want {
@@ -260,32 +286,47 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 		failed = append(failed, e.API+" "+e.Group+e.Topic+" "+e.Code())
 	}
 	slices.Sort(failed)
-	want := []string{"FindCoordinator hidden GROUP_AUTHORIZATION_FAILED", "Metadata " + secret + " TOPIC_AUTHORIZATION_FAILED"}
+	want := []string{
+		"FindCoordinator hidden GROUP_AUTHORIZATION_FAILED",
+		"Metadata " + secret + " TOPIC_AUTHORIZATION_FAILED",
+	}
 	if diff := cmp.Diff(want, failed); diff != "" || s.Groups["hidden"] != nil || s.Topics[secret] != nil {
 		t.Errorf("errors (-want +got):\n%s", diff)
 	}
 
-	// Strimzi renews the clients' and the cluster's CA, and with them every certificate.
+	// Strimzi renews both CAs, and with them every certificate.
 	k.Clients, k.Cluster = testenv.NewAuthority(t, "clients-ca-2"), testenv.NewAuthority(t, "cluster-ca-2")
 	k.Certify(t, k.Clients)
 	k.Restart(t)
 	c.poll(t.Context())
 	if c.Err() == nil {
-		t.Error("the former certificates are still good: the test is worth nothing")
+		t.Error("the former certificates are still accepted, so the test proves nothing")
 	}
 	user.Renew(t)
 	user.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
-	c.until(t, "the group", func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 })
+	c.until(
+		t,
+		"the group",
+		func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 },
+	)
 }
 
-// While Kafka is away there is an error, said once, and the last snapshot. When it is back, what was known goes on.
+// While Kafka is away there is an error, logged once, and the last snapshot stays. When Kafka is
+// back, what was known still counts.
 func TestKafkaAway(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 1)
 	produce(t, k.Addr, topic, 0, 3)
 	commit(t, k.Addr, "g", topic, 0, 1)
-	c := connect(t, Config{Kafka: Kafka{Brokers: []string{k.Addr}}, Interval: 100 * time.Millisecond, Groups: regexp.MustCompile("")})
+	c := connect(
+		t,
+		Config{
+			Kafka:    Kafka{Brokers: []string{k.Addr}},
+			Interval: 100 * time.Millisecond,
+			Groups:   regexp.MustCompile(""),
+		},
+	)
 	var log bytes.Buffer
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	before := c.mustPoll(t)
@@ -293,14 +334,14 @@ func TestKafkaAway(t *testing.T) {
 	for range 2 {
 		c.poll(t.Context())
 		if c.Err() == nil || c.Snapshot() != before {
-			t.Fatalf("error is %v", c.Err())
+			t.Fatalf("error is %v, or the snapshot changed", c.Err())
 		}
 	}
 	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
 		t.Errorf("%d errors are logged, want 1:\n%s", n, log.String())
 	}
 	if up := scrape(t, c, "lag_collector_up", "kafka_"); len(up) != 1 || !strings.HasSuffix(up[0], " 0") {
-		t.Errorf("shown are %v", up)
+		t.Errorf("series are %v, want lag_collector_up 0 alone", up)
 	}
 	if err := k.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
@@ -310,16 +351,17 @@ func TestKafkaAway(t *testing.T) {
 	}
 	s := c.until(t, "the group", func(s *Snapshot) bool { return s.Groups["g"] != nil })
 	p, former := s.Groups["g"].Topics[topic].Partitions[0], before.Groups["g"].Topics[topic].Partitions[0]
-	if grown, passed := p.Age-former.Age, s.Time.Sub(before.Time); p.Records != 2 || (grown-passed).Abs() > time.Millisecond {
+	if grown, passed := p.Age-former.Age, s.Time.Sub(before.Time); p.Records != 2 ||
+		(grown-passed).Abs() > time.Millisecond {
 		t.Errorf("after %v the partition is %+v, before it was %+v", passed, p, former)
 	}
 	if n := strings.Count(log.String(), "can be read again"); n != 1 {
-		t.Errorf("that it is back is logged %d times, want once:\n%s", n, log.String())
+		t.Errorf("the recovery is logged %d times, want once:\n%s", n, log.String())
 	}
 }
 
-// A topic that is deleted is no error, and one that is made anew has nothing of the former.
-func TestTopicMadeAnew(t *testing.T) {
+// A deleted topic is no error. A recreated topic inherits nothing from the former one.
+func TestRecreatedTopic(t *testing.T) {
 	t.Parallel()
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 1)
@@ -334,7 +376,7 @@ func TestTopicMadeAnew(t *testing.T) {
 	}
 	s := c.until(t, "no topic", func(s *Snapshot) bool { return s.Topics[topic] == nil })
 	if len(s.Errors) > 0 || len(s.Groups[topic].Topics) > 0 {
-		t.Errorf("of a deleted topic: %v, %+v", s.Errors, s.Groups[topic])
+		t.Errorf("the deleted topic has left errors %v or topics in %+v", s.Errors, s.Groups[topic])
 	}
 	if _, err := admin.CreateTopic(t.Context(), 1, 1, nil, topic); err != nil {
 		t.Fatal(err)
@@ -345,11 +387,12 @@ func TestTopicMadeAnew(t *testing.T) {
 	s = c.mustPoll(t)
 	p := s.Groups[topic].Topics[topic].Partitions[0]
 	if p.Status != StatusOK || p.Records != 1 || p.Rewinds != 0 || p.Lost != 0 || p.Age > 20*time.Second {
-		t.Errorf("of a topic made anew: %+v", p)
+		t.Errorf("the partition of the recreated topic is %+v", p)
 	}
 }
 
-// fake starts a fake cluster of three brokers, with groups that have committed.
+// fake starts a fake cluster of three brokers and a topic t, with groups g00, g01 and so on that
+// have committed 0 in each of its partitions.
 func fake(t *testing.T, groups, partitions int) *kfake.Cluster {
 	t.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(3), kfake.SeedTopics(int32(partitions), "t"))
@@ -374,7 +417,8 @@ func fake(t *testing.T, groups, partitions int) *kfake.Cluster {
 	return cluster
 }
 
-// However many groups there are, a poll sends each request once to each broker that it concerns, and each topic's offsets are read once.
+// The number of requests does not depend on the number of groups. A poll sends each request once to
+// each broker that it concerns, and reads each topic's offsets once.
 func TestRequestsOfAPoll(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 60, 7)
@@ -392,7 +436,8 @@ func TestRequestsOfAPoll(t *testing.T) {
 	if s := c.mustPoll(t); len(s.Groups) != 60 || len(s.Errors) > 0 {
 		t.Fatalf("%d groups, errors %v", len(s.Groups), s.Errors)
 	}
-	want := map[string]int{"ListGroups": 3, "OffsetFetch": 3, "Metadata": 2, "ListOffsets": 9} // Metadata: which brokers, which topics
+	// Metadata is read twice: for the brokers, and for the topics.
+	want := map[string]int{"ListGroups": 3, "OffsetFetch": 3, "Metadata": 2, "ListOffsets": 9}
 	mu.Lock()
 	defer mu.Unlock()
 	if diff := cmp.Diff(want, sent); diff != "" {
@@ -400,7 +445,8 @@ func TestRequestsOfAPoll(t *testing.T) {
 	}
 }
 
-// A group's records are those before the first open transaction. Records that come while a poll asks are none of an open transaction.
+// Unread records end at the first open transaction. Records that come during a poll do not look
+// like those of an open transaction.
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -428,7 +474,9 @@ func TestBounds(t *testing.T) {
 				p.Offset = tt.end
 			}
 			resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
-			resp.Topics = []kmsg.ListOffsetsResponseTopic{{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}}}
+			resp.Topics = []kmsg.ListOffsetsResponseTopic{
+				{Topic: "t", Partitions: []kmsg.ListOffsetsResponseTopicPartition{p}},
+			}
 			return resp, nil, true
 		})
 		s := c.mustPoll(t)
@@ -439,44 +487,54 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// What one group, one topic or one broker does not tell is left out by itself, with an error that says what it is, logged once; the rest
-// is there, and so is what is remembered once it is told again.
-func TestPartialFailures(t *testing.T) {
-	t.Parallel()
-	// commits is the answer of a broker to whom all groups but some are as they were.
-	commits := func(req kmsg.Request, but string, code int16) kmsg.Response {
+// commitsExcept returns a broker's response in which all groups but one have committed 0
+// everywhere. That one has the error code, or is absent if the code is 0.
+func commitsExcept(except string, code int16) func(*kfake.Cluster, kmsg.Request) kmsg.Response {
+	return func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
 		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
 		for _, g := range req.(*kmsg.OffsetFetchRequest).Groups {
-			rg := kmsg.OffsetFetchResponseGroup{Group: g.Group, Topics: []kmsg.OffsetFetchResponseGroupTopic{{Topic: "t"}}}
+			topic := kmsg.OffsetFetchResponseGroupTopic{Topic: "t"}
 			for p := range int32(3) {
-				rg.Topics[0].Partitions = append(rg.Topics[0].Partitions, kmsg.OffsetFetchResponseGroupTopicPartition{Partition: p})
+				committed := kmsg.OffsetFetchResponseGroupTopicPartition{Partition: p}
+				topic.Partitions = append(topic.Partitions, committed)
 			}
-			if g.Group == but && code == 0 {
+			rg := kmsg.OffsetFetchResponseGroup{
+				Group: g.Group, Topics: []kmsg.OffsetFetchResponseGroupTopic{topic},
+			}
+			if g.Group == except && code == 0 {
 				continue
-			} else if g.Group == but {
+			} else if g.Group == except {
 				rg.ErrorCode, rg.Topics = code, nil
 			}
 			resp.Groups = append(resp.Groups, rg)
 		}
 		return resp
 	}
+}
+
+// A group, topic or broker that cannot be read is left out alone, with an error that names it and
+// is logged once. The rest is there. What was remembered of it still counts when it can be read
+// again.
+func TestPartialFailures(t *testing.T) {
+	t.Parallel()
 	without := func(s *Snapshot) bool { return s.Groups["g01"] == nil && len(s.Groups) == 2 }
 	for _, tt := range []struct {
-		name   string
-		key    kmsg.Key
-		answer func(c *kfake.Cluster, req kmsg.Request) kmsg.Response
-		ok     func(*Snapshot) bool
-		want   string
+		name    string
+		key     kmsg.Key
+		respond func(c *kfake.Cluster, req kmsg.Request) kmsg.Response
+		ok      func(*Snapshot) bool
+		want    string
 	}{
-		{"a group whose coordinator is not ready", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
-			return commits(req, "g01", kerr.CoordinatorLoadInProgress.Code)
-		}, without, "OffsetFetch g01 COORDINATOR_LOAD_IN_PROGRESS"},
-		{"a group that a broker forgets", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
-			return commits(req, "g01", 0)
-		}, without, "OffsetFetch g01 CONNECTION"},
-		{"a group that was deleted since", kmsg.OffsetFetch, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
-			return commits(req, "g01", kerr.GroupIDNotFound.Code)
-		}, func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics) == 0 }, ""},
+		{"a group whose coordinator is not ready", kmsg.OffsetFetch,
+			commitsExcept("g01", kerr.CoordinatorLoadInProgress.Code), without,
+			"OffsetFetch g01 COORDINATOR_LOAD_IN_PROGRESS"},
+		{"a group that the response leaves out", kmsg.OffsetFetch,
+			commitsExcept("g01", 0), without,
+			"OffsetFetch g01 CONNECTION"},
+		{"a group that was deleted after it was listed", kmsg.OffsetFetch,
+			commitsExcept("g01", kerr.GroupIDNotFound.Code),
+			func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics) == 0 },
+			""},
 		{"a partition", kmsg.ListOffsets, func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
 			resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
 			for _, t := range req.(*kmsg.ListOffsetsRequest).Topics {
@@ -484,7 +542,8 @@ func TestPartialFailures(t *testing.T) {
 				for _, p := range t.Partitions {
 					rp := kmsg.ListOffsetsResponseTopicPartition{Partition: p.Partition, Offset: p.Timestamp + 2}
 					if p.Partition == 1 {
-						rp.ErrorCode = kerr.TopicAuthorizationFailed.Code // one that is not tried again
+						// The client does not retry after this error.
+						rp.ErrorCode = kerr.TopicAuthorizationFailed.Code
 					}
 					rt.Partitions = append(rt.Partitions, rp)
 				}
@@ -494,7 +553,8 @@ func TestPartialFailures(t *testing.T) {
 		}, func(s *Snapshot) bool {
 			topic := s.Topics["t"]
 			of := s.Groups["g01"].Topics["t"]
-			return !topic.Ready && topic.Count == 3 && len(topic.Partitions) == 2 && len(of.Partitions) == 2 && of.Partial
+			return !topic.Ready && topic.Count == 3 && len(topic.Partitions) == 2 &&
+				len(of.Partitions) == 2 && of.Partial
 		}, "ListOffsets t TOPIC_AUTHORIZATION_FAILED"},
 		{"a broker's groups", kmsg.ListGroups, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
 			if c.CurrentNode() == 2 {
@@ -504,7 +564,8 @@ func TestPartialFailures(t *testing.T) {
 			resp.ErrorCode = kerr.ClusterAuthorizationFailed.Code
 			return resp
 		}, func(s *Snapshot) bool { return len(s.Groups) == 3 && len(s.Groups["g01"].Topics["t"].Partitions) == 3 },
-			"ListGroups  CLUSTER_AUTHORIZATION_FAILED; ListGroups never CLUSTER_AUTHORIZATION_FAILED; ListGroups new CLUSTER_AUTHORIZATION_FAILED"},
+			"ListGroups  CLUSTER_AUTHORIZATION_FAILED; ListGroups never CLUSTER_AUTHORIZATION_FAILED; " +
+				"ListGroups new CLUSTER_AUTHORIZATION_FAILED"},
 		{"a topic", kmsg.Metadata, func(c *kfake.Cluster, req kmsg.Request) kmsg.Response {
 			if len(req.(*kmsg.MetadataRequest).Topics) == 0 {
 				return nil
@@ -513,7 +574,8 @@ func TestPartialFailures(t *testing.T) {
 			for i, addr := range c.ListenAddrs() {
 				host, port, _ := strings.Cut(addr, ":")
 				n, _ := strconv.Atoi(port)
-				resp.Brokers = append(resp.Brokers, kmsg.MetadataResponseBroker{NodeID: int32(i), Host: host, Port: int32(n)})
+				broker := kmsg.MetadataResponseBroker{NodeID: int32(i), Host: host, Port: int32(n)}
+				resp.Brokers = append(resp.Brokers, broker)
 			}
 			resp.Topics = []kmsg.MetadataResponseTopic{{Topic: new("t"), ErrorCode: kerr.TopicAuthorizationFailed.Code}}
 			return resp
@@ -527,7 +589,8 @@ func TestPartialFailures(t *testing.T) {
 			c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
 			var log bytes.Buffer
 			c.log = slog.New(slog.NewTextHandler(&log, nil))
-			c.Want(map[string][]Objective{"never": nil}) // is not there
+			// This group does not exist.
+			c.Want(map[string][]Objective{"never": nil})
 			since := c.mustPoll(t).Groups["g01"].Topics["t"].Partitions[0].Since
 			c.Want(map[string][]Objective{"new": nil, "never": nil})
 			var failing atomic.Bool
@@ -537,7 +600,7 @@ func TestPartialFailures(t *testing.T) {
 				if !failing.Load() {
 					return nil, nil, false
 				}
-				resp := tt.answer(cluster, req)
+				resp := tt.respond(cluster, req)
 				return resp, nil, resp != nil
 			})
 			for range 2 {
@@ -554,22 +617,26 @@ func TestPartialFailures(t *testing.T) {
 			}
 			failing.Store(false)
 			s := c.mustPoll(t)
-			if len(s.Errors) > 0 || s.Groups["g01"] == nil || len(s.Groups["g01"].Topics["t"].Partitions) != 3 || s.Groups["g01"].Topics["t"].Partitions[0].Since != since {
-				t.Errorf("afterwards there are %v, %+v", s.Errors, s.Groups["g01"])
+			if len(s.Errors) > 0 || s.Groups["g01"] == nil || len(s.Groups["g01"].Topics["t"].Partitions) != 3 ||
+				s.Groups["g01"].Topics["t"].Partitions[0].Since != since {
+				t.Errorf("after the recovery, errors are %v and the group is %+v", s.Errors, s.Groups["g01"])
 			}
 			if got, want := summary(s, "new"), " Dead 0 members"; got != want {
 				t.Errorf("a new group is %q, want %q", got, want)
 			}
 			once := min(1, len(tt.want))
-			if n, m := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "answers again"); n != once || m != once {
-				t.Errorf("logged are %d failures and %d recoveries, want %d each:\n%s", n, m, once, log.String())
+			text := log.String()
+			failures, recoveries := strings.Count(text, "level=WARN"), strings.Count(text, "responds again")
+			if failures != once || recoveries != once {
+				t.Errorf("%d failures and %d recoveries are logged, want %d each:\n%s", failures, recoveries, once, text)
 			}
 		})
 	}
 }
 
-// What is remembered of a group goes on after a poll that could not read it, also where no other group has to do with the topic.
-func TestRemembersAGroupThatCannotBeRead(t *testing.T) {
+// What is remembered of a group survives a poll that could not read it, even if no other group uses
+// the topic.
+func TestGroupThatCannotBeReadIsRemembered(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
 	addr := cluster.ListenAddrs()[0]
@@ -589,23 +656,25 @@ func TestRemembersAGroupThatCannotBeRead(t *testing.T) {
 		return resp, nil, failing.Load()
 	})
 	if s := c.mustPoll(t); s.Groups["g00"] != nil || len(s.Errors) != 1 {
-		t.Fatalf("it is read: %v", s.Groups)
+		t.Fatalf("groups are %v, want none and one error", s.Groups)
 	}
 	failing.Store(false)
 	after := partition()
-	if before.Rewinds != 1 || after.Rewinds != 1 || after.Status != StatusRewound || !after.Since.Equal(before.Since) || !after.LastProgress.Equal(before.LastProgress) {
-		t.Errorf("the partition is %+v, before it was %+v", after, before)
+	if before.Rewinds != 1 || after.Rewinds != 1 || after.Status != StatusRewound || !after.Since.Equal(before.Since) ||
+		!after.LastProgress.Equal(before.LastProgress) {
+		t.Errorf("the partition is %+v, before the failure it was %+v", after, before)
 	}
 }
 
-// A broker that accepts connections and says nothing costs a part of a poll's time; the others are asked all the same.
+// A broker that accepts connections and never responds takes only a part of a poll's time. The
+// others are still asked.
 func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 12, 3)
 	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
 	c.timeout = 3 * time.Second
 	var err error
-	if c.opts, err = c.cfg.Kafka.options(c.step()); err != nil {
+	if c.opts, err = c.cfg.Kafka.options(c.requestTimeout()); err != nil {
 		t.Fatal(err)
 	}
 	c.connect(t)
@@ -620,31 +689,39 @@ func TestSilentBroker(t *testing.T) {
 		if took := time.Since(began); took > c.timeout+time.Second {
 			t.Fatalf("the poll took %v", took)
 		}
-		if c.Err() != nil { // the silent one was asked too often for what any broker can tell
+		if c.Err() != nil {
+			// What any broker may respond to was asked of the silent one twice.
 			continue
 		}
 		succeeded = true
 		s := c.Snapshot()
 		if len(s.Groups) == 0 || len(s.Groups) == 12 || len(s.Topics["t"].Partitions) != 2 {
-			t.Errorf("%d groups and %d partitions are read, want some", len(s.Groups), len(s.Topics["t"].Partitions))
+			t.Errorf(
+				"%d groups and %d partitions are read, want some of 12, and 2",
+				len(s.Groups),
+				len(s.Topics["t"].Partitions),
+			)
 		}
 		apis := make(map[string]bool)
 		for _, e := range s.Errors {
 			apis[e.API] = e.Code() == "TIMEOUT" || e.Code() == "CONNECTION"
 		}
-		if want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "DescribeGroups": true, "ListOffsets": true}; !cmp.Equal(want, apis) {
+		want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "DescribeGroups": true, "ListOffsets": true}
+		if !cmp.Equal(want, apis) {
 			t.Errorf("errors are %v", s.Errors)
 		}
 	}
 }
 
-// Run polls at once, then at each interval, and ends without an error when it is told to. It says so after each poll, and waits for nobody.
+// Run polls at once and then at each interval. It ends without an error when its context does. It
+// signals each poll and does not wait for a receiver.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
 	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond})
 	c.Want(map[string][]Objective{"g00": nil})
-	for range 2 { // it can go on after it has ended
+	for range 2 {
+		// Run may be called again after it has returned.
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- c.Run(ctx) }()
@@ -657,7 +734,8 @@ func TestRun(t *testing.T) {
 			}
 			last = s.Time
 		}
-		for polls := 0; polls < 3; time.Sleep(time.Millisecond) { // nobody waits for these
+		for polls := 0; polls < 3; time.Sleep(time.Millisecond) {
+			// These polls go on although nothing receives their signals.
 			if s := c.Snapshot(); s.Time.After(last) {
 				polls, last = polls+1, s.Time
 			}
@@ -667,13 +745,13 @@ func TestRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(c.Polled()) != 1 {
-			t.Error("polls that nobody has waited for are not told of")
+			t.Error("polls without a receiver leave no signal")
 		}
 		<-c.Polled()
 	}
 }
 
-// All that cannot be used is said at once.
+// New reports everything that is wrong at once.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -717,15 +795,21 @@ func TestConfig(t *testing.T) {
 	if _, err := kgo.NewClient(newTestCollector(t, Config{Interval: 1000 * time.Hour}).opts...); err != nil {
 		t.Errorf("with a long interval: %v", err)
 	}
-	if _, err := New(Config{Kafka: Kafka{Brokers: ok}}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "no name") || !strings.Contains(err.Error(), "interval") {
+	if _, err := New(Config{Kafka: Kafka{Brokers: ok}}, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "no name") ||
+		!strings.Contains(err.Error(), "interval") {
 		t.Errorf("error is %v, want one of name and interval", err)
 	}
 }
 
-// A user's name and password are read at each connection.
+// The user's name and password are read at each connection.
 func TestPasswordRenewal(t *testing.T) {
 	t.Parallel()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "me", "second"))
+	cluster, err := kfake.NewCluster(
+		kfake.NumBrokers(1),
+		kfake.EnableSASL(),
+		kfake.Superuser("SCRAM-SHA-512", "me", "second"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

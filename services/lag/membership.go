@@ -1,70 +1,51 @@
 package lag
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// group is what the brokers say of one.
-type group struct {
+// kafkaGroup is a consumer kafkaGroup as the brokers describe it in one poll.
+type kafkaGroup struct {
+	// kind is classic, consumer (KIP-848), streams (KIP-1071), or a kind that this program does not
+	// know. It is empty for a group that does not exist.
 	name, kind, protocolType, state string
-	coordinator                     int32
-	members                         int // -1: not told
-	reads                           subscription
-	commits                         map[string]map[int32]int64 // by topic and partition
+	// coordinator is a broker ID.
+	coordinator int32
+	// members is -1 if their number is unknown.
+	members int
+	reads   subscription
+	// commits are the committed offsets by topic and partition. A partition without a commit is
+	// absent.
+	commits map[string]map[int32]int64
 }
 
-// subscription is what the members of a group read.
-type subscription struct {
-	untold   bool // there are members, and nobody says what they read, as in a rebalance of the classic protocol
-	topics   map[string]bool
-	patterns []*regexp.Regexp
-	assigned map[string]map[int32]bool
-	unnamed  map[[16]byte][]int32 // assigned partitions of topics by ID: franz-go's fake broker names them only so
+// topics returns the topics in which the group has a commit or to which a member subscribes,
+// sorted.
+func (g *kafkaGroup) topics() []string {
+	names := slices.AppendSeq(slices.Collect(maps.Keys(g.commits)), maps.Keys(g.reads.topics))
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
-func (s *subscription) subscribe(topics ...string) {
-	if s.topics == nil {
-		s.topics = make(map[string]bool)
+// committed returns the committed offset of a partition, or -1 if there is none.
+func (g *kafkaGroup) committed(topic string, partition int32) int64 {
+	if offset, ok := g.commits[topic][partition]; ok {
+		return offset
 	}
-	for _, t := range topics {
-		s.topics[t] = true
-	}
+	return -1
 }
 
-func (s *subscription) assign(topic string, partitions []int32) {
-	s.subscribe(topic)
-	if s.assigned == nil {
-		s.assigned = make(map[string]map[int32]bool)
-	}
-	if s.assigned[topic] == nil {
-		s.assigned[topic] = make(map[int32]bool)
-	}
-	for _, p := range partitions {
-		s.assigned[topic][p] = true
-	}
-}
-
-// name gives a topic that was assigned by its ID its name.
-func (s *subscription) name(id [16]byte, topic string) {
-	if partitions := s.unnamed[id]; partitions != nil {
-		s.assign(topic, partitions)
-	}
-}
-
-// to says whether a member reads the topic.
-func (s *subscription) to(topic string) bool {
-	return s.untold || s.topics[topic] || slices.ContainsFunc(s.patterns, func(p *regexp.Regexp) bool { return p.MatchString(topic) })
-}
-
-// classic takes in a group of the protocol that leaves assignments to its members.
-func (g *group) classic(d kmsg.DescribeGroupsResponseGroup) {
+// describeClassic takes in a group of the protocol that leaves assignments to its members.
+func (g *kafkaGroup) describeClassic(d kmsg.DescribeGroupsResponseGroup) {
 	g.members = len(d.Members)
-	// Only a stable group's members are told with what they read. Others than consumers, such as workers of Kafka Connect, read nothing.
-	g.reads.untold = g.members > 0 && (d.State != "Stable" || d.ProtocolType != "consumer")
-	if g.reads.untold {
+	// The coordinator knows what members read only while the group is stable. Members of another
+	// protocol type, such as workers of Kafka Connect, read no topics.
+	g.reads.unknown = g.members > 0 && (d.State != "Stable" || d.ProtocolType != "consumer")
+	if g.reads.unknown {
 		return
 	}
 	for _, m := range d.Members {
@@ -81,13 +62,15 @@ func (g *group) classic(d kmsg.DescribeGroupsResponseGroup) {
 	}
 }
 
-// consumer takes in a group of KIP-848.
-func (g *group) consumer(d kmsg.ConsumerGroupDescribeResponseGroup) {
+// describeConsumer takes in a group of KIP-848.
+func (g *kafkaGroup) describeConsumer(d kmsg.ConsumerGroupDescribeResponseGroup) {
 	g.members = len(d.Members)
 	for _, m := range d.Members {
 		g.reads.subscribe(m.SubscribedTopics...)
 		if m.SubscribedTopicRegex != nil && *m.SubscribedTopicRegex != "" {
-			if pattern, err := regexp.Compile(`^(?:` + *m.SubscribedTopicRegex + `)$`); err == nil { // the broker has checked it: RE2 as well
+			// The broker has checked the pattern. It is RE2, as Go's patterns are.
+			pattern, err := regexp.Compile(`^(?:` + *m.SubscribedTopicRegex + `)$`)
+			if err == nil {
 				g.reads.patterns = append(g.reads.patterns, pattern)
 			}
 		}
@@ -95,18 +78,15 @@ func (g *group) consumer(d kmsg.ConsumerGroupDescribeResponseGroup) {
 			if t.Topic != "" {
 				g.reads.assign(t.Topic, t.Partitions)
 			} else {
-				if g.reads.unnamed == nil {
-					g.reads.unnamed = make(map[[16]byte][]int32)
-				}
-				g.reads.unnamed[t.TopicID] = append(g.reads.unnamed[t.TopicID], t.Partitions...)
+				g.reads.assignID(t.TopicID, t.Partitions)
 			}
 		}
 	}
 }
 
-// streams takes in a group of KIP-1071: its members have tasks, and a task is the same partition of each topic that a part of the topology
-// reads.
-func (g *group) streams(d kmsg.StreamsGroupDescribeResponseGroup) {
+// describeStreams takes in a group of KIP-1071. Its members have tasks. A task is the same
+// partition of each topic that its part of the topology reads.
+func (g *kafkaGroup) describeStreams(d kmsg.StreamsGroupDescribeResponseGroup) {
 	g.members = len(d.Members)
 	if g.members == 0 || d.Topology == nil {
 		return
@@ -127,4 +107,63 @@ func (g *group) streams(d kmsg.StreamsGroupDescribeResponseGroup) {
 			}
 		}
 	}
+}
+
+// subscription is what the members of a group read. The zero value reads nothing.
+type subscription struct {
+	// unknown means that there are members and that the coordinator does not know what they read,
+	// as during a rebalance of the classic protocol. Every topic then counts as read.
+	unknown bool
+	// topics are subscribed by name, patterns by regular expression.
+	topics   map[string]bool
+	patterns []*regexp.Regexp
+	// assigned are the partitions that a member has, by topic.
+	assigned map[string]map[int32]bool
+	// unnamed are assigned partitions by topic ID. franz-go's fake broker sends no names.
+	unnamed map[[16]byte][]int32
+}
+
+// subscribe adds topics.
+func (s *subscription) subscribe(topics ...string) {
+	if s.topics == nil {
+		s.topics = make(map[string]bool)
+	}
+	for _, t := range topics {
+		s.topics[t] = true
+	}
+}
+
+// assign adds partitions that a member has.
+func (s *subscription) assign(topic string, partitions []int32) {
+	s.subscribe(topic)
+	if s.assigned == nil {
+		s.assigned = make(map[string]map[int32]bool)
+	}
+	if s.assigned[topic] == nil {
+		s.assigned[topic] = make(map[int32]bool)
+	}
+	for _, p := range partitions {
+		s.assigned[topic][p] = true
+	}
+}
+
+// assignID adds partitions of a topic of which only the ID is known; see resolve.
+func (s *subscription) assignID(id [16]byte, partitions []int32) {
+	if s.unnamed == nil {
+		s.unnamed = make(map[[16]byte][]int32)
+	}
+	s.unnamed[id] = append(s.unnamed[id], partitions...)
+}
+
+// resolve assigns by name what was assigned by the topic's ID.
+func (s *subscription) resolve(id [16]byte, topic string) {
+	if partitions := s.unnamed[id]; partitions != nil {
+		s.assign(topic, partitions)
+	}
+}
+
+// includes reports whether a member reads the topic.
+func (s *subscription) includes(topic string) bool {
+	matches := func(p *regexp.Regexp) bool { return p.MatchString(topic) }
+	return s.unknown || s.topics[topic] || slices.ContainsFunc(s.patterns, matches)
 }

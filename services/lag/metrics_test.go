@@ -20,7 +20,7 @@ import (
 
 var someday = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// newTestCollector is a collector that has not polled.
+// newTestCollector returns a collector that has not polled and has no client.
 func newTestCollector(t *testing.T, cfg Config) *Collector {
 	t.Helper()
 	cfg.Name = "lab"
@@ -37,7 +37,12 @@ func newTestCollector(t *testing.T, cfg Config) *Collector {
 	return c
 }
 
-// newShowing is one that shows testSnapshot as a fresh one.
+// setClock replaces the clock. The collector counts as made at its present time.
+func (c *Collector) setClock(now func() time.Time) {
+	c.now, c.poller.now, c.poller.ages.began = now, now, now()
+}
+
+// newShowing returns a collector to which testSnapshot is fresh.
 func newShowing(t *testing.T, cfg Config) *Collector {
 	t.Helper()
 	c := newTestCollector(t, cfg)
@@ -45,14 +50,14 @@ func newShowing(t *testing.T, cfg Config) *Collector {
 	return c
 }
 
-// publish shows a snapshot, or that a poll has failed.
+// publish stores a result as a poll does: a snapshot, or the error of a failed poll.
 func (c *Collector) publish(s *Snapshot, err error) {
 	r := &result{snapshot: s, err: err}
 	r.objectives = c.objectives
 	if s != nil {
-		r.shown = c.metrics.choose(s, c.objectives, c.cfg.MaxSeries)
+		r.shown = choose(c.metrics, s, c.objectives, c.cfg.MaxSeries)
 	}
-	c.metrics.observe(r, 10*time.Millisecond)
+	c.metrics.count(r, 10*time.Millisecond)
 	c.last.Store(r)
 }
 
@@ -62,9 +67,10 @@ func scrape(t *testing.T, c *Collector, prefixes ...string) []string {
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(c)
 	rec := httptest.NewRecorder()
-	promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).
+		ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	if rec.Code != 200 {
-		t.Fatalf("a scrape is answered %d: %s", rec.Code, rec.Body)
+		t.Fatalf("a scrape got %d: %s", rec.Code, rec.Body)
 	}
 	var lines []string
 	for line := range strings.Lines(rec.Body.String()) {
@@ -80,15 +86,37 @@ func testSnapshot() *Snapshot {
 	return &Snapshot{
 		Time: someday, Took: 20 * time.Millisecond, Brokers: []int32{0, 2},
 		Groups: map[string]*Group{
-			"readers": {Name: "readers", State: "Stable", Protocol: "consumer", Members: 2, Topics: map[string]*GroupTopic{
-				"orders": {Topic: "orders", Subscribed: true, Unassigned: 1, Partitions: []Partition{
-					{Number: 0, Committed: 90, Records: 10, Age: 2500 * time.Millisecond, Status: StatusStalled, Headroom: 0.5, Lost: 3, Rewinds: 2, LastProgress: someday.Add(-time.Minute)},
-					{Number: 1, Committed: 5, Status: StatusOK, Headroom: 1},
-					{Number: 2, Committed: 0, Status: StatusOK, Headroom: nan},
-					{Number: 3, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1},
-				}},
-				"fresh": {Topic: "fresh", Subscribed: true, Partitions: []Partition{{Number: 0, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1}}},
-			}},
+			"readers": {
+				Name:     "readers",
+				State:    "Stable",
+				Protocol: "consumer",
+				Members:  2,
+				Topics: map[string]*GroupTopic{
+					"orders": {Topic: "orders", Subscribed: true, Unassigned: 1, Partitions: []Partition{
+						{
+							Number:       0,
+							Committed:    90,
+							Records:      10,
+							Age:          2500 * time.Millisecond,
+							Status:       StatusStalled,
+							Headroom:     0.5,
+							Lost:         3,
+							Rewinds:      2,
+							LastProgress: someday.Add(-time.Minute),
+						},
+						{Number: 1, Committed: 5, Status: StatusOK, Headroom: 1},
+						{Number: 2, Committed: 0, Status: StatusOK, Headroom: nan},
+						{Number: 3, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1},
+					}},
+					"fresh": {
+						Topic:      "fresh",
+						Subscribed: true,
+						Partitions: []Partition{
+							{Number: 0, Committed: -1, Status: StatusNoCommit, Headroom: nan, Close: -1},
+						},
+					},
+				},
+			},
 			"away": {Name: "away", State: "Dead", Topics: map[string]*GroupTopic{}},
 			"odd":  {Name: "odd", State: "Wondering", Members: -1, Topics: map[string]*GroupTopic{}},
 		},
@@ -102,7 +130,7 @@ func testSnapshot() *Snapshot {
 	}
 }
 
-// Every series that there is, with its labels. What has no value has no series.
+// A scrape has these series and labels. What has no value has no series.
 func TestSeries(t *testing.T) {
 	t.Parallel()
 	c := newShowing(t, Config{})
@@ -190,23 +218,27 @@ lag_collector_up{kafka_cluster="lab"} 1
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("series (-want +got):\n%s", diff)
 	}
-	if got, want := scrape(t, c, `kafka_consumergroup_state{consumergroup="odd",kafka_cluster="lab",state="Wondering"}`), 1; len(got) != want {
-		t.Error("a state that this program does not know is not shown")
+	odd := scrape(t, c, `kafka_consumergroup_state{consumergroup="odd",kafka_cluster="lab",state="Wondering"}`)
+	if len(odd) != 1 {
+		t.Error("a state that this program does not know has no series")
 	}
 	shown := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_"))
-	if got, want := scrape(t, c, "lag_collector_series{"), fmt.Sprintf(`lag_collector_series{kafka_cluster="lab"} %d`, shown); got[0] != want {
-		t.Errorf("said is %s, want %s", got[0], want)
+	wantSeries := fmt.Sprintf(`lag_collector_series{kafka_cluster="lab"} %d`, shown)
+	if got := scrape(t, c, "lag_collector_series{"); got[0] != wantSeries {
+		t.Errorf("the number of series is %s, want %s", got[0], wantSeries)
 	}
 }
 
-// No value is made up before the first poll, and an old one is not shown as if it were new.
+// There are no values before the first poll, and old values are not shown as if they were new.
 func TestSeriesWithoutKafka(t *testing.T) {
 	t.Parallel()
 	c := newTestCollector(t, Config{})
 	now := someday
 	c.now = func() time.Time { return now }
 	names := func() (names []string) {
-		for _, line := range scrape(t, c, "kafka_", "lag_collector_up", "lag_collector_series{", "lag_collector_last", "lag_collector_errors") {
+		const prefix = "lag_collector_"
+		lines := scrape(t, c, "kafka_", prefix+"up", prefix+"series{", prefix+"last", prefix+"errors")
+		for _, line := range lines {
 			name, _, _ := strings.Cut(line, "{")
 			if strings.HasPrefix(name, "kafka_") {
 				name = "kafka_"
@@ -226,31 +258,40 @@ func TestSeriesWithoutKafka(t *testing.T) {
 	check("before the first poll")
 	down := &ReadError{API: "Metadata", Err: errors.New("connection refused")}
 	c.publish(nil, fmt.Errorf("read: %w", down))
-	check("the first poll failed", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`, "lag_collector_up{} 0")
+	check(
+		"the first poll failed",
+		`lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
+		"lag_collector_up{} 0",
+	)
 
 	s := testSnapshot()
 	s.Errors = nil
 	c.publish(s, nil)
-	now = now.Add(15*time.Second + c.timeout) // the next one may take its time
+	// The next poll may take its time.
+	now = now.Add(15*time.Second + c.timeout)
 	check("a poll succeeded", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 1")
 	now = now.Add(time.Millisecond)
-	check("the next poll does not come to an end", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
+	check("the next poll hangs", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 1")
 
 	now = someday.Add(15 * time.Second)
 	c.publish(s, down)
-	check("one that failed since", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
+	check("the next poll failed", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 0")
 	now = someday.Add(15*time.Second + time.Millisecond)
 	check("three intervals later", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 0")
 }
 
-// The objective is met as long as no record is older. Whether it is, is not told when an older one may be where nobody looked.
+// An objective is met while no record is older. If an older record may be where nothing could be
+// read, it is unknown whether it is met.
 func TestObjective(t *testing.T) {
 	t.Parallel()
 	const late, met = 2499 * time.Millisecond, 2500 * time.Millisecond
+	freshPartial := func(_ *GroupTopic, g *Group) { g.Topics["fresh"].Partial = true }
+	anotherMissing := func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }
+	ageUnknown := func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }
 	for _, tt := range []struct {
 		objectives []Objective
 		change     func(orders *GroupTopic, g *Group)
@@ -261,17 +302,19 @@ func TestObjective(t *testing.T) {
 		{[]Objective{{Age: late, Topics: []string{"orders"}}}, nil, "1"},
 		{[]Objective{{Age: met}, {Age: late}, {}}, nil, "1"},
 		{[]Objective{{Age: met, Topics: []string{"orders", "fresh"}}}, nil, "0"},
-		{[]Objective{{Age: late, Topics: []string{"another"}}}, nil, "none"}, // what it is not about does not count
-		{[]Objective{{Age: late, Topics: []string{"fresh"}}}, nil, "none"},   // never consumed
+		// An objective about another topic says nothing of this one.
+		{[]Objective{{Age: late, Topics: []string{"another"}}}, nil, "none"},
+		// A topic that was never consumed keeps no objective.
+		{[]Objective{{Age: late, Topics: []string{"fresh"}}}, nil, "none"},
 		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: met}}, nil, "none"},
 		{[]Objective{{Age: time.Second, Topics: []string{"another"}}, {Age: late}}, nil, "1"},
 		{[]Objective{{Age: met}}, func(orders *GroupTopic, _ *Group) { orders.Partial = true }, "none"},
 		{[]Objective{{Age: late}}, func(orders *GroupTopic, _ *Group) { orders.Partial = true }, "1"},
-		{[]Objective{{Age: met, Topics: []string{"orders"}}}, func(_ *GroupTopic, g *Group) { g.Topics["fresh"].Partial = true }, "0"},
-		{[]Objective{{Age: met}}, func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }, "none"},
-		{[]Objective{{Age: met, Topics: []string{"orders"}}}, func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }, "0"},
-		{[]Objective{{Age: met}}, func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }, "none"},
-		{[]Objective{{Age: late}}, func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }, "1"},
+		{[]Objective{{Age: met, Topics: []string{"orders"}}}, freshPartial, "0"},
+		{[]Objective{{Age: met}}, anotherMissing, "none"},
+		{[]Objective{{Age: met, Topics: []string{"orders"}}}, anotherMissing, "0"},
+		{[]Objective{{Age: met}}, ageUnknown, "none"},
+		{[]Objective{{Age: late}}, ageUnknown, "1"},
 		{[]Objective{{Age: met}}, func(_ *GroupTopic, g *Group) { g.State = "Dead" }, "none"},
 	} {
 		c := newShowing(t, Config{})
@@ -291,17 +334,21 @@ func TestObjective(t *testing.T) {
 	}
 }
 
-// A sum of those partitions that could be read is no sum, and the maximum of the known ages no maximum.
-func TestSeriesOfAPart(t *testing.T) {
+// A sum needs every partition, and a maximum of ages needs every age.
+func TestPartialSumsAreLeftOut(t *testing.T) {
 	t.Parallel()
+	const lags = "lag 0, lag 1, lag 2"
 	for _, tt := range []struct {
 		name   string
 		change func(*GroupTopic)
 		want   string
 	}{
-		{"all", func(*GroupTopic) {}, "lag 0, lag 1, lag 2, lag_seconds 0, lag_seconds 1, lag_seconds 2, topic_lag, topic_max_lag_seconds"},
-		{"a partition is missing", func(t *GroupTopic) { t.Partial = true }, "lag 0, lag 1, lag 2, lag_seconds 0, lag_seconds 1, lag_seconds 2"},
-		{"an age is not known", func(t *GroupTopic) { t.Partitions[0].AgeUnknown = true }, "lag 0, lag 1, lag 2, lag_seconds 1, lag_seconds 2, topic_lag"},
+		{"everything is known", func(*GroupTopic) {},
+			lags + ", lag_seconds 0, lag_seconds 1, lag_seconds 2, topic_lag, topic_max_lag_seconds"},
+		{"a partition is missing", func(t *GroupTopic) { t.Partial = true },
+			lags + ", lag_seconds 0, lag_seconds 1, lag_seconds 2"},
+		{"an age is not known", func(t *GroupTopic) { t.Partitions[0].AgeUnknown = true },
+			lags + ", lag_seconds 1, lag_seconds 2, topic_lag"},
 	} {
 		c := newShowing(t, Config{})
 		s := testSnapshot()
@@ -321,8 +368,9 @@ func TestSeriesOfAPart(t *testing.T) {
 	}
 }
 
-// A cap takes the partitions of groups that nobody asked for first, then topics, then the sums of such groups, then the partitions of wanted
-// groups; always a group as a whole, always the same ones, and what is left out is counted.
+// A limit first drops partitions of groups without an objective, then topics, then the sums of such
+// groups, then partitions of groups with one. It drops whole groups, the same ones each time, and
+// counts what it drops.
 func TestSeriesCap(t *testing.T) {
 	t.Parallel()
 	s := &Snapshot{Time: someday, Groups: make(map[string]*Group), Topics: make(map[string]*Topic)}
@@ -330,14 +378,20 @@ func TestSeriesCap(t *testing.T) {
 		topics := make(map[string]*GroupTopic)
 		for _, topic := range []string{"t", "u"} {
 			topics[topic] = &GroupTopic{Topic: topic, Partitions: []Partition{
-				{Number: 0, Committed: 1, Headroom: 1, Status: StatusOK}, {Number: 1, Committed: 1, Headroom: 1, Status: StatusOK},
+				{
+					Number:    0,
+					Committed: 1,
+					Headroom:  1,
+					Status:    StatusOK,
+				}, {Number: 1, Committed: 1, Headroom: 1, Status: StatusOK},
 			}}
 			s.Topics[topic] = &Topic{Name: topic, Count: 2, Partitions: []TopicPartition{{Number: 0}, {Number: 1}}}
 		}
 		s.Groups[name] = &Group{Name: name, State: "Stable", Members: 1, Topics: topics}
 	}
 	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*8
-	everything := 3*sums + 2 + 3*partitions + 2*topic // the wanted one has an objective
+	// The two more are the objective of the wanted group.
+	everything := 3*sums + 2 + 3*partitions + 2*topic
 	for _, tt := range []struct {
 		limit                      int
 		groups, partitions, topics string
@@ -352,26 +406,28 @@ func TestSeriesCap(t *testing.T) {
 		{sums + 2 + partitions, "z", "z", "", sums + 2 + partitions},
 		{sums + 2 + partitions - 1, "z", "", "t", sums + 2 + topic},
 		{sums + 2, "z", "", "", sums + 2},
-		{sums - 1, "", "", "t", topic}, // and no partitions of a group without its sums
+		// A group without its sums shows no partitions.
+		{sums - 1, "", "", "t", topic},
 		{6, "", "", "", 0},
 	} {
 		c := newShowing(t, Config{MaxSeries: tt.limit})
 		c.Want(map[string][]Objective{"z": {{Age: time.Second}}})
-		for range 2 { // each time the same, and counted again
+		for range 2 {
+			// The second poll drops the same series and counts them again.
 			c.publish(s, nil)
 		}
 		join := func(names map[string]bool) string { return strings.Join(slices.Sorted(maps.Keys(names)), "") }
 		got := c.last.Load().shown
 		if join(got.groups) != tt.groups || join(got.partitions) != tt.partitions || join(got.topics) != tt.topics ||
 			got.series != tt.series || got.dropped != everything-tt.series {
-			t.Errorf("cap %d: %+v, want %+v and %d dropped", tt.limit, got, tt, everything-tt.series)
+			t.Errorf("limit %d: %+v, want %+v and %d dropped", tt.limit, got, tt, everything-tt.series)
 		}
 		if n := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_")); n != tt.series {
-			t.Errorf("cap %d: %d series, want %d", tt.limit, n, tt.series)
+			t.Errorf("limit %d: %d series, want %d", tt.limit, n, tt.series)
 		}
 		want := fmt.Sprintf(`lag_collector_series_dropped_total{kafka_cluster="lab"} %d`, 2*(everything-tt.series))
 		if got := scrape(t, c, "lag_collector_series_dropped_total"); got[0] != want {
-			t.Errorf("cap %d: %s, want %s", tt.limit, got[0], want)
+			t.Errorf("limit %d: %s, want %s", tt.limit, got[0], want)
 		}
 	}
 }

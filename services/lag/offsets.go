@@ -6,36 +6,74 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// topic is what metadata says of one: its partitions, each with its log as far as its leader answers.
-type topic struct {
-	id   [16]byte
+// topicPartition is a partition of a topic. The ID tells a topic from one of the same name that was
+// deleted before.
+type topicPartition struct {
+	topic     string
+	id        [16]byte
+	partition int32
+}
+
+// compare orders partitions by topic and number.
+func (p topicPartition) compare(q topicPartition) int {
+	return cmp.Or(strings.Compare(p.topic, q.topic), cmp.Compare(p.partition, q.partition))
+}
+
+// topicLogs is a topic as metadata describes it, with the bounds of its logs.
+type topicLogs struct {
+	id [16]byte
+	// logs are its partitions by number.
 	logs map[int32]logBounds
 }
 
-// logBounds are a partition's offsets.
+// logBounds are the bounds of a partition's log.
 type logBounds struct {
+	// start is the first offset of the log, stable its last stable offset, end its high watermark.
 	start, stable, end int64
 	Replication
+	// err is set if a leader did not respond. The bounds are then meaningless.
 	err error
 }
 
-// topics reads the bounds of topics' logs, each once for all groups, and says which brokers there are. A topic that does not exist is
-// missing in the result, without an error.
-func (r *reader) topics(ctx context.Context, names []string) (found map[string]*topic, brokers []int32, errs []*ReadError, err error) {
+// published returns the topic as a snapshot shows it.
+func (t *topicLogs) published(name string) *Topic {
+	out := &Topic{
+		Name: name, Ready: len(t.logs) > 0, Count: len(t.logs), Partitions: make([]TopicPartition, 0, len(t.logs)),
+	}
+	for _, number := range slices.Sorted(maps.Keys(t.logs)) {
+		log := t.logs[number]
+		if log.err != nil {
+			out.Ready = false
+			continue
+		}
+		out.Partitions = append(out.Partitions, TopicPartition{
+			Number: number, Start: log.start, Stable: log.stable, End: log.end, Replication: log.Replication,
+		})
+	}
+	return out
+}
+
+// readTopics reads the bounds of the topics' logs, once for all groups, and the IDs of the brokers.
+// A topic that does not exist is absent, without an error. err is set only if no broker responded.
+func readTopics(
+	ctx context.Context, c *client, names []string,
+) (found map[string]*topicLogs, brokers []int32, errs []*ReadError, err error) {
 	req := kmsg.NewPtrMetadataRequest()
-	req.Topics = make([]kmsg.MetadataRequestTopic, 0, len(names)) // not nil, which means all
+	// An empty list asks for no topic, nil would ask for all of them.
+	req.Topics = make([]kmsg.MetadataRequestTopic, 0, len(names))
 	for _, name := range names {
 		t := kmsg.NewMetadataRequestTopic()
 		t.Topic = &name
 		req.Topics = append(req.Topics, t)
 	}
-	shard := r.askAny(ctx, req)[0]
+	shard := c.anyBroker(ctx, req)[0]
 	if shard.Err != nil {
 		return nil, nil, nil, &ReadError{API: "Metadata", Err: shard.Err}
 	}
@@ -44,12 +82,15 @@ func (r *reader) topics(ctx context.Context, names []string) (found map[string]*
 		brokers = append(brokers, b.NodeID)
 	}
 	slices.Sort(brokers)
-	found = make(map[string]*topic)
-	var queries []query
-	var replication []Replication // of each
+
+	found = make(map[string]*topicLogs)
+	var partitions []topicPartition
+	// replication has the same indices as partitions.
+	var replication []Replication
 	for _, t := range resp.Topics {
 		if t.Topic == nil {
-			continue // no topic that was asked for
+			// Only a topic that was asked for by ID has no name. None was.
+			continue
 		}
 		name := *t.Topic
 		switch err := kerr.ErrorForCode(t.ErrorCode); {
@@ -59,112 +100,160 @@ func (r *reader) topics(ctx context.Context, names []string) (found map[string]*
 			errs = append(errs, &ReadError{API: "Metadata", Topic: name, Err: err})
 			continue
 		}
-		found[name] = &topic{t.TopicID, make(map[int32]logBounds, len(t.Partitions))}
+		found[name] = &topicLogs{t.TopicID, make(map[int32]logBounds, len(t.Partitions))}
 		for _, p := range t.Partitions {
-			queries = append(queries, query{place{name, t.TopicID, p.Partition}, timeEnd})
+			partitions = append(partitions, topicPartition{name, t.TopicID, p.Partition})
 			preferred := len(p.Replicas) > 0 && p.Replicas[0] == p.Leader
 			replication = append(replication, Replication{p.Leader, preferred, len(p.Replicas), len(p.ISR)})
 		}
 	}
 
-	// Start and end go first: an end that was read after the last stable offset would make every new record look like one of an open
-	// transaction.
-	starts := slices.Clone(queries)
-	for i := range starts {
-		starts[i].time = timeStart
-	}
-	var wg sync.WaitGroup
-	var start, end []answer
-	wg.Go(func() { start = r.offsets(ctx, readUncommitted, starts) })
-	wg.Go(func() { end = r.offsets(ctx, readUncommitted, queries) })
-	wg.Wait()
-	stable := r.offsets(ctx, readCommitted, queries)
-
-	answered := len(queries) == 0
-	told := make(map[string]bool)
-	for i, q := range queries {
-		log := logBounds{
-			start: start[i].offset, stable: stable[i].offset, end: max(end[i].offset, stable[i].offset),
-			Replication: replication[i], err: cmp.Or(start[i].err, end[i].err, stable[i].err),
-		}
+	bounds := readBounds(ctx, c, partitions)
+	responded := len(partitions) == 0
+	// One error for each topic is enough.
+	failed := make(map[string]bool)
+	for i, p := range partitions {
+		log := bounds[i]
+		log.Replication = replication[i]
 		switch {
-		case errors.Is(log.err, kerr.UnknownTopicOrPartition): // deleted since
-			answered = true
+		case errors.Is(log.err, kerr.UnknownTopicOrPartition):
+			// The topic was deleted after metadata was read.
+			responded = true
 			continue
 		case log.err == nil:
-			answered = true
-		case !told[q.topic]: // once for a topic
-			told[q.topic] = true
-			errs = append(errs, &ReadError{API: "ListOffsets", Topic: q.topic, Err: log.err})
+			responded = true
+		case !failed[p.topic]:
+			failed[p.topic] = true
+			errs = append(errs, &ReadError{API: "ListOffsets", Topic: p.topic, Err: log.err})
 		}
-		found[q.topic].logs[q.partition] = log
+		found[p.topic].logs[p.partition] = log
 	}
-	if !answered {
+	if !responded {
 		return nil, nil, nil, errs[len(errs)-1]
 	}
-	maps.DeleteFunc(found, func(_ string, t *topic) bool { return len(t.logs) == 0 })
+	maps.DeleteFunc(found, func(_ string, t *topicLogs) bool { return len(t.logs) == 0 })
 	return found, brokers, errs, nil
 }
 
+// readBounds reads the bounds of partitions' logs. The result has the same indices.
+func readBounds(ctx context.Context, c *client, partitions []topicPartition) []logBounds {
+	starts := make([]offsetQuery, len(partitions))
+	ends := make([]offsetQuery, len(partitions))
+	for i, p := range partitions {
+		starts[i] = offsetQuery{p, timeStart}
+		ends[i] = offsetQuery{p, timeEnd}
+	}
+	var wg sync.WaitGroup
+	var start, end []offsetResult
+	wg.Go(func() { start = listOffsets(ctx, c, readUncommitted, starts) })
+	wg.Go(func() { end = listOffsets(ctx, c, readUncommitted, ends) })
+	wg.Wait()
+	// The last stable offset is read after the end. In the other order, every record that arrives
+	// in between would look like one of an open transaction.
+	stable := listOffsets(ctx, c, readCommitted, ends)
+
+	bounds := make([]logBounds, len(partitions))
+	for i := range partitions {
+		bounds[i] = logBounds{
+			start: start[i].offset, stable: stable[i].offset, end: max(end[i].offset, stable[i].offset),
+			err: cmp.Or(start[i].err, end[i].err, stable[i].err),
+		}
+	}
+	return bounds
+}
+
+// offsetQuery asks for the first record of a partition whose timestamp is not before time.
+type offsetQuery struct {
+	topicPartition
+	// time is in milliseconds since 1970, or timeEnd or timeStart.
+	time int64
+}
+
+// Kafka gives these times a meaning of their own: the log's end and its first offset.
+const (
+	timeEnd   = -1
+	timeStart = -2
+)
+
+// offsetResult is the response to an offsetQuery.
+type offsetResult struct {
+	// offset and time are those of the record, or -1 if there is none. time is in milliseconds
+	// since 1970.
+	offset, time int64
+	err          error
+}
+
+// Isolation levels of ListOffsets. With readCommitted the end is the last stable offset.
 const (
 	readUncommitted = int8(0)
 	readCommitted   = int8(1)
 )
 
-// offsets answers each query. Kafka takes a partition once in a request, so there are as many as one has queries.
-func (r *reader) offsets(ctx context.Context, isolation int8, queries []query) []answer {
-	answers := make([]answer, len(queries))
-	type key struct {
-		topic     string
-		partition int32
-	}
-	var lanes []map[key]int
+// partitionKey is what a response names a partition by: it has no topic ID.
+type partitionKey struct {
+	topic     string
+	partition int32
+}
+
+// listOffsets sends queries and returns their results, with the same indices. Kafka allows a
+// partition once in a request, so there are as many requests as the busiest partition has queries.
+func listOffsets(ctx context.Context, c *client, isolation int8, queries []offsetQuery) []offsetResult {
+	results := make([]offsetResult, len(queries))
+	// A batch is one request: the index of each partition's query.
+	var batches []map[partitionKey]int
 	for i, q := range queries {
-		answers[i].err = errNoAnswer
-		k := key{q.topic, q.partition}
-		lane := slices.IndexFunc(lanes, func(l map[key]int) bool { _, taken := l[k]; return !taken })
-		if lane < 0 {
-			lane = len(lanes)
-			lanes = append(lanes, make(map[key]int, len(queries)))
+		results[i].err = errNotInResponse
+		key := partitionKey{q.topic, q.partition}
+		free := slices.IndexFunc(batches, func(b map[partitionKey]int) bool { _, taken := b[key]; return !taken })
+		if free < 0 {
+			free = len(batches)
+			batches = append(batches, make(map[partitionKey]int, len(queries)))
 		}
-		lanes[lane][k] = i
+		batches[free][key] = i
 	}
 	var wg sync.WaitGroup
-	for _, lane := range lanes {
-		wg.Go(func() {
-			byTopic := make(map[string][]kmsg.ListOffsetsRequestTopicPartition)
-			for k, i := range lane {
-				p := kmsg.NewListOffsetsRequestTopicPartition()
-				p.Partition, p.Timestamp = k.partition, queries[i].time
-				byTopic[k.topic] = append(byTopic[k.topic], p)
-			}
-			req := kmsg.NewPtrListOffsetsRequest()
-			req.IsolationLevel = isolation
-			req.TimeoutMillis = int32(r.step.Milliseconds())
-			for name, partitions := range byTopic {
-				t := kmsg.NewListOffsetsRequestTopic()
-				t.Topic, t.Partitions = name, partitions
-				req.Topics = append(req.Topics, t)
-			}
-			for _, shard := range r.ask(ctx, req) {
-				if shard.Err != nil {
-					for _, t := range shard.Req.(*kmsg.ListOffsetsRequest).Topics {
-						for _, p := range t.Partitions {
-							answers[lane[key{t.Topic, p.Partition}]].err = shard.Err
-						}
-					}
-					continue
-				}
-				for _, t := range shard.Resp.(*kmsg.ListOffsetsResponse).Topics {
-					for _, p := range t.Partitions {
-						if i, asked := lane[key{t.Topic, p.Partition}]; asked {
-							answers[i] = answer{p.Offset, p.Timestamp, kerr.ErrorForCode(p.ErrorCode)}
-						}
-					}
-				}
-			}
-		})
+	for _, batch := range batches {
+		wg.Go(func() { listBatch(ctx, c, isolation, queries, batch, results) })
 	}
 	wg.Wait()
-	return answers
+	return results
+}
+
+// listBatch sends the queries of one batch and stores their results. No other batch has the same
+// indices, so batches may run concurrently.
+func listBatch(
+	ctx context.Context, c *client, isolation int8,
+	queries []offsetQuery, batch map[partitionKey]int, results []offsetResult,
+) {
+	byTopic := make(map[string][]kmsg.ListOffsetsRequestTopicPartition)
+	for key, i := range batch {
+		p := kmsg.NewListOffsetsRequestTopicPartition()
+		p.Partition, p.Timestamp = key.partition, queries[i].time
+		byTopic[key.topic] = append(byTopic[key.topic], p)
+	}
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.IsolationLevel = isolation
+	req.TimeoutMillis = int32(c.limit.Milliseconds())
+	for name, partitions := range byTopic {
+		t := kmsg.NewListOffsetsRequestTopic()
+		t.Topic, t.Partitions = name, partitions
+		req.Topics = append(req.Topics, t)
+	}
+	for _, shard := range c.all(ctx, req) {
+		if shard.Err != nil {
+			for _, t := range shard.Req.(*kmsg.ListOffsetsRequest).Topics {
+				for _, p := range t.Partitions {
+					results[batch[partitionKey{t.Topic, p.Partition}]].err = shard.Err
+				}
+			}
+			continue
+		}
+		for _, t := range shard.Resp.(*kmsg.ListOffsetsResponse).Topics {
+			for _, p := range t.Partitions {
+				if i, asked := batch[partitionKey{t.Topic, p.Partition}]; asked {
+					results[i] = offsetResult{p.Offset, p.Timestamp, kerr.ErrorForCode(p.ErrorCode)}
+				}
+			}
+		}
+	}
 }

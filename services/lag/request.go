@@ -9,34 +9,39 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// reader asks the brokers. It keeps nothing from one poll to the next but connections.
-type reader struct {
-	cl   *kgo.Client
-	step time.Duration // how long one request may take
+// client sends requests to the brokers. It keeps nothing from one poll to the next but connections.
+// It is safe for concurrent use.
+type client struct {
+	kafka *kgo.Client
+	// limit is how long one request may take, retries included. A silent broker must leave time to
+	// ask the others.
+	limit time.Duration
 }
 
-// ask sends a request to all brokers that it concerns.
-func (r *reader) ask(ctx context.Context, req kmsg.Request) []kgo.ResponseShard {
-	ctx, cancel := context.WithTimeout(ctx, r.step)
+// all sends a request to every broker that it concerns, split as Kafka demands. Each shard of the
+// result has its own error.
+func (c *client) all(ctx context.Context, req kmsg.Request) []kgo.ResponseShard {
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
-	return r.cl.RequestSharded(ctx, req)
+	return c.kafka.RequestSharded(ctx, req)
 }
 
-// askAny sends a request that any broker can answer, or for which one has to say first which brokers there are: when one does not answer,
-// another is asked.
-func (r *reader) askAny(ctx context.Context, req kmsg.Request) (shards []kgo.ResponseShard) {
+// anyBroker sends a request for which any broker will do, or which needs the list of brokers first.
+// If no shard succeeds it tries once more, which asks another broker.
+func (c *client) anyBroker(ctx context.Context, req kmsg.Request) (shards []kgo.ResponseShard) {
+	succeeded := func(s kgo.ResponseShard) bool { return s.Err == nil }
 	for range 2 {
-		shards = r.ask(ctx, req)
-		if slices.ContainsFunc(shards, func(s kgo.ResponseShard) bool { return s.Err == nil }) {
+		shards = c.all(ctx, req)
+		if slices.ContainsFunc(shards, succeeded) {
 			break
 		}
 	}
 	return shards
 }
 
-// request sends a request to one broker.
-func (r *reader) request(ctx context.Context, broker int32, req kmsg.Request) (kmsg.Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.step)
+// one sends a request to the broker with this ID.
+func (c *client) one(ctx context.Context, broker int32, req kmsg.Request) (kmsg.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
-	return r.cl.Broker(int(broker)).RetriableRequest(ctx, req)
+	return c.kafka.Broker(int(broker)).RetriableRequest(ctx, req)
 }

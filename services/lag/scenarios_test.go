@@ -1,6 +1,7 @@
 package lag_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"strings"
@@ -16,12 +17,15 @@ import (
 	"ordersystem.dev/services/lag"
 )
 
-// The collector tells the truth, in every scenario here, beside all the others and to the end: records are exact, ages are off by no
-// more than a poll's interval, and every group is in every snapshot and every scrape.
+// In every scenario the collector shows the truth, beside all the others and until the end. Records
+// are exact, ages are off by no more than the interval between polls, and every group is in every
+// snapshot and every scrape.
 func TestScenarios(t *testing.T) {
 	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{
-		"log.cleaner.backoff.ms":    "100", // or compaction waits for 15 s
-		"broker.session.timeout.ms": "",    // a busy machine must not fence the broker
+		// By default compaction waits for 15 s.
+		"log.cleaner.backoff.ms": "100",
+		// A busy machine must not fence the broker.
+		"broker.session.timeout.ms": "",
 	}})
 	testenv.Require(t, err)
 	t.Cleanup(k.Kill)
@@ -39,9 +43,15 @@ func TestScenarios(t *testing.T) {
 	l.always = startRecorder(t, l.config(pollInterval, ".*"))
 	var playing sync.WaitGroup
 	for name, play := range scenarios() {
-		playing.Go(func() { // they wait for the most part: no need to be as few as there are processors
+		playing.Go(func() {
+			// Scenarios mostly wait, so more of them may run than there are processors.
 			t.Run(name, func(t *testing.T) {
-				s := &scenario{T: t, lab: l, name: strings.NewReplacer(" ", "-", ",", "").Replace(name), recorders: []*recorder{l.always}}
+				s := &scenario{
+					T:         t,
+					lab:       l,
+					name:      strings.NewReplacer(" ", "-", ",", "").Replace(name),
+					recorders: []*recorder{l.always},
+				}
 				play(s)
 				s.check()
 			})
@@ -51,7 +61,7 @@ func TestScenarios(t *testing.T) {
 	t.Log(l.table())
 }
 
-// awaitGroups has the broker make the topics behind groups and transactions.
+// awaitGroups makes the broker create the topics behind groups and transactions.
 func awaitGroups(t *testing.T, admin *kadm.Client) {
 	t.Helper()
 	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
@@ -66,10 +76,16 @@ func awaitGroups(t *testing.T, admin *kadm.Client) {
 }
 
 func (l *lab) config(interval time.Duration, groups string) lag.Config {
-	return lag.Config{Name: "lab", Kafka: lag.Kafka{Brokers: []string{l.addr}}, Interval: interval, Groups: regexp.MustCompile("^" + groups)}
+	return lag.Config{
+		Name:     "lab",
+		Kafka:    lag.Kafka{Brokers: []string{l.addr}},
+		Interval: interval,
+		Groups:   regexp.MustCompile("^" + groups),
+	}
 }
 
-// restart starts another collector, which knows nothing of what was, and waits for its first snapshot.
+// restart starts another collector, which knows nothing of the past, and waits for its first
+// snapshot.
 func (s *scenario) restart() *recorder {
 	s.Helper()
 	r := startRecorder(s.T, s.config(pollInterval, s.name+"-"))
@@ -90,8 +106,8 @@ func scenarios() map[string]func(*scenario) {
 		"empty topic":           emptyTopic,
 		"compacted":             compacted,
 		"transactions":          transactions,
-		"topic made anew":       madeAnew,
-		"made anew unseen":      madeAnewUnseen,
+		"recreated topic":       recreated,
+		"recreated unseen":      recreatedUnseen,
 		"no commit":             noCommit,
 		"commit beyond the end": beyondTheEnd,
 		"retention":             retention,
@@ -106,8 +122,9 @@ func scenarios() map[string]func(*scenario) {
 	}
 }
 
-// A group that keeps up is ok all the time, and never older than it lets records wait. It always leaves some unread, so it never has
-// nothing to read: a collector that read the ends of logs before the commits would say so now and then.
+// A group that keeps up is ok all the time, and no older than it lets records wait. It always
+// leaves some records unread. A collector that read the ends of logs before the commits would
+// sometimes show none.
 func steadyFlow(s *scenario) {
 	topic := s.newTopic("t", 2)
 	for p := range int32(2) {
@@ -128,12 +145,13 @@ func steadyFlow(s *scenario) {
 	}
 	for _, w := range s.watches {
 		s.never(w, lag.StatusRewound, lag.StatusLost)
-		if pause < time.Second { // or the machine was too busy to keep it up
+		if pause < time.Second {
+			// Otherwise the machine was too busy to keep the pace.
 			s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusStopped)
 		}
-		for _, o := range s.always.observations() {
+		for _, o := range s.always.all() {
 			if p := w.in(o.Snapshot); p != nil && p.Committed >= 0 && p.Records == 0 {
-				s.Errorf("%v: nothing is unread at %s", w, o.Time.Format("15:04:05.000"))
+				s.Errorf("%v: no unread records at %s", w, o.Time.Format("15:04:05.000"))
 			}
 		}
 	}
@@ -160,7 +178,7 @@ func slow(s *scenario) {
 	s.awaitStatus(w, lag.StatusSlow)
 }
 
-// A group whose consumers are gone: the age grows while the producer goes on, and when it is idle.
+// The age of a group without consumers grows, both while the producer goes on and while it is idle.
 func stopped(s *scenario) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 20)
@@ -175,7 +193,7 @@ func stopped(s *scenario) {
 	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusRewound, lag.StatusLost)
 }
 
-// A group that has a consumer which does nothing.
+// A group whose consumer does nothing is stalled.
 func stalled(s *scenario, next bool) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 20)
@@ -189,34 +207,54 @@ func stalled(s *scenario, next bool) {
 	s.awaitStatus(w, lag.StatusOK)
 }
 
-// All is read and nothing comes: 0, however long. The first record after that counts from its own time.
+// While all is read and nothing comes, the age is 0. The next record counts from its own time.
 func idleProducer(s *scenario) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 20)
 	w := topic.commit(s.name+"-g", 0, 20)
 	s.pass(6 * time.Second)
-	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusStopped, lag.StatusRewound, lag.StatusLost, lag.StatusNoCommit)
+	s.never(
+		w,
+		lag.StatusSlow,
+		lag.StatusStalled,
+		lag.StatusStopped,
+		lag.StatusRewound,
+		lag.StatusLost,
+		lag.StatusNoCommit,
+	)
 	topic.produce(0, 1)
 	s.pass(time.Second)
 }
 
+// A group in an empty topic is ok.
 func emptyTopic(s *scenario) {
 	topic := s.newTopic("t", 2)
 	topic.commit(s.name+"-g", 0, 0)
 	w := topic.commit(s.name+"-g", 1, 0)
 	s.pass(4 * time.Second)
-	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusStopped, lag.StatusRewound, lag.StatusLost, lag.StatusNoCommit)
+	s.never(
+		w,
+		lag.StatusSlow,
+		lag.StatusStalled,
+		lag.StatusStopped,
+		lag.StatusRewound,
+		lag.StatusLost,
+		lag.StatusNoCommit,
+	)
 }
 
-// The first unread record was compacted away: a consumer would begin with the next one that is left. A collector that saw the first one
-// come says that one's age. One that has to search cannot tell a record that is missing from one in the middle of a batch: it says the
-// age of the one before, if that is left. It is too much then, and never too little.
+// Compaction removed the first unread record, so a consumer would continue with the next one. A
+// collector that saw the record come shows its age. One that has to search cannot tell a missing
+// record from one in the middle of a batch. It shows the age of the record before, if that is left:
+// too much, never too little.
 func compacted(s *scenario) {
 	topic := s.newTopic("t", 2, "cleanup.policy", "compact", "segment.ms", "500", "min.cleanable.dirty.ratio", "0.001")
 	topic.commit(s.name+"-g", 0, 0)
 	topic.commit(s.name+"-g", 1, 0)
-	s.polls(1)                           // now it has the topic in view
-	topic.produceAs(1, "only one", 1, 0) // stays
+	// After this poll the collector has seen the topic.
+	s.polls(1)
+	// Compaction keeps this record: no other has its key.
+	topic.produceAs(1, "only one", 1, 0)
 	for range 10 {
 		topic.produce(0, 10)
 		topic.produce(1, 10)
@@ -225,8 +263,10 @@ func compacted(s *scenario) {
 	for p := range int32(2) {
 		topic.commit(s.name+"-g", p, 35)
 	}
-	for topic.compact(); !topic.partitions[0].records[35].gone || !topic.partitions[1].records[35].gone; topic.compact() {
-		topic.produce(0, 1) // rolls the segment
+	gone := func(p int) bool { return topic.partitions[p].records[35].gone }
+	for topic.compact(); !gone(0) || !gone(1); topic.compact() {
+		// The record rolls the segment.
+		topic.produce(0, 1)
 		topic.produce(1, 1)
 		time.Sleep(200 * time.Millisecond)
 	}
@@ -238,31 +278,33 @@ func compacted(s *scenario) {
 		if left = topic.compact(); left == before {
 			break
 		}
-		s.recorders = s.recorders[:1] // compaction went on while that one searched
+		// Compaction went on while that collector searched, so it does not count.
+		s.recorders = s.recorders[:1]
 	}
 }
 
-// compact notes what compaction has taken, and returns how many records are left.
+// compact notes what compaction has removed, and returns how many records are left.
 func (l *topicLog) compact() int {
 	l.Helper()
-	type place struct {
+	type position struct {
 		partition int32
 		offset    int64
 	}
-	left := make(map[place]bool)
+	left := make(map[position]bool)
 	for _, r := range testenv.ReadAll(l.T, l.addr, l.name) {
-		left[place{r.Partition, r.Offset}] = true
+		left[position{r.Partition, r.Offset}] = true
 	}
 	for p, log := range l.partitions {
 		for i, r := range log.records {
-			log.records[i].gone = !left[place{int32(p), r.offset}]
+			log.records[i].gone = !left[position{int32(p), r.offset}]
 		}
 	}
 	return len(left)
 }
 
-// Readers of committed transactions come up to the first open one: what is behind it is no lag, and is shown by itself. What a
-// transaction ends with takes an offset as a record does.
+// Consumers of committed transactions read up to the first open one. Records from there on are no
+// lag and have a series of their own. The marker that ends a transaction has an offset, as a record
+// has.
 func transactions(s *scenario) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 5)
@@ -278,7 +320,8 @@ func transactions(s *scenario) {
 	}
 	topic.transact(0, 10, kgo.TryCommit, open(10))
 	s.polls(3)
-	topic.commit(s.name+"-g", 0, 15) // only the marker is left
+	// Only the marker is left.
+	topic.commit(s.name+"-g", 0, 15)
 	s.polls(3)
 	topic.commit(s.name+"-g", 0, 16)
 	s.polls(3)
@@ -289,15 +332,16 @@ func transactions(s *scenario) {
 	s.never(w, lag.StatusRewound, lag.StatusLost)
 }
 
-// A topic made anew begins anew: what was known of the old one's offsets is worth nothing, and an offset that is less is no rewind.
-func madeAnew(s *scenario) {
+// A recreated topic inherits nothing: the former offsets mean nothing, and a smaller commit is no
+// rewind.
+func recreated(s *scenario) {
 	old, beside := s.newTopic("t", 1), s.newTopic("other", 1)
 	old.produce(0, 100)
 	beside.produce(0, 10)
 	stays := beside.commit(s.name+"-g", 0, 5)
 	w := old.commit(s.name+"-g", 0, 50)
 	s.pass(2 * time.Second)
-	fresh := s.makeAnew(old, w)
+	fresh := s.recreate(old, w)
 	s.polls(2)
 	fresh.produce(0, 60)
 	again := fresh.commit(s.name+"-g", 0, 20)
@@ -311,26 +355,27 @@ func madeAnew(s *scenario) {
 	s.never(stays, lag.StatusRewound, lag.StatusLost)
 }
 
-// The same between two polls: same name, same offset, another record.
-func madeAnewUnseen(s *scenario) {
+// The topic may also be recreated between two polls, with another record at the same offset.
+func recreatedUnseen(s *scenario) {
 	old, beside := s.newTopic("t", 1), s.newTopic("other", 1)
 	old.produce(0, 30)
 	beside.produce(0, 10)
 	beside.commit(s.name+"-g", 0, 5)
 	w := old.commit(s.name+"-g", 0, 10)
 	s.pass(2 * time.Second)
-	r := startRecorder(s.T, s.config(3*time.Second, s.name+"-")) // it has to search
+	// This collector polls so rarely that it has to search.
+	r := startRecorder(s.T, s.config(3*time.Second, s.name+"-"))
 	r.await(s.T, "first poll", after(1))
 	s.recorders = append(s.recorders, r)
-	fresh := s.makeAnew(old, w)
+	fresh := s.recreate(old, w)
 	fresh.produce(0, 30)
 	again := fresh.commit(s.name+"-g", 0, 10)
 	r.await(s.T, "two polls", after(2))
 	s.never(again, lag.StatusRewound, lag.StatusLost)
 }
 
-// makeAnew deletes a topic and makes another of the same name.
-func (s *scenario) makeAnew(old *topicLog, w *watch) *topicLog {
+// recreate deletes a topic and creates another of the same name.
+func (s *scenario) recreate(old *topicLog, w *watch) *topicLog {
 	s.Helper()
 	w.until = time.Now()
 	if err := localkafka.DeleteTopic(s.Context(), s.addr, old.name); err != nil {
@@ -339,7 +384,8 @@ func (s *scenario) makeAnew(old *topicLog, w *watch) *topicLog {
 	return s.newTopic(strings.TrimPrefix(old.name, s.name+"-"), len(old.partitions))
 }
 
-// Where a group has not committed there is no lag: no -1, no NaN, and no silence either.
+// Where a group has not committed it has no lag: neither -1 nor NaN. The partition is still
+// counted.
 func noCommit(s *scenario) {
 	topic := s.newTopic("t", 2)
 	topic.produce(0, 20)
@@ -353,10 +399,12 @@ func noCommit(s *scenario) {
 			return topic.noCommits(snapshot, group) == want
 		})
 		s.polls(2)
-		seen := s.always.observations()
+		seen := s.always.all()
 		shown := seen[len(seen)-1].series
-		if got := shown[`kafka_consumergroup_uncommitted_partitions{consumergroup="`+group+`",kafka_cluster="lab",topic="`+topic.name+`"}`]; got != float64(want) {
-			s.Errorf("%v partitions without commit are shown, want %d", got, want)
+		uncommitted := fmt.Sprintf(
+			`kafka_consumergroup_uncommitted_partitions{consumergroup=%q,kafka_cluster="lab",topic=%q}`, group, topic.name)
+		if got := shown[uncommitted]; got != float64(want) {
+			s.Errorf("the series counts %v partitions without a commit, want %d", got, want)
 		}
 		lags := 0
 		for name := range shown {
@@ -375,7 +423,7 @@ func noCommit(s *scenario) {
 	none(0)
 }
 
-// noCommits counts the partitions that are told to be without a commit.
+// noCommits counts the partitions that are shown as having no commit.
 func (l *topicLog) noCommits(snapshot *lag.Snapshot, group string) int {
 	n := 0
 	if g := snapshot.Groups[group]; g != nil && g.Topics[l.name] != nil {
@@ -388,7 +436,7 @@ func (l *topicLog) noCommits(snapshot *lag.Snapshot, group string) int {
 	return n
 }
 
-// A commit beyond the end is no negative lag, and is told.
+// A commit beyond the end makes no negative lag, and the status shows it.
 func beyondTheEnd(s *scenario) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 10)
@@ -403,7 +451,7 @@ func beyondTheEnd(s *scenario) {
 	s.polls(4)
 }
 
-// Retention takes records that were not read: they are counted, once, and the lag is what is left.
+// Records that retention deletes unread are counted once, and the lag is what is left.
 func retention(s *scenario) {
 	topic := s.newTopic("t", 1)
 	for range 10 {
@@ -426,17 +474,18 @@ func retention(s *scenario) {
 	lost(40)
 	topic.deleteBefore(0, 80)
 	lost(60)
-	topic.deleteBefore(0, 100) // all of them
+	// This deletes all records.
+	topic.deleteBefore(0, 100)
 	lost(80)
 	topic.commit(s.name+"-g", 0, 100)
 	topic.produce(0, 10)
 	lost(80)
 	if p := s.now(w); p.Status == lag.StatusLost {
-		s.Error("it is still lost")
+		s.Error("the status is still lost")
 	}
 }
 
-// A group whose last member has left is told on.
+// A group is still shown after its last member has left.
 func dead(s *scenario, next bool) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 20)
@@ -454,7 +503,8 @@ func dead(s *scenario, next bool) {
 	}
 }
 
-// A group that goes back, and one that begins at the start, are as old at once as what they have to read. Only the first was rewound.
+// A group that goes back and a new one at the start both have the age of what they have to read at
+// once. Only the first was rewound.
 func replay(s *scenario) {
 	topic := s.newTopic("t", 1)
 	for range 10 {
@@ -465,7 +515,7 @@ func replay(s *scenario) {
 	s.pass(3 * time.Second)
 	topic.commit(s.name+"-old", 0, 0)
 	fresh := topic.commit(s.name+"-new", 0, 0)
-	// It is stopped, which is worse, when it stays there for long.
+	// If the group stays there for long it is stopped, which is worse than rewound.
 	rewound := func(snapshot *lag.Snapshot) bool {
 		p := old.in(snapshot)
 		return p != nil && p.Rewinds == 1 && (p.Status == lag.StatusRewound || p.Status == lag.StatusStopped)
@@ -491,7 +541,7 @@ func replay(s *scenario) {
 	s.never(fresh, lag.StatusRewound, lag.StatusLost)
 }
 
-// A collector that has just been started finds the age of any record exactly.
+// A collector that has just started finds the age of any record exactly.
 func restarted(s *scenario) {
 	topic := s.newTopic("t", 3)
 	for range 60 {
@@ -511,7 +561,7 @@ func restarted(s *scenario) {
 	s.polls(2)
 }
 
-// While members come and go, the group and its lag are told all the time.
+// While members come and go, the group and its lag are always shown.
 func rebalance(s *scenario, next bool) {
 	topic := s.newTopic("t", 4)
 	group := s.name + "-g"
@@ -542,7 +592,7 @@ func rebalance(s *scenario, next bool) {
 	s.polls(3)
 }
 
-// Partitions that are added are seen, by groups that have not committed in them too.
+// Added partitions are shown, also for groups that have not committed in them.
 func growth(s *scenario) {
 	topic := s.newTopic("t", 1)
 	topic.produce(0, 10)
@@ -569,16 +619,17 @@ func growth(s *scenario) {
 	s.pass(2 * time.Second)
 }
 
-// Where the topic keeps the producers' time and their clocks are wrong, the collector's own observation still gives the right age: it
-// goes by when it saw the record. Only one that did not see the record come, being started later, has to believe the timestamps: what
-// it says is wrong by as much as the clocks, and never negative.
+// If a topic keeps the producers' timestamps and their clocks are wrong, the collector still shows
+// the right age of records that it saw come. A collector that starts later has to use the
+// timestamps. It is wrong by as much as the clocks are, and never negative.
 func clockSkew(s *scenario) {
 	const skew = 10 * time.Minute
 	topic := s.newTopic("t", 3, "message.timestamp.type", "CreateTime")
 	for p := range int32(3) {
 		topic.commit(s.name+"-g", p, 0).skew = skew
 	}
-	s.polls(1) // now it has the topic in view
+	// After this poll the collector has seen the topic.
+	s.polls(1)
 	for range 10 {
 		topic.produceAs(0, "key", 5, skew)
 		topic.produceAs(1, "key", 5, -skew)
@@ -593,15 +644,15 @@ func clockSkew(s *scenario) {
 	s.pass(2 * time.Second)
 }
 
-// after returns a condition that is met at the nth snapshot.
+// after returns a condition that is met by the snapshot after n others.
 func after(n int) func(*lag.Snapshot) bool {
 	return func(*lag.Snapshot) bool { n--; return n < 0 }
 }
 
-// never says that a partition had none of some statuses.
+// never checks that a partition had none of some statuses.
 func (s *scenario) never(w *watch, statuses ...lag.Status) {
 	s.Helper()
-	for _, o := range s.always.observations() {
+	for _, o := range s.always.all() {
 		if o.Time.Before(w.since) || !w.until.IsZero() && o.Time.Add(o.Took).After(w.until) {
 			continue
 		}
@@ -616,21 +667,21 @@ func (s *scenario) never(w *watch, statuses ...lag.Status) {
 	}
 }
 
-// now is what the last snapshot says.
+// now returns the partition in the last snapshot.
 func (s *scenario) now(w *watch) *lag.Partition {
 	s.Helper()
 	p := w.in(s.always.Snapshot())
 	if p == nil {
-		s.Fatalf("%v: the snapshot is silent", w)
+		s.Fatalf("%v: the partition is absent", w)
 	}
 	return p
 }
 
-// grows says that the age did not once become less while there was no commit.
+// grows checks that the age grew from poll to poll since the last commit.
 func (s *scenario) grows(w *watch) {
 	s.Helper()
 	var before time.Duration
-	for _, o := range s.always.observations() {
+	for _, o := range s.always.all() {
 		if p := w.in(o.Snapshot); p != nil && o.Time.After(w.commits[len(w.commits)-1].to) {
 			if p.Age <= before {
 				s.Errorf("%v: the age was %v and is %v", w, before, p.Age)

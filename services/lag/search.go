@@ -6,122 +6,100 @@ import (
 	"slices"
 )
 
-// place is a partition of a topic that is not another when it is deleted and made anew.
-type place struct {
-	topic     string
-	id        [16]byte
-	partition int32
-}
-
-// query asks a partition for its first record that is not older than a time, in milliseconds since 1970.
-type query struct {
-	place
-	time int64
-}
-
-// Times with a meaning of their own, to Kafka.
-const (
-	timeEnd   = -1
-	timeStart = -2
-)
-
-// answer is a record's offset and time; both are -1 when there is none.
-type answer struct {
-	offset, time int64
-	err          error
-}
-
-// searches find the times of records, by Kafka's index of times and so without reading any: the first record not older than a time is
-// known for any time, and going up and down with that time leads to the record. Where the broker sets the time (LogAppendTime) it never
-// goes down in a log, and what is found is true. Where producers do, it is the latest time of all records up to that one.
+// searches find the timestamps of records through Kafka's time index, so no record is read. Kafka
+// returns the first record that is not older than a given time. Moving that time up and down leads
+// to the wanted record.
 //
-// Of a record that compaction took, it finds the time of the one before: the records of one batch share a time, so Kafka's answers do not
-// tell whether an offset is missing or in the middle of a batch. It is never too late a time.
+// If the broker sets timestamps (LogAppendTime), they never decrease within a log and the result is
+// exact. If producers set them, the result is the largest timestamp up to the record.
+//
+// If compaction removed the record, the result is the timestamp of the record before it. The
+// records of one batch share a timestamp, so Kafka's responses do not show whether an offset is
+// missing or is in the middle of a batch. The result is never too late.
+//
+// The zero value is ready to use. It is not safe for concurrent use.
 type searches struct {
 	found map[target]*bracket
 }
 
-// target is a record, or if there is none any more the next one.
+// target is the record at an offset, or the next one if it no longer exists.
 type target struct {
-	place
+	topicPartition
 	offset int64
 }
 
-// wanted is a target that Kafka is to be asked for.
-type wanted struct {
+// lookup is a target whose timestamp is to be found.
+type lookup struct {
 	target
-	end    int64 // of the log
-	before int64 // when it is there for sure, milliseconds since 1970: a hint, since clocks differ
+	// end is the end of the log.
+	end int64
+	// before is a time when the record certainly existed, in milliseconds since 1970. It is only a
+	// hint, because clocks differ.
+	before int64
 }
 
-// bracket is what is known of a record's time: lo <= time < hi.
+// bracket is what is known of a record's timestamp: lo <= timestamp < hi.
 type bracket struct {
-	lo, hi       int64
-	below, above int64 // offsets with about these times, for interpolation: records from below on are not before lo, those before above are before hi
-	hint, step   int64 // where hi could be while it is not known
-	rounds       int
-	done         bool
+	// lo and hi are in milliseconds since 1970, or unknownTime and anyTime.
+	lo, hi int64
+	// below and above are offsets near these times, for interpolation. Records from below on are
+	// not before lo, records before above are before hi.
+	below, above int64
+	// hint and step lead to a hi while it is unknown.
+	hint, step int64
+	// rounds counts the requests so far.
+	rounds int
+	// done means that lo is the timestamp.
+	done bool
 }
 
 const (
 	unknownTime = math.MinInt64
 	anyTime     = math.MaxInt64
-	// lanes is how many records of one partition are sought at the same time. Kafka takes one time per partition and request.
-	lanes = 8
-	// maxRounds is more than it takes to halve sixty years down to a millisecond every other round.
+	// maxLookups is how many records of one partition are searched at the same time. Each costs a
+	// request, since Kafka allows one time per partition and request.
+	maxLookups = 8
+	// maxRounds ends a search that Kafka's responses do not help. Halving sixty years down to a
+	// millisecond in every other round takes fewer.
 	maxRounds = 100
 )
 
-// find looks for all targets together and returns the time of each record that it found, in milliseconds since 1970. What was found before
-// costs nothing; what is not asked for is forgotten. A partition that answers with an error is left for the next time.
-func (s *searches) find(all []wanted, ask func([]query) []answer) map[target]int64 {
-	former := s.found
-	s.found = make(map[target]*bracket, len(all))
-	var fresh []wanted
-	open := make(map[place][]wanted)
-	for _, w := range all {
-		if s.found[w.target] != nil {
-			continue
-		}
-		b := former[w.target]
-		if b == nil {
-			b = &bracket{lo: unknownTime, hi: anyTime, above: w.end, hint: w.before, step: 60_000}
-			fresh = append(fresh, w)
-		}
-		s.found[w.target] = b
-		if !b.done {
-			open[w.place] = append(open[w.place], w)
-		}
-	}
-	if len(fresh) > 0 {
-		s.narrow(fresh, former)
-	}
+// find searches for all targets together. It returns the timestamps that it found, in milliseconds
+// since 1970. Targets that an earlier call found cost no request; targets that this call does not
+// name are forgotten. If ask returns an error for a partition, the search in it goes on in the next
+// call.
+func (s *searches) find(all []lookup, ask func([]offsetQuery) []offsetResult) map[target]int64 {
+	open := s.start(all)
 	for len(open) > 0 {
-		var queries []query
-		asked := make(map[query]bool)
-		for _, p := range slices.SortedFunc(maps.Keys(open), comparePlaces) {
-			for _, w := range open[p][:min(lanes, len(open[p]))] {
-				if q := (query{p, s.found[w.target].next(w.offset)}); !asked[q] {
+		var queries []offsetQuery
+		asked := make(map[offsetQuery]bool)
+		for _, p := range slices.SortedFunc(maps.Keys(open), topicPartition.compare) {
+			for _, l := range open[p][:min(maxLookups, len(open[p]))] {
+				if q := (offsetQuery{p, s.found[l.target].next(l.offset)}); !asked[q] {
 					asked[q] = true
 					queries = append(queries, q)
 				}
 			}
 		}
-		for i, a := range ask(queries) {
+		for i, result := range ask(queries) {
 			q := queries[i]
-			if a.err != nil {
-				for _, w := range open[q.place][:min(lanes, len(open[q.place]))] {
-					s.found[w.target].rounds--
+			if result.err != nil {
+				for _, l := range open[q.topicPartition][:min(maxLookups, len(open[q.topicPartition]))] {
+					s.found[l.target].rounds--
 				}
-				delete(open, q.place)
+				delete(open, q.topicPartition)
 				continue
 			}
-			for _, w := range open[q.place] { // an answer says something about each of them
-				s.found[w.target].learn(w.offset, q.time, a)
+			// One result narrows the searches for all records of its partition.
+			for _, l := range open[q.topicPartition] {
+				s.found[l.target].learn(l.offset, q.time, result)
 			}
 		}
-		for p, ws := range open {
-			open[p] = slices.DeleteFunc(ws, func(w wanted) bool { b := s.found[w.target]; return b.done || b.rounds >= maxRounds })
+		for p, lookups := range open {
+			open[p] = slices.DeleteFunc(lookups, func(l lookup) bool {
+				b := s.found[l.target]
+				return b.done || b.rounds >= maxRounds
+			})
 			if len(open[p]) == 0 {
 				delete(open, p)
 			}
@@ -136,83 +114,108 @@ func (s *searches) find(all []wanted, ask func([]query) []answer) map[target]int
 	return times
 }
 
-// forget forgets what was found in a log that was cut.
-func (s *searches) forget(p place) {
-	maps.DeleteFunc(s.found, func(t target, _ *bracket) bool { return t.place == p })
+// start replaces the known targets by those of all and keeps what was found of them. It returns
+// those that are not done, by partition.
+func (s *searches) start(all []lookup) (open map[topicPartition][]lookup) {
+	former := s.found
+	s.found = make(map[target]*bracket, len(all))
+	open = make(map[topicPartition][]lookup)
+	var fresh []lookup
+	for _, l := range all {
+		if s.found[l.target] != nil {
+			continue
+		}
+		b := former[l.target]
+		if b == nil {
+			b = &bracket{lo: unknownTime, hi: anyTime, above: l.end, hint: l.before, step: 60_000}
+			fresh = append(fresh, l)
+		}
+		s.found[l.target] = b
+		if !b.done {
+			open[l.topicPartition] = append(open[l.topicPartition], l)
+		}
+	}
+	if len(fresh) > 0 {
+		s.narrow(fresh, former)
+	}
+	return open
 }
 
-// narrow lets targets begin with what was found of their neighbours, done or not: a group that reads on has a next one in each poll, and
-// would begin in each anew if there is no time to come to the end.
-func (s *searches) narrow(fresh []wanted, former map[target]*bracket) {
-	byPlace := make(map[place][]wanted)
-	for _, w := range fresh {
-		byPlace[w.place] = append(byPlace[w.place], w)
+// narrow gives new targets the bounds that were found for their neighbours, done or not. A group
+// that reads on has another target in each poll. Without its neighbours each search would start
+// from nothing and might never have the time to finish.
+func (s *searches) narrow(fresh []lookup, former map[target]*bracket) {
+	byPartition := make(map[topicPartition][]lookup)
+	for _, l := range fresh {
+		byPartition[l.topicPartition] = append(byPartition[l.topicPartition], l)
 	}
 	for t, f := range former {
 		below, above := f.below, f.above
 		if f.done {
 			below, above = t.offset, t.offset
 		}
-		for _, w := range byPlace[t.place] {
-			b := s.found[w.target]
-			if f.lo != unknownTime && below < w.offset && f.lo >= b.lo {
+		for _, l := range byPartition[t.topicPartition] {
+			b := s.found[l.target]
+			if f.lo != unknownTime && below < l.offset && f.lo >= b.lo {
 				b.lo, b.below = f.lo, below
 			}
-			if f.hi != anyTime && above > w.offset && f.hi <= b.hi {
+			if f.hi != anyTime && above > l.offset && f.hi <= b.hi {
 				b.hi, b.above = f.hi, above
 			}
 		}
 	}
 }
 
-// next is the time to ask for.
+// forget drops what was found in a log that was cut.
+func (s *searches) forget(p topicPartition) {
+	maps.DeleteFunc(s.found, func(t target, _ *bracket) bool { return t.topicPartition == p })
+}
+
+// next returns the time to ask for.
 func (b *bracket) next(offset int64) int64 {
 	b.rounds++
 	switch {
 	case b.lo == unknownTime:
-		return 0 // the log's first record
+		// Time 0 finds the log's first record.
+		return 0
 	case b.hi == anyTime && b.hint > b.lo:
 		return b.hint + 1
-	case b.hi == anyTime: // clocks differ, or producers set times that are still to come
+	case b.hi == anyTime:
+		// Clocks differ, or producers set timestamps in the future.
 		b.step *= 4
 		return b.lo + b.step
 	}
-	// Interpolation finds a record of an even flow at once, halving does whatever the flow is like: in turns.
+	// Interpolation and halving take turns. The first is fast if records came at an even pace, the
+	// second is fast enough always.
 	t := b.lo + (b.hi-b.lo)/2
 	if b.rounds%2 == 0 && b.above > b.below {
-		t = b.lo + int64(float64(b.hi-b.lo)*(float64(offset-b.below)/float64(b.above-b.below)))
+		part := float64(offset-b.below) / float64(b.above-b.below)
+		t = b.lo + int64(float64(b.hi-b.lo)*part)
 	}
 	return min(max(t, b.lo+1), b.hi-1)
 }
 
-// learn takes an answer in: all records before the one found are older than the time asked for, and the one found is not.
-func (b *bracket) learn(offset, asked int64, a answer) {
+// learn narrows the bracket by a result for the time asked. The record of the result is not older
+// than asked. All records before it are older.
+func (b *bracket) learn(offset, asked int64, r offsetResult) {
 	switch {
-	case a.offset == offset:
-		b.lo, b.hi = a.time, a.time+1
-	case a.offset >= 0 && a.offset < offset:
-		if a.time >= b.lo {
-			b.lo, b.below = min(a.time, b.hi-1), a.offset
+	case r.offset == offset:
+		b.lo, b.hi = r.time, r.time+1
+	case r.offset >= 0 && r.offset < offset:
+		if r.time >= b.lo {
+			b.lo, b.below = min(r.time, b.hi-1), r.offset
 		}
-	case asked == 0 && a.offset >= 0: // there is none before it any more
-		b.lo, b.hi = a.time, a.time+1
-	case asked == 0: // no record has a time
+	case asked == 0 && r.offset >= 0:
+		// The log begins behind the target. Its first record is the next one.
+		b.lo, b.hi = r.time, r.time+1
+	case asked == 0:
+		// No record has a timestamp.
 		b.rounds = maxRounds
 	case asked < b.hi:
 		b.hi = max(asked, b.lo+1)
-		if a.offset >= 0 {
-			b.above = a.offset
+		if r.offset >= 0 {
+			b.above = r.offset
 		}
 	}
 	b.done = b.lo != unknownTime && b.hi != anyTime && b.hi-b.lo == 1
-}
-
-func comparePlaces(a, b place) int {
-	if a.topic != b.topic {
-		if a.topic < b.topic {
-			return -1
-		}
-		return 1
-	}
-	return int(a.partition - b.partition)
 }

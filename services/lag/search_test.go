@@ -10,40 +10,50 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// fakeLog is a partition as Kafka knows it: the records that are left, each with offset and time, by offset.
-type fakeLog []answer
+// fakeLog is the log of a partition: the records that are left, each with offset and time, by
+// offset.
+type fakeLog []offsetResult
 
-// first is Kafka's answer: of the records that are not older than a time, the one with the lowest offset.
-func (l fakeLog) first(time int64) answer {
-	if i := slices.IndexFunc(l, func(r answer) bool { return r.time >= time }); i >= 0 {
+// first returns what Kafka responds: the record with the lowest offset that is not older than a
+// time.
+func (l fakeLog) first(time int64) offsetResult {
+	if i := slices.IndexFunc(l, func(r offsetResult) bool { return r.time >= time }); i >= 0 {
 		return l[i]
 	}
-	return answer{-1, -1, nil}
+	return offsetResult{-1, -1, nil}
 }
 
-// rounds answers the searches of several logs, and counts how often it was asked.
+// rounds responds to the searches in several logs. It counts calls and queries.
 type rounds struct {
-	logs    map[place]fakeLog
+	logs    map[topicPartition]fakeLog
 	n       int
 	queries int
 }
 
-func (r *rounds) ask(queries []query) []answer {
+func (r *rounds) ask(queries []offsetQuery) []offsetResult {
 	r.n++
 	r.queries += len(queries)
-	var answers []answer
+	var results []offsetResult
 	for _, q := range queries {
-		answers = append(answers, r.logs[q.place].first(q.time))
+		results = append(results, r.logs[q.topicPartition].first(q.time))
 	}
-	return answers
+	return results
 }
 
 const midnight = 1_767_312_000_000
 
-// The time of a record is found wherever the log knows it.
+// A search finds the time of a record, or the nearest that the log still knows.
 func TestSearch(t *testing.T) {
 	t.Parallel()
-	batches := fakeLog{{0, midnight, nil}, {1, midnight, nil}, {2, midnight, nil}, {3, midnight + 5000, nil}, {4, midnight + 5000, nil}, {5, midnight + 5001, nil}}
+	batches := fakeLog{
+		{0, midnight, nil},
+		{1, midnight, nil},
+		{2, midnight, nil},
+		{3, midnight + 5000, nil},
+		{4, midnight + 5000, nil},
+		{5, midnight + 5001, nil},
+	}
+	outOfOrder := fakeLog{{0, midnight + 9000, nil}, {1, midnight, nil}, {2, midnight + 9500, nil}}
 	compacted := fakeLog{{3, midnight, nil}, {10, midnight + 60_000, nil}, {20, midnight + 120_000, nil}}
 	for _, tt := range []struct {
 		name   string
@@ -66,22 +76,24 @@ func TestSearch(t *testing.T) {
 		{"compaction took all before it too: the next", compacted, 1, 21, midnight},
 		{"only a transaction's marker is behind it", compacted, 21, 22, midnight + 120_000},
 		{"producers' time, in the future", fakeLog{{0, midnight, nil}, {1, 2 * midnight, nil}}, 1, 2, 2 * midnight},
-		{"producers' time, out of order: the latest up to it", fakeLog{{0, midnight + 9000, nil}, {1, midnight, nil}, {2, midnight + 9500, nil}}, 1, 3, midnight + 9000},
+		{"producers' time, out of order: the latest up to it", outOfOrder, 1, 3, midnight + 9000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p := place{topic: "t"}
-			r := &rounds{logs: map[place]fakeLog{p: tt.log}}
+			p := topicPartition{topic: "t"}
+			r := &rounds{logs: map[topicPartition]fakeLog{p: tt.log}}
 			var s searches
-			got := s.find([]wanted{{target{p, tt.offset}, tt.end, midnight + 3_600_000}}, r.ask)
-			if diff := cmp.Diff(map[target]int64{{p, tt.offset}: tt.want}, got, cmp.AllowUnexported(target{}, place{})); diff != "" {
+			got := s.find([]lookup{{target{p, tt.offset}, tt.end, midnight + 3_600_000}}, r.ask)
+			want := map[target]int64{{p, tt.offset}: tt.want}
+			if diff := cmp.Diff(want, got, cmp.AllowUnexported(target{}, topicPartition{})); diff != "" {
 				t.Errorf("times (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// Whatever the flow, the time is exact to the millisecond after a bounded number of rounds, and of few where the flow is even.
+// At any pace, the time is exact to the millisecond after a limited number of rounds, and after few
+// if the pace is even.
 func TestSearchRounds(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -106,18 +118,18 @@ func TestSearchRounds(t *testing.T) {
 			var log fakeLog
 			for at := int64(midnight); len(log) < records; at += 1 + tt.gap() {
 				for range tt.batch {
-					log = append(log, answer{int64(len(log)), at, nil})
+					log = append(log, offsetResult{int64(len(log)), at, nil})
 				}
 			}
-			p := place{topic: "t"}
+			p := topicPartition{topic: "t"}
 			sum := 0
 			for range 100 {
-				r := &rounds{logs: map[place]fakeLog{p: log}}
+				r := &rounds{logs: map[topicPartition]fakeLog{p: log}}
 				offset := rand.Int64N(records)
 				var s searches
-				got := s.find([]wanted{{target{p, offset}, records, log[records-1].time}}, r.ask)
+				got := s.find([]lookup{{target{p, offset}, records, log[records-1].time}}, r.ask)
 				if got[target{p, offset}] != log[offset].time {
-					t.Fatalf("offset %d is of %d, want %d", offset, got[target{p, offset}], log[offset].time)
+					t.Fatalf("the time of offset %d is %d, want %d", offset, got[target{p, offset}], log[offset].time)
 				}
 				sum += r.n
 				if r.n > tt.most {
@@ -131,29 +143,36 @@ func TestSearchRounds(t *testing.T) {
 	}
 }
 
-// Many searches share their rounds; what was found costs nothing, helps its neighbours, and is forgotten when nobody asks for it.
+// Many searches share their rounds. What was found costs nothing and helps its neighbours. It is
+// forgotten when it is not looked up any more.
 func TestSearchesTogether(t *testing.T) {
 	t.Parallel()
 	const records = 2_000
-	r := &rounds{logs: make(map[place]fakeLog)}
-	var all []wanted
+	r := &rounds{logs: make(map[topicPartition]fakeLog)}
+	var all []lookup
 	for n := range int32(20) {
-		p := place{topic: "t", id: [16]byte{1}, partition: n}
+		p := topicPartition{topic: "t", id: [16]byte{1}, partition: n}
 		for o := range int64(records) {
-			r.logs[p] = append(r.logs[p], answer{o, midnight + o*1000 + rand.Int64N(900), nil})
+			r.logs[p] = append(r.logs[p], offsetResult{o, midnight + o*1000 + rand.Int64N(900), nil})
 		}
-		for range 3 * lanes {
-			all = append(all, wanted{target{p, rand.Int64N(records)}, records, midnight + records*1000})
+		for range 3 * maxLookups {
+			all = append(all, lookup{target{p, rand.Int64N(records)}, records, midnight + records*1000})
 		}
 	}
 	var s searches
-	check := func(all []wanted, most int) {
+	check := func(all []lookup, most int) {
 		t.Helper()
 		r.n, r.queries = 0, 0
 		got := s.find(all, r.ask)
 		for _, w := range all {
-			if want := r.logs[w.place][w.offset].time; got[w.target] != want {
-				t.Errorf("partition %d offset %d is of %d, want %d", w.partition, w.offset, got[w.target], want)
+			if want := r.logs[w.topicPartition][w.offset].time; got[w.target] != want {
+				t.Errorf(
+					"the time of partition %d, offset %d is %d, want %d",
+					w.partition,
+					w.offset,
+					got[w.target],
+					want,
+				)
 			}
 		}
 		if r.n > most {
@@ -167,13 +186,14 @@ func TestSearchesTogether(t *testing.T) {
 	first[0].offset = 100
 	check(first, 30)
 	alone := 0
-	for range 20 { // the group reads on
+	for range 20 {
+		// The group reads on.
 		first[0].offset += 20
 		check(first, 30)
 		alone += r.queries
 	}
 	if alone > 20*4 {
-		t.Errorf("to read on took %d queries in 20 polls, want at most 4 each", alone)
+		t.Errorf("a group that reads on took %d queries in 20 polls, want at most 4 in each", alone)
 	}
 	if len(s.found) != 1 {
 		t.Errorf("%d searches are remembered, want 1", len(s.found))
@@ -182,61 +202,72 @@ func TestSearchesTogether(t *testing.T) {
 		t.Errorf("%d searches are remembered, want none", len(s.found))
 	}
 
-	// The same partition of a topic made anew is another one.
-	anew := wanted{target{place{topic: "t", id: [16]byte{2}}, 3}, 4, midnight + 99_000}
-	r.logs[anew.place] = fakeLog{{3, midnight + 77_000, nil}}
-	if got := s.find([]wanted{all[0], anew}, r.ask); got[anew.target] != midnight+77_000 {
-		t.Errorf("in the topic made anew it is of %d, want %d", got[anew.target], midnight+77_000)
+	// The same partition of a recreated topic is another one.
+	recreated := lookup{target{topicPartition{topic: "t", id: [16]byte{2}}, 3}, 4, midnight + 99_000}
+	r.logs[recreated.topicPartition] = fakeLog{{3, midnight + 77_000, nil}}
+	if got := s.find([]lookup{all[0], recreated}, r.ask); got[recreated.target] != midnight+77_000 {
+		t.Errorf("in the recreated topic the time is %d, want %d", got[recreated.target], midnight+77_000)
 	}
 }
 
-// A partition that cannot be asked does not hold the others up, and goes on where it was.
+// A partition that cannot be read does not delay the others. Its search continues where it was.
 func TestSearchFailure(t *testing.T) {
 	t.Parallel()
-	bad, good := place{topic: "bad"}, place{topic: "good"}
-	log := fakeLog{{0, midnight, nil}, {1, midnight + 70_000, nil}, {2, midnight + 71_000, nil}, {3, midnight + 400_000, nil}}
-	r := &rounds{logs: map[place]fakeLog{bad: log, good: log}}
-	all := []wanted{{target{bad, 1}, 4, midnight + 500_000}, {target{good, 1}, 4, midnight + 500_000}}
+	bad, good := topicPartition{topic: "bad"}, topicPartition{topic: "good"}
+	log := fakeLog{
+		{0, midnight, nil},
+		{1, midnight + 70_000, nil},
+		{2, midnight + 71_000, nil},
+		{3, midnight + 400_000, nil},
+	}
+	r := &rounds{logs: map[topicPartition]fakeLog{bad: log, good: log}}
+	all := []lookup{{target{bad, 1}, 4, midnight + 500_000}, {target{good, 1}, 4, midnight + 500_000}}
 	var s searches
-	got := s.find(all, func(queries []query) []answer {
-		answers := r.ask(queries)
+	got := s.find(all, func(queries []offsetQuery) []offsetResult {
+		results := r.ask(queries)
 		for i, q := range queries {
-			if q.place == bad && r.n > 1 {
-				answers[i] = answer{err: errors.New("no leader")}
+			if q.topicPartition == bad && r.n > 1 {
+				results[i] = offsetResult{err: errors.New("no leader")}
 			}
 		}
-		return answers
+		return results
 	})
-	if want := (map[target]int64{{good, 1}: midnight + 70_000}); !cmp.Equal(want, got, cmp.AllowUnexported(target{}, place{})) {
-		t.Errorf("found are %v, want %v", got, want)
+	want := map[target]int64{{good, 1}: midnight + 70_000}
+	if !cmp.Equal(want, got, cmp.AllowUnexported(target{}, topicPartition{})) {
+		t.Errorf("found %v, want %v", got, want)
 	}
 	if got := s.find(all, r.ask); got[target{bad, 1}] != midnight+70_000 {
-		t.Errorf("once it answers it is of %d, want %d", got[target{bad, 1}], midnight+70_000)
+		t.Errorf("after the failure the time is %d, want %d", got[target{bad, 1}], midnight+70_000)
 	}
 
-	// With time for a few rounds only, a search comes to its end in several polls, however long nothing answered before; that of a group
-	// that reads on as well.
+	// If a poll has time for a few rounds only, a search takes several polls. Earlier polls without
+	// any response do not count. The same holds for a group that reads on.
 	for _, tt := range []struct {
-		name         string
-		moves        int64 // in each poll
-		rounds, most int   // in a poll, and polls
+		name string
+		// moves is how far the group reads in each poll.
+		moves int64
+		// rounds is the limit of a poll, most the limit of polls.
+		rounds, most int
 	}{{"stuck", 0, 4, 2}, {"reading on", 1, 2, 4}} {
-		p := place{topic: tt.name}
+		p := topicPartition{topic: tt.name}
 		var flow fakeLog
 		for o := range int64(10_000) {
-			flow = append(flow, answer{o, midnight + o*1000, nil})
+			flow = append(flow, offsetResult{o, midnight + o*1000, nil})
 		}
-		r := &rounds{logs: map[place]fakeLog{p: flow}}
+		r := &rounds{logs: map[topicPartition]fakeLog{p: flow}}
 		var s searches
 		offset, budget := int64(5_000), 0
 		poll := func() map[target]int64 {
 			n := 0
-			return s.find([]wanted{{target{p, offset}, 10_000, flow[9_999].time}}, func(queries []query) []answer {
-				if n++; n > budget {
-					return slices.Repeat([]answer{{err: errors.New("no time")}}, len(queries))
-				}
-				return r.ask(queries)
-			})
+			return s.find(
+				[]lookup{{target{p, offset}, 10_000, flow[9_999].time}},
+				func(queries []offsetQuery) []offsetResult {
+					if n++; n > budget {
+						return slices.Repeat([]offsetResult{{err: errors.New("no time")}}, len(queries))
+					}
+					return r.ask(queries)
+				},
+			)
 		}
 		for range 2 * maxRounds {
 			poll()
@@ -246,22 +277,28 @@ func TestSearchFailure(t *testing.T) {
 		for ; !found && polls < tt.most; polls++ {
 			var at int64
 			if at, found = poll()[target{p, offset}]; found && at != flow[offset].time {
-				t.Errorf("%s: offset %d is of %d, want %d", tt.name, offset, at, flow[offset].time)
+				t.Errorf("%s: the time of offset %d is %d, want %d", tt.name, offset, at, flow[offset].time)
 			}
 			offset += tt.moves
 		}
 		if !found {
-			t.Errorf("%s: nothing is found in %d polls", tt.name, polls)
+			t.Errorf("%s: nothing was found in %d polls", tt.name, polls)
 		}
 	}
 
-	// What no answer helps with comes to an end.
-	for name, a := range map[string]answer{"nothing": {-1, -1, nil}, "one and the same": {0, math.MaxInt32, nil}} {
+	// A search that no response helps ends.
+	for name, result := range map[string]offsetResult{
+		"nothing":           {-1, -1, nil},
+		"always one record": {0, math.MaxInt32, nil},
+	} {
 		n := 0
-		got := s.find([]wanted{{target{place{topic: name}, 5}, 9, midnight}}, func(queries []query) []answer {
-			n += len(queries)
-			return slices.Repeat([]answer{a}, len(queries))
-		})
+		got := s.find(
+			[]lookup{{target{topicPartition{topic: name}, 5}, 9, midnight}},
+			func(queries []offsetQuery) []offsetResult {
+				n += len(queries)
+				return slices.Repeat([]offsetResult{result}, len(queries))
+			},
+		)
 		if n > maxRounds || len(got) > 0 {
 			t.Errorf("%s: %d queries, found %v", name, n, got)
 		}

@@ -1,98 +1,160 @@
-// Package lag tells how far consumer groups are behind: in records, in seconds, and whether that is about to change. It reads what the
-// brokers know with Describe rights only, and never a record.
 package lag
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
-// Snapshot is what one poll found. It is not changed once it is published.
+// Snapshot is what one poll found. It does not change after it is published, so it may be read
+// concurrently.
 type Snapshot struct {
-	Time    time.Time // by this process' clock, before the first request
-	Took    time.Duration
-	Brokers []int32 // by ID
-	// Groups are the watched ones: those that were wanted too when Kafka does not know them, as Dead and without topics.
+	// Time is when the poll began, before its first request, by this process's clock.
+	Time time.Time
+	// Took is how long the poll took.
+	Took time.Duration
+	// Brokers are the IDs of the cluster's brokers, sorted.
+	Brokers []int32
+	// Groups are the watched groups by name. A wanted group that does not exist is here too, with
+	// the state Dead and no topics.
 	Groups map[string]*Group
-	Topics map[string]*Topic // every topic that exists and is wanted, or that a group has to do with
-	// Errors are what could not be read, by group or by topic; what they concern is missing here, or is marked.
+	// Topics are the existing topics by name that an objective names or in which a group has
+	// commits or a subscription.
+	Topics map[string]*Topic
+	// Errors are the groups and topics that could not be read. They are absent above, or marked as
+	// partial.
 	Errors []*ReadError
 }
 
-// Group is a consumer group, whether it has members or not.
+// Group is a consumer group, with or without members.
 type Group struct {
-	Name     string
-	State    string // as the broker says it: Stable, Empty, Assigning, Reconciling, PreparingRebalance, CompletingRebalance, Dead
-	Protocol string // classic, consumer (KIP-848) or streams (KIP-1071)
-	Members  int    // -1: not told, by a kind of group that this program does not know
-	Topics   map[string]*GroupTopic
-	missing  []string // topics that it has to do with and that could not be read at all
+	Name string
+	// State is the coordinator's word: Stable, Empty, Assigning, Reconciling, PreparingRebalance,
+	// CompletingRebalance, NotReady or Dead.
+	State string
+	// Protocol is classic, consumer (KIP-848), streams (KIP-1071) or a kind that this program does
+	// not know. It is empty for a group that does not exist.
+	Protocol string
+	// Members is -1 if their number is unknown, as for a kind of group that this program does not
+	// know.
+	Members int
+	// Topics are the topics by name in which the group has commits or a subscription.
+	Topics map[string]*GroupTopic
+	// missing are names of such topics that could not be read at all.
+	missing []string
 }
 
-// GroupTopic is a group's way through one topic.
+// GroupTopic is the progress of a group in one topic.
 type GroupTopic struct {
-	Topic      string
-	Subscribed bool // a member reads it, or would if it were given partitions
-	Unassigned int  // partitions of a subscribed topic that no member has
-	Partial    bool // some partitions are missing, as their leaders did not answer: sums are not to be had
+	Topic string
+	// Subscribed reports that a member reads the topic, with or without assigned partitions.
+	Subscribed bool
+	// Unassigned is the number of partitions of a subscribed topic that no member has.
+	Unassigned int
+	// Partial reports that partitions are absent because their leaders did not respond. There are
+	// no sums then.
+	Partial bool
+	// Partitions are sorted by number.
 	Partitions []Partition
 }
 
-// Partition is a group's place in one partition.
-type Partition struct {
-	Number     int32
-	Committed  int64         // -1: no commit
-	Records    int64         // that can be read and were not, never negative
-	Age        time.Duration // since the first unread record was appended, never negative; 0 when all is read
-	AgeUnknown bool          // there is something unread, and how old it is could not be found out in time: at least Age
-	Since      time.Time     // when this process first saw it: what a status says about time it can say only after a while
-	Status     Status
-	// Headroom is the part of the log that retention can take before it takes what is unread: 1 when all is read, 0 when the first
-	// unread record is the log's first, below 0 when records were lost. Without an entry in the log it is NaN, and is shown nowhere.
-	Headroom     float64
-	LastProgress time.Time     // when the commit was last seen to move; zero: not since this process began
-	Close        time.Duration // until all is read at the pace of the last minute; 0 when all is read, -1 when it is not catching up
-	Lost         int64         // records that retention took unread, since this process began
-	Rewinds      int64         // times that the commit went back, since this process began
+// Complete reports whether every partition and every age could be read. A sum of records needs
+// every partition, a maximum of ages needs every age too.
+func (t *GroupTopic) Complete() bool {
+	return !t.Partial && !slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.AgeUnknown })
 }
 
-// Status says what a group does with a partition, in words of its own data: no commit's time, no client's word.
+// Partition is the progress of a group in one partition.
+type Partition struct {
+	Number int32
+	// Committed is the committed offset, -1 if there is none.
+	Committed int64
+	// Records is the number of records that the group can read and has not read. It is never
+	// negative.
+	Records int64
+	// Age is the time since the first unread record was appended: 0 if all is read, never negative.
+	Age time.Duration
+	// AgeUnknown reports that the age was not found in time. It is at least Age.
+	AgeUnknown bool
+	// Since is when this process first saw the partition. Stalled, stopped and slow need some time
+	// after it.
+	Since  time.Time
+	Status Status
+	// Headroom is the part of the log that retention can delete before it deletes an unread record:
+	// 1 if all is read, 0 if the first unread record is the log's first, negative if records were
+	// lost. It is NaN for an empty log or without a commit, and then has no series.
+	Headroom float64
+	// LastProgress is when the commit was last seen to move, zero if it has not moved since this
+	// process started.
+	LastProgress time.Time
+	// Close is the time until all is read at the pace of the last minute: 0 if all is read, -1 if
+	// the group is not catching up.
+	Close time.Duration
+	// Lost is the number of records that retention deleted unread since this process started.
+	Lost int64
+	// Rewinds is how often the commit went back since this process started.
+	Rewinds int64
+}
+
+// Status is what a group does with a partition. It follows from offsets and times alone.
 type Status string
 
-// The states, worst last.
+// The statuses, worst last.
 const (
-	StatusOK       Status = "ok"
-	StatusSlow     Status = "slow"      // it reads, and falls behind
-	StatusRewound  Status = "rewound"   // its commit went back and is not yet where it was
-	StatusNoCommit Status = "no_commit" // it has members that read the topic, or commits elsewhere in it, and none here, where there are records
-	StatusStalled  Status = "stalled"   // it has a reader, unread records, and does not move
-	StatusStopped  Status = "stopped"   // it has no reader, and unread records
-	StatusLost     Status = "lost"      // records were deleted before it read them, or its commit lies beyond the log's end
+	// StatusOK means that the group keeps up or catches up.
+	StatusOK Status = "ok"
+	// StatusSlow means that the group reads and falls behind.
+	StatusSlow Status = "slow"
+	// StatusRewound means that the commit went back and has not reached its former offset.
+	StatusRewound Status = "rewound"
+	// StatusNoCommit means that the group reads the topic, or has commits in other partitions of
+	// it, and has none in this partition, which has records.
+	StatusNoCommit Status = "no_commit"
+	// StatusStalled means that a member reads the topic, there are unread records, and the commit
+	// does not move.
+	StatusStalled Status = "stalled"
+	// StatusStopped means that no member reads the topic and there are unread records.
+	StatusStopped Status = "stopped"
+	// StatusLost means that records were deleted before the group read them, or that the commit is
+	// beyond the log's end.
+	StatusLost Status = "lost"
 )
 
-// Statuses are all of them, worst last.
+// Statuses returns all statuses, worst last.
 func Statuses() []Status {
-	return []Status{StatusOK, StatusSlow, StatusRewound, StatusNoCommit, StatusStalled, StatusStopped, StatusLost}
+	return []Status{
+		StatusOK, StatusSlow, StatusRewound, StatusNoCommit, StatusStalled, StatusStopped, StatusLost,
+	}
 }
 
-// Topic is what a topic's leaders say.
+// Topic is a topic as its leaders describe it.
 type Topic struct {
-	Name       string
-	Count      int              // of its partitions
-	Partitions []TopicPartition // those whose leader answered
-	Ready      bool             // all of them
+	Name string
+	// Count is the number of partitions.
+	Count int
+	// Partitions are those whose leaders responded, sorted by number.
+	Partitions []TopicPartition
+	// Ready reports that all leaders responded.
+	Ready bool
 }
 
-// TopicPartition is a partition's log.
+// TopicPartition is the log of one partition.
 type TopicPartition struct {
 	Number int32
-	Start  int64 // the first offset that is still there
-	Stable int64 // the last stable offset: readers of committed transactions come up to here
-	End    int64 // the high watermark
+	// Start is the first offset that still exists.
+	Start int64
+	// Stable is the last stable offset. Consumers of committed transactions read up to it.
+	Stable int64
+	// End is the high watermark.
+	End int64
 	Replication
 }
 
-// Replication says which brokers have a partition.
+// Replication is which brokers have a partition.
 type Replication struct {
-	Leader    int32
-	Preferred bool // the leader is the first of the replicas
-	Replicas  int
-	InSync    int // of the replicas
+	// Leader is a broker ID.
+	Leader int32
+	// Preferred reports that the leader is the first of the replicas.
+	Preferred bool
+	// Replicas is their number, InSync the number of those that are in sync.
+	Replicas, InSync int
 }

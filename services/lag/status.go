@@ -5,66 +5,97 @@ import (
 	"time"
 )
 
+// Patience is how long a group must not have moved before it is stalled or stopped. It is also the
+// period over which its pace is measured.
+const Patience = time.Minute
+
 // facts are what one poll read of a group's partition.
 type facts struct {
-	at                 time.Time // by this process' clock, before the first request
-	committed          int64     // -1: no commit
+	// at is when the poll began, before its first request, by this process's clock.
+	at time.Time
+	// committed is -1 if there is no commit.
+	committed          int64
 	start, stable, end int64
-	reader             bool      // a member of the group reads the topic
-	appended           time.Time // when the first unread record was; of no meaning when all is read
-	vague              bool      // it may have been appended earlier
+	// subscribed means that a member of the group reads the topic.
+	subscribed bool
+	// appended is when the first unread record was appended. It is meaningless if all is read.
+	appended time.Time
+	// vague means that the record may be older than appended.
+	vague bool
 }
 
-// firstUnread is the offset at which the group goes on, if it does: what retention took cannot be read any more.
+// firstUnread returns the offset at which the group would continue. Records that retention deleted
+// cannot be read any more.
 func firstUnread(committed, start int64) int64 { return max(committed, start) }
 
-// unread says whether there is a record that the group can read and has not.
+// unread reports whether there is a record that the group can read and has not read.
 func (f facts) unread() bool {
 	return f.committed >= 0 && firstUnread(f.committed, f.start) < f.stable
 }
 
-// track is what is remembered of a group's partition from poll to poll.
-type track struct {
-	since     time.Time // the first poll that read it; zero before
-	committed int64     // as the last poll read it, -1: no commit
-	progress  time.Time // when committed was seen to move, zero: not yet
-	regain    int64     // where the commit was before it went back; 0 once it is there again
-	start     int64     // of the log, as the last poll read it; 0 before the first
-	gone      int64     // offsets below were gone before the last poll asked for the commit
-	counted   int64     // offsets below are in lost, or were gone before this process began
-	beyond    int       // polls in a row that found the commit beyond the log's end
-	lost      int64
-	rewinds   int64
-	recent    []moment // those of the last patience, and one before
-
-	// When the record of an offset was appended does not change, so it is found out once. Until it is known it is not after appended.
-	known    bool
-	knownFor int64
-	appended time.Time
+// headroom returns the part of the log that retention can delete before it deletes an unread
+// record. It is NaN if the log is empty.
+func (f facts) headroom() float64 {
+	switch {
+	case f.end <= f.start:
+		return math.NaN()
+	case f.committed >= f.stable:
+		return 1
+	}
+	return float64(f.committed-f.start) / float64(f.end-f.start)
 }
 
-// moment is one poll's result.
+// track is what is remembered of a group's partition from poll to poll. The zero value has seen no
+// poll.
+type track struct {
+	// since is the time of the first poll.
+	since time.Time
+	// committed is the committed offset at the last poll, -1 if there was none.
+	committed int64
+	// progress is when committed was last seen to move, zero if it has not.
+	progress time.Time
+	// regain is the offset from which the commit went back, 0 if it is reached again.
+	regain int64
+	// start is the first offset of the log at the last poll.
+	start int64
+	// gone is the offset below which all was deleted before the last poll read the commit.
+	gone int64
+	// counted is the offset below which deleted records are in lost, or were deleted before this
+	// process started.
+	counted int64
+	// beyond is the number of polls in a row that found the commit beyond the log's end.
+	beyond int
+	// lost and rewinds are counters since this process started.
+	lost, rewinds int64
+	// recent are the polls of the last patience, and one before them.
+	recent []moment
+}
+
+// moment is the result of one poll.
 type moment struct {
 	at        time.Time
 	committed int64
 	records   int64
 	age       time.Duration
-	vague     bool // it may be more
+	// vague means that the age may be larger.
+	vague bool
 }
 
-// next is the partition as one more poll found it. It depends on nothing but its arguments and what was read before. Nobody is said to
-// be stalled or stopped before it has had patience to move; a poll and the next are interval apart.
+// next returns the partition as one more poll found it. The result depends only on the arguments
+// and on earlier calls. A group is stalled or stopped only after it has not moved for patience.
+// interval is the time between two polls.
 func (t *track) next(number int32, f facts, patience, interval time.Duration) Partition {
 	if t.since.IsZero() {
 		t.since, t.committed, t.counted = f.at, f.committed, f.start
 	}
-	// The commit is read before the start: a group may have read, committed and deleted (Kafka Streams does) what lies between the two. Only
-	// a commit below the start of an earlier poll has lost something, so nothing is told to be lost in the first poll after a restart.
+	// A poll reads the commit before the start of the log. In between, a group may read, commit and
+	// delete records, as Kafka Streams does. So only a commit below the start of an earlier poll
+	// proves a loss, and the first poll after a restart never reports one.
 	t.gone, t.start = min(f.start, t.start), f.start
 	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN(), Since: t.since}
 	if f.committed >= 0 {
 		p.Records = max(0, f.stable-firstUnread(f.committed, f.start))
-		p.Headroom = headroom(f)
+		p.Headroom = f.headroom()
 		if f.committed >= t.gone {
 			p.Headroom = max(0, p.Headroom)
 		}
@@ -80,12 +111,13 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	return p
 }
 
-// follow takes in how the commit moved.
+// follow takes in how the commit moved since the last poll.
 func (t *track) follow(f facts) {
 	if f.committed != t.committed {
 		t.progress = f.at
 		if f.committed < 0 || f.committed < t.committed {
-			t.recent = t.recent[:0] // no pace can be told across that
+			// A pace across a rewind means nothing.
+			t.recent = t.recent[:0]
 		}
 	}
 	switch {
@@ -110,6 +142,7 @@ func (t *track) follow(f facts) {
 	t.committed = f.committed
 }
 
+// remember adds a poll and drops those that are older than patience, except for the newest of them.
 func (t *track) remember(m moment, patience time.Duration) {
 	if m.committed < 0 {
 		return
@@ -122,7 +155,7 @@ func (t *track) remember(m moment, patience time.Duration) {
 	t.recent = append(t.recent, m)
 }
 
-// status is the worst that is true.
+// status returns the worst status that applies.
 func (t *track) status(f facts, age, patience, interval time.Duration) Status {
 	moved := t.since
 	if t.progress.After(moved) {
@@ -130,15 +163,20 @@ func (t *track) status(f facts, age, patience, interval time.Duration) Status {
 	}
 	waits := f.unread() && age >= patience && f.at.Sub(moved) >= patience
 	switch {
-	case f.committed >= 0 && f.committed < t.gone, t.beyond >= 2: // once, it may be a new leader that does not know yet how far its log is replicated
+	case f.committed >= 0 && f.committed < t.gone:
 		return StatusLost
-	case waits && !f.reader:
+	case t.beyond >= 2:
+		// After one poll it may still be a new leader that does not know yet how far its log is
+		// replicated.
+		return StatusLost
+	case waits && !f.subscribed:
 		return StatusStopped
 	case waits:
 		return StatusStalled
 	case f.committed < 0 && f.start < f.stable:
 		return StatusNoCommit
-	case f.committed < 0: // there is nothing that it could have read
+	case f.committed < 0:
+		// There is nothing that the group could have read.
 		return StatusOK
 	case t.regain > 0:
 		return StatusRewound
@@ -148,7 +186,8 @@ func (t *track) status(f facts, age, patience, interval time.Duration) Status {
 	return StatusOK
 }
 
-// slow says whether the group has read for as long as patience and has fallen back further, without having been nearly done in between.
+// slow reports whether the group has read for as long as patience and has fallen behind further,
+// without having nearly caught up in between.
 func (t *track) slow(patience, interval time.Duration) bool {
 	first, last := t.recent[0], t.recent[len(t.recent)-1]
 	if last.at.Sub(first.at) < patience || last.committed == first.committed || last.age-first.age <= interval {
@@ -162,7 +201,8 @@ func (t *track) slow(patience, interval time.Duration) bool {
 	return true
 }
 
-// untilRead is how long it takes to read all at the pace of the last patience: 0 when that is done, -1 when the rest does not become less.
+// untilRead returns how long it takes to read all records at the recent pace: 0 if all are read, -1
+// if their number does not decrease or there is no commit.
 func (t *track) untilRead(committed, records int64) time.Duration {
 	switch {
 	case committed < 0:
@@ -171,21 +211,10 @@ func (t *track) untilRead(committed, records int64) time.Duration {
 		return 0
 	}
 	first, last := t.recent[0], t.recent[len(t.recent)-1]
-	gone, took := first.records-last.records, last.at.Sub(first.at)
-	seconds := float64(records) / float64(gone) * took.Seconds()
-	if gone <= 0 || seconds > math.MaxInt64/float64(time.Second) {
+	closed, took := first.records-last.records, last.at.Sub(first.at)
+	seconds := float64(records) / float64(closed) * took.Seconds()
+	if closed <= 0 || seconds > math.MaxInt64/float64(time.Second) {
 		return -1
 	}
 	return time.Duration(seconds * float64(time.Second))
-}
-
-// headroom is NaN when there is nothing in the log.
-func headroom(f facts) float64 {
-	switch {
-	case f.end <= f.start:
-		return math.NaN()
-	case f.committed >= f.stable:
-		return 1
-	}
-	return float64(f.committed-f.start) / float64(f.end-f.start)
 }

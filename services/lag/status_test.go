@@ -8,18 +8,21 @@ import (
 	"time"
 )
 
-// see is what one poll reads, in seconds after the first, and what is then said.
-type see struct {
+// reading is what one poll reads, in seconds after the first, and the partition that follows from
+// it.
+type reading struct {
 	at                            int
 	committed, start, stable, end int64
-	alone                         bool // no member of the group reads the topic
-	appended                      int  // when the first unread record was
-	vague                         bool // or before
-	want                          string
+	// alone means that no member of the group reads the topic.
+	alone bool
+	// appended is when the first unread record was appended. With vague, it may be older.
+	appended int
+	vague    bool
+	want     string
 }
 
-// said is all that is said of a partition, in short: records, age, status, and what is not the rule.
-func said(p Partition, began time.Time) string {
+// describe returns a partition in short: records, age, status, and what differs from the usual.
+func describe(p Partition, began time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %v %s", p.Records, p.Age, p.Status)
 	if p.AgeUnknown {
@@ -48,101 +51,128 @@ func said(p Partition, began time.Time) string {
 	return b.String()
 }
 
-// Polls are ten seconds apart where nothing else is said, and patience is a minute.
+// Polls are ten seconds apart, and patience is a minute.
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name  string
-		polls []see
+		polls []reading
 	}{
-		{"empty: nothing was ever written", []see{
+		{"empty: nothing was ever written", []reading{
 			{at: 0, want: "0 0s ok room=none"},
 			{at: 300, want: "0 0s ok room=none"},
 		}},
-		{"emptied: retention took all, and all was read", []see{
+		{"emptied: retention deleted all after it was read", []reading{
 			{at: 0, committed: 7, start: 0, stable: 7, end: 7, want: "0 0s ok"},
 			{at: 10, committed: 7, start: 7, stable: 7, end: 7, want: "0 0s ok room=none"},
 		}},
-		{"keeping up", []see{
+		{"keeping up", []reading{
 			{at: 0, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
 			{at: 10, committed: 18, stable: 20, end: 20, appended: 9, want: "2 1s ok room=0.9 moved@10 close=never"},
 			{at: 20, committed: 30, stable: 30, end: 30, want: "0 0s ok moved@20"},
 		}},
-		{"no commit: nothing is known, and nothing is made up", []see{
+		{"no commit: lag is unknown, and there are no values", []reading{
 			{at: 0, committed: -1, stable: 100, end: 100, want: "0 0s no_commit room=none close=never"},
 			{at: 300, committed: -1, stable: 100, end: 100, want: "0 0s no_commit room=none close=never"},
-			{at: 310, committed: 90, stable: 100, end: 100, appended: 300, want: "10 10s ok room=0.9 moved@310 close=never"},
+			{at: 310, committed: 90, stable: 100, end: 100, appended: 300,
+				want: "10 10s ok room=0.9 moved@310 close=never"},
 		}},
-		{"no commit, and nothing that could be read: nothing is amiss", []see{
+		{"no commit, and nothing that could be read: ok", []reading{
 			{at: 0, committed: -1, start: 40, stable: 40, end: 40, want: "0 0s ok room=none close=never"},
-			{at: 10, committed: -1, start: 40, stable: 40, end: 50, want: "0 0s ok room=none close=never"}, // of an open transaction
+			// The records are those of an open transaction.
+			{at: 10, committed: -1, start: 40, stable: 40, end: 50, want: "0 0s ok room=none close=never"},
 			{at: 20, committed: -1, start: 40, stable: 50, end: 50, want: "0 0s no_commit room=none close=never"},
 			{at: 30, committed: -1, start: 50, stable: 50, end: 50, want: "0 0s ok room=none close=never"},
 		}},
-		{"a commit that is deleted, and one that comes lower later: not a way back", []see{
+		{"a commit that is deleted, and a lower one later: no rewind", []reading{
 			{at: 0, committed: 50, stable: 50, end: 50, want: "0 0s ok"},
 			{at: 10, committed: -1, stable: 50, end: 50, want: "0 0s no_commit room=none moved@10 close=never"},
 			{at: 20, committed: 10, stable: 50, end: 50, appended: 20, want: "40 0s ok room=0.2 moved@20 close=never"},
 		}},
-		{"idle producer: the age of what is unread grows with time alone", []see{
+		{"idle producer: the age of what is unread grows with time alone", []reading{
 			{at: 0, committed: 9, stable: 10, end: 10, appended: -5, want: "1 5s ok room=0.9 close=never"},
 			{at: 30, committed: 9, stable: 10, end: 10, appended: -5, want: "1 35s ok room=0.9 close=never"},
 			{at: 59, committed: 9, stable: 10, end: 10, appended: -5, want: "1 1m4s ok room=0.9 close=never"},
 			{at: 60, committed: 9, stable: 10, end: 10, appended: -5, want: "1 1m5s stalled room=0.9 close=never"},
 		}},
-		{"idle topic: a group that has read all is never stalled, and gets its time for what comes then", []see{
+		{"idle topic: a group that has read all is never stalled, and gets patience for the next record", []reading{
 			{at: 0, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
 			{at: 3600, committed: 10, stable: 10, end: 10, want: "0 0s ok"},
 			{at: 3610, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 5s ok room=0.909 close=never"},
 			{at: 3664, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 59s ok room=0.909 close=never"},
-			{at: 3665, committed: 10, stable: 11, end: 11, appended: 3605, want: "1 1m0s stalled room=0.909 close=never"},
+			{at: 3665, committed: 10, stable: 11, end: 11, appended: 3605,
+				want: "1 1m0s stalled room=0.909 close=never"},
 			{at: 3675, committed: 11, stable: 11, end: 11, want: "0 0s ok moved@3675"},
 		}},
-		{"dead group: nobody reads", []see{
+		{"dead group: no member reads", []reading{
 			{at: 0, committed: 10, stable: 10, end: 10, alone: true, want: "0 0s ok"},
-			{at: 10, committed: 10, stable: 30, end: 30, alone: true, appended: 5, want: "20 5s ok room=0.333 close=never"},
-			{at: 70, committed: 10, stable: 50, end: 50, alone: true, appended: 5, want: "40 1m5s stopped room=0.2 close=never"},
-			{at: 80, committed: 10, stable: 50, end: 50, appended: 5, want: "40 1m15s stalled room=0.2 close=never"}, // someone has come
+			{at: 10, committed: 10, stable: 30, end: 30, alone: true, appended: 5,
+				want: "20 5s ok room=0.333 close=never"},
+			{at: 70, committed: 10, stable: 50, end: 50, alone: true, appended: 5,
+				want: "40 1m5s stopped room=0.2 close=never"},
+			// A member has joined.
+			{at: 80, committed: 10, stable: 50, end: 50, appended: 5, want: "40 1m15s stalled room=0.2 close=never"},
 			{at: 90, committed: 40, stable: 50, end: 50, appended: 70, want: "10 20s ok room=0.8 moved@90 close=1m20s"},
 		}},
-		{"a reader without membership moves too", []see{
-			{at: 0, committed: 10, stable: 100, end: 100, alone: true, appended: -600, want: "90 10m0s ok room=0.1 close=never"},
-			{at: 60, committed: 20, stable: 100, end: 100, alone: true, appended: -600, want: "80 11m0s slow room=0.2 moved@60 close=8m0s"},
+		{"a consumer that is no member moves too", []reading{
+			{at: 0, committed: 10, stable: 100, end: 100, alone: true, appended: -600,
+				want: "90 10m0s ok room=0.1 close=never"},
+			{at: 60, committed: 20, stable: 100, end: 100, alone: true, appended: -600,
+				want: "80 11m0s slow room=0.2 moved@60 close=8m0s"},
 		}},
-		{"restart of the collector: what it has not seen it does not say, until patience has passed", []see{
+		{"restart of the collector: nothing is stalled before patience has passed", []reading{
 			{at: 0, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h30m0s ok room=0.1 close=never"},
-			{at: 50, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h30m50s ok room=0.1 close=never"},
-			{at: 60, committed: 10, stable: 100, end: 100, appended: -9000, want: "90 2h31m0s stalled room=0.1 close=never"},
+			{at: 50, committed: 10, stable: 100, end: 100, appended: -9000,
+				want: "90 2h30m50s ok room=0.1 close=never"},
+			{at: 60, committed: 10, stable: 100, end: 100, appended: -9000,
+				want: "90 2h31m0s stalled room=0.1 close=never"},
 		}},
-		{"an age that may be more: only what is proven is judged", []see{
-			{at: 0, committed: 10, stable: 100, end: 100, appended: -20, vague: true, want: "90 20s ok or older room=0.1 close=never"},
-			{at: 30, committed: 20, stable: 100, end: 100, appended: -20, vague: true, want: "80 50s ok or older room=0.2 moved@30 close=4m0s"},
-			{at: 60, committed: 30, stable: 100, end: 100, appended: -900, want: "70 16m0s ok room=0.3 moved@60 close=3m30s"}, // not slow: it was as old before
-			{at: 120, committed: 30, stable: 100, end: 100, appended: 60, vague: true, want: "70 1m0s stalled or older room=0.3 moved@60 close=never"},
+		{"an age that may be larger: only the proven part counts", []reading{
+			{at: 0, committed: 10, stable: 100, end: 100, appended: -20, vague: true,
+				want: "90 20s ok or older room=0.1 close=never"},
+			{at: 30, committed: 20, stable: 100, end: 100, appended: -20, vague: true,
+				want: "80 50s ok or older room=0.2 moved@30 close=4m0s"},
+			// This is not slow: the record was as old before.
+			{at: 60, committed: 30, stable: 100, end: 100, appended: -900,
+				want: "70 16m0s ok room=0.3 moved@60 close=3m30s"},
+			{at: 120, committed: 30, stable: 100, end: 100, appended: 60, vague: true,
+				want: "70 1m0s stalled or older room=0.3 moved@60 close=never"},
 		}},
-		{"restart of the collector: losses of before are a state, and none of its counts", []see{
+		{"restart of the collector: earlier losses are a status, but not counted", []reading{
 			{at: 0, committed: 10, start: 50, stable: 100, end: 100, appended: -5, want: "50 5s ok room=0 close=never"},
-			{at: 10, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 10s lost room=-1.25 close=40s"},
-			{at: 20, committed: 10, start: 60, stable: 100, end: 100, appended: 0, want: "40 20s lost room=-1.25 close=1m20s lost=10"},
+			{at: 10, committed: 10, start: 60, stable: 100, end: 100, appended: 0,
+				want: "40 10s lost room=-1.25 close=40s"},
+			{at: 20, committed: 10, start: 60, stable: 100, end: 100, appended: 0,
+				want: "40 20s lost room=-1.25 close=1m20s lost=10"},
 		}},
-		{"deleted behind the group, after its commit was asked for and before the start was: not lost", []see{
-			{at: 0, committed: 150, start: 300, stable: 400, end: 400, appended: -5, want: "100 5s ok room=0 close=never"},
-			{at: 10, committed: 400, start: 600, stable: 700, end: 700, appended: 5, want: "100 5s ok room=0 moved@10 close=never"},
+		{"deleted behind the group between the reads of its commit and of the start: not lost", []reading{
+			{at: 0, committed: 150, start: 300, stable: 400, end: 400, appended: -5,
+				want: "100 5s ok room=0 close=never"},
+			{at: 10, committed: 400, start: 600, stable: 700, end: 700, appended: 5,
+				want: "100 5s ok room=0 moved@10 close=never"},
 			{at: 20, committed: 700, start: 700, stable: 700, end: 700, want: "0 0s ok room=none moved@20"},
 		}},
-		{"retention passed the group: each record is lost once", []see{
-			{at: 0, committed: 10, start: 0, stable: 100, end: 100, appended: -5, want: "90 5s ok room=0.1 close=never"},
-			{at: 10, committed: 10, start: 10, stable: 100, end: 100, appended: -5, want: "90 15s ok room=0 close=never"},
-			{at: 20, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 15s ok room=0 close=1m10s"},
-			{at: 30, committed: 10, start: 30, stable: 100, end: 100, appended: 5, want: "70 25s lost room=-0.286 close=1m45s lost=20"},
-			{at: 40, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 35s lost room=-0.385 close=1m44s lost=20"},
-			{at: 45, committed: 10, start: 35, stable: 100, end: 100, appended: 5, want: "65 40s lost room=-0.385 close=1m57s lost=25"},
-			{at: 50, committed: 35, start: 35, stable: 100, end: 100, appended: 5, want: "65 45s ok room=0 moved@50 close=2m10s lost=25"},
-			{at: 60, committed: 90, start: 80, stable: 100, end: 100, appended: 50, want: "10 10s ok room=0.5 moved@60 close=8s lost=25"},
+		{"retention passed the group: each record counts as lost once", []reading{
+			{at: 0, committed: 10, start: 0, stable: 100, end: 100, appended: -5,
+				want: "90 5s ok room=0.1 close=never"},
+			{at: 10, committed: 10, start: 10, stable: 100, end: 100, appended: -5,
+				want: "90 15s ok room=0 close=never"},
+			{at: 20, committed: 10, start: 30, stable: 100, end: 100, appended: 5,
+				want: "70 15s ok room=0 close=1m10s"},
+			{at: 30, committed: 10, start: 30, stable: 100, end: 100, appended: 5,
+				want: "70 25s lost room=-0.286 close=1m45s lost=20"},
+			{at: 40, committed: 10, start: 35, stable: 100, end: 100, appended: 5,
+				want: "65 35s lost room=-0.385 close=1m44s lost=20"},
+			{at: 45, committed: 10, start: 35, stable: 100, end: 100, appended: 5,
+				want: "65 40s lost room=-0.385 close=1m57s lost=25"},
+			{at: 50, committed: 35, start: 35, stable: 100, end: 100, appended: 5,
+				want: "65 45s ok room=0 moved@50 close=2m10s lost=25"},
+			{at: 60, committed: 90, start: 80, stable: 100, end: 100, appended: 50,
+				want: "10 10s ok room=0.5 moved@60 close=8s lost=25"},
 			{at: 70, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s ok room=none moved@60 lost=25"},
 			{at: 80, committed: 90, start: 100, stable: 100, end: 100, want: "0 0s lost room=none moved@60 lost=35"},
 		}},
-		{"commit beyond the end: once it may be a new leader, twice it is not", []see{
+		{"commit beyond the end: lost at the second poll, since the first may ask a new leader", []reading{
 			{at: 0, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
 			{at: 10, committed: 100, stable: 90, end: 90, want: "0 0s ok"},
 			{at: 20, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
@@ -150,52 +180,71 @@ func TestPartition(t *testing.T) {
 			{at: 40, committed: 100, stable: 6, end: 6, want: "0 0s lost"},
 			{at: 50, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
 		}},
-		{"transactions: what is behind an open one cannot be read yet", []see{
+		{"transactions: records from an open one on cannot be read yet", []reading{
 			{at: 0, committed: 10, stable: 10, end: 30, appended: -1000, want: "0 0s ok"},
-			{at: 10, committed: 8, stable: 10, end: 30, appended: 5, want: "2 5s rewound room=0.267 moved@10 close=never rewinds=1"},
-			{at: 20, committed: 10, stable: 31, end: 31, appended: 0, want: "21 20s ok room=0.323 moved@20 close=never rewinds=1"},
+			{at: 10, committed: 8, stable: 10, end: 30, appended: 5,
+				want: "2 5s rewound room=0.267 moved@10 close=never rewinds=1"},
+			{at: 20, committed: 10, stable: 31, end: 31, appended: 0,
+				want: "21 20s ok room=0.323 moved@20 close=never rewinds=1"},
 		}},
-		{"replay: the age is that of what is read, and it counts as a way back until it is where it was", []see{
+		{"replay: the age is that of the next record, and rewound ends at the former offset", []reading{
 			{at: 0, committed: 1000, stable: 1000, end: 1000, want: "0 0s ok"},
-			{at: 10, committed: 0, stable: 1000, end: 1000, appended: -86400, want: "1000 24h0m10s rewound room=0 moved@10 close=never rewinds=1"},
-			{at: 20, committed: 600, stable: 1000, end: 1000, appended: -43200, want: "400 12h0m20s rewound room=0.6 moved@20 close=7s rewinds=1"},
-			{at: 30, committed: 500, stable: 1100, end: 1100, appended: -50000, want: "600 13h53m50s rewound room=0.455 moved@30 close=never rewinds=2"},
-			{at: 40, committed: 999, stable: 1100, end: 1100, appended: 0, want: "101 40s rewound room=0.908 moved@40 close=2s rewinds=2"},
-			{at: 50, committed: 1000, stable: 1100, end: 1100, appended: 20, want: "100 30s ok room=0.909 moved@50 close=4s rewinds=2"},
+			{at: 10, committed: 0, stable: 1000, end: 1000, appended: -86400,
+				want: "1000 24h0m10s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 20, committed: 600, stable: 1000, end: 1000, appended: -43200,
+				want: "400 12h0m20s rewound room=0.6 moved@20 close=7s rewinds=1"},
+			{at: 30, committed: 500, stable: 1100, end: 1100, appended: -50000,
+				want: "600 13h53m50s rewound room=0.455 moved@30 close=never rewinds=2"},
+			{at: 40, committed: 999, stable: 1100, end: 1100, appended: 0,
+				want: "101 40s rewound room=0.908 moved@40 close=2s rewinds=2"},
+			{at: 50, committed: 1000, stable: 1100, end: 1100, appended: 20,
+				want: "100 30s ok room=0.909 moved@50 close=4s rewinds=2"},
 		}},
-		{"back, and then nothing: not moving is worse", []see{
+		{"rewound, and then no progress: stalled is worse", []reading{
 			{at: 0, committed: 100, stable: 100, end: 100, want: "0 0s ok"},
-			{at: 10, committed: 0, stable: 100, end: 100, appended: -100, want: "100 1m50s rewound room=0 moved@10 close=never rewinds=1"},
-			{at: 69, committed: 0, stable: 100, end: 100, appended: -100, want: "100 2m49s rewound room=0 moved@10 close=never rewinds=1"},
-			{at: 70, committed: 0, stable: 100, end: 100, appended: -100, want: "100 2m50s stalled room=0 moved@10 close=never rewinds=1"},
+			{at: 10, committed: 0, stable: 100, end: 100, appended: -100,
+				want: "100 1m50s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 69, committed: 0, stable: 100, end: 100, appended: -100,
+				want: "100 2m49s rewound room=0 moved@10 close=never rewinds=1"},
+			{at: 70, committed: 0, stable: 100, end: 100, appended: -100,
+				want: "100 2m50s stalled room=0 moved@10 close=never rewinds=1"},
 		}},
-		{"slow: it reads, and falls behind", []see{
+		{"slow: it reads and falls behind", []reading{
 			{at: 0, committed: 0, stable: 100, end: 100, appended: -20, want: "100 20s ok room=0 close=never"},
-			{at: 30, committed: 5, stable: 400, end: 400, appended: 0, want: "395 30s ok room=0.0125 moved@30 close=never"},
-			{at: 59, committed: 9, stable: 700, end: 700, appended: 10, want: "691 49s ok room=0.0129 moved@59 close=never"},
-			{at: 60, committed: 10, stable: 700, end: 700, appended: 10, want: "690 50s slow room=0.0143 moved@60 close=never"},
-			{at: 120, committed: 600, stable: 710, end: 710, appended: 110, want: "110 10s ok room=0.845 moved@120 close=11s"},
+			{at: 30, committed: 5, stable: 400, end: 400, appended: 0,
+				want: "395 30s ok room=0.0125 moved@30 close=never"},
+			{at: 59, committed: 9, stable: 700, end: 700, appended: 10,
+				want: "691 49s ok room=0.0129 moved@59 close=never"},
+			{at: 60, committed: 10, stable: 700, end: 700, appended: 10,
+				want: "690 50s slow room=0.0143 moved@60 close=never"},
+			{at: 120, committed: 600, stable: 710, end: 710, appended: 110,
+				want: "110 10s ok room=0.845 moved@120 close=11s"},
 		}},
-		{"not slow: it was done in between", []see{
+		{"not slow: it caught up in between", []reading{
 			{at: 0, committed: 0, stable: 100, end: 100, appended: -12, want: "100 12s ok room=0 close=never"},
 			{at: 30, committed: 100, stable: 100, end: 100, want: "0 0s ok moved@30"},
-			{at: 60, committed: 110, stable: 700, end: 700, appended: 35, want: "590 25s ok room=0.157 moved@60 close=never"},
+			{at: 60, committed: 110, stable: 700, end: 700, appended: 35,
+				want: "590 25s ok room=0.157 moved@60 close=never"},
 		}},
-		{"not slow: as old as before", []see{
+		{"not slow: the age is the same as before", []reading{
 			{at: 0, committed: 0, stable: 100, end: 100, appended: -30, want: "100 30s ok room=0 close=never"},
-			{at: 60, committed: 50, stable: 150, end: 150, appended: 25, want: "100 35s ok room=0.333 moved@60 close=never"},
+			{at: 60, committed: 50, stable: 150, end: 150, appended: 25,
+				want: "100 35s ok room=0.333 moved@60 close=never"},
 		}},
-		{"catching up", []see{
+		{"catching up", []reading{
 			{at: 0, committed: 0, stable: 1000, end: 1000, appended: -900, want: "1000 15m0s ok room=0 close=never"},
-			{at: 10, committed: 200, stable: 1100, end: 1100, appended: -700, want: "900 11m50s ok room=0.182 moved@10 close=1m30s"},
-			{at: 60, committed: 1000, stable: 1500, end: 1500, appended: -100, want: "500 2m40s ok room=0.667 moved@60 close=1m0s"},
-			{at: 120, committed: 1000, stable: 1500, end: 1500, appended: -100, want: "500 3m40s stalled room=0.667 moved@60 close=never"},
+			{at: 10, committed: 200, stable: 1100, end: 1100, appended: -700,
+				want: "900 11m50s ok room=0.182 moved@10 close=1m30s"},
+			{at: 60, committed: 1000, stable: 1500, end: 1500, appended: -100,
+				want: "500 2m40s ok room=0.667 moved@60 close=1m0s"},
+			{at: 120, committed: 1000, stable: 1500, end: 1500, appended: -100,
+				want: "500 3m40s stalled room=0.667 moved@60 close=never"},
 		}},
-		{"clock skew: a record that comes from the future is new", []see{
+		{"clock skew: a record with a time in the future is new", []reading{
 			{at: 0, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
 			{at: 10, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
 		}},
-		{"partition growth: a new partition has no commit, and then its first", []see{
+		{"partition growth: a new partition has no commit at first", []reading{
 			{at: 0, committed: -1, want: "0 0s ok room=none close=never"},
 			{at: 10, committed: 0, stable: 3, end: 3, appended: 9, want: "3 1s ok room=0 moved@10 close=never"},
 			{at: 20, committed: 3, stable: 3, end: 3, want: "0 0s ok moved@20"},
@@ -208,11 +257,20 @@ func TestPartition(t *testing.T) {
 			var tr track
 			for _, poll := range tt.polls {
 				p := tr.next(3, facts{
-					at: second(poll.at), committed: poll.committed, start: poll.start, stable: poll.stable, end: poll.end,
-					reader: !poll.alone, appended: second(poll.appended), vague: poll.vague,
+					at: second(poll.at), committed: poll.committed,
+					start: poll.start, stable: poll.stable, end: poll.end,
+					subscribed: !poll.alone, appended: second(poll.appended), vague: poll.vague,
 				}, time.Minute, 10*time.Second)
-				if got := said(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed || !p.Since.Equal(began) {
-					t.Errorf("after %d s: %q (partition %d at %d), want %q", poll.at, got, p.Number, p.Committed, poll.want)
+				if got := describe(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed ||
+					!p.Since.Equal(began) {
+					t.Errorf(
+						"after %d s the partition is %q (number %d, committed %d), want %q",
+						poll.at,
+						got,
+						p.Number,
+						p.Committed,
+						poll.want,
+					)
 				}
 			}
 		})

@@ -29,31 +29,36 @@ import (
 	"ordersystem.dev/services/lag"
 )
 
-// What the collector says is held against what the test has done: it appends and commits by itself, and keeps for every one of its
-// steps the moment before it asked the broker and the moment that it had the answer. Between these the step took effect. So the truth
-// at a moment is a range, as wide as what moved then; when nothing moved it is one number, and the collector has to say that one.
+// What the collector shows is compared with what the test did. The test appends and commits itself.
+// For each of its steps it keeps the moment before the request and the moment after the response.
+// The step took effect in between, so the truth at a moment is a range, as wide as what moved then.
+// While nothing moves it is one number, and the collector has to show that one.
 
 const (
-	// pollInterval is how far the age may be off: a record that came between two polls may be as old as either.
+	// pollInterval is how far an age may be off: a record that came between two polls may be as old
+	// as either.
 	pollInterval = 250 * time.Millisecond
-	// allowance is added to it for the broker's timestamps, which are whole milliseconds, and for a goroutine that takes the time and
-	// then waits for one of two busy processors. Test and broker have one clock.
+	// allowance is added to pollInterval. The broker's timestamps are whole milliseconds, and a
+	// goroutine that has read the clock may wait for one of two busy processors. Test and broker
+	// have one clock.
 	allowance = 50 * time.Millisecond
-	// searchAllowance is how far an age may be off that was searched for by timestamp.
+	// searchAllowance is how far an age may be off that was found by timestamp.
 	searchAllowance = 5 * time.Millisecond
 
+	// patience is how long the test waits for anything to happen.
 	patience = 60 * time.Second
 )
 
-// A step gave a value, at some moment between two.
+// step is the change to a value at some moment between from and to.
 type step struct {
 	from, to time.Time
 	value    int64
 }
 
+// timeline is the values that one thing had, in order.
 type timeline []step
 
-// during returns the least and the greatest value that held at any moment between two.
+// during returns the smallest and the largest value at any moment between from and to.
 func (l timeline) during(from, to time.Time) (low, high int64) {
 	low, high = math.MaxInt64, math.MinInt64
 	for i, s := range l {
@@ -66,18 +71,21 @@ func (l timeline) during(from, to time.Time) (low, high int64) {
 
 func (l timeline) last() int64 { return l[len(l)-1].value }
 
-// record is a record, or the marker of a transaction's end.
+// record is a record, or the marker that ends a transaction.
 type record struct {
-	offset   int64
-	from, to time.Time // it was appended between
-	gone     bool      // compaction took it
+	offset int64
+	// The record was appended between from and to.
+	from, to time.Time
+	// gone means that compaction removed it.
+	gone bool
 }
 
 // partitionLog is the truth about one partition.
 type partitionLog struct {
 	start, stable, end timeline
 	records            []record
-	transactions       bool // it has some
+	// transactions means that the log has some.
+	transactions bool
 }
 
 // topicLog is the truth about a topic from its creation to its deletion.
@@ -88,15 +96,17 @@ type topicLog struct {
 	partitions []*partitionLog
 }
 
-// watch is what has to be seen of a group's place in a partition, from its first commit on.
+// watch is what has to be shown of a group's partition, from its first commit on.
 type watch struct {
 	group     string
 	topic     *topicLog
 	partition int32
 	since     time.Time
-	until     time.Time // zero: to the end of the scenario
-	commits   timeline
-	skew      time.Duration // how far the producers' clock may be wrong, in a topic that keeps their time
+	// until is zero if the watch lasts to the end of the scenario.
+	until   time.Time
+	commits timeline
+	// skew is how far the producers' clocks may be wrong, in a topic that keeps their timestamps.
+	skew time.Duration
 }
 
 func (w *watch) String() string {
@@ -105,15 +115,18 @@ func (w *watch) String() string {
 
 func (w *watch) log() *partitionLog { return w.topic.partitions[w.partition] }
 
-// truth is what may be said of a watch.
+// truth is what may be shown of a watch.
 type truth struct {
 	recordsLow, recordsHigh int64
 	ageLow, ageHigh         time.Duration
-	searched                time.Duration // ageHigh of one who has to search, which is more where compaction was
-	from, to                time.Time     // the first unread record was appended between; zero if all is read
+	// searched is ageHigh for a collector that has to search. It is larger where compaction removed
+	// records.
+	searched time.Duration
+	// The first unread record was appended between from and to. Both are zero if all is read.
+	from, to time.Time
 }
 
-// at returns the truth between two moments for a commit; ages are those at the first.
+// at returns the truth between two moments for a commit. Ages are those at the first moment.
 func (w *watch) at(from, to time.Time, committed int64) truth {
 	log := w.log()
 	startLow, startHigh := log.start.during(from, to)
@@ -125,7 +138,8 @@ func (w *watch) at(from, to time.Time, committed int64) truth {
 	if t.recordsHigh == 0 {
 		return t
 	}
-	// What compaction took may count, since it was there, or the next one that is left, since that is what a consumer would read.
+	// A removed record may count, since it existed. The next one that is left may count, since a
+	// consumer would read that one.
 	first := func(offset int64, with func(record) bool) record {
 		i := slices.IndexFunc(log.records, func(r record) bool { return r.offset >= offset && with(r) })
 		return log.records[i]
@@ -144,7 +158,7 @@ func (w *watch) at(from, to time.Time, committed int64) truth {
 	return t
 }
 
-// lab is a broker, and a collector that watches it all the time.
+// lab is a broker and a collector that watches it all the time.
 type lab struct {
 	addr   string
 	admin  *kadm.Client
@@ -152,23 +166,26 @@ type lab struct {
 	beside []*exporter
 
 	sync.Mutex
-	rows []row
+	results []result
 }
 
-// scenario is one row of the table: its own topics and groups, beside the others'.
+// scenario is one entry of the table, with its own topics and groups, beside the others.
 type scenario struct {
 	*testing.T
 	*lab
-	name      string
-	watches   []*watch
-	recorders []*recorder // that are held against the truth
+	name    string
+	watches []*watch
+	// recorders are compared with the truth.
+	recorders []*recorder
 }
 
-// newTopic makes a topic that keeps the broker's time unless the settings (name, value, ...) say otherwise.
+// newTopic creates a topic that keeps the broker's timestamps unless the settings (name, value,
+// ...) change that.
 func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *topicLog {
 	s.Helper()
 	topic := contract.Topic{
-		Name: s.name + "-" + suffix, Partitions: partitions, Config: map[string]string{"message.timestamp.type": "LogAppendTime"},
+		Name: s.name + "-" + suffix, Partitions: partitions,
+		Config: map[string]string{"message.timestamp.type": "LogAppendTime"},
 	}
 	for i := 0; i < len(settings); i += 2 {
 		topic.Config[settings[i]] = settings[i+1]
@@ -181,10 +198,11 @@ func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *
 	return l
 }
 
-// grow begins with an empty log for each partition that is new.
+// grow adds an empty log for each new partition.
 func (l *topicLog) grow(partitions int) {
 	l.Helper()
-	l.producer = l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0)) // another one would not know them for minutes
+	// The former producer would not know the new partitions for minutes.
+	l.producer = l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
 	for range partitions - len(l.partitions) {
 		zero := timeline{{}}
 		l.partitions = append(l.partitions, &partitionLog{start: zero, stable: zero, end: zero})
@@ -201,13 +219,13 @@ func (s *scenario) client(opts ...kgo.Opt) *kgo.Client {
 	return client
 }
 
-// produce appends n records of n keys, those of former calls.
+// produce appends n records with n keys, the same in each call.
 func (l *topicLog) produce(partition int32, n int) {
 	l.Helper()
 	l.produceAs(partition, "key", n, 0)
 }
 
-// produceAs appends n records of n keys, by a producer whose clock is wrong.
+// produceAs appends n records with n keys, from a producer whose clock is wrong.
 func (l *topicLog) produceAs(partition int32, key string, n int, wrong time.Duration) {
 	l.Helper()
 	from := time.Now()
@@ -221,7 +239,8 @@ func (l *topicLog) send(producer *kgo.Client, partition int32, key string, n int
 	var batch []*kgo.Record
 	for i := range n {
 		batch = append(batch, &kgo.Record{
-			Topic: l.name, Partition: partition, Key: fmt.Appendf(nil, "%s-%d", key, i), Value: []byte("value"), Timestamp: time.Now().Add(wrong),
+			Topic: l.name, Partition: partition, Timestamp: time.Now().Add(wrong),
+			Key: fmt.Appendf(nil, "%s-%d", key, i), Value: []byte("value"),
 		})
 	}
 	if err := producer.ProduceSync(l.Context(), batch...).FirstErr(); err != nil {
@@ -230,7 +249,7 @@ func (l *topicLog) send(producer *kgo.Client, partition int32, key string, n int
 	return batch
 }
 
-// appended notes records whose acknowledgement is there.
+// appended notes records that were acknowledged.
 func (l *topicLog) appended(partition int32, from time.Time, batch []*kgo.Record) {
 	log, to := l.partitions[partition], time.Now()
 	for _, r := range batch {
@@ -239,10 +258,14 @@ func (l *topicLog) appended(partition int32, from time.Time, batch []*kgo.Record
 	log.end = append(log.end, step{from, to, batch[len(batch)-1].Offset + 1})
 }
 
-// transact appends n records in a transaction, during does something while it is open, and ends it.
+// transact appends n records in a transaction, calls during while it is open, and ends it.
 func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, during func()) {
 	l.Helper()
-	producer := l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.TransactionalID(l.name+time.Now().String()))
+	producer := l.client(
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0),
+		kgo.TransactionalID(l.name+time.Now().String()),
+	)
 	if err := producer.BeginTransaction(); err != nil {
 		l.Fatal(err)
 	}
@@ -255,7 +278,7 @@ func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, d
 	if err := producer.EndTransaction(l.Context(), end); err != nil {
 		l.Fatal(err)
 	}
-	// The broker answers before the marker is written.
+	// The broker responds before the marker is written.
 	marker := log.end.last()
 	for {
 		offsets, err := l.admin.ListCommittedOffsets(l.Context(), l.name)
@@ -272,7 +295,7 @@ func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, d
 	log.stable = append(log.stable, step{from, to, marker + 1})
 }
 
-// deleteBefore does what retention does.
+// deleteBefore deletes records as retention does.
 func (l *topicLog) deleteBefore(partition int32, offset int64) {
 	l.Helper()
 	var offsets kadm.Offsets
@@ -286,7 +309,7 @@ func (l *topicLog) deleteBefore(partition int32, offset int64) {
 	log.start = append(log.start, step{from, time.Now(), offset})
 }
 
-// commit commits for a group that has no members.
+// commit commits for a group without members.
 func (l *topicLog) commit(group string, partition int32, offset int64) *watch {
 	l.Helper()
 	return l.committed(group, partition, offset, func() error {
@@ -296,12 +319,14 @@ func (l *topicLog) commit(group string, partition int32, offset int64) *watch {
 	})
 }
 
-// commitAs commits as one of a group's members.
+// commitAs commits as a member of a group.
 func (l *topicLog) commitAs(member *kgo.Client, group string, partition int32, offset int64) *watch {
 	l.Helper()
 	return l.committed(group, partition, offset, func() error {
 		var failed error
-		member.CommitOffsetsSync(l.Context(), map[string]map[int32]kgo.EpochOffset{l.name: {partition: {Epoch: -1, Offset: offset}}},
+		member.CommitOffsetsSync(
+			l.Context(),
+			map[string]map[int32]kgo.EpochOffset{l.name: {partition: {Epoch: -1, Offset: offset}}},
 			func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, response *kmsg.OffsetCommitResponse, err error) {
 				if failed = err; err != nil {
 					return
@@ -311,12 +336,14 @@ func (l *topicLog) commitAs(member *kgo.Client, group string, partition int32, o
 						failed = errors.Join(failed, kerr.ErrorForCode(p.ErrorCode))
 					}
 				}
-			})
+			},
+		)
 		return failed
 	})
 }
 
-// committed notes what commit does. While a group's members come and go a commit may be refused; it is tried until it is not.
+// committed notes a commit. While members come and go a commit may be refused, so it is tried until
+// it succeeds.
 func (l *topicLog) committed(group string, partition int32, offset int64, commit func() error) *watch {
 	l.Helper()
 	from := time.Now()
@@ -342,17 +369,23 @@ func (l *topicLog) committed(group string, partition int32, offset int64, commit
 	return l.watches[i]
 }
 
-// join adds a member to a group, of the new protocol or of the classic one, which commits only what the test commits.
+// join adds a member to a group, of the new protocol if next is set. It commits only what the test
+// commits.
 func (l *topicLog) join(group string, next bool) *kgo.Client {
 	l.Helper()
-	opts := []kgo.Opt{kgo.ConsumerGroup(group), kgo.ConsumeTopics(l.name), kgo.DisableAutoCommit(), kgo.Balancers(kgo.RangeBalancer())}
+	opts := []kgo.Opt{
+		kgo.ConsumerGroup(group),
+		kgo.ConsumeTopics(l.name),
+		kgo.DisableAutoCommit(),
+		kgo.Balancers(kgo.RangeBalancer()),
+	}
 	if next {
 		opts = append(opts, kgo.ServerSideBalancer())
 	}
 	return l.client(opts...)
 }
 
-// await waits until a snapshot has what is awaited, and returns it.
+// await waits for a snapshot that meets a condition and returns it.
 func (s *scenario) await(what string, ok func(*lag.Snapshot) bool) *lag.Snapshot {
 	s.Helper()
 	return s.always.await(s.T, what, ok)
@@ -367,7 +400,7 @@ func (s *scenario) awaitStatus(w *watch, want lag.Status) {
 	})
 }
 
-// awaitMembers waits until a group has as many members as it has.
+// awaitMembers waits until the group has this many members.
 func (s *scenario) awaitMembers(group string, want int) {
 	s.Helper()
 	s.await(fmt.Sprintf("%d members in group %s", want, group), func(snapshot *lag.Snapshot) bool {
@@ -379,7 +412,7 @@ func (s *scenario) awaitMembers(group string, want int) {
 	}
 }
 
-// polls lets n polls pass that begin from now on.
+// polls waits for n polls that begin from now on.
 func (s *scenario) polls(n int) {
 	s.Helper()
 	begin := time.Now()
@@ -391,7 +424,7 @@ func (s *scenario) polls(n int) {
 	})
 }
 
-// pass lets time pass, and polls.
+// pass waits for the polls of some time.
 func (s *scenario) pass(d time.Duration) {
 	s.Helper()
 	s.polls(int(d / pollInterval))
@@ -410,24 +443,27 @@ func (w *watch) in(s *lag.Snapshot) *lag.Partition {
 	return &partitions[i]
 }
 
-// observation is a snapshot, and what a scrape showed of it.
-type observation struct {
+// observed is a snapshot, and what a scrape showed of it.
+type observed struct {
 	*lag.Snapshot
 	series series
 }
 
-// recorder keeps all that a collector says.
+// recorder keeps all that a collector shows.
 type recorder struct {
 	*lag.Collector
 	interval time.Duration
-	searched bool // it began when all had happened: it knows ages by search alone, so exactly
+	// searched means that the collector started after everything had happened. It knows ages only
+	// by search, so exactly.
+	searched bool
 
 	mu   sync.Mutex
-	seen []observation
-	next chan struct{} // closed at the next observation
+	seen []observed
+	// next is closed when seen grows.
+	next chan struct{}
 }
 
-// startRecorder runs a collector to the end of the test.
+// startRecorder runs a collector until the test ends.
 func startRecorder(t *testing.T, cfg lag.Config) *recorder {
 	t.Helper()
 	c, err := lag.New(cfg, slog.New(slog.DiscardHandler))
@@ -458,7 +494,7 @@ func startRecorder(t *testing.T, cfg lag.Config) *recorder {
 			if err := c.Err(); err != nil && ctx.Err() == nil {
 				t.Errorf("a poll failed: %v", err)
 			}
-			r.observe(t, handler)
+			r.record(t, handler)
 		}
 	})
 	t.Cleanup(func() {
@@ -468,7 +504,8 @@ func startRecorder(t *testing.T, cfg lag.Config) *recorder {
 	return r
 }
 
-func (r *recorder) observe(t *testing.T, handler http.Handler) {
+// record adds what the collector shows now. It fails the test if anything could not be read.
+func (r *recorder) record(t *testing.T, handler http.Handler) {
 	snapshot := r.Snapshot()
 	if snapshot == nil {
 		return
@@ -483,7 +520,8 @@ func (r *recorder) observe(t *testing.T, handler http.Handler) {
 		return
 	}
 	if r.Snapshot() != snapshot {
-		return // the scrape may show the next poll, which is observed too
+		return
+		// The scrape may show the next poll, which is recorded next.
 	}
 	shown := parseSeries(response.Body.Bytes())
 	for name, value := range shown {
@@ -496,11 +534,12 @@ func (r *recorder) observe(t *testing.T, handler http.Handler) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = append(r.seen, observation{snapshot, shown})
+	r.seen = append(r.seen, observed{snapshot, shown})
 	close(r.next)
 	r.next = make(chan struct{})
 }
 
+// await waits for a snapshot that meets a condition and returns it.
 func (r *recorder) await(t *testing.T, what string, ok func(*lag.Snapshot) bool) *lag.Snapshot {
 	t.Helper()
 	deadline := time.After(patience)
@@ -509,7 +548,8 @@ func (r *recorder) await(t *testing.T, what string, ok func(*lag.Snapshot) bool)
 		seen, next := r.seen, r.next
 		r.mu.Unlock()
 		if done == 0 {
-			done = max(0, len(seen)-1) // what was before is not awaited
+			done = max(0, len(seen)-1)
+			// Earlier snapshots do not count.
 		}
 		for ; done < len(seen); done++ {
 			if ok(seen[done].Snapshot) {
@@ -526,13 +566,14 @@ func (r *recorder) await(t *testing.T, what string, ok func(*lag.Snapshot) bool)
 	}
 }
 
-func (r *recorder) observations() []observation {
+// all returns all that was recorded.
+func (r *recorder) all() []observed {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.seen
 }
 
-// series are the values of a scrape by what stands before them in the text.
+// series are the values of a scrape by name and labels, as they stand in the text.
 type series map[string]float64
 
 func parseSeries(text []byte) series {
@@ -551,29 +592,36 @@ func parseSeries(text []byte) series {
 }
 
 func (w *watch) series(name string) string {
-	return fmt.Sprintf(`%s{consumergroup=%q,kafka_cluster="lab",partition="%d",topic=%q}`, name, w.group, w.partition, w.topic.name)
+	return fmt.Sprintf(
+		`%s{consumergroup=%q,kafka_cluster="lab",partition="%d",topic=%q}`,
+		name,
+		w.group,
+		w.partition,
+		w.topic.name,
+	)
 }
 
-// check holds all that the recorders have seen against the truth, and notes how far they were off for the table.
+// check compares all that was recorded with the truth, and adds to the table how far it was off.
 func (s *scenario) check() {
 	s.Helper()
 	end := time.Now()
-	var result row
+	var found result
 	for _, w := range s.watches {
 		if w.until.IsZero() {
 			w.until = end
 		}
 		for _, r := range s.recorders {
-			s.checkWatch(r, w, &result)
+			s.checkWatch(r, w, &found)
 		}
 	}
-	s.addRow(result, end)
+	s.addResult(found, end)
 }
 
-func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
+// checkWatch compares what one recorder shows of a partition with the truth.
+func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 	s.Helper()
-	seen, checked, wrong := r.observations(), 0, 0
-	complain := func(o observation, format string, args ...any) {
+	seen, checked, wrong := r.all(), 0, 0
+	complain := func(o observed, format string, args ...any) {
 		s.Helper()
 		s.Fail()
 		if wrong++; wrong <= 3 {
@@ -588,7 +636,7 @@ func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
 		checked++
 		p := w.in(o.Snapshot)
 		if p == nil {
-			complain(o, "the snapshot is silent")
+			complain(o, "the partition is absent")
 			continue
 		}
 		if low, high := w.commits.during(from, to); p.Committed < low || p.Committed > high {
@@ -602,7 +650,8 @@ func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
 		low, high := want.ageLow, want.ageHigh
 		if r.searched {
 			low, high = max(0, low-w.skew), want.searched+w.skew
-			if first := seen[0]; !want.to.After(first.Time) { // it was there at the first poll, whatever its time says
+			if first := seen[0]; !want.to.After(first.Time) {
+				// The record existed at the first poll, whatever its timestamp is.
 				low = max(low, from.Sub(first.Time.Add(first.Took)))
 			}
 		}
@@ -610,8 +659,8 @@ func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
 			low, high = 0, 0
 		}
 		off := max(low-p.Age, p.Age-high, 0)
-		result.recordsOff = max(result.recordsOff, want.recordsLow-p.Records, p.Records-want.recordsHigh)
-		result.ageOff = max(result.ageOff, off)
+		found.recordsOff = max(found.recordsOff, want.recordsLow-p.Records, p.Records-want.recordsHigh)
+		found.ageOff = max(found.ageOff, off)
 		if allowed := r.allowed(seen[:i+1], want.from, want.to); off > allowed || p.Age < 0 {
 			complain(o, "age is %v, want %v to %v (%v allowed)", p.Age, low, high, allowed)
 		}
@@ -625,9 +674,9 @@ func (s *scenario) checkWatch(r *recorder, w *watch, result *row) {
 	}
 }
 
-// checkTopic says whether a partition's bounds are true. Without transactions none of its records may seem to be of an open one, however
-// many come while the collector asks.
-func (s *scenario) checkTopic(w *watch, o observation, complain func(observation, string, ...any)) {
+// checkTopic checks the bounds of a partition. Without transactions no record may look like one of
+// an open transaction, however many come during a poll.
+func (s *scenario) checkTopic(w *watch, o observed, complain func(observed, string, ...any)) {
 	s.Helper()
 	var p lag.TopicPartition
 	if t := o.Topics[w.topic.name]; t != nil && t.Ready && int(w.partition) < len(t.Partitions) {
@@ -647,12 +696,13 @@ func (s *scenario) checkTopic(w *watch, o observation, complain func(observation
 		}
 	}
 	if p.End != p.Stable && !log.transactions {
-		complain(o, "%d records seem to be of an open transaction", p.End-p.Stable)
+		complain(o, "%d records look like those of an open transaction", p.End-p.Stable)
 	}
 }
 
-// allowed is how far an age may be off: by the time between the two polls between which the record came.
-func (r *recorder) allowed(seen []observation, from, to time.Time) time.Duration {
+// allowed returns how far an age may be off: the time between the two polls between which the
+// record came.
+func (r *recorder) allowed(seen []observed, from, to time.Time) time.Duration {
 	if r.searched {
 		return searchAllowance
 	}
@@ -666,8 +716,8 @@ func (r *recorder) allowed(seen []observation, from, to time.Time) time.Duration
 	return allowed + allowance
 }
 
-// checkSeries says whether a scrape shows what the snapshot says.
-func (s *scenario) checkSeries(w *watch, o observation, p *lag.Partition, complain func(observation, string, ...any)) {
+// checkSeries checks that a scrape shows what the snapshot has.
+func (s *scenario) checkSeries(w *watch, o observed, p *lag.Partition, complain func(observed, string, ...any)) {
 	s.Helper()
 	for name, want := range map[string]float64{
 		"kafka_consumergroup_lag":                  float64(p.Records),

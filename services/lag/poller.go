@@ -1,0 +1,254 @@
+package lag
+
+import (
+	"context"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// poller reads a cluster once per poll and remembers what the next poll needs. Polls must not run
+// concurrently.
+type poller struct {
+	// client is set while the collector runs.
+	client *client
+	// pattern matches the names of groups that are watched without being wanted. It may be nil.
+	pattern *regexp.Regexp
+	// interval is the time between two polls.
+	interval time.Duration
+	// patience is Patience, and shorter in tests.
+	patience time.Duration
+	now      func() time.Time
+
+	groups map[string]*groupState
+	ages   ages
+}
+
+// groupState is what is remembered of a group.
+type groupState struct {
+	// last is the group at the last poll, without its commits.
+	last       kafkaGroup
+	partitions map[topicPartition]*partitionState
+}
+
+// partitionState is what is remembered of a group's partition.
+type partitionState struct {
+	track track
+	// appended is the append time of the first unread record.
+	appended appendTime
+}
+
+// newPoller returns a poller that remembers nothing and has no client.
+func newPoller(pattern *regexp.Regexp, interval time.Duration) *poller {
+	return &poller{
+		pattern: pattern, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
+		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
+	}
+}
+
+// read is one poll. It reads the groups and their commits, then the bounds of their topics, then
+// the ages of what is unread. The order matters: a record that arrives in between can only make lag
+// too large, never negative. start is when the poll began.
+func (p *poller) read(ctx context.Context, start time.Time, objectives map[string][]Objective) (*Snapshot, error) {
+	watched := func(name string) bool {
+		_, wanted := objectives[name]
+		return wanted || p.pattern != nil && p.pattern.MatchString(name)
+	}
+	former := make([]kafkaGroup, 0, len(p.groups))
+	for _, s := range p.groups {
+		former = append(former, s.last)
+	}
+	groups, errs, err := readGroups(ctx, p.client, watched, slices.Sorted(maps.Keys(objectives)), former)
+	if err != nil {
+		return nil, err
+	}
+	p.rememberGroups(groups, errs)
+
+	sent := p.now()
+	logs, brokers, more, err := readTopics(ctx, p.client, p.topicNames(groups, objectives))
+	if err != nil {
+		return nil, err
+	}
+	received := p.now()
+	errs = append(errs, more...)
+	for _, g := range groups {
+		for _, name := range g.topics() {
+			if t := logs[name]; t != nil {
+				g.reads.resolve(t.id, name)
+			}
+		}
+	}
+	p.rememberTopics(logs, errs, sent, received)
+	errs = append(errs, p.findAges(ctx, groups, logs)...)
+
+	s := &Snapshot{
+		Time: start, Brokers: brokers, Errors: errs,
+		Groups: make(map[string]*Group, len(groups)), Topics: make(map[string]*Topic, len(logs)),
+	}
+	for name, t := range logs {
+		s.Topics[name] = t.published(name)
+	}
+	for name, g := range groups {
+		s.Groups[name] = p.published(start, g, logs, errs)
+	}
+	return s, nil
+}
+
+// rememberGroups remembers the groups and forgets those that no longer exist. A group that could
+// not be read still exists.
+func (p *poller) rememberGroups(groups map[string]*kafkaGroup, errs []*ReadError) {
+	unread := make(map[string]bool)
+	for _, e := range errs {
+		unread[e.Group] = true
+	}
+	maps.DeleteFunc(p.groups, func(name string, _ *groupState) bool { return groups[name] == nil && !unread[name] })
+	for name, g := range groups {
+		s := p.groups[name]
+		if s == nil {
+			s = &groupState{partitions: make(map[topicPartition]*partitionState)}
+			p.groups[name] = s
+		} else if g.reads.unknown && s.last.members > 0 {
+			// During a rebalance the group is taken to read what it read before.
+			g.reads = s.last.reads
+		}
+		s.last = *g
+		s.last.commits = nil
+	}
+}
+
+// topicNames returns the topics to read, sorted: those of objectives, and those of groups.
+func (p *poller) topicNames(groups map[string]*kafkaGroup, objectives map[string][]Objective) []string {
+	names := make(map[string]bool)
+	for _, all := range objectives {
+		for _, o := range all {
+			for _, t := range o.Topics {
+				names[t] = true
+			}
+		}
+	}
+	for name, s := range p.groups {
+		if groups[name] != nil {
+			continue
+		}
+		// The group could not be read. Its topics are read so that they are not forgotten.
+		for at := range s.partitions {
+			names[at.topic] = true
+		}
+	}
+	for _, g := range groups {
+		for t := range g.commits {
+			names[t] = true
+		}
+		for t := range g.reads.topics {
+			// Kafka's internal topics count only if the group has a commit there.
+			if !strings.HasPrefix(t, "__") {
+				names[t] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// rememberTopics adds the ends of logs to the histories and forgets topics that no longer exist. A
+// topic that could not be read still exists; one of the same name with another ID is another topic.
+func (p *poller) rememberTopics(logs map[string]*topicLogs, errs []*ReadError, sent, received time.Time) {
+	unread := make(map[string]bool)
+	for _, e := range errs {
+		unread[e.Topic] = true
+	}
+	gone := func(at topicPartition) bool {
+		t := logs[at.topic]
+		return t == nil && !unread[at.topic] || t != nil && t.id != at.id
+	}
+	maps.DeleteFunc(p.ages.histories, func(at topicPartition, _ *history) bool { return gone(at) })
+	for _, s := range p.groups {
+		maps.DeleteFunc(s.partitions, func(at topicPartition, _ *partitionState) bool { return gone(at) })
+	}
+	for _, at := range p.ages.sample(logs, sent, received) {
+		for _, s := range p.groups {
+			if partition := s.partitions[at]; partition != nil {
+				partition.appended.known = false
+			}
+		}
+	}
+}
+
+// findAges finds out when each group's first unread records were appended, as far as that is
+// unknown.
+func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, logs map[string]*topicLogs) []*ReadError {
+	var unread []unreadRecord
+	for _, g := range groups {
+		for _, name := range g.topics() {
+			t := logs[name]
+			if t == nil {
+				continue
+			}
+			for number, log := range t.logs {
+				if log.err != nil {
+					continue
+				}
+				at := topicPartition{name, t.id, number}
+				f := facts{committed: g.committed(name, number), start: log.start, stable: log.stable}
+				appended := &p.partition(g.name, at).appended
+				if !f.unread() {
+					// Another record may get this offset if the log is cut.
+					appended.known = false
+					continue
+				}
+				first := target{at, firstUnread(f.committed, f.start)}
+				unread = append(unread, unreadRecord{first, log.end, appended})
+			}
+		}
+	}
+	return p.ages.find(ctx, p.client, unread)
+}
+
+// partition returns what is remembered of a partition of a remembered group.
+func (p *poller) partition(group string, at topicPartition) *partitionState {
+	s := p.groups[group]
+	if s.partitions[at] == nil {
+		s.partitions[at] = &partitionState{}
+	}
+	return s.partitions[at]
+}
+
+// published returns a group as a snapshot shows it. It counts as one poll for its partitions.
+func (p *poller) published(start time.Time, g *kafkaGroup, logs map[string]*topicLogs, errs []*ReadError) *Group {
+	out := &Group{
+		Name: g.name, State: g.state, Protocol: g.kind, Members: g.members, Topics: make(map[string]*GroupTopic),
+	}
+	for _, name := range g.topics() {
+		if t := logs[name]; t != nil {
+			out.Topics[name] = p.publishedTopic(start, g, name, t)
+		} else if slices.ContainsFunc(errs, func(e *ReadError) bool { return e.Topic == name }) {
+			out.missing = append(out.missing, name)
+		}
+	}
+	return out
+}
+
+// publishedTopic returns a group's progress in a topic.
+func (p *poller) publishedTopic(start time.Time, g *kafkaGroup, name string, t *topicLogs) *GroupTopic {
+	out := &GroupTopic{
+		Topic: name, Subscribed: g.members != 0 && g.reads.includes(name),
+		Partitions: make([]Partition, 0, len(t.logs)),
+	}
+	for _, number := range slices.Sorted(maps.Keys(t.logs)) {
+		if out.Subscribed && !g.reads.unknown && !g.reads.assigned[name][number] {
+			out.Unassigned++
+		}
+		log := t.logs[number]
+		if log.err != nil {
+			out.Partial = true
+			continue
+		}
+		s := p.partition(g.name, topicPartition{name, t.id, number})
+		out.Partitions = append(out.Partitions, s.track.next(number, facts{
+			at: start, committed: g.committed(name, number), start: log.start, stable: log.stable, end: log.end,
+			subscribed: out.Subscribed, appended: s.appended.at, vague: !s.appended.known,
+		}, p.patience, p.interval))
+	}
+	return out
+}
