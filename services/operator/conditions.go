@@ -114,7 +114,7 @@ func (o *observation) consuming() {
 			o.places(lag.StatusStalled), has)
 	case o.cut:
 		is(metav1.ConditionUnknown, unreadable, partly)
-	case o.undetermined, o.bare && o.now.Sub(o.bareSince) < patience:
+	case o.undetermined, o.bare && o.now.Sub(o.bareSince) < lag.Patience:
 		before := meta.FindStatusCondition(o.status.Conditions, v1alpha1.Consuming)
 		if before != nil && before.Status != metav1.ConditionUnknown && before.Reason != notFound {
 			is(before.Status, before.Reason, "%s", before.Message)

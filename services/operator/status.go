@@ -134,7 +134,7 @@ func cause(err error) string {
 	if !ok {
 		return err.Error()
 	}
-	text := (&lag.ReadError{API: e.API, Group: e.Group, Topic: e.Topic, Err: errors.New(e.Code())}).Error()
+	text := e.Stable()
 	if strings.HasSuffix(e.Code(), "_AUTHORIZATION_FAILED") {
 		text += ": see whether the operator's user may Describe it"
 	}
@@ -149,8 +149,7 @@ func (v view) partial(group, topic string) bool {
 		return v.unreadable("", topic) != ""
 	}
 	if g := v.snapshot.Groups[group]; g != nil && g.Topics[topic] != nil {
-		of := g.Topics[topic]
-		if of.Partial || slices.ContainsFunc(of.Partitions, func(p lag.Partition) bool { return p.AgeUnknown }) {
+		if !g.Topics[topic].Complete() {
 			return true
 		}
 	}
@@ -205,7 +204,7 @@ func (o *observation) sum() {
 			} else {
 				toClose = max(toClose, p.Close)
 			}
-			if p.Status == lag.StatusOK && (p.Records > 0 && p.Age >= patience && p.LastProgress.IsZero() && o.young(p) || o.outside(at)) {
+			if p.Status == lag.StatusOK && (p.Records > 0 && p.Age >= lag.Patience && p.LastProgress.IsZero() && o.young(p) || o.outside(at)) {
 				o.undetermined = true
 			}
 		}
@@ -245,13 +244,10 @@ func (o *observation) outside(p *partition) bool {
 	return p.Since.Equal(o.snapshot.Time) && (p.Committed < o.log(p).Start || p.Committed > o.log(p).End)
 }
 
-// patience is how long package lag watches a group before it says that it does not move.
-const patience = time.Minute
-
 // young says that a partition has not been watched for long enough, whether it, its group or this process is what is new. That a poll may
 // come late counts in favour of waiting.
 func (o *observation) young(p lag.Partition) bool {
-	return o.snapshot.Time.Sub(p.Since) < patience+o.interval
+	return o.snapshot.Time.Sub(p.Since) < lag.Patience+o.interval
 }
 
 // seconds are whole ones, rounded up: so they exceed the objective, which is whole too, exactly when the time does.
