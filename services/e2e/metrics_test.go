@@ -25,6 +25,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
@@ -111,7 +112,7 @@ func scrapeSystem(t *testing.T) samples {
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
 	collector, err := lag.New(lag.Config{
-		Name: "orders", Kafka: lag.Kafka{Brokers: []string{kafka.Addr}}, Interval: 100 * time.Millisecond, Groups: regexp.MustCompile(""),
+		Name: "orders", Kafka: kafkaconfig.Client{Brokers: []string{kafka.Addr}}, Interval: 100 * time.Millisecond, Groups: regexp.MustCompile(""),
 	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersystem.dev/services/internal/kafkaconfig"
 )
 
 // Config is which cluster a Collector polls, and which groups it watches.
@@ -27,7 +29,7 @@ type Config struct {
 	// Name of the cluster. It is the label kafka_cluster of every series.
 	Name string
 	// Kafka is how to connect.
-	Kafka Kafka
+	Kafka kafkaconfig.Client
 	// Interval is the time between two polls. It must be positive.
 	Interval time.Duration
 	// Groups matches the names of groups to watch beside the wanted ones. nil matches none.
@@ -76,7 +78,7 @@ func New(cfg Config, log *slog.Logger) (*Collector, error) {
 		poller: newPoller(cfg.Groups, cfg.Interval), failing: make(map[string]bool),
 	}
 	var err error
-	c.opts, err = cfg.Kafka.options(c.requestTimeout())
+	c.opts, err = clientOptions(cfg.Kafka, c.requestTimeout())
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -67,7 +66,7 @@ func TestAges(t *testing.T) {
 			}
 			t.Cleanup(cluster.Close)
 			addr := cluster.ListenAddrs()[0]
-			c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("")})
+			c := connect(t, watching(addr))
 			now := time.Now().Truncate(time.Millisecond)
 			c.setClock(func() time.Time { return now })
 			first := now
@@ -140,7 +139,7 @@ func TestAgesOfACutLog(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 0, 1)
 	commit(t, cluster.ListenAddrs()[0], "g", "t", 0, 5)
-	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := connect(t, watching(cluster.ListenAddrs()...))
 	now := time.Now().Truncate(time.Millisecond)
 	c.setClock(func() time.Time { return now })
 	var log atomic.Pointer[fakeLog]
@@ -337,7 +336,7 @@ func TestShareGroupsAreLeftOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := connect(t, watching(cluster.ListenAddrs()...))
 	cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
 		resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
@@ -359,7 +358,7 @@ func TestShareGroupsAreLeftOut(t *testing.T) {
 func TestGroupOfAnUnknownKind(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
-	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := connect(t, watching(cluster.ListenAddrs()...))
 	var state atomic.Value
 	var failing atomic.Bool
 	cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {

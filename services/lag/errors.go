@@ -56,7 +56,7 @@ func (e *ReadError) Stable() string {
 func (e *ReadError) key() string { return e.API + " " + e.Code() }
 
 // asReadError returns the ReadError in the error of a poll that failed as a whole. An error without
-// one, such as a client that could not be made, counts as one of the first request.
+// one counts as an error of the first request.
 func asReadError(err error) *ReadError {
 	if e, ok := errors.AsType[*ReadError](err); ok {
 		return e

@@ -23,8 +23,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
+
+// watching returns the configuration of a collector that watches all groups.
+func watching(brokers ...string) Config {
+	return Config{Kafka: kafkaconfig.Client{Brokers: brokers}, Groups: regexp.MustCompile("")}
+}
 
 // connect returns a collector whose polls the test makes itself, so that it waits for none.
 func connect(t *testing.T, cfg Config) *Collector {
@@ -149,7 +155,7 @@ func TestGroupsOfEachKind(t *testing.T) {
 	for p := range int32(2) {
 		produce(t, addr, topic, p, 1)
 	}
-	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
 	c.Want(map[string][]Objective{topic + "-missing": {{Age: time.Second}}})
 	byRange := kgo.Balancers(kgo.RangeBalancer())
 	for _, tt := range []struct {
@@ -200,7 +206,7 @@ func TestStreamsGroup(t *testing.T) {
 	t.Parallel()
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 3)
-	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
 	c.mustPoll(t)
 	cl := newClient(t, addr)
 	if err := cl.Ping(t.Context()); err != nil {
@@ -263,7 +269,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	commit(t, k.Addr, "hidden", open, 0, 2)
 	k.Allow(t, "lag", "topic "+open+" Describe", "group seen Describe", "group away Describe")
 	user := k.NewUser(t, "lag")
-	kafka := Kafka{
+	kafka := kafkaconfig.Client{
 		Brokers: []string{k.TLSAddr}, Protocol: "ssl", CA: user.CA.Dir,
 		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
 	}
@@ -322,7 +328,7 @@ func TestKafkaAway(t *testing.T) {
 	c := connect(
 		t,
 		Config{
-			Kafka:    Kafka{Brokers: []string{k.Addr}},
+			Kafka:    kafkaconfig.Client{Brokers: []string{k.Addr}},
 			Interval: 100 * time.Millisecond,
 			Groups:   regexp.MustCompile(""),
 		},
@@ -367,7 +373,7 @@ func TestRecreatedTopic(t *testing.T) {
 	topic := testenv.NewTopic(t, addr, 1)
 	produce(t, addr, topic, 0, 9)
 	commit(t, addr, topic, topic, 0, 9)
-	c := connect(t, Config{Kafka: Kafka{Brokers: []string{addr}}})
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}})
 	c.Want(map[string][]Objective{topic: {{Topics: []string{topic}}}})
 	c.mustPoll(t)
 	admin := newAdmin(t, addr)
@@ -422,7 +428,7 @@ func fake(t *testing.T, groups, partitions int) *kfake.Cluster {
 func TestRequestsOfAPoll(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 60, 7)
-	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := connect(t, watching(cluster.ListenAddrs()...))
 	c.mustPoll(t)
 	var mu sync.Mutex
 	sent := make(map[string]int)
@@ -460,7 +466,7 @@ func TestBounds(t *testing.T) {
 		{3, 3, 9, TopicPartition{Start: 3, Stable: 3, End: 9}, 0},
 	} {
 		cluster := fake(t, 1, 1)
-		c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+		c := connect(t, watching(cluster.ListenAddrs()...))
 		cluster.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
 			cluster.KeepControl()
 			r := req.(*kmsg.ListOffsetsRequest)
@@ -586,7 +592,7 @@ func TestPartialFailures(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			cluster := fake(t, 3, 3)
-			c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+			c := connect(t, watching(cluster.ListenAddrs()...))
 			var log bytes.Buffer
 			c.log = slog.New(slog.NewTextHandler(&log, nil))
 			// This group does not exist.
@@ -628,7 +634,8 @@ func TestPartialFailures(t *testing.T) {
 			text := log.String()
 			failures, recoveries := strings.Count(text, "level=WARN"), strings.Count(text, "responds again")
 			if failures != once || recoveries != once {
-				t.Errorf("%d failures and %d recoveries are logged, want %d each:\n%s", failures, recoveries, once, text)
+				t.Errorf("%d failures and %d recoveries are logged, want %d each:\n%s",
+					failures, recoveries, once, text)
 			}
 		})
 	}
@@ -642,7 +649,7 @@ func TestGroupThatCannotBeReadIsRemembered(t *testing.T) {
 	addr := cluster.ListenAddrs()[0]
 	produce(t, addr, "t", 0, 3)
 	commit(t, addr, "g00", "t", 0, 2)
-	c := connect(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := connect(t, watching(cluster.ListenAddrs()...))
 	partition := func() *Partition { return &c.mustPoll(t).Groups["g00"].Topics["t"].Partitions[0] }
 	partition()
 	commit(t, addr, "g00", "t", 0, 1)
@@ -671,10 +678,10 @@ func TestGroupThatCannotBeReadIsRemembered(t *testing.T) {
 func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 12, 3)
-	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Groups: regexp.MustCompile("")})
+	c := newTestCollector(t, watching(cluster.ListenAddrs()...))
 	c.timeout = 3 * time.Second
 	var err error
-	if c.opts, err = c.cfg.Kafka.options(c.requestTimeout()); err != nil {
+	if c.opts, err = clientOptions(c.cfg.Kafka, c.requestTimeout()); err != nil {
 		t.Fatal(err)
 	}
 	c.connect(t)
@@ -718,7 +725,9 @@ func TestSilentBroker(t *testing.T) {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 1, 1)
-	c := newTestCollector(t, Config{Kafka: Kafka{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond})
+	c := newTestCollector(t, Config{
+		Kafka: kafkaconfig.Client{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond,
+	})
 	c.Want(map[string][]Objective{"g00": nil})
 	for range 2 {
 		// Run may be called again after it has returned.
@@ -752,7 +761,7 @@ func TestRun(t *testing.T) {
 }
 
 // New reports everything that is wrong at once.
-func TestConfig(t *testing.T) {
+func TestConfigMistakes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	file := func(name, text string) string {
@@ -764,23 +773,33 @@ func TestConfig(t *testing.T) {
 	}
 	user, pass, junk := file("user", "me\n"), file("pass", "secret\n"), file("junk.crt", "junk")
 	ok := []string{"kafka:9092"}
+	login := func(protocol, mechanism, passwordFile string) kafkaconfig.Client {
+		return kafkaconfig.Client{
+			Brokers: ok, Protocol: protocol, Mechanism: mechanism, UsernameFile: user, PasswordFile: passwordFile,
+		}
+	}
 	for _, tt := range []struct {
-		kafka Kafka
+		kafka kafkaconfig.Client
 		want  []string
 	}{
-		{Kafka{Brokers: ok}, nil},
-		{Kafka{Brokers: ok, Protocol: "ssl"}, nil},
-		{Kafka{Brokers: ok, Protocol: "sasl_plaintext", Mechanism: "PLAIN", UsernameFile: user, PasswordFile: pass}, nil},
-		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", UsernameFile: user, PasswordFile: pass}, nil},
-		{Kafka{}, []string{"no brokers"}},
-		{Kafka{Brokers: []string{"kafka", ":9092"}, Protocol: "tls"}, []string{`"kafka" is not host:port`, `":9092" is not host:port`, `protocol "tls"`}},
-		{Kafka{Brokers: ok, Protocol: "ssl", CA: dir + "/none"}, []string{"read CA"}},
-		{Kafka{Brokers: ok, Protocol: "ssl", CA: junk}, []string{junk + " is not whole PEM text"}},
-		{Kafka{Brokers: ok, Protocol: "ssl", CA: t.TempDir()}, []string{"no *.crt"}},
-		{Kafka{Brokers: ok, Protocol: "ssl", Cert: junk, Key: junk}, []string{"client's certificate"}},
-		{Kafka{Brokers: ok, CA: junk, Mechanism: "PLAIN"}, []string{"TLS files are given", "SASL is set"}},
-		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "GSSAPI", UsernameFile: user, PasswordFile: pass}, []string{`"GSSAPI" is none`}},
-		{Kafka{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "PLAIN", UsernameFile: user}, []string{"read the password"}},
+		{kafkaconfig.Client{Brokers: ok}, nil},
+		{kafkaconfig.Client{Brokers: ok, Protocol: "ssl"}, nil},
+		{login("sasl_plaintext", "PLAIN", pass), nil},
+		{login("sasl_ssl", "SCRAM-SHA-512", pass), nil},
+		{kafkaconfig.Client{}, []string{`brokers "": must be host:port`}},
+		{kafkaconfig.Client{Brokers: []string{"kafka", ":9092"}, Protocol: "tls"},
+			[]string{`brokers "kafka,:9092": must be host:port`, `security protocol "tls": must be one of`}},
+		{kafkaconfig.Client{Brokers: []string{"kafka:99999"}}, []string{`brokers "kafka:99999": must be host:port`}},
+		{kafkaconfig.Client{Brokers: ok, Protocol: "ssl", CA: dir + "/none"}, []string{"read CA"}},
+		{kafkaconfig.Client{Brokers: ok, Protocol: "ssl", CA: junk}, []string{junk + " is not whole PEM text"}},
+		{kafkaconfig.Client{Brokers: ok, Protocol: "ssl", CA: t.TempDir()}, []string{"no *.crt"}},
+		{kafkaconfig.Client{Brokers: ok, Protocol: "ssl", Cert: junk, Key: junk},
+			[]string{"must be the PEM certificate of key"}},
+		{kafkaconfig.Client{Brokers: ok, CA: junk, Mechanism: "PLAIN"},
+			[]string{"must be ssl or sasl_ssl when CA is set", "when SASL mechanism is set"}},
+		{login("sasl_ssl", "GSSAPI", pass), []string{`SASL mechanism "GSSAPI": must be one of`}},
+		{login("sasl_ssl", "PLAIN", ""), []string{`password "": must be set with sasl_ssl`}},
+		{login("sasl_ssl", "PLAIN", dir+"/none"), []string{`password file "` + dir + `/none": must be a file`}},
 	} {
 		_, err := New(Config{Name: "lab", Kafka: tt.kafka, Interval: time.Second}, slog.New(slog.DiscardHandler))
 		if (err == nil) != (tt.want == nil) {
@@ -795,9 +814,8 @@ func TestConfig(t *testing.T) {
 	if _, err := kgo.NewClient(newTestCollector(t, Config{Interval: 1000 * time.Hour}).opts...); err != nil {
 		t.Errorf("with a long interval: %v", err)
 	}
-	if _, err := New(Config{Kafka: Kafka{Brokers: ok}}, slog.New(slog.DiscardHandler)); err == nil ||
-		!strings.Contains(err.Error(), "no name") ||
-		!strings.Contains(err.Error(), "interval") {
+	_, err := New(Config{Kafka: kafkaconfig.Client{Brokers: ok}}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "no name") || !strings.Contains(err.Error(), "interval") {
 		t.Errorf("error is %v, want one of name and interval", err)
 	}
 }
@@ -823,7 +841,7 @@ func TestPasswordRenewal(t *testing.T) {
 		}
 	}
 	write("first")
-	c := connect(t, Config{Kafka: Kafka{
+	c := connect(t, Config{Kafka: kafkaconfig.Client{
 		Brokers: cluster.ListenAddrs(), Protocol: "sasl_plaintext", Mechanism: "SCRAM-SHA-512",
 		UsernameFile: filepath.Join(dir, "user"), PasswordFile: filepath.Join(dir, "pass"),
 	}})

@@ -136,45 +136,46 @@ func TestSeries(t *testing.T) {
 	c := newShowing(t, Config{})
 	c.Want(map[string][]Objective{"readers": {{Age: time.Hour}, {Age: 2 * time.Second}, {}}, "away": nil})
 	c.publish(testSnapshot(), nil)
-	want := strings.Split(strings.TrimSpace(`
+	readers := strings.NewReplacer("READERS", `consumergroup="readers",kafka_cluster="lab"`)
+	want := strings.Split(strings.TrimSpace(readers.Replace(`
 kafka_broker_info{id="0",kafka_cluster="lab"} 1
 kafka_broker_info{id="2",kafka_cluster="lab"} 1
-kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 90
-kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 5
-kafka_consumergroup_current_offset{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
-kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 10
-kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
-kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
-kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 2.5
-kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
-kafka_consumergroup_lag_seconds{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
-kafka_consumergroup_last_progress_timestamp_seconds{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 1.767322985e+09
+kafka_consumergroup_current_offset{READERS,partition="0",topic="orders"} 90
+kafka_consumergroup_current_offset{READERS,partition="1",topic="orders"} 5
+kafka_consumergroup_current_offset{READERS,partition="2",topic="orders"} 0
+kafka_consumergroup_lag{READERS,partition="0",topic="orders"} 10
+kafka_consumergroup_lag{READERS,partition="1",topic="orders"} 0
+kafka_consumergroup_lag{READERS,partition="2",topic="orders"} 0
+kafka_consumergroup_lag_seconds{READERS,partition="0",topic="orders"} 2.5
+kafka_consumergroup_lag_seconds{READERS,partition="1",topic="orders"} 0
+kafka_consumergroup_lag_seconds{READERS,partition="2",topic="orders"} 0
+kafka_consumergroup_last_progress_timestamp_seconds{READERS,partition="0",topic="orders"} 1.767322985e+09
 kafka_consumergroup_members{consumergroup="away",kafka_cluster="lab"} 0
-kafka_consumergroup_members{consumergroup="readers",kafka_cluster="lab"} 2
-kafka_consumergroup_objective_breached{consumergroup="readers",kafka_cluster="lab"} 1
-kafka_consumergroup_objective_seconds{consumergroup="readers",kafka_cluster="lab"} 2
-kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 2
-kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
-kafka_consumergroup_offset_rewinds_total{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="lost",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="lost",topic="orders"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="no_commit",topic="fresh"} 1
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="no_commit",topic="orders"} 1
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="ok",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="ok",topic="orders"} 2
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="rewound",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="rewound",topic="orders"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="slow",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="slow",topic="orders"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stalled",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stalled",topic="orders"} 1
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stopped",topic="fresh"} 0
-kafka_consumergroup_partition_status{consumergroup="readers",kafka_cluster="lab",status="stopped",topic="orders"} 0
-kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 3
-kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 0
-kafka_consumergroup_records_lost_total{consumergroup="readers",kafka_cluster="lab",partition="2",topic="orders"} 0
-kafka_consumergroup_retention_headroom_ratio{consumergroup="readers",kafka_cluster="lab",partition="0",topic="orders"} 0.5
-kafka_consumergroup_retention_headroom_ratio{consumergroup="readers",kafka_cluster="lab",partition="1",topic="orders"} 1
+kafka_consumergroup_members{READERS} 2
+kafka_consumergroup_objective_breached{READERS} 1
+kafka_consumergroup_objective_seconds{READERS} 2
+kafka_consumergroup_offset_rewinds_total{READERS,partition="0",topic="orders"} 2
+kafka_consumergroup_offset_rewinds_total{READERS,partition="1",topic="orders"} 0
+kafka_consumergroup_offset_rewinds_total{READERS,partition="2",topic="orders"} 0
+kafka_consumergroup_partition_status{READERS,status="lost",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="lost",topic="orders"} 0
+kafka_consumergroup_partition_status{READERS,status="no_commit",topic="fresh"} 1
+kafka_consumergroup_partition_status{READERS,status="no_commit",topic="orders"} 1
+kafka_consumergroup_partition_status{READERS,status="ok",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="ok",topic="orders"} 2
+kafka_consumergroup_partition_status{READERS,status="rewound",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="rewound",topic="orders"} 0
+kafka_consumergroup_partition_status{READERS,status="slow",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="slow",topic="orders"} 0
+kafka_consumergroup_partition_status{READERS,status="stalled",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="stalled",topic="orders"} 1
+kafka_consumergroup_partition_status{READERS,status="stopped",topic="fresh"} 0
+kafka_consumergroup_partition_status{READERS,status="stopped",topic="orders"} 0
+kafka_consumergroup_records_lost_total{READERS,partition="0",topic="orders"} 3
+kafka_consumergroup_records_lost_total{READERS,partition="1",topic="orders"} 0
+kafka_consumergroup_records_lost_total{READERS,partition="2",topic="orders"} 0
+kafka_consumergroup_retention_headroom_ratio{READERS,partition="0",topic="orders"} 0.5
+kafka_consumergroup_retention_headroom_ratio{READERS,partition="1",topic="orders"} 1
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Assigning"} 0
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="CompletingRebalance"} 0
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Dead"} 1
@@ -183,12 +184,12 @@ kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="NotRea
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="PreparingRebalance"} 0
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Reconciling"} 0
 kafka_consumergroup_state{consumergroup="away",kafka_cluster="lab",state="Stable"} 0
-kafka_consumergroup_topic_lag{consumergroup="readers",kafka_cluster="lab",topic="orders"} 10
-kafka_consumergroup_topic_max_lag_seconds{consumergroup="readers",kafka_cluster="lab",topic="orders"} 2.5
-kafka_consumergroup_unassigned_partitions{consumergroup="readers",kafka_cluster="lab",topic="fresh"} 0
-kafka_consumergroup_unassigned_partitions{consumergroup="readers",kafka_cluster="lab",topic="orders"} 1
-kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster="lab",topic="fresh"} 1
-kafka_consumergroup_uncommitted_partitions{consumergroup="readers",kafka_cluster="lab",topic="orders"} 1
+kafka_consumergroup_topic_lag{READERS,topic="orders"} 10
+kafka_consumergroup_topic_max_lag_seconds{READERS,topic="orders"} 2.5
+kafka_consumergroup_unassigned_partitions{READERS,topic="fresh"} 0
+kafka_consumergroup_unassigned_partitions{READERS,topic="orders"} 1
+kafka_consumergroup_uncommitted_partitions{READERS,topic="fresh"} 1
+kafka_consumergroup_uncommitted_partitions{READERS,topic="orders"} 1
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="0",topic="orders"} 107
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="1",topic="orders"} 5
 kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="0",topic="orders"} 3
@@ -210,7 +211,7 @@ lag_collector_errors_total{api="OffsetFetch",code="GROUP_AUTHORIZATION_FAILED",k
 lag_collector_last_success_timestamp_seconds{kafka_cluster="lab"} 1.767323045e+09
 lag_collector_series_dropped_total{kafka_cluster="lab"} 0
 lag_collector_up{kafka_cluster="lab"} 1
-`), "\n")
+`)), "\n")
 	got := slices.DeleteFunc(scrape(t, c, "kafka_", "lag_"), func(line string) bool {
 		return strings.HasPrefix(line, "lag_collector_duration") || strings.HasPrefix(line, "lag_collector_series{") ||
 			strings.HasPrefix(line, "kafka_consumergroup_state") && !strings.Contains(line, "away")

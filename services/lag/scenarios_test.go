@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
@@ -78,7 +79,7 @@ func awaitGroups(t *testing.T, admin *kadm.Client) {
 func (l *lab) config(interval time.Duration, groups string) lag.Config {
 	return lag.Config{
 		Name:     "lab",
-		Kafka:    lag.Kafka{Brokers: []string{l.addr}},
+		Kafka:    kafkaconfig.Client{Brokers: []string{l.addr}},
 		Interval: interval,
 		Groups:   regexp.MustCompile("^" + groups),
 	}
@@ -402,7 +403,8 @@ func noCommit(s *scenario) {
 		seen := s.always.all()
 		shown := seen[len(seen)-1].series
 		uncommitted := fmt.Sprintf(
-			`kafka_consumergroup_uncommitted_partitions{consumergroup=%q,kafka_cluster="lab",topic=%q}`, group, topic.name)
+			`kafka_consumergroup_uncommitted_partitions{consumergroup=%q,kafka_cluster="lab",topic=%q}`,
+			group, topic.name)
 		if got := shown[uncommitted]; got != float64(want) {
 			s.Errorf("the series counts %v partitions without a commit, want %d", got, want)
 		}

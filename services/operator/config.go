@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/lag"
 )
 
@@ -179,7 +180,7 @@ var (
 )
 
 func (r *reader) cluster(where string, c fileCluster) Cluster {
-	k := lag.Kafka{
+	k := kafkaconfig.Client{
 		Protocol: strings.ToLower(c.SecurityProtocol), CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key,
 		Mechanism: c.SASL.Mechanism, UsernameFile: c.SASL.UsernameFile, PasswordFile: c.SASL.PasswordFile,
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/lag"
 )
 
@@ -50,10 +51,10 @@ watchNamespaces: [orders, audit]
 		Clusters: []Cluster{
 			{Config: lag.Config{
 				Name: "orders", Interval: 10 * time.Second, Groups: regexp.MustCompile("^(?:order-.*|audit)$"),
-				Kafka: lag.Kafka{Brokers: []string{"a:9093", "b:9093"}, Protocol: "sasl_ssl", CA: "/etc/kafka/orders/ca", Cert: "/c.crt", Key: "/c.key",
+				Kafka: kafkaconfig.Client{Brokers: []string{"a:9093", "b:9093"}, Protocol: "sasl_ssl", CA: "/etc/kafka/orders/ca", Cert: "/c.crt", Key: "/c.key",
 					Mechanism: "SCRAM-SHA-512", UsernameFile: "/u", PasswordFile: "/p"},
 			}, KafkaTopics: KafkaTopics{"orders", "main"}},
-			{Config: lag.Config{Name: "plain", Interval: 10 * time.Second, Kafka: lag.Kafka{Brokers: []string{"kafka:9092"}, Protocol: "plaintext"}}},
+			{Config: lag.Config{Name: "plain", Interval: 10 * time.Second, Kafka: kafkaconfig.Client{Brokers: []string{"kafka:9092"}, Protocol: "plaintext"}}},
 		},
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b *regexp.Regexp) bool { return pattern(a) == pattern(b) })); diff != "" || err != nil {

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
 	"ordersystem.dev/services/operator/api/v1alpha1"
@@ -42,7 +43,7 @@ func TestDiscovery(t *testing.T) {
 		}
 	}
 	cfg := a.config()
-	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Groups: regexp.MustCompile("^(?:readers)$"), Kafka: lag.Kafka{Brokers: []string{kafka}}}
+	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Groups: regexp.MustCompile("^(?:readers)$"), Kafka: kafkaconfig.Client{Brokers: []string{kafka}}}
 	r := start(t, cfg, testLog(t), a.kube, nil)
 	shows := func(series string, want bool) {
 		t.Helper()
@@ -77,7 +78,7 @@ func TestUnreachableKafka(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	cfg := a.config()
-	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Kafka: lag.Kafka{Brokers: []string{"127.0.0.1:1"}}}
+	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Kafka: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}
 	r := start(t, cfg, testLog(t), a.kube, nil) // waits until it is ready
 	cg := a.consumerGroup(t, "orders", "a")
 	a.is(t, cg, v1alpha1.Consuming, "Unknown/ClusterUnreachable")

@@ -22,6 +22,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/fakekafka"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/process"
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/lag"
@@ -69,7 +70,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	}
 	defer lagOps.Close()
 	collector, err := lag.New(lag.Config{
-		Name: "demo", Kafka: lag.Kafka{Brokers: kafka.ListenAddrs()}, Interval: time.Second, Groups: regexp.MustCompile(""),
+		Name: "demo", Kafka: kafkaconfig.Client{Brokers: kafka.ListenAddrs()}, Interval: time.Second, Groups: regexp.MustCompile(""),
 	}, log.With("service", "lag"))
 	if err != nil {
 		return err
