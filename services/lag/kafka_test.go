@@ -261,6 +261,7 @@ func TestStreamsGroup(t *testing.T) {
 // the rest. A renewed certificate is used at the next connection.
 func TestDescribeRightsAndRenewal(t *testing.T) {
 	t.Parallel()
+	begun := time.Now()
 	k := testenv.StartSecureKafka(t)
 	open, secret := testenv.NewTopic(t, k.Addr, 2), testenv.NewTopic(t, k.Addr, 1)
 	produce(t, k.Addr, open, 0, 7)
@@ -281,7 +282,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 		t.Errorf("the group is %q, want %q", got, wantSeen)
 	}
 	// The age comes from a search by timestamp.
-	if p := s.Groups["seen"].Topics[open].Partitions[0]; p.Records != 5 || p.Age <= 0 || p.Age > time.Minute {
+	if p := s.Groups["seen"].Topics[open].Partitions[0]; p.Records != 5 || p.Age <= 0 || p.Age > time.Since(begun) {
 		t.Errorf("its partition is %+v, want 5 records of some seconds", p)
 	}
 	if got, want := summary(s, "away"), " Dead 0 members"; got != want {
@@ -384,6 +385,7 @@ func TestRecreatedTopic(t *testing.T) {
 	if len(s.Errors) > 0 || len(s.Groups[topic].Topics) > 0 {
 		t.Errorf("the deleted topic has left errors %v or topics in %+v", s.Errors, s.Groups[topic])
 	}
+	recreated := time.Now()
 	if _, err := admin.CreateTopic(t.Context(), 1, 1, nil, topic); err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +394,7 @@ func TestRecreatedTopic(t *testing.T) {
 	commit(t, addr, topic, topic, 0, 1)
 	s = c.mustPoll(t)
 	p := s.Groups[topic].Topics[topic].Partitions[0]
-	if p.Status != StatusOK || p.Records != 1 || p.Rewinds != 0 || p.Lost != 0 || p.Age > 20*time.Second {
+	if p.Status != StatusOK || p.Records != 1 || p.Rewinds != 0 || p.Lost != 0 || p.Age > time.Since(recreated) {
 		t.Errorf("the partition of the recreated topic is %+v", p)
 	}
 }
@@ -693,6 +695,7 @@ func TestSilentBroker(t *testing.T) {
 	for succeeded := false; !succeeded; {
 		began := time.Now()
 		c.poll(t.Context())
+		// A poll ends at its own time limit. The second more is for a busy machine.
 		if took := time.Since(began); took > c.timeout+time.Second {
 			t.Fatalf("the poll took %v", took)
 		}
@@ -735,13 +738,16 @@ func TestRun(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- c.Run(ctx) }()
 		var last time.Time
-		for range 3 {
+		for polls := 0; polls < 3; {
 			<-c.Polled()
 			s := c.Snapshot()
-			if s == nil || s.Groups["g00"] == nil || !s.Time.After(last) {
+			if s == nil || s.Groups["g00"] == nil || s.Time.Before(last) {
 				t.Fatalf("after a poll there is %+v, %v", s, c.Err())
 			}
-			last = s.Time
+			// The snapshot may be that of a later poll, whose signal then brings nothing new.
+			if s.Time.After(last) {
+				polls, last = polls+1, s.Time
+			}
 		}
 		for polls := 0; polls < 3; time.Sleep(time.Millisecond) {
 			// These polls go on although nothing receives their signals.

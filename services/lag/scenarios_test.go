@@ -186,6 +186,7 @@ func stopped(s *scenario) {
 	w := topic.commit(s.name+"-g", 0, 10)
 	for range 20 {
 		topic.produce(0, 5)
+		// The producer goes on over several polls.
 		time.Sleep(50 * time.Millisecond)
 	}
 	s.awaitStatus(w, lag.StatusStopped)
@@ -259,6 +260,7 @@ func compacted(s *scenario) {
 	for range 10 {
 		topic.produce(0, 10)
 		topic.produce(1, 10)
+		// The records get different ages.
 		time.Sleep(100 * time.Millisecond)
 	}
 	for p := range int32(2) {
@@ -458,6 +460,7 @@ func retention(s *scenario) {
 	topic := s.newTopic("t", 1)
 	for range 10 {
 		topic.produce(0, 10)
+		// The records get different ages.
 		time.Sleep(50 * time.Millisecond)
 	}
 	w := topic.commit(s.name+"-g", 0, 20)
@@ -511,6 +514,7 @@ func replay(s *scenario) {
 	topic := s.newTopic("t", 1)
 	for range 10 {
 		topic.produce(0, 5)
+		// The records get different ages.
 		time.Sleep(100 * time.Millisecond)
 	}
 	old := topic.commit(s.name+"-old", 0, 50)
@@ -550,6 +554,7 @@ func restarted(s *scenario) {
 		for p := range int32(3) {
 			topic.produce(p, 1+rand.IntN(40))
 		}
+		// The records get different ages.
 		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)
 	}
 	for g := range 20 {
@@ -636,6 +641,7 @@ func clockSkew(s *scenario) {
 		topic.produceAs(0, "key", 5, skew)
 		topic.produceAs(1, "key", 5, -skew)
 		topic.produceAs(2, "key", 5, time.Duration(rand.Int64N(int64(2*skew)))-skew)
+		// The records get different ages.
 		time.Sleep(50 * time.Millisecond)
 	}
 	for p := range int32(3) {
