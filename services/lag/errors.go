@@ -34,8 +34,8 @@ func (e *ReadError) Error() string {
 // Unwrap returns the broker's or the connection's error.
 func (e *ReadError) Unwrap() error { return e.Err }
 
-// Code returns Kafka's name of the error, or TIMEOUT or CONNECTION if no broker answered. There are
-// few codes, so a metric may have them as a label.
+// Code returns Kafka's name of the error, or TIMEOUT or CONNECTION if no broker responded. There
+// are few codes, so a metric may have them as a label.
 func (e *ReadError) Code() string {
 	if ke, ok := errors.AsType[*kerr.Error](e.Err); ok {
 		return ke.Message

@@ -204,7 +204,7 @@ type otherResult struct {
 func (s *scenario) addResult(result result, end time.Time) {
 	result.scenario = s.name
 	w := s.watches[0]
-	var last observed
+	var last recorded
 	for _, o := range s.always.all() {
 		if p := w.in(o.Snapshot); p != nil && o.Time.After(w.since) && !o.Time.Add(o.Took).After(w.until) {
 			last = o

@@ -443,8 +443,8 @@ func (w *watch) in(s *lag.Snapshot) *lag.Partition {
 	return &partitions[i]
 }
 
-// observed is a snapshot, and what a scrape showed of it.
-type observed struct {
+// recorded is a snapshot, and what a scrape showed of it.
+type recorded struct {
 	*lag.Snapshot
 	series series
 }
@@ -458,7 +458,7 @@ type recorder struct {
 	searched bool
 
 	mu   sync.Mutex
-	seen []observed
+	seen []recorded
 	// next is closed when seen grows.
 	next chan struct{}
 }
@@ -534,7 +534,7 @@ func (r *recorder) record(t *testing.T, handler http.Handler) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = append(r.seen, observed{snapshot, shown})
+	r.seen = append(r.seen, recorded{snapshot, shown})
 	close(r.next)
 	r.next = make(chan struct{})
 }
@@ -567,7 +567,7 @@ func (r *recorder) await(t *testing.T, what string, ok func(*lag.Snapshot) bool)
 }
 
 // all returns all that was recorded.
-func (r *recorder) all() []observed {
+func (r *recorder) all() []recorded {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.seen
@@ -621,7 +621,7 @@ func (s *scenario) check() {
 func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 	s.Helper()
 	seen, checked, wrong := r.all(), 0, 0
-	complain := func(o observed, format string, args ...any) {
+	complain := func(o recorded, format string, args ...any) {
 		s.Helper()
 		s.Fail()
 		if wrong++; wrong <= 3 {
@@ -676,7 +676,7 @@ func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 
 // checkTopic checks the bounds of a partition. Without transactions no record may look like one of
 // an open transaction, however many come during a poll.
-func (s *scenario) checkTopic(w *watch, o observed, complain func(observed, string, ...any)) {
+func (s *scenario) checkTopic(w *watch, o recorded, complain func(recorded, string, ...any)) {
 	s.Helper()
 	var p lag.TopicPartition
 	if t := o.Topics[w.topic.name]; t != nil && t.Ready && int(w.partition) < len(t.Partitions) {
@@ -702,7 +702,7 @@ func (s *scenario) checkTopic(w *watch, o observed, complain func(observed, stri
 
 // allowed returns how far an age may be off: the time between the two polls between which the
 // record came.
-func (r *recorder) allowed(seen []observed, from, to time.Time) time.Duration {
+func (r *recorder) allowed(seen []recorded, from, to time.Time) time.Duration {
 	if r.searched {
 		return searchAllowance
 	}
@@ -717,7 +717,7 @@ func (r *recorder) allowed(seen []observed, from, to time.Time) time.Duration {
 }
 
 // checkSeries checks that a scrape shows what the snapshot has.
-func (s *scenario) checkSeries(w *watch, o observed, p *lag.Partition, complain func(observed, string, ...any)) {
+func (s *scenario) checkSeries(w *watch, o recorded, p *lag.Partition, complain func(recorded, string, ...any)) {
 	s.Helper()
 	for name, want := range map[string]float64{
 		"kafka_consumergroup_lag":                  float64(p.Records),
