@@ -106,15 +106,8 @@ func TestAges(t *testing.T) {
 			p := c.mustPoll(t).Groups["g"].Topics["t"].Partitions[0]
 			unknown := tt.silent && tt.within == 0
 			if p.Records != 1 || (p.Age-tt.want).Abs() > tt.within || p.AgeUnknown != unknown {
-				t.Errorf(
-					"%d records of age %v (unknown %v), want 1 of %v ± %v (%v)",
-					p.Records,
-					p.Age,
-					p.AgeUnknown,
-					tt.want,
-					tt.within,
-					unknown,
-				)
+				t.Errorf("%d records of age %v (unknown %v), want 1 of %v ± %v (%v)", p.Records, p.Age,
+					p.AgeUnknown, tt.want, tt.within, unknown)
 			}
 			ages := scrape(t, c, "kafka_consumergroup_lag_seconds", "kafka_consumergroup_topic_max_lag_seconds")
 			if shown := len(ages); (shown == 0) != unknown {
@@ -259,22 +252,15 @@ func TestForgetsTopics(t *testing.T) {
 			c.poller.partition("g", topicPartition{name, topic.id, 0})
 		}
 		if len(c.poller.ages.histories) != want || len(c.poller.groups["g"].partitions) != want {
-			t.Errorf(
-				"%d histories and %d partitions are remembered, want %d of each",
-				len(c.poller.ages.histories),
-				len(c.poller.groups["g"].partitions),
-				want,
-			)
+			t.Errorf("%d histories and %d partitions are remembered, want %d of each", len(c.poller.ages.histories),
+				len(c.poller.groups["g"].partitions), want)
 		}
 	}
 	logs := map[int32]logBounds{0: {end: 3, stable: 3}}
 	remember(2, map[string]*topicLogs{"t": {[16]byte{1}, logs}, "u": {[16]byte{2}, logs}})
 	remember(2, map[string]*topicLogs{"t": {[16]byte{3}, logs}, "u": {[16]byte{2}, logs}})
-	remember(
-		2,
-		map[string]*topicLogs{"t": {[16]byte{3}, logs}},
-		&ReadError{API: "Metadata", Topic: "u", Err: kerr.TopicAuthorizationFailed},
-	)
+	remember(2, map[string]*topicLogs{"t": {[16]byte{3}, logs}},
+		&ReadError{API: "Metadata", Topic: "u", Err: kerr.TopicAuthorizationFailed})
 	remember(1, map[string]*topicLogs{"t": {[16]byte{3}, logs}})
 	remember(0, nil)
 }
@@ -341,10 +327,8 @@ func TestShareGroupsAreLeftOut(t *testing.T) {
 		cluster.KeepControl()
 		resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
 		for _, kind := range []string{"share", "consumer", "streams", "classic"} {
-			resp.Groups = append(
-				resp.Groups,
-				kmsg.ListGroupsResponseGroup{Group: kind, GroupType: kind, GroupState: "Empty"},
-			)
+			resp.Groups = append(resp.Groups,
+				kmsg.ListGroupsResponseGroup{Group: kind, GroupType: kind, GroupState: "Empty"})
 		}
 		return resp, nil, true
 	})

@@ -57,24 +57,14 @@ func startExporters(t testing.TB, addr string) []*exporter {
 		port := localkafka.FreePort()
 		// By default it learns of new topics twice a minute, which is too rare for a test of a
 		// minute.
-		cmd := exec.CommandContext(
-			t.Context(),
-			*kafkaExporter,
-			"--kafka.server="+addr,
-			"--kafka.version=4.0.0",
-			"--refresh.metadata=1s",
-			fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port),
-		)
+		cmd := exec.CommandContext(t.Context(), *kafkaExporter, "--kafka.server="+addr, "--kafka.version=4.0.0",
+			"--refresh.metadata=1s", fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port))
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kafka_exporter",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
 			lag: func(w *watch) string {
-				return fmt.Sprintf(
-					`kafka_consumergroup_lag{consumergroup=%q,partition="%d",topic=%q}`,
-					w.group,
-					w.partition,
-					w.topic.name,
-				)
+				return fmt.Sprintf(`kafka_consumergroup_lag{consumergroup=%q,partition="%d",topic=%q}`, w.group,
+					w.partition, w.topic.name)
 			},
 			members: func(group string) string {
 				return fmt.Sprintf(`kafka_consumergroup_members{consumergroup=%q}`, group)
@@ -84,12 +74,8 @@ func startExporters(t testing.TB, addr string) []*exporter {
 	if *kminion != "" {
 		port := localkafka.FreePort()
 		cmd := exec.CommandContext(t.Context(), *kminion)
-		cmd.Env = append(
-			os.Environ(),
-			"KAFKA_BROKERS="+addr,
-			"EXPORTER_HOST=127.0.0.1",
-			fmt.Sprintf("EXPORTER_PORT=%d", port),
-		)
+		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+addr, "EXPORTER_HOST=127.0.0.1",
+			fmt.Sprintf("EXPORTER_PORT=%d", port))
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kminion",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
@@ -275,16 +261,8 @@ func (l *lab) table() string {
 	for _, r := range l.results {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.3f", r.scenario, r.records, r.recordsOff, r.age, r.ageOff.Seconds())
 		for _, o := range r.others {
-			fmt.Fprintf(
-				w,
-				"\t%s\t%v\t%v\t%d of %d\t%s",
-				o.last,
-				o.off,
-				o.least,
-				o.missing,
-				o.number,
-				strings.TrimSuffix(o.members, ", "),
-			)
+			fmt.Fprintf(w, "\t%s\t%v\t%v\t%d of %d\t%s", o.last, o.off, o.least, o.missing, o.number,
+				strings.TrimSuffix(o.members, ", "))
 		}
 		fmt.Fprintln(w)
 	}

@@ -124,14 +124,8 @@ func summary(s *Snapshot, name string) string {
 				committed++
 			}
 		}
-		fmt.Fprintf(
-			&out,
-			", %d of %d committed, subscribed %v, unassigned %d",
-			committed,
-			len(t.Partitions),
-			t.Subscribed,
-			t.Unassigned,
-		)
+		fmt.Fprintf(&out, ", %d of %d committed, subscribed %v, unassigned %d", committed, len(t.Partitions),
+			t.Subscribed, t.Unassigned)
 	}
 	return out.String()
 }
@@ -250,10 +244,8 @@ func TestStreamsGroup(t *testing.T) {
 	join()
 	c.until(t, "the group with its task", func(s *Snapshot) bool {
 		join()
-		return summary(
-			s,
-			topic+"-streams",
-		) == "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
+		want := "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
+		return summary(s, topic+"-streams") == want
 	})
 }
 
@@ -311,11 +303,8 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	}
 	user.Renew(t)
 	user.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
-	c.until(
-		t,
-		"the group",
-		func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 },
-	)
+	c.until(t, "the group",
+		func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 })
 }
 
 // While Kafka is away there is an error, logged once, and the last snapshot stays. When Kafka is
@@ -326,14 +315,9 @@ func TestKafkaAway(t *testing.T) {
 	topic := testenv.NewTopic(t, k.Addr, 1)
 	produce(t, k.Addr, topic, 0, 3)
 	commit(t, k.Addr, "g", topic, 0, 1)
-	c := connect(
-		t,
-		Config{
-			Kafka:    kafkaconfig.Client{Brokers: []string{k.Addr}},
-			Interval: 100 * time.Millisecond,
-			Groups:   regexp.MustCompile(""),
-		},
-	)
+	cfg := watching(k.Addr)
+	cfg.Interval = 100 * time.Millisecond
+	c := connect(t, cfg)
 	var log bytes.Buffer
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	before := c.mustPoll(t)
@@ -706,11 +690,8 @@ func TestSilentBroker(t *testing.T) {
 		succeeded = true
 		s := c.Snapshot()
 		if len(s.Groups) == 0 || len(s.Groups) == 12 || len(s.Topics["t"].Partitions) != 2 {
-			t.Errorf(
-				"%d groups and %d partitions are read, want some of 12, and 2",
-				len(s.Groups),
-				len(s.Topics["t"].Partitions),
-			)
+			t.Errorf("%d groups and %d partitions are read, want some of 12, and 2", len(s.Groups),
+				len(s.Topics["t"].Partitions))
 		}
 		apis := make(map[string]bool)
 		for _, e := range s.Errors {
@@ -829,11 +810,8 @@ func TestConfigMistakes(t *testing.T) {
 // The user's name and password are read at each connection.
 func TestPasswordRenewal(t *testing.T) {
 	t.Parallel()
-	cluster, err := kfake.NewCluster(
-		kfake.NumBrokers(1),
-		kfake.EnableSASL(),
-		kfake.Superuser("SCRAM-SHA-512", "me", "second"),
-	)
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(),
+		kfake.Superuser("SCRAM-SHA-512", "me", "second"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -259,11 +259,8 @@ func TestSeriesWithoutKafka(t *testing.T) {
 	check("before the first poll")
 	down := &ReadError{API: "Metadata", Err: errors.New("connection refused")}
 	c.publish(nil, fmt.Errorf("read: %w", down))
-	check(
-		"the first poll failed",
-		`lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
-		"lag_collector_up{} 0",
-	)
+	check("the first poll failed", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
+		"lag_collector_up{} 0")
 
 	s := testSnapshot()
 	s.Errors = nil

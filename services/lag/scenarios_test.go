@@ -215,15 +215,8 @@ func idleProducer(s *scenario) {
 	topic.produce(0, 20)
 	w := topic.commit(s.name+"-g", 0, 20)
 	s.pass(6 * time.Second)
-	s.never(
-		w,
-		lag.StatusSlow,
-		lag.StatusStalled,
-		lag.StatusStopped,
-		lag.StatusRewound,
-		lag.StatusLost,
-		lag.StatusNoCommit,
-	)
+	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusStopped, lag.StatusRewound, lag.StatusLost,
+		lag.StatusNoCommit)
 	topic.produce(0, 1)
 	s.pass(time.Second)
 }
@@ -234,15 +227,8 @@ func emptyTopic(s *scenario) {
 	topic.commit(s.name+"-g", 0, 0)
 	w := topic.commit(s.name+"-g", 1, 0)
 	s.pass(4 * time.Second)
-	s.never(
-		w,
-		lag.StatusSlow,
-		lag.StatusStalled,
-		lag.StatusStopped,
-		lag.StatusRewound,
-		lag.StatusLost,
-		lag.StatusNoCommit,
-	)
+	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusStopped, lag.StatusRewound, lag.StatusLost,
+		lag.StatusNoCommit)
 }
 
 // Compaction removed the first unread record, so a consumer would continue with the next one. A

@@ -166,13 +166,8 @@ func TestSearchesTogether(t *testing.T) {
 		got := s.find(all, r.ask)
 		for _, w := range all {
 			if want := r.logs[w.topicPartition][w.offset].time; got[w.target] != want {
-				t.Errorf(
-					"the time of partition %d, offset %d is %d, want %d",
-					w.partition,
-					w.offset,
-					got[w.target],
-					want,
-				)
+				t.Errorf("the time of partition %d, offset %d is %d, want %d", w.partition, w.offset, got[w.target],
+					want)
 			}
 		}
 		if r.n > most {

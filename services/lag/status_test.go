@@ -263,14 +263,8 @@ func TestPartition(t *testing.T) {
 				}, time.Minute, 10*time.Second)
 				if got := describe(p, began); got != poll.want || p.Number != 3 || p.Committed != poll.committed ||
 					!p.Since.Equal(began) {
-					t.Errorf(
-						"after %d s the partition is %q (number %d, committed %d), want %q",
-						poll.at,
-						got,
-						p.Number,
-						p.Committed,
-						poll.want,
-					)
+					t.Errorf("after %d s the partition is %q (number %d, committed %d), want %q", poll.at, got,
+						p.Number, p.Committed, poll.want)
 				}
 			}
 		})

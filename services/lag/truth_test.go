@@ -261,11 +261,8 @@ func (l *topicLog) appended(partition int32, from time.Time, batch []*kgo.Record
 // transact appends n records in a transaction, calls during while it is open, and ends it.
 func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, during func()) {
 	l.Helper()
-	producer := l.client(
-		kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		kgo.ProducerLinger(0),
-		kgo.TransactionalID(l.name+time.Now().String()),
-	)
+	producer := l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
+		kgo.TransactionalID(l.name+time.Now().String()))
 	if err := producer.BeginTransaction(); err != nil {
 		l.Fatal(err)
 	}
@@ -592,13 +589,8 @@ func parseSeries(text []byte) series {
 }
 
 func (w *watch) series(name string) string {
-	return fmt.Sprintf(
-		`%s{consumergroup=%q,kafka_cluster="lab",partition="%d",topic=%q}`,
-		name,
-		w.group,
-		w.partition,
-		w.topic.name,
-	)
+	return fmt.Sprintf(`%s{consumergroup=%q,kafka_cluster="lab",partition="%d",topic=%q}`, name, w.group,
+		w.partition, w.topic.name)
 }
 
 // check compares all that was recorded with the truth, and adds to the table how far it was off.
