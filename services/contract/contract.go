@@ -1,6 +1,7 @@
-// Package contract is what crosses a boundary: orders, their events, the topics that carry them, the requests of the two HTTP
-// APIs, and the documents (OpenAPI, AsyncAPI) that describe all of it. It depends on the standard library only, so a client or
-// another service can import it without importing how this one works.
+// Package contract defines what crosses a boundary: orders, their events, the topics that carry
+// them, the requests of the two HTTP APIs, and the documents (OpenAPI, AsyncAPI) that describe all
+// of it. It depends on the standard library only, so another program can import it without the
+// implementation of the services.
 package contract
 
 import (
@@ -14,28 +15,38 @@ import (
 	"unicode/utf8"
 )
 
-// Limits of the HTTP APIs and of the events; a request beyond one is answered 400 (413 for the body) with the limit named.
+// Limits of the HTTP APIs and of the events. A request beyond one gets status 400, or 413 for the
+// body, with a text that names the limit.
 const (
-	MaxIDBytes     = 256       // order ID, after its outer blanks are trimmed; an event's ID
-	MaxStatusBytes = 256       // status, likewise
-	MaxItems       = 1000      // items of one order
-	MaxBodyBytes   = 64 << 10  // request body
-	MaxEventBytes  = 1_000_000 // encoded event; stays below the topics' 1 MiB, which the broker applies to the whole batch
+	// MaxIDBytes is the size of an order ID, without the blanks at its ends, and of an event's ID.
+	MaxIDBytes = 256
+	// MaxStatusBytes is the size of a status, without the blanks at its ends.
+	MaxStatusBytes = 256
+	// MaxItems is the number of items of one order.
+	MaxItems = 1000
+	// MaxBodyBytes is the size of a request body.
+	MaxBodyBytes = 64 << 10
+	// MaxEventBytes is the size of an encoded event. It is below the topics' limit of 1 MiB,
+	// because the broker applies that one to the whole batch.
+	MaxEventBytes = 1_000_000
 )
 
 // StatusNew is the status of an order that was never updated.
 const StatusNew = "new"
 
-// Order is an order as the APIs answer it and as the topics carry it.
+// Order is an order in the responses of the APIs and in the records of the topics.
 type Order struct {
-	OrderID     string    `json:"orderId"`
-	CustomerID  string    `json:"customerId"` // UUID
-	OrderDate   time.Time `json:"orderDate"`  // UTC, RFC 3339
-	Items       []Item    `json:"items"`
-	TotalAmount Amount    `json:"totalAmount"` // sum of quantity × price
-	Currency    string    `json:"currency"`    // ISO 4217
-	Status      string    `json:"status"`
-	Version     int64     `json:"version"` // 1 for a creation, one more for each update
+	OrderID    string `json:"orderId"`
+	CustomerID string `json:"customerId"` // UUID
+	// OrderDate is when the order was created. It is written as RFC 3339 in UTC.
+	OrderDate time.Time `json:"orderDate"`
+	Items     []Item    `json:"items"`
+	// TotalAmount is the sum of quantity × price over all items.
+	TotalAmount Amount `json:"totalAmount"`
+	Currency    string `json:"currency"` // ISO 4217
+	Status      string `json:"status"`
+	// Version is 1 for a creation and grows by 1 with each update.
+	Version int64 `json:"version"`
 }
 
 // Item is one line of an order.
@@ -45,18 +56,20 @@ type Item struct {
 	Price     Amount `json:"price"`
 }
 
-// ShippingCost is 2 % of total, rounded half up to cents.
+// ShippingCost returns 2 % of total, rounded half up to cents.
 func ShippingCost(total Amount) Amount { return (total*2 + 50) / 100 }
 
-// Amount is money in minor units (cents). In JSON it is a number with at most two decimals; it is never a float, so a sum is exact.
+// Amount is money in minor units (cents). In JSON it is a number with at most two decimals. It is
+// never a float, so sums are exact.
 type Amount int64
 
-// String writes the amount as JSON has it: 12, 12.3 or 12.34.
+// String returns the amount as it is in JSON: 12, 12.3 or 12.34.
 func (a Amount) String() string { return string(a.append(nil)) }
 
 // MarshalJSON writes the amount as a JSON number.
 func (a Amount) MarshalJSON() ([]byte, error) { return a.append(make([]byte, 0, 12)), nil }
 
+// append writes the amount without allocating: an order can have 1,000 prices.
 func (a Amount) append(b []byte) []byte {
 	if a < 0 {
 		b, a = append(b, '-'), -a
@@ -72,8 +85,9 @@ func (a Amount) append(b []byte) []byte {
 	}
 }
 
-// UnmarshalJSON reads a JSON number without going through a float. More than two significant decimals, an exponent or an amount
-// beyond 10^15 is an error: it could not be written back exactly.
+// UnmarshalJSON reads a JSON number without going through a float. It refuses what it could not
+// write back exactly: more than two significant decimals, an exponent, more than 15 digits before
+// the point.
 func (a *Amount) UnmarshalJSON(text []byte) error {
 	s, negative := strings.CutPrefix(string(text), "-")
 	whole, fraction, _ := strings.Cut(s, ".")
@@ -92,12 +106,14 @@ func (a *Amount) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// ParseOrderID trims the blanks at the ends of an order ID and checks it, the same way on every route.
+// ParseOrderID trims the blanks at the ends of an order ID and checks it. Every route uses it, so
+// that an order can be found under the ID that created it.
 func ParseOrderID(s string) (string, error) { return parseText("orderId", s, MaxIDBytes) }
 
 // ParseStatus trims the blanks at the ends of a status and checks it.
 func ParseStatus(s string) (string, error) { return parseText("status", s, MaxStatusBytes) }
 
+// parseText returns an error that names the field and the rule, for the text of a response.
 func parseText(name, s string, limit int) (string, error) {
 	t := strings.TrimSpace(s)
 	var wrong string
@@ -116,15 +132,16 @@ func parseText(name, s string, limit int) (string, error) {
 	return "", fmt.Errorf("%s %s, must be 1 to %d bytes of UTF-8 without control characters", name, wrong, limit)
 }
 
-// check holds an order that came from outside against the contract. It demands what the services rely on, not what one producer
-// happens to write: prices, quantities and the customer are the producer's business as long as the sum is right.
+// check checks an order of a record. It demands what the services rely on, and no more: a producer
+// chooses prices, quantities and the customer, as long as the sum is right.
 func (o Order) check() error {
 	id, err := ParseOrderID(o.OrderID)
 	if err != nil {
 		return err
 	}
 	if id != o.OrderID {
-		// A second key for the same order would put it in a second partition, where its versions could overtake each other.
+		// A second key for the same order would put it in a second partition, where its versions
+		// could overtake each other.
 		return errors.New("orderId has blanks at its ends, must have none")
 	}
 	if _, err := ParseStatus(o.Status); err != nil {
@@ -135,8 +152,10 @@ func (o Order) check() error {
 	}
 	var total Amount
 	for i, it := range o.Items {
-		const most = 1_000_000_000 // keeps the sum of 1,000 items within int64
-		if it.Quantity < 0 || it.Price < 0 || it.Quantity > most || (it.Quantity > 0 && it.Price > most*100/Amount(it.Quantity)) {
+		// The sum of 1,000 items of this price stays within int64.
+		const most = 1_000_000_000
+		if it.Quantity < 0 || it.Price < 0 || it.Quantity > most ||
+			(it.Quantity > 0 && it.Price > most*100/Amount(it.Quantity)) {
 			return fmt.Errorf("items[%d] has quantity %d and price %s, out of range", i, it.Quantity, it.Price)
 		}
 		total += Amount(it.Quantity) * it.Price
@@ -153,13 +172,15 @@ func (o Order) check() error {
 	return nil
 }
 
-// writable says whether a time can be written as RFC 3339 in UTC: 9999-12-31T23:00:00-02:00 can be read, but not be written so.
+// writable reports whether a time can be written as RFC 3339 in UTC. 9999-12-31T23:00:00-02:00 can
+// be read, but in UTC it is in the year 10000.
 func writable(t time.Time) bool {
 	year := t.UTC().Year()
 	return year >= 0 && year <= 9999
 }
 
-// Encode is the one JSON form of an order: what the topics carry, what the stores keep and what the APIs answer.
+// Encode returns the one JSON form of an order. The topics carry it, the stores keep it, and the
+// APIs respond with it.
 func (o Order) Encode() ([]byte, error) {
 	b, err := json.Marshal(o)
 	if err != nil {

@@ -13,9 +13,10 @@ import (
 func TestAmountJSON(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		text  string
-		want  Amount
-		write string // empty: as it was read
+		text string
+		want Amount
+		// empty: as it was read.
+		write string
 	}{
 		{text: "0"},
 		{text: "-0", write: "0"},
@@ -29,9 +30,12 @@ func TestAmountJSON(t *testing.T) {
 		{text: "12.340", want: 1234, write: "12.34"},
 		{text: "-0.01", want: -1},
 		{text: "-12.3", want: -1230},
-		{text: "0.29", want: 29},  // a float would say 28 for 0.29*100
-		{text: "1.15", want: 115}, // and 114 here
-		{text: "4.35", want: 435}, // and 434 here
+		// A float would say 28 for 0.29*100.
+		{text: "0.29", want: 29},
+		// And 114 here.
+		{text: "1.15", want: 115},
+		// And 434 here.
+		{text: "4.35", want: 435},
 		{text: "1001.10", want: 100110, write: "1001.1"},
 		{text: "999999999999999.99", want: 99_999_999_999_999_999},
 		{text: "-999999999999999.99", want: -99_999_999_999_999_999},
@@ -64,7 +68,8 @@ func TestAmountJSON(t *testing.T) {
 func TestAmountRefuses(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
-		"1.234", "0.001", "-0.001", // cannot be written back exactly
+		// Cannot be written back exactly.
+		"1.234", "0.001", "-0.001",
 		"1e2", "1E2", "1.5e1", "1e0", "1.0e0", "1e-2", "0e0",
 		"1000000000000000", "9223372036854775807", "99999999999999999999999999", "-1000000000000000",
 		`"12.34"`, "null", "true", "[1]", "{}",
@@ -97,17 +102,20 @@ func TestShippingCostRoundsHalfUp(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ total, want string }{
 		{"0", "0"},
-		{"0.01", "0"},    // 0.0002
-		{"0.24", "0"},    // 0.0048
-		{"0.25", "0.01"}, // 0.0050: half goes up
+		{"0.01", "0"}, // 0.0002
+		{"0.24", "0"}, // 0.0048
+		// 0.0050: half goes up.
+		{"0.25", "0.01"},
 		{"0.26", "0.01"},
 		{"0.74", "0.01"}, // 0.0148
-		{"0.75", "0.02"}, // 0.0150: half goes up, also to an even number
+		// 0.0150: half goes up, also to an even number.
+		{"0.75", "0.02"},
 		{"1", "0.02"},
 		{"33.33", "0.67"}, // 0.6666
 		{"99", "1.98"},
 		{"12345.67", "246.91"}, // 246.9134
-		{"396000", "7920"},     // the dearest order there is
+		// The dearest order there is.
+		{"396000", "7920"},
 	}
 	for _, tt := range tests {
 		var total Amount
@@ -183,7 +191,8 @@ func TestOrderEncode(t *testing.T) {
 func TestOrderEncodeNamesTheOrder(t *testing.T) {
 	t.Parallel()
 	o := sample()
-	o.OrderDate = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) // RFC 3339 has no such year
+	// RFC 3339 has no such year.
+	o.OrderDate = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
 	if _, err := o.Encode(); err == nil || !strings.Contains(err.Error(), `"test-order-101"`) {
 		t.Errorf("error %v, want one that names the order", err)
 	}
@@ -210,7 +219,8 @@ func TestLargestOrderFits(t *testing.T) {
 	}
 }
 
-// The two order topics must agree, or one order's events would sit in partitions of different numbers.
+// The two order topics must agree, or one order's events would sit in partitions of different
+// numbers.
 func TestTopics(t *testing.T) {
 	t.Parallel()
 	order := map[string]string{

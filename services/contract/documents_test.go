@@ -187,7 +187,8 @@ func parse(t *testing.T, text []byte) any {
 	return doc
 }
 
-// find follows the keys of maps and the indexes of lists, in JSON pointer's spelling; nil when there is nothing.
+// find follows the keys of maps and the indexes of lists, in JSON pointer's spelling; nil when
+// there is nothing.
 func find(node any, path ...string) any {
 	for _, key := range path {
 		key = strings.NewReplacer("~1", "/", "~0", "~").Replace(key)

@@ -14,7 +14,7 @@ import (
 	"unicode/utf8"
 )
 
-// Message is what is handed to Kafka.
+// Message is a record to produce. Kafka chooses its partition by the key.
 type Message struct {
 	Topic   string
 	Key     []byte
@@ -45,30 +45,35 @@ const (
 	TypeUpdated = "order.updated"
 )
 
-// Source is the CloudEvents source of what the Cart service publishes.
+// Source is the CloudEvents source of the events that the Cart service publishes.
 const Source = "/cart"
 
-// Event is a fact about an order: that it was created, or what it is after an update.
+// Event is the whole order after it was created or updated.
 type Event struct {
-	ID          string // CloudEvents id, made when the order is accepted; tells a repetition from a conflict
-	Type        string // TypeCreated or TypeUpdated
-	Time        time.Time
-	Traceparent string // W3C Trace Context, may be empty
+	// ID is the CloudEvents ID, made when the order is accepted. The same ID again is a repeated
+	// event; the same version with another ID is a conflict.
+	ID string
+	// Type is TypeCreated or TypeUpdated.
+	Type string
+	Time time.Time
+	// Traceparent is the W3C Trace Context. It may be empty.
+	Traceparent string
 	Order       Order
 }
 
-// ErrTooLarge says that an event would not fit into its topic.
+// ErrTooLarge reports that an event would not fit into its topic.
 var ErrTooLarge = errors.New("event too large")
 
-// Message encodes the event for its topic. It also returns the order's JSON, which is the message's value.
-// The error is ErrTooLarge when the broker would refuse the event.
+// Message encodes the event for its topic. The value is that of Order.Encode. The error is
+// ErrTooLarge if the broker would refuse the event.
 func (e Event) Message() (Message, error) {
 	value, err := e.Order.Encode()
 	if err != nil {
 		return Message{}, err
 	}
 	if len(value) > MaxEventBytes {
-		return Message{}, fmt.Errorf("%w: order %q has %d bytes, the limit is %d", ErrTooLarge, e.Order.OrderID, len(value), MaxEventBytes)
+		return Message{}, fmt.Errorf("%w: order %q has %d bytes, the limit is %d",
+			ErrTooLarge, e.Order.OrderID, len(value), MaxEventBytes)
 	}
 	m := Message{
 		Topic: TopicCreated,
@@ -92,32 +97,38 @@ func (e Event) Message() (Message, error) {
 	return m, nil
 }
 
-// Reason is why a record is a dead letter; the set is fixed, so it can label a metric.
+// Reason is why a record is a dead letter. The set is fixed, so that it can label a metric.
 type Reason string
 
-// The reasons.
+// The reasons why a record is a dead letter.
 const (
+	// ReasonUndecodable: the record is not an order, or it breaks a rule of the contract.
 	ReasonUndecodable Reason = "undecodable"
-	ReasonTombstone   Reason = "tombstone"
+	// ReasonTombstone: the record has no value.
+	ReasonTombstone Reason = "tombstone"
+	// ReasonKeyMismatch: the key is not the order's ID.
 	ReasonKeyMismatch Reason = "key_mismatch"
-	ReasonConflict    Reason = "conflict"
+	// ReasonConflict: the version is known with another event ID. DecodeEvent does not return it.
+	ReasonConflict Reason = "conflict"
 )
 
-// Reasons lists every reason there is.
+// Reasons returns all reasons.
 func Reasons() []Reason {
 	return []Reason{ReasonUndecodable, ReasonTombstone, ReasonKeyMismatch, ReasonConflict}
 }
 
-// DecodeError says why a record of an order topic is not an event.
+// DecodeError is why a record of an order topic is not an event.
 type DecodeError struct {
-	Reason  Reason
-	Message string // for a person
+	Reason Reason
+	// Message explains the reason to a person. It has at most about 600 bytes.
+	Message string
 }
 
 func (e *DecodeError) Error() string { return string(e.Reason) + ": " + e.Message }
 
-// undecodable makes a DecodeError. Its message becomes a header of the dead letter, and some errors quote the whole value: without
-// a bound a record of 1 MiB would make a dead letter that its own topic refuses, for ever.
+// undecodable returns a DecodeError with a message of bounded size. The message becomes a header of
+// the dead letter, and some errors quote the whole value: a record of 1 MiB could make a dead
+// letter that its topic refuses for ever.
 func undecodable(format string, args ...any) error {
 	const most = 500
 	m := fmt.Sprintf(format, args...)
@@ -127,11 +138,12 @@ func undecodable(format string, args ...any) error {
 	return &DecodeError{ReasonUndecodable, m}
 }
 
-// DecodeEvent reads a record of an order topic; every error is a *DecodeError.
+// DecodeEvent decodes a record of an order topic. Every error is a *DecodeError.
 //
-// A record without CloudEvents headers comes from a plain JSON producer: its topic says its type, its version is 1 in the created
-// topic and 2 + offset in the updated topic (such orders have no other writer), and its ID is a hash of its value, so that the
-// same record sent twice is a duplicate and another one of the same version is a conflict.
+// A record without CloudEvents headers comes from a plain JSON producer. Its topic gives its type.
+// Its version is 1 in the created topic and 2 + offset in the updated topic, as such orders have no
+// other writer. Its ID is a hash of its value: the same record sent twice is a duplicate, and
+// another one of the same version is a conflict.
 func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header) (Event, error) {
 	var e Event
 	switch topic {
@@ -155,7 +167,9 @@ func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header
 		return Event{}, undecodable("%v", err)
 	}
 	if string(key) != e.Order.OrderID {
-		return Event{}, &DecodeError{ReasonKeyMismatch, fmt.Sprintf("key %.64q is not the orderId %.64q", key, e.Order.OrderID)}
+		return Event{}, &DecodeError{
+			ReasonKeyMismatch, fmt.Sprintf("key %.64q is not the orderId %.64q", key, e.Order.OrderID),
+		}
 	}
 	e.Order.OrderDate = e.Order.OrderDate.UTC()
 	if e.Order.Version == 0 { // not given
@@ -174,12 +188,15 @@ func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header
 	return e, nil
 }
 
+// readHeaders takes the headers that are known and ignores all others. The type of e is set
+// already.
 func (e *Event) readHeaders(headers []Header) error {
 	for _, h := range headers {
 		v := string(h.Value)
 		switch h.Key {
 		case HeaderID:
-			if len(v) > MaxIDBytes { // it is stored, and quoted in dead letters
+			// It is stored with the order, so it must not be of any size.
+			if len(v) > MaxIDBytes {
 				return undecodable("header %s has %d bytes, must be at most %d", h.Key, len(v), MaxIDBytes)
 			}
 			e.ID = v
@@ -204,15 +221,18 @@ func (e *Event) readHeaders(headers []Header) error {
 	return nil
 }
 
-// decodeStrict reads exactly one JSON value into v. Unknown keys are accepted, keys match without regard to case.
+// decodeStrict decodes exactly one JSON value into v. It accepts unknown keys, and keys in any
+// case.
 func decodeStrict(data []byte, v any) error {
-	if !utf8.Valid(data) { // encoding/json would replace what is not UTF-8, silently
+	// encoding/json silently replaces bytes that are not UTF-8.
+	if !utf8.Valid(data) {
 		return errors.New("not valid UTF-8")
 	}
 	if json.Unmarshal(data, v) == nil {
 		return nil
 	}
-	d := json.NewDecoder(bytes.NewReader(data)) // slower, and able to tell broken JSON from something after it
+	// Decode again, slower, to find out whether the JSON is broken or something follows it.
+	d := json.NewDecoder(bytes.NewReader(data))
 	if err := d.Decode(v); err != nil {
 		return jsonError(err)
 	}
@@ -222,7 +242,7 @@ func decodeStrict(data []byte, v any) error {
 	return nil
 }
 
-// jsonError says in a reader's words what encoding/json found.
+// jsonError rewrites an error of encoding/json for a client, who knows JSON and not Go.
 func jsonError(err error) error {
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return fmt.Errorf("broken JSON at byte %d: %s", syntax.Offset, strings.TrimPrefix(syntax.Error(), "json: "))
@@ -240,7 +260,7 @@ func jsonError(err error) error {
 	return err
 }
 
-// jsonKind is what JSON calls the values that fit into t.
+// jsonKind returns what JSON calls a value that fits into t.
 func jsonKind(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:

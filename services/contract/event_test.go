@@ -227,13 +227,16 @@ func TestDeadLetters(t *testing.T) {
 	header := func(k, v string) []Header { return []Header{{k, []byte(v)}} }
 	manyItems := "[" + strings.TrimSuffix(strings.Repeat("{},", MaxItems+1), ",") + "]"
 	tests := []struct {
-		name    string
-		topic   string // TopicCreated when empty
-		key     string // "a" when empty, none when "none"
+		name string
+		// TopicCreated when empty.
+		topic string
+		// "a" when empty, none when "none".
+		key     string
 		value   string
 		headers []Header
 		reason  Reason
-		message string // a part of it
+		// A part of it.
+		message string
 	}{
 		{name: "topic", topic: TopicDeadLetter, value: changed("", ""), reason: ReasonUndecodable, message: `topic "order-dead-letter-topic" holds no orders`},
 		{name: "tombstone", value: "none", reason: ReasonTombstone, message: "the record has no value"},
@@ -305,7 +308,8 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
-// A message becomes a header of the dead letter, which must fit into its topic together with the record itself.
+// A message becomes a header of the dead letter, which must fit into its topic together with the
+// record itself.
 func TestDecodeErrorIsShort(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("é", MaxEventBytes/2)
@@ -337,7 +341,8 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// Whatever a topic holds is either refused with a reason or an event that can be stored and sent on without change.
+// Whatever a topic holds is either refused with a reason or an event that can be stored and sent on
+// without change.
 func FuzzDecodeEvent(f *testing.F) {
 	value, err := sample().Encode()
 	if err != nil {

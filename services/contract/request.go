@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// CreateOrder is the body of POST /Order/create-order.
+// CreateOrder is the body of POST /Order/create-order. ItemsNum is from 1 to MaxItems.
 type CreateOrder struct {
 	OrderID  string
 	ItemsNum int
@@ -21,7 +21,8 @@ type UpdateOrder struct {
 	Status  string
 }
 
-// DecodeCreateOrder reads and checks a request body. The error names everything that is wrong with it.
+// DecodeCreateOrder decodes and checks a request body. The error names all mistakes, for the text
+// of the response.
 func DecodeCreateOrder(body []byte) (CreateOrder, error) {
 	var raw struct{ OrderID, ItemsNum json.RawMessage }
 	if err := decodeStrict(body, &raw); err != nil {
@@ -34,7 +35,8 @@ func DecodeCreateOrder(body []byte) (CreateOrder, error) {
 	return req, joinSentence(idErr, numErr)
 }
 
-// DecodeUpdateOrder reads and checks a request body. The error names everything that is wrong with it.
+// DecodeUpdateOrder decodes and checks a request body. The error names all mistakes, for the text
+// of the response.
 func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
 	var raw struct{ OrderID, Status json.RawMessage }
 	if err := decodeStrict(body, &raw); err != nil {
@@ -47,6 +49,7 @@ func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
 	return req, joinSentence(idErr, statusErr)
 }
 
+// textField decodes a string and checks it with parse.
 func textField(name string, raw json.RawMessage, parse func(string) (string, error)) (string, error) {
 	if missing(raw) {
 		return "", fmt.Errorf("%s is missing, must be a string that is not blank", name)
@@ -58,6 +61,7 @@ func textField(name string, raw json.RawMessage, parse func(string) (string, err
 	return parse(s)
 }
 
+// itemsNum decodes a whole number. It refuses 3.0 and 1e2, which are whole but not written so.
 func itemsNum(raw json.RawMessage) (int, error) {
 	if missing(raw) {
 		return 0, fmt.Errorf("itemsNum is missing, must be a whole number from 1 to %d", MaxItems)
@@ -74,8 +78,10 @@ func itemsNum(raw json.RawMessage) (int, error) {
 	return n, nil
 }
 
+// missing reports whether a field is absent or null.
 func missing(raw json.RawMessage) bool { return len(raw) == 0 || bytes.Equal(raw, []byte("null")) }
 
+// joinSentence joins the errors that are not nil into one line. It returns nil if there are none.
 func joinSentence(errs ...error) error {
 	var all []string
 	for _, err := range errs {

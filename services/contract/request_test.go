@@ -194,7 +194,8 @@ func checkText(t *testing.T, s string, limit int) {
 	}
 }
 
-// checkMessage demands that a refusal is a short line of text: it goes into an answer, whatever the body held.
+// checkMessage demands that a refusal is a short line of text: it goes into an answer, whatever the
+// body held.
 func checkMessage(t *testing.T, err error, body []byte) {
 	t.Helper()
 	if m := err.Error(); m == "" || len(m) > 600 || !utf8.ValidString(m) {

@@ -2,29 +2,35 @@ package contract
 
 import "slices"
 
-// The topics. They are created by declaration (strimzi/, make kafka, the demo), never by a client.
+// The topics. They are created by declaration (strimzi/, make kafka, the demo), and never by a
+// client.
 const (
 	TopicCreated    = "order-created-topic"
 	TopicUpdated    = "order-updated-topic"
 	TopicDeadLetter = "order-dead-letter-topic"
 )
 
-// The consumer groups. The last two only name readers that assign partitions by themselves; they commit nothing.
+// The consumer groups.
 const (
-	GroupOrder   = "order-service"
+	// GroupOrder is the group of the Order service.
+	GroupOrder = "order-service"
+	// GroupRebuild and GroupAudit only give a name to clients that assign partitions by themselves.
+	// They commit no offsets.
 	GroupRebuild = "cart-rebuild"
 	GroupAudit   = "order-audit"
 )
 
-// Topic declares one topic. Replication is the environment's business, everything else is the contract's.
+// Topic declares one topic. It leaves out the replication factor, which differs between
+// environments.
 type Topic struct {
 	Name       string
 	Partitions int
-	Config     map[string]string // Kafka's topic settings
+	// Config has the settings of the topic, by Kafka's names.
+	Config map[string]string
 }
 
-// Topics is the one declaration that the demo, the tests, `make kafka` and the manifests are held against.
-// The order topics must keep the same number of partitions, for ever: growth would move keys.
+// Topics returns the declaration of all topics. Tests compare the manifests with it. The number of
+// partitions of the order topics must never change: orders would move to other partitions.
 func Topics() []Topic {
 	order := map[string]string{
 		"cleanup.policy":         "compact",
@@ -42,7 +48,7 @@ func Topics() []Topic {
 	}
 }
 
-// IsOrderTopic says whether a topic holds orders.
+// IsOrderTopic reports whether a topic holds orders.
 func IsOrderTopic(name string) bool {
 	return slices.Contains([]string{TopicCreated, TopicUpdated}, name)
 }
