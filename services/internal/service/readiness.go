@@ -14,14 +14,17 @@ var (
 // Readiness is why a service cannot do its work now. The zero value is not ready, because it is
 // starting. It is safe for concurrent use.
 type Readiness struct {
-	mu       sync.Mutex
-	set      bool // Set was called
+	mu sync.Mutex
+	// set reports whether Set was called.
+	set      bool
 	stopping bool
-	reason   error // the last one set; nil: ready
-	checks   []func() error
+	// reason is the last one that was set; nil: ready.
+	reason error
+	checks []func() error
 }
 
-// Set replaces the reason why the service is not ready. nil makes it ready, as far as the checks allow.
+// Set replaces the reason why the service is not ready. nil makes it ready, as far as the checks
+// allow.
 func (r *Readiness) Set(reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -35,8 +38,8 @@ func (r *Readiness) ReadyUnlessSet() {
 	r.set = true
 }
 
-// AddCheck adds another source: check returns why the service is not ready, or nil. It is called for each
-// probe and must not block.
+// AddCheck adds another source: check returns why the service is not ready, or nil. It is called
+// for each probe and must not block.
 func (r *Readiness) AddCheck(check func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -50,12 +53,11 @@ func (r *Readiness) stop() {
 	r.stopping = true
 }
 
-// Err returns why the service is not ready, with all reasons that there are, or nil when it is ready.
+// Err returns why the service is not ready, with all reasons that there are, or nil when it is
+// ready.
 func (r *Readiness) Err() error {
+	// The checks run without the lock, as they take locks of their own.
 	reason, checks := r.state()
-	if errors.Is(reason, errStopping) {
-		return reason
-	}
 	for _, check := range checks {
 		more := check()
 		switch {
@@ -68,6 +70,7 @@ func (r *Readiness) Err() error {
 	return reason
 }
 
+// state returns the reason, and the checks that may add to it.
 func (r *Readiness) state() (reason error, checks []func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

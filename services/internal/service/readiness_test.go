@@ -14,7 +14,8 @@ func TestReadiness(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		steps []func(*Readiness)
-		want  string // "" is ready
+		// "" is ready.
+		want string
 	}{
 		"the zero value":                {nil, "starting"},
 		"a reason":                      {[]func(*Readiness){set(rebuilding)}, "rebuilding"},

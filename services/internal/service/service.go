@@ -1,5 +1,5 @@
-// Package service starts and stops a service: its two listeners, its metrics, its readiness, and the
-// order in which its parts end.
+// Package service starts and stops a service: its two listeners, its metrics, its readiness, and
+// the order in which its parts end.
 package service
 
 import (
@@ -17,7 +17,7 @@ import (
 	"ordersystem.dev/services/internal/web"
 )
 
-// Config is what differs between services.
+// Config is the part of a service that New needs.
 type Config struct {
 	// API is the address for clients.
 	API env.Addr
@@ -34,13 +34,14 @@ type Service struct {
 	// Ready is why the service is not ready. It says "starting" until the service sets it.
 	Ready *Readiness
 
-	cfg      Config
-	log      *slog.Logger
+	cfg Config
+	log *slog.Logger
+	// api and ops are bound, and closed by Close or at the end of Run.
 	api, ops net.Listener
 }
 
-// New binds both addresses, so that a port that is taken shows before anything else happens. Nothing is
-// served before Run.
+// New binds both addresses, so that a port that is taken shows before anything else happens.
+// Nothing is served before Run.
 func New(cfg Config, log *slog.Logger) (*Service, error) {
 	api, err := web.Listen(cfg.API)
 	if err != nil {

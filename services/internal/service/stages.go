@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Task is one part of a service. It runs until its context ends, or returns nil earlier if its work is
-// done. A task that returns an error stops the service.
+// Task is one part of a service. It runs until its context ends, or returns nil earlier if its work
+// is done. A task that returns an error stops the service.
 type Task func(ctx context.Context) error
 
 // Stage is tasks that stop at the same time.
@@ -22,6 +22,7 @@ type Stage []Task
 // The contexts of the stages are detached from ctx, else all of them would end at the same moment.
 func run(ctx context.Context, stopping func(), stages []Stage) error {
 	tasks, stop := errgroup.WithContext(ctx)
+	// running is a stage whose tasks have not all returned.
 	type running struct {
 		cancel context.CancelCauseFunc
 		tasks  *sync.WaitGroup
@@ -48,8 +49,8 @@ func run(ctx context.Context, stopping func(), stages []Stage) error {
 	return tasks.Wait()
 }
 
-// withoutEnd drops an error that only reports that ctx has ended: a task that was told to stop has not
-// failed.
+// withoutEnd drops an error that only reports that ctx has ended: a task that was told to stop has
+// not failed.
 func withoutEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
 		return nil
