@@ -1,5 +1,6 @@
-// Package outbox publishes messages that were written in the same transaction as the state they speak of (the transactional outbox
-// pattern): what was committed is published, in order, at least once; what was rolled back never is.
+// Package outbox is a transactional outbox. Messages are written in the same transaction as the
+// state that they describe. Committed messages are published in order, at least once. Messages of a
+// transaction that was rolled back are never published.
 package outbox
 
 import (
@@ -20,36 +21,43 @@ import (
 	"ordersystem.dev/services/internal/sqldb"
 )
 
-// Schema makes the table. A service has a copy of it among its migrations, held equal by a test: migrations are files that stay as
-// they were applied.
+// Schema makes the table. A service has a copy of it among its migrations, because a migration
+// stays as it was applied. A test of the service compares the two.
 //
 //go:embed schema.sql
 var Schema string
 
-// Box is the outbox in one database.
+// Box is the outbox in one database. It is safe for concurrent use, but Relay runs only once at a
+// time.
 type Box struct {
 	db  *sqldb.DB
 	log *slog.Logger
 
-	rows  atomic.Int64 // in the table, with those that are acknowledged and not deleted yet
+	// rows is the number of rows in the table, with those that are acknowledged and not deleted
+	// yet.
+	rows  atomic.Int64
 	acked acknowledged
-	wake  chan struct{} // has a token when rows were committed since the relay last looked
+	// wake has a token if rows were committed since the relay last looked.
+	wake chan struct{}
 
 	failures             *prometheus.CounterVec
 	acks                 prometheus.Histogram
 	descRows, descOldest *prometheus.Desc
 }
 
-// Open counts what an earlier run left and registers the metrics, their names starting with prefix.
+// Open counts the rows that an earlier run has left, and registers the metrics. Their names start
+// with prefix.
 func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string) (*Box, error) {
 	b := &Box{
 		db: db, log: log, wake: make(chan struct{}, 1),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "_delivery_failures_total",
-			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. It is sent again, and what follows waits for it.",
+			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. " +
+				"It is sent again, and what follows waits for it.",
 		}, []string{"code"}),
 		acks: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: prefix + "_produce_ack_seconds", Help: "Time in seconds from handing a message to the Kafka client until its acknowledgement.",
+			Name:    prefix + "_produce_ack_seconds",
+			Help:    "Time in seconds from handing a message to the Kafka client until its acknowledgement.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 24), NativeHistogramBucketFactor: 1.1,
 		}),
 	}
@@ -58,9 +66,11 @@ func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Re
 		return nil, fmt.Errorf("count the outbox: %w", err)
 	}
 	b.rows.Store(rows)
-	b.descRows = prometheus.NewDesc(prefix+"_outbox_rows", "Messages accepted and not yet removed after their acknowledgement.", nil, nil)
+	b.descRows = prometheus.NewDesc(prefix+"_outbox_rows",
+		"Messages accepted and not yet removed after their acknowledgement.", nil, nil)
 	b.descOldest = prometheus.NewDesc(prefix+"_outbox_oldest_seconds",
-		"Age in seconds of the oldest message that Kafka has not acknowledged, 0 when there is none; not shown when it cannot be read.", nil, nil)
+		"Age in seconds of the oldest message that Kafka has not acknowledged, 0 when there is none; "+
+			"not shown when it cannot be read.", nil, nil)
 	reg.MustRegister(b.failures, b.acks, b)
 	return b, nil
 }
@@ -71,7 +81,9 @@ func (b *Box) Describe(ch chan<- *prometheus.Desc) {
 	ch <- b.descOldest
 }
 
-// Collect looks for the oldest row: one step in the table's own order, on a connection that no writer waits for.
+// Collect is part of prometheus.Collector. It reads the oldest row, which is one step in the order
+// of the table, on a read connection. The age is absent if it cannot be read: 0 would mean that no
+// message waits.
 func (b *Box) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(b.descRows, prometheus.GaugeValue, float64(b.rows.Load()))
 	oldest, err := b.oldest()
@@ -82,15 +94,19 @@ func (b *Box) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(b.descOldest, prometheus.GaugeValue, oldest.Seconds())
 }
 
-// Rows is the number of messages in the outbox.
+// Rows returns the number of messages in the outbox, with those that are acknowledged and not
+// removed yet.
 func (b *Box) Rows() int64 { return b.rows.Load() }
 
+// oldest returns the age of the first row that is not acknowledged, or 0 if there is none.
 func (b *Box) oldest() (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // a scrape has none to pass on
+	// Prometheus passes no context to a collector.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	last, _ := b.acked.get()
 	var at int64
-	err := b.db.Read.QueryRowContext(ctx, "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1", last).Scan(&at)
+	const query = "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1"
+	err := b.db.Read.QueryRowContext(ctx, query, last).Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
@@ -109,7 +125,8 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 		args = append(args, m.Topic, m.Key, m.Value, encodeHeaders(m.Headers), at.UnixMilli())
 	}
 	added := int64(len(ms))
-	changed, err := tx.ExecRows("INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES ", columns, "", args)
+	const insert = "INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES "
+	changed, err := tx.ExecRows(insert, columns, "", args)
 	if err := sqldb.ExpectRows(added, changed, err); err != nil {
 		return fmt.Errorf("insert into the outbox: %w", err)
 	}
@@ -117,14 +134,16 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 		b.rows.Add(added)
 		select {
 		case b.wake <- struct{}{}:
-		default: // it is awake
+		// It is awake.
+		default:
 		}
 	})
 	return nil
 }
 
-// deleteAcked deletes the acknowledged rows in a transaction. A row among them that was never published,
-// or one that is gone already, is an error: an event would be lost, or another process has the database.
+// deleteAcked deletes the acknowledged rows in a transaction. A row among them that was never
+// published, or one that is gone already, is an error: an event would be lost, or another process
+// has the database.
 func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 	last, want := b.acked.get()
 	if want == 0 {
@@ -141,11 +160,14 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 	return nil
 }
 
-// acknowledged is how far Kafka has acknowledged the outbox.
+// acknowledged is how far Kafka has acknowledged the outbox. Both numbers change together, so that
+// a deletion can check that it deletes exactly the acknowledged rows.
 type acknowledged struct {
-	mu   sync.Mutex
-	last int64 // every row up to this ID is acknowledged
-	rows int64 // how many of those rows are still in the table
+	mu sync.Mutex
+	// last is an ID: every row up to it is acknowledged.
+	last int64
+	// rows is how many of these rows are still in the table.
+	rows int64
 }
 
 func (a *acknowledged) get() (last, rows int64) {
@@ -154,21 +176,23 @@ func (a *acknowledged) get() (last, rows int64) {
 	return a.last, a.rows
 }
 
-// add moves the end to last, with n rows more before it.
+// add acknowledges n more rows, up to the ID last.
 func (a *acknowledged) add(last, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last, a.rows = last, a.rows+n
 }
 
+// deleted notes that n acknowledged rows were deleted.
 func (a *acknowledged) deleted(n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.rows -= n
 }
 
-// encodeHeaders writes keys and values with their lengths before them, a value's plus one, as 0 stands for no value: a dead letter
-// carries the headers it came with to the byte.
+// encodeHeaders writes each key and value behind its length, as a varint. The length of a value is
+// one too large, because 0 stands for no value: a dead letter has exactly the headers of its
+// record.
 func encodeHeaders(hs []contract.Header) []byte {
 	b := make([]byte, 0, 48*len(hs))
 	for _, h := range hs {
@@ -186,6 +210,7 @@ func encodeHeaders(hs []contract.Header) []byte {
 
 var errHeaders = errors.New("the headers of an outbox row are damaged")
 
+// decodeHeaders reads what encodeHeaders has written.
 func decodeHeaders(b []byte) ([]contract.Header, error) {
 	hs := make([]contract.Header, 0, 8)
 	for len(b) > 0 {
@@ -202,7 +227,8 @@ func decodeHeaders(b []byte) ([]contract.Header, error) {
 	return hs, nil
 }
 
-// cut takes a length, less bias, and as many bytes; a length below the bias is no value.
+// cut returns the field at the start of b and the rest. The length before the field is larger than
+// the field by bias. If it is below bias, there is no field: nil.
 func cut(b []byte, bias uint64) (field, rest []byte, err error) {
 	n, size := binary.Uvarint(b)
 	if size <= 0 {

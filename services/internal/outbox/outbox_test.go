@@ -122,8 +122,8 @@ func byKey(ms []contract.Message) map[string][]string {
 	return want
 }
 
-// inOrder says whether all of want came, each key's in order. What came twice may only repeat a stretch from its beginning on:
-// behind a number comes the next one, or one that was there before.
+// inOrder says whether all of want came, each key's in order. What came twice may only repeat a
+// stretch from its beginning on: behind a number comes the next one, or one that was there before.
 func inOrder(want, got map[string][]string) error {
 	for key, numbers := range want {
 		next := 0
@@ -151,10 +151,12 @@ func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
 			topic := testenv.NewTopic(t, addr, 3)
 			path := filepath.Join(t.TempDir(), "t.db")
 			b := open(t, path)
-			all := numbered(topic, 0, 25_000) // more than is in flight at a time
+			// More than is in flight at a time.
+			all := numbered(topic, 0, 25_000)
 			add(t, b, all[:20_000]...)
 			stop := relay(t, b, addr)
-			for i := 20_000; i < len(all); i += 100 { // the others while it works
+			// The others while it works.
+			for i := 20_000; i < len(all); i += 100 {
 				add(t, b, all[i:i+100]...)
 			}
 			refused := errors.New("refused")
@@ -204,7 +206,8 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 	}
 }
 
-// Whoever renews certificates in time sees no row twice; when it is too late nothing is lost either.
+// Whoever renews certificates in time sees no row twice; when it is too late nothing is lost
+// either.
 func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)
@@ -213,7 +216,8 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	vars := u.Env()
 	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
 	var log strings.Builder
-	admin, err := broker.NewAdmin(cfg, slog.New(slog.NewTextHandler(&log, nil))) // it watches the files
+	// It watches the files.
+	admin, err := broker.NewAdmin(cfg, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +256,8 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	}
 }
 
-// A refused row stops what is behind it: were the others sent on, a later version of an order could overtake an earlier one.
+// A refused row stops what is behind it: were the others sent on, a later version of an order could
+// overtake an earlier one.
 func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	present, absent := testenv.NewTopic(t, addr, 3), "made-later-"+strings.ToLower(t.Name())
@@ -319,7 +324,8 @@ func shown(t *testing.T, b *Box) string {
 	return text
 }
 
-// The age is that of the first row that is not acknowledged, and when it cannot be read nothing is shown: 0 would say that none waits.
+// The age is that of the first row that is not acknowledged, and when it cannot be read nothing is
+// shown: 0 would say that none waits.
 func TestTheAgeOfTheOldestRow(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
@@ -345,7 +351,8 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	b.acked.add(2, 1)
 	check("all acknowledged", "rows 2, oldest 0")
 	b.acked.add(0, -2)
-	addAt(-time.Hour) // a clock that was set back
+	// A clock that was set back.
+	addAt(-time.Hour)
 	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("DELETE FROM outbox WHERE id < 3")
 		return err
@@ -396,7 +403,8 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for i := 0; i < len(all); i += 300 {
 		add(t, b, all[i:i+300]...)
-		relay(t, b, addr)() // stopped at once
+		// Stopped at once.
+		relay(t, b, addr)()
 	}
 	eventually(t, "no goroutine of a stopped relay is left", func() bool { return runtime.NumGoroutine() <= before })
 	stop := relay(t, b, addr)
@@ -412,7 +420,8 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
-// A producer that has to end while Kafka does not answer gives its rows up, and none of them has failed.
+// A producer that has to end while Kafka does not answer gives its rows up, and none of them has
+// failed.
 func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
@@ -420,7 +429,8 @@ func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	add(t, b, numbered("topic", 0, 10)...)
 	ctx, stop := context.WithCancel(t.Context())
-	stop() // the session hands over what there is, then sees it
+	// The session hands over what there is, then sees it.
+	stop()
 	if err := b.relaySession(ctx, broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}); err != nil {
 		t.Error(err)
 	}
@@ -498,7 +508,8 @@ func exec(t *testing.T, b *Box, query string) {
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		broken string // what is done to the database
+		// What is done to the database.
+		broken string
 		want   sqldb.CountError
 	}{
 		"a message is not written":              {"CREATE TRIGGER x BEFORE INSERT ON outbox BEGIN SELECT RAISE(IGNORE); END", sqldb.CountError{Changed: 0, Want: 2}},
@@ -528,7 +539,8 @@ func TestALostWriteIsAnError(t *testing.T) {
 	}
 }
 
-// While nothing is added, only the relay deletes acknowledged rows; a failure must not be the last try.
+// While nothing is added, only the relay deletes acknowledged rows; a failure must not be the last
+// try.
 func TestAFailedCleanUpIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	addr := testenv.Fake(t)

@@ -26,13 +26,13 @@ const (
 	flushTime = 5 * time.Second
 )
 
-// Relay publishes the outbox in the order of its rows until ctx ends. Then it waits up to flushTime for
-// the rows in flight; so it does when the TLS files have changed.
+// Relay publishes the outbox in the order of its rows until ctx ends. Then it waits up to flushTime
+// for the rows in flight; so it does when the TLS files have changed.
 //
-// After a failed delivery the row is not sent again on its own: a later version of the same order could
-// have overtaken it. The relay drops the producer, which ends everything in flight, and starts again at
-// the first row that was not acknowledged. Rows behind it that had arrived are published twice, in
-// order. Consumers recognise them by their event ID.
+// After a failed delivery the row is not sent again on its own: a later version of the same order
+// could have overtaken it. The relay drops the producer, which ends everything in flight, and
+// starts again at the first row that was not acknowledged. Rows behind it that had arrived are
+// published twice, in order. Consumers recognise them by their event ID.
 //
 // There is one relay per outbox: two would break the order.
 func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
@@ -40,7 +40,8 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
 	for ctx.Err() == nil {
 		before, _ := b.acked.get()
 		err := b.relaySession(ctx, cfg)
-		if err == nil { // ctx has ended, or the next producer has other TLS files
+		if err == nil {
+			// ctx has ended, or the next producer has other TLS files.
 			continue
 		}
 		if now, _ := b.acked.get(); now > before {
@@ -54,8 +55,8 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
 	return nil
 }
 
-// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended or
-// the producer has outdated TLS files.
+// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended
+// or the producer has outdated TLS files.
 func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	w := &window{box: b, progress: make(chan struct{}, 1)}
 	p, err := broker.NewProducer(cfg, b.log, w.delivered)
@@ -70,8 +71,10 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	}()
 
 	var cleanup <-chan time.Time
-	last, _ := b.acked.get() // the last row handed to the producer
-	more := true             // rows may be waiting in the table
+	// last is the ID of the last row handed to the producer.
+	last, _ := b.acked.get()
+	// more reports whether rows may be waiting in the table.
+	more := true
 	for {
 		if more && w.room() {
 			sent, full, err := b.sendFrom(ctx, p, w, last)
@@ -110,11 +113,13 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	}
 }
 
-// sendFrom hands the next rows after ID last to the producer. It returns the last ID that the producer
-// took, 0 if there was none, and whether there may be more rows.
-func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last int64) (sent int64, more bool, err error) {
-	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3 starts a
-	// goroutine for each row.
+// sendFrom hands the next rows after ID last to the producer. It returns the last ID that the
+// producer took, 0 if there was none, and whether there may be more rows.
+func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last int64) (
+	sent int64, more bool, err error,
+) {
+	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
+	// starts a goroutine for each row.
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
 		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
 	if err != nil {
@@ -137,9 +142,11 @@ func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last 
 		if err := p.Produce(m, tag); err != nil {
 			w.takeBack()
 			if errors.Is(err, broker.ErrQueueFull) {
-				return sent, true, nil // an acknowledgement makes room
+				// An acknowledgement makes room, and the session comes back then.
+				return sent, true, nil
 			}
-			if w.failure() == nil { // else it is counted already
+			// After a failed delivery this is a consequence, and the cause is counted already.
+			if w.failure() == nil {
 				b.failures.WithLabelValues(broker.Code(err)).Inc()
 			}
 			return sent, true, fmt.Errorf("produce row %d to %s: %w", id, m.Topic, err)
@@ -152,8 +159,8 @@ func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last 
 	return sent, n == readRows, nil
 }
 
-// flush waits for the rows in flight, and deletes those that were acknowledged in time, so that they are
-// not sent again.
+// flush waits for the rows in flight, and deletes those that were acknowledged in time, so that
+// they are not sent again.
 func (b *Box) flush(ctx context.Context, p *broker.Producer, w *window) error {
 	final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -165,8 +172,8 @@ func (b *Box) flush(ctx context.Context, p *broker.Producer, w *window) error {
 	return b.deleteIdle(ctx)
 }
 
-// deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if ctx
-// has ended.
+// deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if
+// ctx has ended.
 func (b *Box) deleteIdle(ctx context.Context) error {
 	if _, rows := b.acked.get(); rows == 0 {
 		return nil
@@ -174,17 +181,23 @@ func (b *Box) deleteIdle(ctx context.Context) error {
 	return b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked)
 }
 
-// window is what was handed to one producer and is not acknowledged, in order. A tag is the position of a
-// row in the whole sequence of the window. It is safe for concurrent use.
+// window holds the rows that were handed to one producer and are not acknowledged, in order. The
+// tag of a row is its position in the sequence of all rows of the producer. A window is safe for
+// concurrent use.
 type window struct {
-	box      *Box
-	progress chan struct{} // has a token when there was an acknowledgement or a failure
+	box *Box
+	// progress has a token if there was an acknowledgement or a failure.
+	progress chan struct{}
 
-	mu        sync.Mutex
-	base      int64 // tag of rows[0]
-	rows      []sentRow
-	first     error
-	abandoned bool // the producer is closed in order, and the rows that it gives up have not failed
+	mu sync.Mutex
+	// base is the tag of rows[0].
+	base int64
+	rows []sentRow
+	// first is the first failure of a delivery.
+	first error
+	// abandoned is set when the producer is closed in order. The rows that it gives up have not
+	// failed.
+	abandoned bool
 }
 
 // sentRow is a row of the table, as the window knows it.
@@ -194,6 +207,7 @@ type sentRow struct {
 	acked bool
 }
 
+// add appends a row and returns its tag.
 func (w *window) add(id int64, at time.Time) (tag int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -201,33 +215,36 @@ func (w *window) add(id int64, at time.Time) (tag int64) {
 	return w.base + int64(len(w.rows)) - 1
 }
 
-// takeBack removes the row added last, which the producer did not take.
+// takeBack removes the row that was added last, because the producer did not take it.
 func (w *window) takeBack() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rows = w.rows[:len(w.rows)-1]
 }
 
+// room reports whether the producer may get more rows.
 func (w *window) room() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.rows) < inFlight
 }
 
+// failure returns the first failure of a delivery, or nil.
 func (w *window) failure() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.first
 }
 
+// abandon makes later failures not count.
 func (w *window) abandon() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.abandoned = true
 }
 
-// delivered takes the result of one row. It runs on the producer's goroutine. Rows are acknowledged in
-// order per partition only, so the outbox is acknowledged up to the first gap.
+// delivered takes the result of one row. It runs on the producer's goroutine. Rows are acknowledged
+// in order per partition only, so the outbox is acknowledged up to the first gap.
 func (w *window) delivered(tag int64, err error) {
 	w.mu.Lock()
 	if err != nil {

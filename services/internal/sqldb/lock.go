@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// lockWait is a little longer than a service takes to stop.
+// lockWait is how long Open waits for the lock. It is a little longer than a service takes to stop.
 const lockWait = 25 * time.Second
 
-// ErrInUse says that another process holds the database.
+// ErrInUse reports that another process holds the database.
 var ErrInUse = errors.New("the database is in use by another process")
 
-// takeLock waits for a predecessor: Kubernetes starts the successor of a deleted pod while that one still finishes its requests.
+// takeLock takes the exclusive lock. It waits for a predecessor, because Kubernetes starts the
+// successor of a deleted pod while that one still finishes its requests.
 func (db *DB) takeLock(ctx context.Context, path string, log *slog.Logger) error {
 	over := time.After(lockWait)
 	for said := false; ; said = true {

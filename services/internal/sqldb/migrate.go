@@ -7,6 +7,8 @@ import (
 	"io/fs"
 )
 
+// migrate applies the migrations that the database does not have yet, all in one transaction. A
+// migration is known by its name only, so a comment in it may change later.
 func (db *DB) migrate(ctx context.Context, migrations fs.FS) error {
 	files, err := fs.Glob(migrations, "*.sql")
 	if err != nil {
@@ -42,7 +44,8 @@ func (db *DB) migrate(ctx context.Context, migrations fs.FS) error {
 			}
 		}
 		for name := range applied {
-			return fmt.Errorf("it has migration %s, which this program does not know: it was written by a newer version", name)
+			return fmt.Errorf("it has migration %s, which this program does not know: "+
+				"it was written by a newer version", name)
 		}
 		return nil
 	})

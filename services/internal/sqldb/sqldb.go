@@ -1,5 +1,7 @@
-// Package sqldb opens a service's database and runs its transactions. Everything that depends on the kind of database is in this
-// package; the services' SQL is written with ? placeholders and runs on SQLite now, and is kept to what PostgreSQL has too.
+// Package sqldb opens a service's database and runs its transactions. The database is SQLite.
+//
+// Everything that depends on the kind of database is in this package. The SQL of the services uses
+// ? as placeholder and only features that PostgreSQL has too.
 package sqldb
 
 import (
@@ -22,29 +24,40 @@ import (
 // Sync is what a commit waits for.
 type Sync string
 
-// Full survives a power loss. Normal may roll back the last transactions then, which is right where everything in the database
-// rolls back together and can be read again (state and its offset). Off is for caches that are thrown away at start.
+// What a commit can wait for.
 const (
-	Full   Sync = "FULL"
+	// Full waits for the disk: a committed transaction survives a power loss.
+	Full Sync = "FULL"
+	// Normal does not wait. A power loss may roll back the last transactions, all of them whole. It
+	// is right for state that is stored together with the offset from which it can be read again.
 	Normal Sync = "NORMAL"
-	Off    Sync = "OFF"
+	// Off may leave a damaged database after a power loss. It is right for caches that are deleted
+	// at the start.
+	Off Sync = "OFF"
 )
 
-// DB is one SQLite database in WAL mode: a single writing connection, and readers that never wait for it.
+// DB is one SQLite database in WAL mode. It has a single connection for writing, and read
+// connections that never wait for it. It is safe for concurrent use.
 type DB struct {
-	Read *sql.DB // read-only connections
+	// Read has the read-only connections.
+	Read *sql.DB
 
-	lock  *os.File
-	pool  *sql.DB // holds only write
+	lock *os.File
+	// pool has one connection, which is write.
+	pool  *sql.DB
 	write *sql.Conn
 
-	mu    sync.Mutex // one transaction at a time
+	// mu is held during a transaction.
+	mu sync.Mutex
+	// stmts has the prepared statements of write, by their text.
 	stmts map[string]*sql.Stmt
 }
 
-// Open opens or makes the database file at path and brings its schema up to date with the files in migrations (*.sql, in order of
-// their names, each applied once). It takes an exclusive lock, which ends with the process, and waits for another that is about to
-// end; ErrInUse when it does not.
+// Open opens the database file at path, or makes it, and applies the migrations that it does not
+// have yet: the *.sql files in the order of their names.
+//
+// Open takes an exclusive lock that ends with the process. It waits for another process that holds
+// the lock, and returns ErrInUse if that one does not end within lockWait.
 func Open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (*DB, error) {
 	db := &DB{stmts: map[string]*sql.Stmt{}}
 	if err := db.open(ctx, path, sync, migrations, log); err != nil {
@@ -63,9 +76,14 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if err := db.takeLock(ctx, path, log); err != nil {
 		return err
 	}
-	// In the DSN, so that every connection of a pool has them.
+	// Settings in the DSN apply to every connection of a pool.
 	dsn := func(more string) string {
-		return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: "_busy_timeout=10000&_foreign_keys=on&" + more}).String()
+		u := url.URL{
+			Scheme:   "file",
+			Opaque:   (&url.URL{Path: path}).EscapedPath(),
+			RawQuery: "_busy_timeout=10000&_foreign_keys=on&" + more,
+		}
+		return u.String()
 	}
 	if db.pool, err = sql.Open("sqlite3", dsn("_journal_mode=WAL&_synchronous="+string(sync))); err != nil {
 		return err
@@ -74,9 +92,12 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if db.write, err = db.pool.Conn(ctx); err != nil {
 		return err
 	}
-	// The WAL is checkpointed every 4,000 pages instead of 1,000 and its file cut back after a burst; statement journals, which a statement
-	// of many rows needs, stay in memory instead of a new file each time.
-	if _, err := db.write.ExecContext(ctx, "PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY"); err != nil {
+	// A checkpoint every 4,000 pages instead of 1,000 costs less. The limit of the WAL cuts its
+	// file back after a burst. temp_store keeps statement journals in memory: a statement of many
+	// rows would make a file for one each time.
+	const settings = `PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;
+		PRAGMA temp_store = MEMORY`
+	if _, err := db.write.ExecContext(ctx, settings); err != nil {
 		return err
 	}
 	if err := db.migrate(ctx, migrations); err != nil {
@@ -85,18 +106,21 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if db.Read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
 		return err
 	}
-	readers := min(max(4, 2*runtime.GOMAXPROCS(0)), 16) // each has a cache of 2 MB, which Go's memory limit does not count
+	// Each connection has a cache of 2 MB, which Go's memory limit does not count.
+	readers := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
 	db.Read.SetMaxOpenConns(readers)
 	db.Read.SetMaxIdleConns(readers)
 	return nil
 }
 
-// Close closes the database; a transaction under way ends first.
+// Close closes the database. It waits for a transaction under way.
 func (db *DB) Close() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	var errs []error
-	if db.Read != nil { // first: the last connection to close is the one that can checkpoint
+	// The read connections close first: the last connection to close does the checkpoint, and they
+	// cannot write.
+	if db.Read != nil {
 		errs = append(errs, db.Read.Close())
 	}
 	for _, s := range db.stmts {
@@ -109,7 +133,8 @@ func (db *DB) Close() error {
 		errs = append(errs, db.pool.Close())
 	}
 	if db.lock != nil {
-		// Unlocked by hand: a child process between its fork and its exec still has the file open, and with it the lock.
+		// Closing the file is not enough: a child process between its fork and its exec has it open
+		// too, and so would keep the lock.
 		errs = append(errs, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN), db.lock.Close())
 	}
 	return errors.Join(errs...)

@@ -48,7 +48,8 @@ func count(t *testing.T, db *sqldb.DB) (n int) {
 
 func TestTxCommitsOrLeavesNothing(t *testing.T) {
 	t.Parallel()
-	db := open(t, filepath.Join(t.TempDir(), "a b?#%.db"), schema) // a path that a URL would have to escape
+	// A path that a URL would have to escape.
+	db := open(t, filepath.Join(t.TempDir(), "a b?#%.db"), schema)
 	insert := func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("INSERT INTO t(v) VALUES (?)", "x")
 		return err
@@ -190,7 +191,8 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
 	open(t, path, schema)
-	synctest.Test(t, func(t *testing.T) { // the second does not get as far as SQLite
+	// The second does not get as far as SQLite.
+	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
 			t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
@@ -252,7 +254,8 @@ func (w writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// TestAFullDiskRefusesAndRecovers limits the file's pages, which fails a transaction as a full disk does.
+// TestAFullDiskRefusesAndRecovers limits the file's pages, which fails a transaction as a full disk
+// does.
 func TestAFullDiskRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)

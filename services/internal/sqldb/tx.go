@@ -10,12 +10,12 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
-// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise. Transactions
-// run one after the other.
+// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise.
+// Transactions run one after the other.
 //
-// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether it was
-// committed. fn only reads and writes the database, so that it can be run again: what else is to happen
-// goes to AfterCommit or is done by the caller.
+// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether
+// it was committed. fn only reads and writes the database, so that it can be run again: what else
+// is to happen goes to AfterCommit or is done by the caller.
 func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -42,19 +42,21 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	return nil
 }
 
-// Tx is a transaction under way. Its statements are prepared once per text and kept.
+// Tx is a transaction under way. It is valid only during the call of DB.Tx that made it.
 type Tx struct {
-	db        *DB
-	ctx       context.Context
+	db  *DB
+	ctx context.Context
+	// committed is what AfterCommit has collected.
 	committed []func()
 }
 
 // AfterCommit runs then once the transaction is committed, and before the next one begins: what a
-// transaction has changed in memory is known to the next one. It is never run after a roll-back. then
-// must not begin a transaction.
+// transaction has changed in memory is known to the next one. It is never run after a roll-back.
+// then must not begin a transaction.
 func (tx *Tx) AfterCommit(then func()) { tx.committed = append(tx.committed, then) }
 
-// rollback ends the transaction, unless SQLite has done so by itself, as it does on some errors (a full disk).
+// rollback ends the transaction, unless SQLite has rolled it back by itself, as it does on some
+// errors, such as a full disk.
 func (tx *Tx) rollback() error {
 	var ended bool
 	if err := tx.db.write.Raw(func(c any) error {
@@ -69,6 +71,8 @@ func (tx *Tx) rollback() error {
 	return nil
 }
 
+// stmt returns the prepared statement of a text. The number of different texts is small, see
+// chunks.
 func (tx *Tx) stmt(query string) (*sql.Stmt, error) {
 	if s, ok := tx.db.stmts[query]; ok {
 		return s, nil
@@ -94,16 +98,16 @@ func (tx *Tx) Exec(query string, args ...any) (int64, error) {
 	return r.RowsAffected()
 }
 
-// CountError reports that a statement changed another number of rows than it must. Something that was to
-// be written is not, or something was written that must not be.
+// CountError reports that a statement changed another number of rows than it must. Something that
+// was to be written is not, or something was written that must not be.
 type CountError struct{ Changed, Want int64 }
 
 func (e *CountError) Error() string {
 	return fmt.Sprintf("%d rows were changed, want %d", e.Changed, e.Want)
 }
 
-// ExpectRows returns a *CountError if a statement, which has returned changed and err, changed another
-// number of rows than want. An err that is not nil is returned as it is.
+// ExpectRows returns a *CountError if a statement, which has returned changed and err, changed
+// another number of rows than want. An err that is not nil is returned as it is.
 func ExpectRows(want, changed int64, err error) error {
 	if err == nil && changed != want {
 		return &CountError{Changed: changed, Want: want}
@@ -111,7 +115,7 @@ func ExpectRows(want, changed int64, err error) error {
 	return err
 }
 
-// Query runs scan for each row of the result.
+// Query calls scan for each row of the result.
 func (tx *Tx) Query(query string, scan func(*sql.Rows) error, args ...any) error {
 	s, err := tx.stmt(query)
 	if err != nil {
@@ -124,8 +128,9 @@ func (tx *Tx) Query(query string, scan func(*sql.Rows) error, args ...any) error
 	return each(rows, scan)
 }
 
-// ExecRows runs head + "(?,?),(?,?)…" + tail with as many rows of placeholders as args have: one statement for many rows.
-// It returns the number of rows changed.
+// ExecRows runs head + "(?,?),(?,?)…" + tail, with as many rows of placeholders as args has rows of
+// columns values. It runs few statements, each for many rows, and returns how many rows they
+// changed.
 func (tx *Tx) ExecRows(head string, columns int, tail string, args []any) (int64, error) {
 	row := "(" + marks(columns) + ")"
 	var changed int64
@@ -139,7 +144,8 @@ func (tx *Tx) ExecRows(head string, columns int, tail string, args []any) (int64
 	return changed, nil
 }
 
-// QueryIn runs head + "(?,?…)" + tail, a condition `x IN`, with as many placeholders as there are keys.
+// QueryIn runs head + "(?,?…)" + tail with a placeholder for each key, and calls scan for each row
+// of the result. head ends with a condition such as `WHERE id IN `. Without keys it does nothing.
 func (tx *Tx) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows) error) error {
 	for n := range chunks(len(keys)) {
 		if err := tx.Query(head+"("+marks(n)+")"+tail, scan, keys[:n]...); err != nil {
@@ -150,7 +156,7 @@ func (tx *Tx) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows)
 	return nil
 }
 
-// QueryIn is Tx.QueryIn on the readers, outside of a transaction.
+// QueryIn is Tx.QueryIn on the read connections, outside of a transaction.
 func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
 	for n := range chunks(len(keys)) {
 		rows, err := db.Read.QueryContext(ctx, head+"("+marks(n)+")"+tail, keys[:n]...)
@@ -165,7 +171,7 @@ func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string,
 	return nil
 }
 
-// each runs scan for each row and closes rows.
+// each calls scan for each row and closes rows.
 func each(rows *sql.Rows, scan func(*sql.Rows) error) error {
 	defer rows.Close()
 	for rows.Next() {
@@ -176,9 +182,11 @@ func each(rows *sql.Rows, scan func(*sql.Rows) error) error {
 	return rows.Err()
 }
 
+// marks returns n placeholders.
 func marks(n int) string { return strings.Repeat("?,", n-1) + "?" }
 
-// chunks cuts n rows into powers of two, at most 256, so that there are few different statements to prepare.
+// chunks cuts n rows into powers of two, 256 at most, so that there are few different statements to
+// prepare and keep.
 func chunks(n int) func(yield func(int) bool) {
 	return func(yield func(int) bool) {
 		for size := 256; size > 0; size /= 2 {

@@ -1,5 +1,6 @@
--- What is to be published, in the order in which it was accepted. AUTOINCREMENT: an emptied table must not use an id again, or the
--- relay would take a new row for one that it has sent. (Another database says this with an identity column.)
+-- Messages to publish, in the order in which they were accepted. AUTOINCREMENT: an ID must not be used
+-- again after the table was empty, or the relay would take a new row for one that it has sent.
+-- (PostgreSQL has an identity column for it.)
 CREATE TABLE outbox (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     topic      TEXT    NOT NULL,
