@@ -23,9 +23,9 @@ const (
 	probeEvery = time.Second
 )
 
-// committer takes changes from many requests and hands them to the store in batches. Changes that come
-// while a commit is under way share the next one and its fsync (group commit), so there are fewer fsyncs
-// per order as load rises.
+// committer takes changes from many requests and hands them to the store in batches. Changes that
+// come while a commit is under way share the next one and its fsync (group commit), so there are
+// fewer fsyncs per order as load rises.
 type committer struct {
 	store      *store
 	log        *slog.Logger
@@ -33,13 +33,17 @@ type committer struct {
 	now        func() time.Time
 	batchSize  prometheus.Histogram
 
-	queue   chan *pending
-	stopped chan struct{} // closed when run has ended
+	queue chan *pending
+	// stopped is closed when run has ended.
+	stopped chan struct{}
+	// failure is why the store cannot be written; nil: it can.
 	failure atomic.Pointer[error]
-	full    bool // the backlog was full at the last batch; only run uses it
+	// full reports whether the backlog was full at the last batch. Only run uses it.
+	full bool
 
-	mu       sync.Mutex
-	inFlight map[string]struct{} // idempotency keys of requests under way
+	mu sync.Mutex
+	// inFlight has the idempotency keys of requests under way.
+	inFlight map[string]struct{}
 }
 
 // pending is a change that waits for the commit of its batch. result is set before done is closed.
@@ -49,8 +53,8 @@ type pending struct {
 	done   chan struct{}
 }
 
-// newCommitter makes a committer and registers its metric. maxBacklog is the number of events that may
-// wait for Kafka.
+// newCommitter makes a committer and registers its metric. maxBacklog is the number of events that
+// may wait for Kafka.
 func newCommitter(s *store, maxBacklog int, log *slog.Logger, reg prometheus.Registerer) *committer {
 	c := &committer{
 		store: s, log: log, maxBacklog: int64(maxBacklog), now: time.Now,
@@ -69,8 +73,8 @@ func newCommitter(s *store, maxBacklog int, log *slog.Logger, reg prometheus.Reg
 
 // submit hands a change to the next batch and waits for its result. It is safe for concurrent use.
 //
-// A change that is in the queue is carried out even if ctx ends. A client that wants to know the result
-// asks again with the same Idempotency-Key.
+// A change that is in the queue is carried out even if ctx ends. A client that wants to know the
+// result asks again with the same Idempotency-Key.
 func (c *committer) submit(ctx context.Context, requested change) (orderState, error) {
 	if requested.key != "" {
 		if !c.take(requested.key) {
@@ -111,19 +115,21 @@ func (c *committer) take(key string) bool {
 	return true
 }
 
+// release ends what take began.
 func (c *committer) release(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.inFlight, key)
 }
 
-// run commits batches until ctx ends. No request may be under way by then: a change that is queued later
-// is refused.
+// run commits batches until ctx ends. No request may be under way by then: a change that is queued
+// later is refused.
 func (c *committer) run(ctx context.Context) error {
 	defer close(c.stopped)
 	sweep := time.NewTimer(sweepEvery)
 	defer sweep.Stop()
-	probing := false // the next sweep comes after probeEvery
+	// probing reports whether the next sweep comes after probeEvery.
+	probing := false
 	batch := make([]*pending, 0, batchMost)
 	for {
 		select {
@@ -168,6 +174,7 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	for i, p := range batch {
 		changes[i] = p.change
 	}
+	// The requests wait for the results even while the service stops.
 	results, full, err := c.store.commit(context.WithoutCancel(ctx), changes, c.maxBacklog, c.now())
 	if err != nil {
 		c.setHealth(err)
@@ -176,12 +183,12 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 		}
 		return
 	}
-	// A success does not make the store healthy. On a disk that is almost full every other batch still
-	// fits, so only a sweep decides that.
+	// A success does not make the store healthy. On a disk that is almost full every other batch
+	// still fits, so only a sweep decides that.
 	for i, p := range batch {
 		p.result = results[i]
 		if errors.Is(p.result.err, errUnavailable) {
-			c.log.Error("a request failed for a fault of ours", "order_id", p.change.orderID, "err", p.result.err)
+			c.log.Error("a request failed because of a fault of the service", "order_id", p.change.orderID, "err", p.result.err)
 		}
 	}
 	if full != c.full {
@@ -190,8 +197,8 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	}
 }
 
-// sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it also
-// finds out whether the store can be written.
+// sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it
+// also finds out whether the store can be written.
 func (c *committer) sweep(ctx context.Context) (next time.Duration) {
 	more, err := c.store.deleteExpired(context.WithoutCancel(ctx), c.now())
 	c.setHealth(err)
@@ -205,8 +212,8 @@ func (c *committer) sweep(ctx context.Context) (next time.Duration) {
 	}
 }
 
-// setHealth keeps whether the store can be written; err is nil if so. It logs only when that changes:
-// under load a full disk fails many batches.
+// setHealth keeps whether the store can be written; err is nil if so. It logs only when that
+// changes: under load a full disk fails many batches.
 func (c *committer) setHealth(err error) {
 	before := c.failure.Load()
 	switch {
@@ -216,7 +223,7 @@ func (c *committer) setHealth(err error) {
 	case err != nil:
 		c.failure.Store(&err)
 		if before == nil {
-			c.log.Error("the store cannot be written; requests are refused, and no order that was acknowledged is lost",
+			c.log.Error("the store cannot be written; requests are refused, and no acknowledged order is lost",
 				"err", err)
 		}
 	}

@@ -45,7 +45,8 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 	const clients, each = 64, 20
 	release := make(chan struct{})
 	blocked := make(chan struct{})
-	go func() { // holds the writer, so that requests queue up as they do while an fsync takes its time
+	// Holds the writer, so that requests queue up as they do while an fsync takes its time.
+	go func() {
 		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
 	}()
 	<-blocked
@@ -118,7 +119,8 @@ func TestAKeyUnderWayIsRefused(t *testing.T) {
 		_, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
 		first <- err
 	}()
-	for held := false; !held; { // until the first has it
+	// Until the first has it.
+	for held := false; !held; {
 		c.mu.Lock()
 		_, held = c.inFlight["k"]
 		c.mu.Unlock()
@@ -146,7 +148,8 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pages(1) // SQLite takes the present size for it: the disk is full
+	// SQLite takes the present size for it: the disk is full.
+	pages(1)
 	var refused error
 	taken := 0
 	for ; refused == nil && taken < 1000; taken++ {
@@ -160,7 +163,8 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	}
 	last := fmt.Sprintf("a%d", taken-1)
 	pages(1 << 20)
-	for deadline := time.Now().Add(10 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) { // by itself, without a request
+	// By itself, without a request.
+	for deadline := time.Now().Add(10 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("10 s after there is room again: %v", c.err())
 		}
@@ -173,14 +177,16 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	}
 }
 
-// Requests that keep coming must not put off the probe that finds out that the store can be written again.
+// Requests that keep coming must not put off the probe that finds out that the store can be written
+// again.
 func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 	t.Parallel()
 	c, _ := running(t, t.TempDir(), 10_000)
 	if err := c.store.markRebuilt(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	c.setHealth(errors.New("disk is full")) // as a batch would have found it
+	// As a batch would have found it.
+	c.setHealth(errors.New("disk is full"))
 	for i, deadline := 0, time.Now().Add(5*probeEvery); c.err() != nil; i++ {
 		if time.Now().After(deadline) {
 			t.Fatalf("after %d orders were stored: %v", i, c.err())
@@ -188,7 +194,8 @@ func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 		if _, err := c.submit(t.Context(), creation(t, fmt.Sprintf("a%d", i))); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(probeEvery / 20) // less than the probe waits
+		// Less than the probe waits.
+		time.Sleep(probeEvery / 20)
 	}
 }
 
@@ -196,7 +203,8 @@ func TestARequestDuringTheStopIsToldSo(t *testing.T) {
 	t.Parallel()
 	c, stop := running(t, t.TempDir(), 100)
 	stop()
-	for range 300 { // more than the queue takes
+	// More than the queue takes.
+	for range 300 {
 		if _, err := c.submit(t.Context(), creation(t, "a")); !errors.Is(err, errUnavailable) {
 			t.Fatalf("after the stop: %v, want %v", err, errUnavailable)
 		}

@@ -7,16 +7,20 @@ import (
 	"ordersystem.dev/services/internal/env"
 )
 
-// Config is what the Cart service is told from outside.
+// Config is the configuration of the Cart service.
 type Config struct {
-	HTTPAddr   env.Addr
-	OpsAddr    env.Addr
-	DataDir    string
-	MaxBacklog int // orders accepted and not yet acknowledged by Kafka; at this number further ones are refused
+	// HTTPAddr is the address of the API.
+	HTTPAddr env.Addr
+	// OpsAddr is the address of the operations endpoints.
+	OpsAddr env.Addr
+	// DataDir is where the store is. It must outlive the service.
+	DataDir string
+	// MaxBacklog is how many events may wait for Kafka. At this number requests are refused.
+	MaxBacklog int
 	Kafka      broker.Config
 }
 
-// ConfigFromEnv reads the configuration; what is wrong with it is in e.Err.
+// ConfigFromEnv reads the configuration from the environment. It reports every mistake to e.
 func ConfigFromEnv(e *env.Env) Config {
 	http := e.Addr("HTTP_ADDR", ":5000")
 	return Config{
@@ -28,7 +32,7 @@ func ConfigFromEnv(e *env.Env) Config {
 	}
 }
 
-// LogValue is the configuration as the log shows it; the broker's part masks its secrets.
+// LogValue returns the configuration for the log. The part for Kafka masks its secrets.
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),

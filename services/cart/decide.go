@@ -15,7 +15,7 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// Why a request is refused. Nothing is written for a refused request.
+// Why a request is refused. A refused request writes nothing.
 var (
 	errExists      = errors.New("order exists")
 	errNotFound    = errors.New("order not found")
@@ -27,22 +27,28 @@ var (
 	errStopping    = fmt.Errorf("%w: the service is stopping", errUnavailable)
 )
 
-// versionError refuses an update whose If-Match does not name the order's version.
+// versionError refuses an update whose If-Match does not name the current version of the order.
 type versionError struct{ current int64 }
 
 func (e versionError) Error() string { return "order has version " + etag(e.current) }
 
-// change is one request to create or to update an order. It is checked, and prepared as far as it can be
-// without knowing the order.
+// change is one request to create or to update an order. It is checked, and prepared as far as it
+// can be without knowing the order.
 type change struct {
-	orderID     string
-	created     *contract.Message // the whole event of a creation; nil for an update
-	status      string            // of an update
-	ifMatch     []string          // entity tags of which the order must have one; nil: any
-	traceparent string            // of an update; that of a creation is in its event
+	orderID string
+	// created is the whole event of a creation. It is nil for an update.
+	created *contract.Message
 
-	key         string // Idempotency-Key; "": none
-	fingerprint []byte // of the request; nil without a key
+	// status, ifMatch and traceparent are those of an update. The order must have one of the entity
+	// tags in ifMatch; nil: any.
+	status      string
+	ifMatch     []string
+	traceparent string
+
+	// key is the Idempotency-Key; "": none.
+	key string
+	// fingerprint identifies the request if it comes again with the same key.
+	fingerprint []byte
 }
 
 // orderState is an order after a change.
@@ -59,14 +65,15 @@ type result struct {
 
 // keptResult is the result of a successful request with an Idempotency-Key.
 type keptResult struct {
-	order       orderState
-	fingerprint []byte // of the request
+	order orderState
+	// Of the request.
+	fingerprint []byte
 }
 
-// etag is the entity tag of a version.
+// etag returns the entity tag of a version.
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// newOrder makes the order of a creation. As in the reference system, its items are made up.
+// newOrder returns the order of a creation. As in the reference system, its items are invented.
 func newOrder(req contract.CreateOrder, now time.Time) contract.Order {
 	o := contract.Order{
 		OrderID:    req.OrderID,
@@ -89,25 +96,31 @@ func newOrder(req contract.CreateOrder, now time.Time) contract.Order {
 	return o
 }
 
-// newEvent stamps an order's state after a change as an event.
+// newEvent returns the event of a change, with a new ID. o is the order after the change.
 func newEvent(kind string, o contract.Order, traceparent string, now time.Time) contract.Event {
 	return contract.Event{ID: uuid.NewString(), Type: kind, Time: now, Traceparent: traceparent, Order: o}
 }
 
-// ledger decides a batch of changes in memory, one after the other, against the state that was read for
-// all of them. It holds what is to be written when all are decided. A refusal leaves it as it was, so it
-// never affects the other changes of the batch.
+// ledger decides a batch of changes in memory, one after the other, against the state that was read
+// for all of them. It holds what is to be written when all are decided. A refusal leaves it as it
+// was, so it never affects the other changes of the batch.
 type ledger struct {
-	now    time.Time
-	room   int64                 // events that the backlog still takes
-	orders map[string]orderState // the orders that the batch names, by ID, as they are by now
-	kept   map[string]keptResult // by the idempotency keys that the batch names
+	now time.Time
+	// room is how many events the backlog still takes.
+	room int64
+	// orders has the orders that the batch names, by ID, with the changes decided so far.
+	orders map[string]orderState
+	// kept has the results for the idempotency keys that the batch names, by key.
+	kept map[string]keptResult
 
+	// messages, changed and newKeys are to be written: the events, the IDs of changed orders, and
+	// the idempotency keys that are new in kept.
 	messages []contract.Message
-	changed  map[string]bool // IDs of the orders to write
-	newKeys  map[string]bool // keys of the results to write
+	changed  map[string]bool
+	newKeys  map[string]bool
 }
 
+// newLedger returns a ledger that knows no orders and has no room.
 func newLedger(now time.Time) *ledger {
 	return &ledger{
 		now:    now,

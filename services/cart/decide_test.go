@@ -45,7 +45,8 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 		room    int64
 		changes []change
 		want    []string
-		events  []string // type and version of what is published
+		// Type and version of what is published.
+		events []string
 	}{
 		"created, updated and updated again": {9,
 			[]change{creation(t, "a"), update("a", "paid"), update("a", "shipped")},

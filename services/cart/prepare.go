@@ -16,10 +16,10 @@ import (
 
 var errRebuilding = errors.New("rebuilding the store from the topics")
 
-// orderTopics are what Cart writes and rebuilds from.
+// orderTopics are the topics that the service writes, and rebuilds its store from.
 var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 
-// preparation makes a service that has just started ready.
+// preparation brings a service that has just started to the point where it is ready.
 type preparation struct {
 	kafka broker.Config
 	admin *broker.Admin
@@ -27,9 +27,8 @@ type preparation struct {
 	log   *slog.Logger
 }
 
-// run opens the API once the store is whole, and makes the service ready once the topics were seen.
-//
-// A store that is whole needs no Kafka: the service accepts orders while Kafka is away.
+// run calls open once the store is whole, and makes the service ready once the topics were seen.
+// With a whole store the service accepts orders even while Kafka is away.
 func (p *preparation) run(ctx context.Context, ready *service.Readiness, open func()) error {
 	whole, err := p.store.isRebuilt(ctx)
 	if err != nil {
@@ -49,9 +48,9 @@ func (p *preparation) run(ctx context.Context, ready *service.Readiness, open fu
 	return nil
 }
 
-// awaitTopics waits until the topics exist. The service is ready meanwhile, except while a broker that can
-// be reached has no such topics. It does not become ready at once, because a broker that is there mostly
-// responds within the second.
+// awaitTopics waits until the topics exist. The service is ready meanwhile, except while a broker
+// that can be reached has no such topics. It does not become ready at once, because a broker that
+// is there mostly responds within the second.
 func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness) error {
 	defer time.AfterFunc(time.Second, ready.ReadyUnlessSet).Stop()
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
@@ -63,8 +62,8 @@ func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness)
 	return err
 }
 
-// fill waits for the topics and rebuilds a new store from them, until that succeeds. report is called with
-// what it waits for, and never with nil.
+// fill waits for the topics and rebuilds a new store from them, until that succeeds. report is
+// called with what it waits for, and never with nil.
 func (p *preparation) fill(ctx context.Context, report func(reason error)) error {
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
 		if missing == nil {
@@ -103,8 +102,8 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 	return rebuild(ctx, p.kafka, p.admin, p.store, p.log)
 }
 
-// watch looks the topics up once a second until ctx ends. The rebuild itself only waits while Kafka is
-// away, and would not show why.
+// watch looks the topics up once a second until ctx ends. The rebuild itself only waits while Kafka
+// is away, and would not show why.
 func (p *preparation) watch(ctx context.Context, report func(reason error)) {
 	for backoff.Sleep(ctx, time.Second) {
 		_, err := p.admin.Topics(ctx, orderTopics...)

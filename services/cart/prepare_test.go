@@ -132,7 +132,8 @@ func TestAStopShowsWhileTheAPIDrains(t *testing.T) {
 		resp.Body.Close()
 		status <- resp.StatusCode
 	}()
-	<-reading // the handler waits for the body
+	// The handler waits for the body.
+	<-reading
 
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); s.stop() }()

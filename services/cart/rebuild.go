@@ -10,24 +10,28 @@ import (
 	"ordersystem.dev/services/internal/broker"
 )
 
-// rebuild fills a new store with what the order topics hold, so that no version is given twice and no order made twice. It reads up
-// to where the topics ended when it began; nobody else writes to them. A run that was cut off starts over: restoring is idempotent.
+// rebuild fills a new store with the orders of the topics, so that no version is given twice and no
+// order is created twice. It reads up to the ends that the topics have at its start, as only this
+// service writes to them. A rebuild that was cut off starts again from the beginning.
 func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger) error {
 	first, end, err := admin.Bounds(ctx, contract.TopicCreated, contract.TopicUpdated)
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
+	// total counts offsets. There are fewer records, as compaction has removed some.
 	var records, skipped, total int64
 	for p := range end {
 		total += end[p] - first[p]
 	}
 	log.Info("rebuilding the store from the topics", "offsets", total)
 	progress := time.Now()
-	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, func(ctx context.Context, batch []broker.Record) error {
+	// restoreBatch writes the newest version of each order in a batch.
+	restoreBatch := func(ctx context.Context, batch []broker.Record) error {
 		newest := make(map[string]orderState, len(batch))
 		for _, r := range batch {
 			e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
-			if err != nil { // the Order service makes it a dead letter
+			if err != nil {
+				// The Order service makes it a dead letter.
 				skipped++
 				continue
 			}
@@ -46,7 +50,8 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 			log.Info("rebuilding", "records", records, "of_offsets", total)
 		}
 		return s.restore(ctx, newest)
-	})
+	}
+	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch)
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}

@@ -1,6 +1,6 @@
 // Package cart is the Cart service. It takes orders over HTTP, stores each with its event in one
-// transaction, and publishes the events to Kafka in order. It does not consume: what became of an order
-// downstream is known to the Order service.
+// transaction, and publishes the events to Kafka in order. It does not consume: what became of an
+// order downstream is known to the Order service.
 package cart
 
 import (
@@ -14,8 +14,8 @@ import (
 	"ordersystem.dev/services/internal/service"
 )
 
-// Run runs the service until ctx ends or something fails for good. If started is not nil, Run calls it
-// with the addresses once both are bound.
+// Run runs the service until ctx ends or something fails for good. If started is not nil, Run calls
+// it with the addresses once both are bound.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
 	svc, err := service.New(service.Config{
 		API: cfg.HTTPAddr, Ops: cfg.OpsAddr, OpenAPI: contract.CartOpenAPI, AsyncAPI: contract.AsyncAPI,

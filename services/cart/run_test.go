@@ -130,7 +130,8 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("plain"), Value: []byte(plain)},
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("x"), Value: []byte("no order")},
 		contract.Message{Topic: contract.TopicUpdated, Key: []byte("y")},
-		event(t, "repeated", 1), event(t, "repeated", 3), event(t, "repeated", 2)) // as after a relay that started over
+		// As after a relay that started over.
+		event(t, "repeated", 1), event(t, "repeated", 3), event(t, "repeated", 2))
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -231,8 +232,9 @@ func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
 	}
 }
 
-// With mutual TLS and no more ACLs than strimzi/ gives it: it rebuilds its store and publishes. Then its certificate is renewed too
-// late: orders are taken all the while, and published when it is there.
+// With mutual TLS and no more ACLs than strimzi/ gives it: it rebuilds its store and publishes.
+// Then its certificate is renewed too late: orders are taken all the while, and published when it
+// is there.
 func TestServiceOnSecureKafka(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	if err := localkafka.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
@@ -270,12 +272,14 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	k.Certify(t, k.Clients)
 	k.Restart(t)
 	published := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated))
-	time.Sleep(2 * time.Second) // nothing is to come in it
+	// Nothing is to come in it.
+	time.Sleep(2 * time.Second)
 	if got := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated)); got != published {
 		t.Errorf("%d records were published with a certificate that is refused", got-published)
 	}
 	u.Renew(t)
-	time.Sleep(4 * time.Second) // more orders, while clients are made anew
+	// More orders, while clients are made anew.
+	time.Sleep(4 * time.Second)
 	close(stop)
 	clients.Wait()
 	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
@@ -309,7 +313,8 @@ func TestMetrics(t *testing.T) {
 	} {
 		s.until(t, s.ops+"/metrics", 200, "\n"+series)
 	}
-	// A quantile is that of the last seconds and absent without a request in them, so requests keep coming.
+	// A quantile is that of the last seconds and absent without a request in them, so requests keep
+	// coming.
 	stop := make(chan struct{})
 	var client sync.WaitGroup
 	defer func() { close(stop); client.Wait() }()

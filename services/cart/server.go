@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ type server struct {
 	open atomic.Bool
 }
 
+// handler returns the routes of the API and registers their metrics.
 func (s *server) handler(reg prometheus.Registerer) http.Handler {
 	return web.Routes{
 		{Method: http.MethodPost, Path: "/order/create-order", Handler: s.create},
@@ -40,20 +42,26 @@ func (s *server) handler(reg prometheus.Registerer) http.Handler {
 // openAPI lets requests in.
 func (s *server) openAPI() { s.open.Store(true) }
 
+// create decodes a creation. The event is encoded here, in parallel with other requests, and not in
+// the transaction.
 func (s *server) create(w http.ResponseWriter, r *http.Request) {
-	s.change(w, r, "Order created successfully", func(body []byte, traceparent string) (change, error) {
+	s.respond(w, r, "Order created successfully", func(body []byte, traceparent string) (change, error) {
 		req, err := contract.DecodeCreateOrder(body)
 		if err != nil {
 			return change{}, invalid(err)
 		}
 		now := s.commits.now().UTC().Truncate(time.Millisecond)
 		m, err := newEvent(contract.TypeCreated, newOrder(req, now), traceparent, now).Message()
-		return change{orderID: req.OrderID, created: &m, fingerprint: fingerprint("create", req.OrderID, fmt.Sprint(req.ItemsNum))}, err
+		return change{
+			orderID: req.OrderID, created: &m,
+			fingerprint: fingerprint("create", req.OrderID, strconv.Itoa(req.ItemsNum)),
+		}, err
 	})
 }
 
+// update decodes an update. Its event depends on the stored order, so the store makes it.
 func (s *server) update(w http.ResponseWriter, r *http.Request) {
-	s.change(w, r, "Order updated successfully", func(body []byte, traceparent string) (change, error) {
+	s.respond(w, r, "Order updated successfully", func(body []byte, traceparent string) (change, error) {
 		req, err := contract.DecodeUpdateOrder(body)
 		if err != nil {
 			return change{}, invalid(err)
@@ -66,9 +74,13 @@ func (s *server) update(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// change is the one way of a request: read, prepare, store, answer.
-func (s *server) change(w http.ResponseWriter, r *http.Request, done string, prepare func(body []byte, traceparent string) (change, error)) {
-	c, err := s.prepare(w, r, prepare)
+// decoder makes a change of a request body. It gives its own traceparent to the event.
+type decoder func(body []byte, traceparent string) (change, error)
+
+// respond handles a request of either route: it reads the request, has it stored, and responds.
+// done is the text of a success.
+func (s *server) respond(w http.ResponseWriter, r *http.Request, done string, decode decoder) {
+	c, err := s.read(w, r, decode)
 	var order orderState
 	if err == nil {
 		order, err = s.commits.submit(r.Context(), c)
@@ -92,7 +104,8 @@ func (s *server) change(w http.ResponseWriter, r *http.Request, done string, pre
 	}{done, order.body})
 }
 
-func (s *server) prepare(w http.ResponseWriter, r *http.Request, prepare func([]byte, string) (change, error)) (change, error) {
+// read reads and checks a request.
+func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (change, error) {
 	if !s.open.Load() {
 		return change{}, errNotRebuilt
 	}
@@ -104,31 +117,39 @@ func (s *server) prepare(w http.ResponseWriter, r *http.Request, prepare func([]
 	if err != nil {
 		return change{}, fmt.Errorf("%w: %w", errUnread, err)
 	}
-	c, err := prepare(body, traceparent(r.Header.Get("Traceparent")))
+	c, err := decode(body, traceparent(r.Header.Get("Traceparent")))
 	c.key = key
 	return c, err
 }
 
 var (
-	errNotRebuilt = errors.New("store is not rebuilt") // it does not yet hold what the topics hold
+	errNotRebuilt = errors.New("store is not rebuilt")
 	errUnread     = errors.New("request could not be read to its end")
 )
 
-// invalidError is a request that says something the contract does not allow; its text is for the client.
+// invalidError refuses a request that the contract does not allow. Its text is for the client.
 type invalidError struct{ error }
 
+// invalid makes err a refusal of the request.
 func invalid(err error) error { return invalidError{err} }
 
-// problem is the one table from errors to answers.
+// problem is the one table from errors to responses. The texts are those of the contract.
 func problem(err error, orderID string) web.Problem {
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return web.Problem{Status: http.StatusRequestEntityTooLarge, Text: fmt.Sprintf("The request body is over the limit of %d bytes.", e.Limit)}
+		return web.Problem{
+			Status: http.StatusRequestEntityTooLarge,
+			Text:   fmt.Sprintf("The request body is over the limit of %d bytes.", e.Limit),
+		}
 	}
 	if e, ok := errors.AsType[invalidError](err); ok {
 		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + e.Error() + "."}
 	}
 	if e, ok := errors.AsType[versionError](err); ok {
-		return web.Problem{Status: http.StatusPreconditionFailed, Text: "Order with ID " + orderID + " is at version " + etag(e.current) + ", which If-Match does not name. Read it again and decide anew."}
+		return web.Problem{
+			Status: http.StatusPreconditionFailed,
+			Text: "Order with ID " + orderID + " is at version " + etag(e.current) +
+				", which If-Match does not name. Read it again and decide again.",
+		}
 	}
 	switch {
 	case errors.Is(err, contract.ErrTooLarge):
@@ -140,23 +161,49 @@ func problem(err error, orderID string) web.Problem {
 	case errors.Is(err, errSameStatus):
 		return web.Problem{Status: http.StatusConflict, Text: "Order status is the same as entered."}
 	case errors.Is(err, errKeyReused):
-		return web.Problem{Status: http.StatusUnprocessableEntity, Text: "This Idempotency-Key was used for another request; a new request needs a new key."}
+		return web.Problem{
+			Status: http.StatusUnprocessableEntity,
+			Text:   "This Idempotency-Key was used for another request; a new request needs a new key.",
+		}
 	case errors.Is(err, errKeyInFlight):
-		return web.Problem{Status: http.StatusConflict, Text: "A request with this Idempotency-Key is still under way; try again when it has ended.", RetryAfter: time.Second}
+		return web.Problem{
+			Status:     http.StatusConflict,
+			Text:       "A request with this Idempotency-Key is still under way; try again when it has ended.",
+			RetryAfter: time.Second,
+		}
 	case errors.Is(err, errBacklog):
-		return web.Problem{Status: http.StatusServiceUnavailable, Text: "Too many orders wait for Kafka; this one was not taken. Try again later.", RetryAfter: 10 * time.Second}
+		return web.Problem{
+			Status:     http.StatusServiceUnavailable,
+			Text:       "Too many orders wait for Kafka; this one was not taken. Try again later.",
+			RetryAfter: 10 * time.Second,
+		}
 	case errors.Is(err, errNotRebuilt):
-		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The service is starting and does not know all orders yet. Try again shortly.", RetryAfter: 2 * time.Second}
+		return web.Problem{
+			Status:     http.StatusServiceUnavailable,
+			Text:       "The service is starting and does not know all orders yet. Try again shortly.",
+			RetryAfter: 2 * time.Second,
+		}
 	case errors.Is(err, errUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return web.Problem{Status: http.StatusServiceUnavailable, Text: "The order could not be stored and nothing was changed. Try again later.", RetryAfter: 5 * time.Second}
+		return web.Problem{
+			Status:     http.StatusServiceUnavailable,
+			Text:       "The order could not be stored and nothing was changed. Try again later.",
+			RetryAfter: 5 * time.Second,
+		}
 	case errors.Is(err, errUnread):
-		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. The request could not be read to its end."}
+		return web.Problem{
+			Status: http.StatusBadRequest,
+			Text:   "Invalid input fields. The request could not be read to its end.",
+		}
 	default:
-		return web.Problem{Status: http.StatusInternalServerError, Text: "Something went wrong in the Cart service; its log says what."}
+		return web.Problem{
+			Status: http.StatusInternalServerError,
+			Text:   "Something went wrong in the Cart service; its log says what.",
+		}
 	}
 }
 
-// ifMatch splits If-Match into its entity tags; nil stands for none given and for *, which every existing order fulfils.
+// ifMatch splits If-Match into its entity tags. It returns nil if there are none, and for *, which
+// every order matches.
 func ifMatch(headers []string) []string {
 	var tags []string
 	for _, h := range headers {
@@ -170,8 +217,8 @@ func ifMatch(headers []string) []string {
 	return tags
 }
 
-// idempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header: a quoted string there; as many clients leave the
-// quotes away, both are taken, as the same key.
+// idempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header. The draft wants a
+// quoted string. Many clients leave the quotes out, so a key is the same with and without them.
 func idempotencyKey(headers []string) (string, error) {
 	if len(headers) == 0 {
 		return "", nil
@@ -187,18 +234,19 @@ func idempotencyKey(headers []string) (string, error) {
 	return key, nil
 }
 
-// fingerprint tells requests apart that came with the same key. The parts hold no NUL.
+// fingerprint identifies a request by its parts, which contain no NUL.
 func fingerprint(parts ...string) []byte {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return sum[:]
 }
 
+// validTraceparent matches version 00 of the header: trace, parent and flags.
 var validTraceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})$`)
 
-// traceparent continues the caller's trace (W3C Trace Context) with a span of our own, or starts one.
+// traceparent returns a new span of the caller's trace (W3C Trace Context), or of a new trace.
 func traceparent(header string) string {
 	var id [24]byte
-	_, _ = rand.Read(id[:]) // never fails, says its documentation
+	_, _ = rand.Read(id[:]) // never fails
 	trace, flags := hex.EncodeToString(id[:16]), "00"
 	if m := validTraceparent.FindStringSubmatch(header); m != nil && strings.Trim(m[1], "0") != "" {
 		trace, flags = m[1], m[2]

@@ -24,7 +24,8 @@ func metric(t *testing.T, m prometheus.Metric) *dto.Metric {
 	return &d
 }
 
-// api is a Cart API over a store of its own, without Kafka: that is how it works while Kafka is away.
+// api is a Cart API over a store of its own, without Kafka: that is how it works while Kafka is
+// away.
 type api struct {
 	t *testing.T
 	h http.Handler

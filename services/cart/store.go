@@ -22,13 +22,15 @@ import (
 var migrations embed.FS
 
 const (
+	// keyLifetime is how long the result of a request with an Idempotency-Key is kept.
 	keyLifetime = 24 * time.Hour
-	// sweepMost is how many expired keys one transaction deletes at most, so that no request waits long.
+	// sweepMost is how many expired keys one transaction deletes at most, so that no request waits
+	// long.
 	sweepMost = 1000
 )
 
-// store holds the orders, the results of requests with an Idempotency-Key, and the outbox. All SQL of the
-// service is here.
+// store holds the orders, the results of requests with an Idempotency-Key, and the outbox. All SQL
+// of the service is here.
 type store struct {
 	db  *sqldb.DB
 	box *outbox.Box
@@ -52,11 +54,12 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 	return &store{db: db, box: box}, nil
 }
 
+// close closes the database. run of the committer and the relay must have ended.
 func (s *store) close() error { return s.db.Close() }
 
-// commit decides changes one after the other and writes them with their events in one transaction. It
-// returns a result for each change, and whether the backlog is full: the outbox then holds maxBacklog
-// events. After an error nothing is written.
+// commit decides changes one after the other and writes them with their events in one transaction.
+// It returns a result for each change, and whether the backlog is full: the outbox then holds
+// maxBacklog events. After an error nothing is written.
 func (s *store) commit(ctx context.Context, changes []change, maxBacklog int64, now time.Time) (
 	results []result, full bool, err error,
 ) {
@@ -95,11 +98,13 @@ func load(tx *sqldb.Tx, changes []change, now time.Time) (*ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read orders: %w", err)
 	}
-	err = tx.QueryIn("SELECT idempotency_key, fingerprint, version, body, expires_at FROM idempotency_keys WHERE idempotency_key IN ",
-		keys, "", func(rows *sql.Rows) error {
+	err = tx.QueryIn(`SELECT idempotency_key, fingerprint, version, body, expires_at FROM idempotency_keys
+		WHERE idempotency_key IN `, keys, "",
+		func(rows *sql.Rows) error {
 			var key string
 			var kept keptResult
-			var expires int64 // Unix time in milliseconds
+			// Unix time in milliseconds.
+			var expires int64
 			err := rows.Scan(&key, &kept.fingerprint, &kept.order.version, &kept.order.body, &expires)
 			if expires > now.UnixMilli() {
 				l.kept[key] = kept
@@ -131,8 +136,10 @@ func (s *store) write(tx *sqldb.Tx, l *ledger) error {
 		args = append(args, key, kept.fingerprint, kept.order.version, kept.order.body,
 			l.now.Add(keyLifetime).UnixMilli())
 	}
-	written, err := tx.ExecRows("INSERT INTO idempotency_keys(idempotency_key, fingerprint, version, body, expires_at) VALUES ",
-		columns, ` ON CONFLICT (idempotency_key) DO UPDATE SET fingerprint = excluded.fingerprint,
+	// A key that is there has expired and was not deleted yet.
+	written, err := tx.ExecRows(
+		"INSERT INTO idempotency_keys(idempotency_key, fingerprint, version, body, expires_at) VALUES ", columns,
+		` ON CONFLICT (idempotency_key) DO UPDATE SET fingerprint = excluded.fingerprint,
 			version = excluded.version, body = excluded.body, expires_at = excluded.expires_at`, args)
 	if err := sqldb.ExpectRows(int64(len(l.newKeys)), written, err); err != nil {
 		return fmt.Errorf("write idempotency keys: %w", err)
@@ -140,8 +147,8 @@ func (s *store) write(tx *sqldb.Tx, l *ledger) error {
 	return s.box.Add(tx, l.now, l.messages)
 }
 
-// writeOrders inserts or replaces orders. It is an error if one of them is stored already at the same
-// version or a later one: a version never goes back.
+// writeOrders inserts or replaces orders. It is an error if one of them is stored already at the
+// same version or a later one: a version never goes back.
 func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 	const columns = 3
 	args := make([]any, 0, columns*len(orders))
@@ -157,8 +164,9 @@ func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 	return nil
 }
 
-// deleteExpired deletes idempotency keys that have expired by now, sweepMost at most, and reports whether
-// there may be more. It writes in any case, so that an error shows that the store cannot be written.
+// deleteExpired deletes idempotency keys that have expired by now, sweepMost at most, and reports
+// whether there may be more. It writes in any case, so that an error shows that the store cannot be
+// written.
 func (s *store) deleteExpired(ctx context.Context, now time.Time) (more bool, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		deleted, err := tx.Exec(`DELETE FROM idempotency_keys WHERE idempotency_key IN
@@ -197,8 +205,8 @@ func (s *store) isRebuilt(ctx context.Context) (bool, error) {
 	return marks > 0, nil
 }
 
-// restore writes orders as the topics have them. The store keeps an order that it has at the same version
-// or a later one: after a failure of the relay or of a rebuild, older records come again.
+// restore writes orders as the topics have them. The store keeps an order that it has at the same
+// version or a later one: after a failure of the relay or of a rebuild, older records come again.
 func (s *store) restore(ctx context.Context, orders map[string]orderState) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		newer := maps.Clone(orders)
@@ -226,7 +234,8 @@ func (s *store) restore(ctx context.Context, orders map[string]orderState) error
 // markRebuilt marks the store as rebuilt, which it must not be yet.
 func (s *store) markRebuilt(ctx context.Context, now time.Time) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		written, err := tx.Exec("INSERT INTO rebuilt(at) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM rebuilt)", now.UnixMilli())
+		written, err := tx.Exec("INSERT INTO rebuilt(at) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM rebuilt)",
+			now.UnixMilli())
 		if err := sqldb.ExpectRows(1, written, err); err != nil {
 			return fmt.Errorf("mark the store as rebuilt: %w", err)
 		}

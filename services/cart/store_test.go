@@ -94,7 +94,8 @@ func TestALostWriteIsAnError(t *testing.T) {
 		return "CREATE TRIGGER x BEFORE " + what + " ON " + table + " BEGIN SELECT RAISE(IGNORE); END"
 	}
 	for name, c := range map[string]struct {
-		broken string // what is done to the database before the write
+		// What is done to the database before the write.
+		broken string
 		write  func(*store) error
 		want   sqldb.CountError
 	}{
