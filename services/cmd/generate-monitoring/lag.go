@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"time"
 )
 
 // What the viewer chose. Series are always aggregated over the collector's pods: while the leader changes there are two.
@@ -84,8 +83,8 @@ func lagDashboard() dashboard {
 					kind: "timeseries", title: "How fast the budget goes", width: 10, limits: []limit{{"text", 0}, {"orange", slowBurn}, {"red", fastBurn}}, alert: "ConsumerGroupObjectiveBurnFast",
 					about: fmt.Sprintf("Time outside of the objective against what the target allows: 1 uses up month's budget in a month, %g in two days. The dashed lines are where alerts begin.", fastBurn),
 					queries: []query{
-						{expr: fmt.Sprintf("%s{%s} / %s", outside(time.Hour), ofGroup, budget), legend: group + " 1 h"},
-						{expr: fmt.Sprintf("%s{%s} / %s", outside(6*time.Hour), ofGroup, budget), legend: group + " 6 h"},
+						{expr: fmt.Sprintf("%s{%s} / %s", outside(hour), ofGroup, budget), legend: group + " 1 h"},
+						{expr: fmt.Sprintf("%s{%s} / %s", outside(6*hour), ofGroup, budget), legend: group + " 6 h"},
 					},
 				},
 			}},

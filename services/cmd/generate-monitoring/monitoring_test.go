@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -12,9 +13,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
 
@@ -75,8 +77,8 @@ func TestWriteRemovesWhatIsNoMore(t *testing.T) {
 }
 
 // alerts are the rules that fire, by their names.
-func alerts() map[string][]rule {
-	all := map[string][]rule{}
+func alerts() map[string][]rulefmt.Rule {
+	all := map[string][]rulefmt.Rule{}
 	for _, g := range ruleGroups() {
 		for _, r := range g.Rules {
 			if r.Alert != "" {
@@ -393,8 +395,8 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 	t.Parallel()
 	fires, silent := map[string]bool{}, map[string]bool{}
 	for path, f := range ruleTests(t) {
-		if f.Interval != shortDuration(evaluation) {
-			t.Errorf("%s evaluates each %s, but Prometheus each %s", path, f.Interval, shortDuration(evaluation))
+		if f.Interval != evaluation.String() {
+			t.Errorf("%s evaluates each %s, but Prometheus each %s", path, f.Interval, evaluation.String())
 		}
 		for _, test := range f.Tests {
 			if test.Name == "" {
@@ -427,6 +429,21 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 	}
 }
 
+// Prometheus reads the rules: their names, labels and expressions, and the templates of their texts.
+func TestPrometheusAcceptsTheRules(t *testing.T) {
+	t.Parallel()
+	groups, err := yaml.Marshal(rulefmt.RuleGroups{Groups: ruleGroups()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ignoreUnknownFields = false
+	_, errs := rulefmt.Parse(groups, ignoreUnknownFields, model.UTF8Validation,
+		parser.NewParser(parser.Options{}), slog.New(slog.DiscardHandler))
+	for _, err := range errs {
+		t.Error(err)
+	}
+}
+
 // The tests in k8s/monitoring/tests, by Prometheus itself.
 func TestRules(t *testing.T) {
 	t.Parallel()
@@ -437,7 +454,7 @@ func TestRules(t *testing.T) {
 	}
 	var object struct {
 		Spec struct {
-			Groups []ruleGroup `yaml:"groups"`
+			Groups []rulefmt.RuleGroup `yaml:"groups"`
 		} `yaml:"spec"`
 	}
 	if err := yaml.Unmarshal(text, &object); err != nil {
@@ -476,15 +493,6 @@ func TestRules(t *testing.T) {
 		cmd.Dir = dir
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
-		}
-	}
-}
-
-func TestDurationsAsPrometheusWritesThem(t *testing.T) {
-	t.Parallel()
-	for d, want := range map[time.Duration]string{30 * time.Second: "30s", 90 * time.Second: "90s", 5 * time.Minute: "5m", 2 * time.Hour: "2h", 24 * time.Hour: "1d"} {
-		if got := shortDuration(d); got != want {
-			t.Errorf("%v is written %s, want %s", d, got, want)
 		}
 	}
 }
