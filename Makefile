@@ -13,7 +13,7 @@ VERSION       ?= $(shell sed -n 's/^appVersion: *"*\([^"]*\)"*$$/\1/p' charts/or
 CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
-# The programs that have an image, and how each is built; a build-arg without a value is taken from the environment, if it is there.
+# The programs whose image is published, and how each is built; a build-arg without a value is taken from the environment, if it is there.
 PROGRAMS    = cart order lag-operator check
 IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
 BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Runs services/cmd/check in the cluster, as a Job made from a CronJob of checks.yaml, shows its log and ends as it ends:
+# Runs a program in the cluster as a Job, made from the CronJob of check.yaml or poison.yaml. Shows the
+# log and ends with the result of the Job:
 #   tilt/check.sh check -n 10 place update find
+#   tilt/check.sh poison
 set -euo pipefail
 cronjob=$1
 shift
 kubectl() { command kubectl --context "${KUBE_CONTEXT:-kind-orders}" --namespace orders "$@"; }
 
 job=$cronjob-$(date +%s)-$$
-arguments=$(printf '"%s",' "$@")
+arguments=
+if (($#)); then arguments=$(printf '"%s",' "$@"); fi
 kubectl create job "$job" --from "cronjob/$cronjob" --dry-run=client --output yaml |
   kubectl patch --local --filename - --output yaml --type json \
     --patch '[{"op": "add", "path": "/spec/template/spec/containers/0/args", "value": ['"${arguments%,}"']}]' |

@@ -13,42 +13,56 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 )
 
-// audit looks for every order that was answered in its topic. Cart publishes a moment after it answers, or when Kafka is back, so
-// what is missing is looked for until -timeout.
+// audit looks for every acknowledged order in its topic. Cart publishes a moment after it responds,
+// or when Kafka is back. Missing orders are therefore looked for again until -timeout.
 func (c *checker) audit(ctx context.Context) {
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		begin := time.Now()
-		deadline := begin.Add(c.timeout)
-		for pause := 200 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-			total, missing, err := c.auditTopic(ctx, deadline, topic)
-			if err != nil {
-				c.fail("audit "+topic, err)
-				break
-			}
-			if len(missing) > 0 && time.Until(deadline) > pause {
-				time.Sleep(pause)
-				continue
-			}
-			for _, id := range slices.Sorted(maps.Keys(missing)) {
-				c.fail("audit "+topic, fmt.Errorf("%s at version %d is not there", id, missing[id]))
-			}
-			answered := len(c.answered[topic])
-			fmt.Fprintf(c.stdout, "audited %s total %d, of this run %d/%d %s\n", topic, total, answered-len(missing), answered, short(time.Since(begin)))
-			break
+		total, missing, err := c.auditUntilFound(ctx, begin.Add(c.timeout), topic)
+		if err != nil {
+			c.report.fail("audit "+topic, err)
+			continue
 		}
+		for _, id := range slices.Sorted(maps.Keys(missing)) {
+			c.report.fail("audit "+topic, fmt.Errorf("%s at version %d is not there", id, missing[id]))
+		}
+		expected := len(c.report.expected(topic))
+		c.report.audited(topic, total, expected-len(missing), expected, time.Since(begin))
 	}
 }
 
-// auditTopic reads one audit to its end, however large, and returns which of the answered orders are not in it.
-func (c *checker) auditTopic(ctx context.Context, deadline time.Time, topic string) (total int, missing map[string]int64, err error) {
+// auditUntilFound repeats the audit of a topic until no order is missing or the deadline is near.
+// It returns the last result.
+func (c *checker) auditUntilFound(
+	ctx context.Context, deadline time.Time, topic string,
+) (total int, missing map[string]int64, err error) {
+	pause := backoff.Backoff{Min: 200 * time.Millisecond, Max: 5 * time.Second}
+	for {
+		total, missing, err = c.auditOnce(ctx, deadline, topic)
+		wait := pause.Next()
+		if err != nil || len(missing) == 0 || time.Until(deadline) <= wait {
+			return total, missing, err
+		}
+		backoff.Sleep(ctx, wait)
+	}
+}
+
+// auditOnce reads one audit to its end, however large. It returns the orders that the topic should
+// have and does not, with their least versions.
+func (c *checker) auditOnce(
+	ctx context.Context, deadline time.Time, topic string,
+) (total int, missing map[string]int64, err error) {
 	r := request{
-		method: http.MethodGet, url: c.order + "/order/getAllOrderIdsFromTopic?topicName=" + url.QueryEscape(topic),
-		header: map[string]string{"Accept": "application/json"}, patience: c.timeout,
+		method:   http.MethodGet,
+		url:      c.order + "/order/getAllOrderIdsFromTopic?topicName=" + url.QueryEscape(topic),
+		header:   map[string]string{"Accept": "application/json"},
+		patience: c.timeout,
 	}
 	err = c.client.do(ctx, deadline, r, func(body io.Reader) (err error) {
-		missing = maps.Clone(c.answered[topic])
+		missing = c.report.expected(topic)
 		total, err = readAudit(body, topic, func(id string, version int64) {
 			if least, ok := missing[id]; ok && version >= least {
 				delete(missing, id)
@@ -56,22 +70,25 @@ func (c *checker) auditTopic(ctx context.Context, deadline time.Time, topic stri
 		})
 		return err
 	})
-	if e, ok := errors.AsType[*answerError](err); ok && e.status == http.StatusNotFound {
-		return 0, c.answered[topic], nil // the topic is empty
+	// Order responds with 404 if the topic is empty.
+	if e, ok := errors.AsType[*statusError](err); ok && e.status == http.StatusNotFound {
+		return 0, c.report.expected(topic), nil
 	}
 	return total, missing, err
 }
 
-// readAudit reads {"message": "Total orders in topic 'T': N", "orders": [...]}, which must have as many orders as it says.
+// readAudit reads {"message": "Total orders in topic 'T': N", "orders": [...]}. It returns an error
+// unless there are N orders.
 func readAudit(body io.Reader, topic string, each func(id string, version int64)) (total int, err error) {
-	in, said := json.NewDecoder(body), -1
+	in, announced := json.NewDecoder(body), -1
 	for {
 		token, err := in.Token()
 		if err != nil {
-			return 0, fmt.Errorf("the answer has no orders: %w", err)
+			return 0, fmt.Errorf("the response has no orders: %w", err)
 		}
 		if text, ok := token.(string); ok {
-			_, _ = fmt.Sscanf(text, "Total orders in topic '"+topic+"': %d", &said) // else it is not the message
+			// Other strings than the message do not match.
+			_, _ = fmt.Sscanf(text, "Total orders in topic '"+topic+"': %d", &announced)
 		}
 		if token == json.Delim('[') {
 			break
@@ -80,17 +97,17 @@ func readAudit(body io.Reader, topic string, each func(id string, version int64)
 	for ; in.More(); total++ {
 		var o state
 		if err := in.Decode(&o); err != nil {
-			return 0, fmt.Errorf("order %d of the answer: %w", total+1, err)
+			return 0, fmt.Errorf("order %d of the response: %w", total+1, err)
 		}
 		each(o.OrderID, o.Version)
 	}
 	for range "]}" {
 		if _, err := in.Token(); err != nil {
-			return 0, fmt.Errorf("the answer does not end as it should: %w", err)
+			return 0, fmt.Errorf("the response does not end as it should: %w", err)
 		}
 	}
-	if said != total {
-		return 0, fmt.Errorf("the answer has %d orders and says %d", total, said)
+	if announced != total {
+		return 0, fmt.Errorf("the response has %d orders and announces %d", total, announced)
 	}
 	return total, nil
 }

@@ -4,27 +4,21 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"ordersystem.dev/services/contract"
-	"ordersystem.dev/services/internal/testenv"
 )
 
 const took = `[0-9.]+[mµ]?s`
 
-// matches holds stdout against one pattern per line.
+// matches compares stdout with one pattern per line.
 func (r result) matches(t *testing.T, patterns ...string) {
 	t.Helper()
 	whole := "^" + strings.Join(patterns, "\n") + "\n$"
@@ -33,7 +27,7 @@ func (r result) matches(t *testing.T, patterns ...string) {
 	}
 }
 
-// fails holds a run against what its errors must say.
+// fails checks the exit code of a run, and that stderr has every part.
 func (r result) fails(t *testing.T, code int, parts ...string) {
 	t.Helper()
 	for _, part := range parts {
@@ -56,11 +50,14 @@ func TestOneOrderThroughEveryStep(t *testing.T) {
 
 func TestManyOrders(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"-n", "12"}, {"-n", "12", "-rate", "200"}, {"-for", "150ms"}, {"-for", "150ms", "-rate", "50"}} {
+	for _, args := range [][]string{
+		{"-n", "12"}, {"-n", "12", "-rate", "200"}, {"-for", "150ms"}, {"-for", "150ms", "-rate", "50"},
+	} {
 		got := system{cartURL, orderURL}.check(t, append(args, "place", "audit")...)
 		var placed, failed, retried int
 		summary := got.stdout[strings.Index(got.stdout, "summary: "):]
-		if _, err := fmt.Sscanf(summary, "summary: placed %d, updated 0, found 0, failed %d, retried %d\n", &placed, &failed, &retried); err != nil {
+		const format = "summary: placed %d, updated 0, found 0, failed %d, retried %d\n"
+		if _, err := fmt.Sscanf(summary, format, &placed, &failed, &retried); err != nil {
 			t.Errorf("%v: %v: %s", args, err, summary)
 		}
 		if placed < 2 || (args[0] == "-n" && placed != 12) || failed != 0 || got.code != 0 {
@@ -74,7 +71,7 @@ func TestManyOrders(t *testing.T) {
 			t.Errorf("%v: %d placed, with %d IDs", args, placed, len(ids))
 		}
 		if want := fmt.Sprintf("of this run %d/%[1]d ", placed); !strings.Contains(got.stdout, want) {
-			t.Errorf("%v: not %q: %s", args, want, got.stdout)
+			t.Errorf("%v: no %q in the output: %s", args, want, got.stdout)
 		}
 	}
 }
@@ -83,16 +80,25 @@ func TestGivenOrder(t *testing.T) {
 	t.Parallel()
 	s, id, nobody := system{cartURL, orderURL}, "an order: of "+rand.Text(), "nobody's "+rand.Text()
 	one := func(step string) result { return s.check(t, "-id", " "+id+" ", step) }
-	one("place").matches(t, "placed  "+id+" version 1 "+took, "summary: placed 1, updated 0, found 0, failed 0, retried 0")
+	one("place").matches(t,
+		"placed  "+id+" version 1 "+took,
+		"summary: placed 1, updated 0, found 0, failed 0, retried 0")
 	one("place").fails(t, 1, "failed: place "+id+": 409 Conflict: Order already exists\n")
 	for version := 2; version < 4; version++ {
-		one("update").matches(t, fmt.Sprintf("updated %s version %d ", id, version)+took, "summary: placed 0, updated 1, found 0, failed 0, retried 0")
+		one("update").matches(t,
+			fmt.Sprintf("updated %s version %d ", id, version)+took,
+			"summary: placed 0, updated 1, found 0, failed 0, retried 0")
 	}
-	if got := s.check(t, "-id", id, "update", "find"); got.code != 0 || !strings.Contains(got.stdout, "found   "+id+" version 4 ") {
+	got := s.check(t, "-id", id, "update", "find")
+	if got.code != 0 || !strings.Contains(got.stdout, "found   "+id+" version 4 ") {
 		t.Errorf("%+v", got)
 	}
-	one("find").matches(t, "found   "+id+" version 4 "+took, "summary: placed 0, updated 0, found 1, failed 0, retried 0; found after .*")
-	one("audit").matches(t, `audited order-created-topic total \d+, of this run 1/1 `+took, `audited order-updated-topic total \d+, of this run 0/0 `+took,
+	one("find").matches(t,
+		"found   "+id+" version 4 "+took,
+		"summary: placed 0, updated 0, found 1, failed 0, retried 0; found after .*")
+	one("audit").matches(t,
+		`audited order-created-topic total \d+, of this run 1/1 `+took,
+		`audited order-updated-topic total \d+, of this run 0/0 `+took,
 		"summary: placed 0, updated 0, found 0, failed 0, retried 0")
 	for step, want := range map[string]string{
 		"audit":  "failed: audit order-created-topic: " + nobody + " at version 1 is not there\n",
@@ -103,32 +109,32 @@ func TestGivenOrder(t *testing.T) {
 	}
 }
 
-// A system that answers what is not so is found out, whatever it is.
-func TestAnswersThatAreNotSo(t *testing.T) {
+// Every kind of wrong response is found.
+func TestWrongResponsesFail(t *testing.T) {
 	t.Parallel()
 	const create, update, details, audit = "create-order", "update-order", "order-details", "getAllOrderIdsFromTopic"
 	for name, c := range map[string]struct {
-		request  string // whose answer is changed
-		old, new string // in which way
-		want     string
+		// request is the part of a URL whose response is changed: old becomes new.
+		request, old, new string
+		want              string
 	}{
 		"created: version":    {create, `"version":1`, `"version":2`, `, want `},
-		"created: order":      {create, `"orderId":"check-`, `"orderId":"x-`, `answered is x-`},
-		"created: status":     {create, `"status":"new"`, `"status":"old"`, `answered is `},
-		"created: text":       {create, `^.*$`, `Order created successfully`, `the answer is not what the contract says: `},
+		"created: order":      {create, `"orderId":"check-`, `"orderId":"x-`, `Cart returned x-`},
+		"created: status":     {create, `"status":"new"`, `"status":"old"`, `Cart returned `},
+		"created: text":       {create, `^.*$`, `Order created successfully`, `the response is not what the contract says`},
 		"updated: version":    {update, `"version":2`, `"version":3`, `version 3, status `},
 		"updated: status":     {update, `"status":"[^"]*"`, `"status":"new"`, `status "new", total `},
-		"updated: total":      {update, `"totalAmount":`, `"totalAmount":1`, `answered is `},
-		"found: version":      {details, `"version":2`, `"version":3`, `found is `},
-		"found: status":       {details, `"status":"[^"]*"`, `"status":"new"`, `found is `},
-		"found: total":        {details, `"totalAmount":`, `"totalAmount":1`, `found is `},
-		"found: order":        {details, `"orderId":"check-`, `"orderId":"x-`, `found is x-`},
+		"updated: total":      {update, `"totalAmount":`, `"totalAmount":1`, `Cart returned `},
+		"found: version":      {details, `"version":2`, `"version":3`, `Order returned `},
+		"found: status":       {details, `"status":"[^"]*"`, `"status":"new"`, `Order returned `},
+		"found: total":        {details, `"totalAmount":`, `"totalAmount":1`, `Order returned `},
+		"found: order":        {details, `"orderId":"check-`, `"orderId":"x-`, `Order returned x-`},
 		"audited: order":      {audit, `"orderId":"check-`, `"orderId":"x-`, `-1 at version 1 is not there`},
 		"audited: version":    {audit, `"version":[0-9]+`, `"version":1`, `-1 at version 2 is not there`},
-		"audited: number":     {audit, `': (\d)`, `': 1$1`, `orders and says 1`},
-		"audited: topic":      {audit, `order-[a-z]*-topic`, `topic`, `orders and says -1`},
-		"audited: no orders":  {audit, `\[.*`, `null}`, `the answer has no orders`},
-		"audited: not closed": {audit, `\]\}$`, `]`, `the answer does not end as it should: `},
+		"audited: number":     {audit, `': (\d)`, `': 1$1`, `orders and announces 1`},
+		"audited: topic":      {audit, `order-[a-z]*-topic`, `topic`, `orders and announces -1`},
+		"audited: no orders":  {audit, `\[.*`, `null}`, `the response has no orders`},
+		"audited: not closed": {audit, `\]\}$`, `]`, `the response does not end as it should: `},
 		"audited: not JSON":   {audit, `\]\}$`, `,]}`, `invalid character ']'`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,18 +146,19 @@ func TestAnswersThatAreNotSo(t *testing.T) {
 						return body
 					}
 					if !old.Match(body) {
-						t.Errorf("the answer has no %q: %.300s", c.old, body)
+						t.Errorf("the response has no %q: %.300s", c.old, body)
 					}
 					return old.ReplaceAll(body, []byte(c.new))
 				})
 			})
-			s.check(t, "-timeout", "1s", "place", "update", "find", "audit").fails(t, 1, "failed: ", strings.TrimPrefix(c.want, ", "))
+			got := s.check(t, "-timeout", "1s", "place", "update", "find", "audit")
+			got.fails(t, 1, "failed: ", strings.TrimPrefix(c.want, ", "))
 		})
 	}
 }
 
-// Somebody else's update in between shows.
-func TestUpdateIsOfTheVersionAnswered(t *testing.T) {
+// An update by another client in between is noticed.
+func TestUpdateNamesTheVersionThatCartReturned(t *testing.T) {
 	t.Parallel()
 	var s system
 	var puts atomic.Int64
@@ -167,7 +174,8 @@ func TestUpdateIsOfTheVersionAnswered(t *testing.T) {
 	s.check(t, "-id", id, "place", "update").fails(t, 1, "failed: update "+id+": 412 Precondition Failed: ")
 }
 
-// Whatever meets the first request of each kind, it is sent again and nothing is lost or done twice.
+// The first request of each kind meets a temporary failure. It is sent again, and nothing is lost
+// or done twice.
 func TestRetries(t *testing.T) {
 	t.Parallel()
 	refuse := func(status int, after string) meddler {
@@ -177,11 +185,19 @@ func TestRetries(t *testing.T) {
 		}
 	}
 	for name, meddle := range map[string]meddler{
-		"the connection breaks before the service has the request": func(http.ResponseWriter, *http.Request, http.Handler) { cut() },
-		"the connection breaks when the service has done it": func(w http.ResponseWriter, r *http.Request, service http.Handler) {
+		"the connection breaks before the service has the request": func(
+			http.ResponseWriter, *http.Request, http.Handler,
+		) {
+			cut()
+		},
+		"the connection breaks when the service has done it": func(
+			w http.ResponseWriter, r *http.Request, service http.Handler,
+		) {
 			rewrite(w, r, service, func([]byte) []byte { cut(); return nil })
 		},
-		"the connection breaks amid the answer": func(w http.ResponseWriter, r *http.Request, service http.Handler) {
+		"the connection breaks amid the response": func(
+			w http.ResponseWriter, r *http.Request, service http.Handler,
+		) {
 			rewrite(w, r, service, func(body []byte) []byte {
 				_, _ = w.Write(body[:len(body)-1])
 				_ = http.NewResponseController(w).Flush()
@@ -197,7 +213,9 @@ func TestRetries(t *testing.T) {
 			var seen [5]atomic.Bool
 			s := between(t, func(w http.ResponseWriter, r *http.Request, service http.Handler) {
 				kind := 0
-				for i, part := range []string{"create", "update-order", "details", contract.TopicCreated, contract.TopicUpdated} {
+				for i, part := range []string{
+					"create", "update-order", "details", contract.TopicCreated, contract.TopicUpdated,
+				} {
 					if strings.Contains(r.URL.String(), part) {
 						kind = i
 					}
@@ -209,14 +227,15 @@ func TestRetries(t *testing.T) {
 				service.ServeHTTP(w, r)
 			})
 			got := s.check(t, "place", "update", "find", "audit")
-			if got.code != 0 || !strings.Contains(got.stdout, "summary: placed 1, updated 1, found 1, failed 0, retried 5;") {
+			const summary = "summary: placed 1, updated 1, found 1, failed 0, retried 5;"
+			if got.code != 0 || !strings.Contains(got.stdout, summary) {
 				t.Errorf("%+v", got)
 			}
 		})
 	}
 }
 
-func TestWhatIsNotTriedAgain(t *testing.T) {
+func TestRefusalsForGoodAreNotTriedAgain(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusBadRequest, http.StatusInternalServerError, http.StatusServiceUnavailable} {
 		var requests atomic.Int64
@@ -240,7 +259,8 @@ func TestTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close() // it never accepts
+	// This one never accepts.
+	defer ln.Close()
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -258,14 +278,15 @@ func TestTimeout(t *testing.T) {
 		begin := time.Now()
 		got := system{c.url, c.url}.check(t, "-timeout", "1500ms", "place")
 		got.fails(t, 1, c.want)
+		// Without the timeout, a client that waits for this listener never ends.
 		if took := time.Since(begin); took > 3*time.Second {
 			t.Errorf("%s: it took %s", name, took)
 		}
 	}
 }
 
-// Events take their time: what is not there yet is waited for, also when the answer comes at once.
-func TestWhatComesLater(t *testing.T) {
+// An order that is not there yet is waited for, also if the service responds at once.
+func TestOrdersThatArriveLaterAreWaitedFor(t *testing.T) {
 	t.Parallel()
 	var lookups, audits atomic.Int64
 	s := between(t, func(w http.ResponseWriter, r *http.Request, service http.Handler) {
@@ -279,13 +300,14 @@ func TestWhatComesLater(t *testing.T) {
 		}
 	})
 	got := s.check(t, "place", "find", "audit")
-	if got.code != 0 || !strings.Contains(got.stdout, "placed 1, updated 0, found 1, failed 0, retried 0;") || lookups.Load() != 4 || audits.Load() != 2 {
+	if got.code != 0 || !strings.Contains(got.stdout, "placed 1, updated 0, found 1, failed 0, retried 0;") ||
+		lookups.Load() != 4 || audits.Load() != 2 {
 		t.Errorf("%d look-ups, %d audits: %+v", lookups.Load(), audits.Load(), got)
 	}
 }
 
-// A slow answer does not spare the orders behind it, and none comes before its time.
-func TestRateIsKeptWhateverAnAnswerTakes(t *testing.T) {
+// A slow response does not delay later orders, and no order begins early.
+func TestRateIsKeptWithSlowResponses(t *testing.T) {
 	t.Parallel()
 	var underWay, most, latest atomic.Int64
 	begin := time.Now()
@@ -297,7 +319,9 @@ func TestRateIsKeptWhateverAnAnswerTakes(t *testing.T) {
 		service.ServeHTTP(w, r)
 	})
 	got := s.check(t, "-rate", "50", "-n", "21", "place")
-	if last := time.Duration(latest.Load()); got.code != 0 || last < 400*time.Millisecond || last > 4*time.Second || most.Load() < 5 {
+	last := time.Duration(latest.Load())
+	// One after another, 21 orders would take more than 8 s; at the rate, the last begins after 400 ms.
+	if got.code != 0 || last < 400*time.Millisecond || last > 4*time.Second || most.Load() < 5 {
 		t.Errorf("the last of 21 came after %s, at most %d were under way: %+v", last, most.Load(), got)
 	}
 	most.Store(0)
@@ -306,7 +330,7 @@ func TestRateIsKeptWhateverAnAnswerTakes(t *testing.T) {
 	}
 }
 
-// ending tells when a part of the output is out.
+// ending calls then once a part of the output is written.
 type ending struct {
 	bytes.Buffer
 	part string
@@ -323,20 +347,25 @@ func (e *ending) Write(b []byte) (int, error) {
 
 func TestInterruptFinishesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
-	for name, args := range map[string][]string{"at a rate": {"-rate", "50", "-for", "1h"}, "one after another": {"-n", "1000000"}} {
+	for name, args := range map[string][]string{
+		"at a rate": {"-rate", "50", "-for", "1h"}, "one after another": {"-n", "1000000"},
+	} {
 		ctx, interrupt := context.WithCancel(t.Context())
 		s := between(t, func(w http.ResponseWriter, r *http.Request, service http.Handler) {
 			if r.Method == http.MethodPut {
-				<-ctx.Done() // so that every order is under way by then
+				// Every order is under way when the interrupt comes.
+				<-ctx.Done()
 			}
 			service.ServeHTTP(w, r)
 		})
-		got := s.checkWith(ctx, &ending{part: "placed ", then: interrupt}, append(args, "place", "update", "find", "audit")...)
+		args := append(args, "place", "update", "find", "audit")
+		got := s.checkWith(ctx, &ending{part: "placed ", then: interrupt}, args...)
 		placed, found := strings.Count(got.stdout, "placed  "), strings.Count(got.stdout, "found   ")
 		if got.code != 0 || placed == 0 || placed != found || (args[0] == "-n" && placed > 1) {
 			t.Errorf("%s: %d placed, %d found: %+v", name, placed, found, got)
 		}
-		if summary := fmt.Sprintf("of this run %d/%[1]d ", placed); strings.Count(got.stdout, summary) != 2 || !strings.Contains(got.stdout, "\nsummary: ") {
+		audited := fmt.Sprintf("of this run %d/%[1]d ", placed)
+		if strings.Count(got.stdout, audited) != 2 || !strings.Contains(got.stdout, "\nsummary: ") {
 			t.Errorf("%s: the audit or the summary is not there: %s", name, got.stdout)
 		}
 	}
@@ -348,7 +377,8 @@ func TestUsage(t *testing.T) {
 		"":                             "no step is given",
 		"-n 3":                         "no step is given",
 		"placed":                       `there is no step "placed"`,
-		"place -n 3":                   `there is no step "-n": place, update, find, audit or poison, behind the flags`,
+		"poison":                       `there is no step "poison"`,
+		"place -n 3":                   `there is no step "-n": use place, update, find or audit, after the flags`,
 		"-m 3 place":                   "-m",
 		"-n many place":                `"many"`,
 		"-n 0 place":                   "must be above 0",
@@ -360,63 +390,11 @@ func TestUsage(t *testing.T) {
 		"-id x -rate 2 place":          "-id is about one order",
 		"update":                       "update and find need an order",
 		"find audit":                   "update and find need an order",
-		"poison place":                 "poison goes alone",
 		"-cart localhost:5000 place":   `-cart "localhost:5000": must be a URL such as http://localhost:5000`,
 		"-order ftp://localhost place": `-order "ftp://localhost": must be a URL`,
 	} {
 		system{cartURL, orderURL}.check(t, strings.Fields(args)...).fails(t, 2, want)
 	}
 	help := system{cartURL, orderURL}.check(t, "-h")
-	help.fails(t, 0, "-rate", "poison", "Exit code", "CART_URL", "Examples")
-}
-
-// Poison is where it says, also beside other poison, and is none of the contract's events.
-func TestPoison(t *testing.T) {
-	t.Parallel()
-	prefix := rand.Text()
-	var outputs [3]string
-	var all sync.WaitGroup
-	for i := range outputs {
-		all.Go(func() {
-			got := system{"http://unused", "http://unused"}.check(t, "-prefix", prefix, "poison")
-			if outputs[i] = got.stdout; got.code != 0 {
-				t.Errorf("%+v", got)
-			}
-		})
-	}
-	all.Wait()
-	var want []string
-	for _, r := range testenv.ReadAll(t, kafkaAddr, contract.TopicCreated) {
-		if string(r.Key) != prefix+"poison" {
-			continue
-		}
-		want = append(want, fmt.Sprintf("poisoned order-created-topic partition %d offset %d\n", r.Partition, r.Offset))
-		_, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
-		if e, ok := errors.AsType[*contract.DecodeError](err); !ok || e.Reason != contract.ReasonUndecodable {
-			t.Errorf("it is %q: %v", r.Value, err)
-		}
-	}
-	got := outputs[:]
-	slices.Sort(got)
-	slices.Sort(want)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("printed, against what is there (-want +got):\n%s", diff)
-	}
-}
-
-func TestPoisonWithoutKafka(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		brokers string
-		code    int
-		want    string
-	}{
-		{"", 2, "poison: KAFKA_BROKERS is not set"},
-		{"127.0.0.1:1", 1, "poison: describe topics: Kafka is unreachable at 127.0.0.1:1"},
-	} {
-		var stdout, stderr bytes.Buffer
-		vars := map[string]string{"KAFKA_BROKERS": c.brokers}
-		code := run(t.Context(), []string{"-timeout", "2s", "poison"}, func(name string) string { return vars[name] }, &stdout, &stderr)
-		result{code, stdout.String(), stderr.String()}.fails(t, c.code, c.want)
-	}
+	help.fails(t, 0, "-rate", "audit", "Exit code", "CART_URL", "Examples")
 }

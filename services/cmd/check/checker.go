@@ -3,47 +3,44 @@ package main
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"io"
 	"math"
 	"net/http"
-	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 )
 
-// mostUnderWay bounds the orders under way at a rate; beyond it a new one has to wait, and the rate is not kept.
+// mostUnderWay limits the orders under way at a rate. Beyond it a new order has to wait, and the
+// rate is not kept.
 const mostUnderWay = 500
 
-// checker is one run: what it is to do, and what came of it so far.
+// checker is one run.
 type checker struct {
 	options
-	client         client
-	stdout, stderr io.Writer
-
-	mu       sync.Mutex
-	done     map[string]int // results by step
-	failed   int
-	visible  []time.Duration             // from an order's last answer until it was found
-	answered map[string]map[string]int64 // by topic: the orders that must be in it, and their versions
+	client client
+	report *report
 }
 
 func newChecker(o options, stdout, stderr io.Writer) *checker {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, mostUnderWay
-	c := &checker{options: o, client: client{http: &http.Client{Transport: transport}}, stdout: stdout, stderr: stderr, done: map[string]int{}}
-	c.answered = map[string]map[string]int64{contract.TopicCreated: {}, contract.TopicUpdated: {}}
+	c := &checker{
+		options: o,
+		client:  client{http: &http.Client{Transport: transport}},
+		report:  newReport(stdout, stderr),
+	}
 	if o.id != "" && !o.steps[stepPlace] {
-		c.answered[contract.TopicCreated][o.id] = 1 // somebody placed it, it is said
+		// The caller promises that the order was placed before.
+		c.report.expectPlaced(o.id)
 	}
 	return c
 }
 
-// run does it all and returns the exit code. When ctx ends no order is begun any more; those that were are finished and audited.
+// run takes all orders through their steps, audits them and returns the exit code. After the end of
+// ctx no order is begun; those under way are finished and audited.
 func (c *checker) run(ctx context.Context) int {
 	defer c.client.http.CloseIdleConnections()
 	finish := context.WithoutCancel(ctx)
@@ -53,15 +50,16 @@ func (c *checker) run(ctx context.Context) int {
 	if c.steps[stepAudit] {
 		c.audit(finish)
 	}
-	return c.summary()
+	return c.report.summary(c.client.retried.Load())
 }
 
-// orders begins one order after the other until ctx ends, and returns when all are through.
+// orders begins one order after the other until ctx ends. It returns when all are done. Their
+// requests run with finish.
 func (c *checker) orders(ctx, finish context.Context) {
 	most := c.n
-	if c.span > 0 {
+	if c.duration > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.span)
+		ctx, cancel = context.WithTimeout(ctx, c.duration)
 		defer cancel()
 		most = math.MaxInt
 	}
@@ -73,27 +71,28 @@ func (c *checker) orders(ctx, finish context.Context) {
 	begin := time.Now()
 	for n := range most {
 		if c.rate > 0 {
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Until(begin.Add(time.Duration(float64(n) / c.rate * float64(time.Second))))):
-			}
+			due := begin.Add(time.Duration(float64(n) / c.rate * float64(time.Second)))
+			backoff.Sleep(ctx, time.Until(due))
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		underWay.Go(func() error { // waits while too many are
+		// Go waits while the limit is reached; ctx may end in the meantime.
+		underWay.Go(func() error {
 			if ctx.Err() == nil {
 				c.one(finish, cmp.Or(c.id, c.newID(n+1)))
 			}
 			return nil
 		})
 	}
-	_ = underWay.Wait() // what failed is in the report
+	// Failures are in the report.
+	_ = underWay.Wait()
 }
 
 // one takes one order through its steps, up to the first that fails.
 func (c *checker) one(ctx context.Context, id string) {
-	last := state{OrderID: id} // as it was answered last
+	// last is the order as a service returned it last.
+	last := state{OrderID: id}
 	for _, step := range []struct {
 		name string
 		do   func(ctx context.Context, deadline time.Time, last state) (state, error)
@@ -104,52 +103,10 @@ func (c *checker) one(ctx context.Context, id string) {
 		begin := time.Now()
 		got, err := step.do(ctx, begin.Add(c.timeout), last)
 		if err != nil {
-			c.fail(step.name+" "+id, err)
+			c.report.fail(step.name+" "+id, err)
 			return
 		}
 		last = got
-		c.succeed(step.name, got, time.Since(begin))
+		c.report.succeed(step.name, got, time.Since(begin))
 	}
 }
-
-// past is how a step is called in the results.
-var past = map[string]string{stepPlace: "placed", stepUpdate: "updated", stepFind: "found"}
-
-func (c *checker) succeed(step string, o state, took time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.done[step]++
-	switch step {
-	case stepPlace:
-		c.answered[contract.TopicCreated][o.OrderID] = o.Version
-	case stepUpdate:
-		c.answered[contract.TopicUpdated][o.OrderID] = o.Version
-	case stepFind:
-		c.visible = append(c.visible, took)
-	}
-	fmt.Fprintf(c.stdout, "%-7s %s version %d %s\n", past[step], o.OrderID, o.Version, short(took))
-}
-
-func (c *checker) fail(what string, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.failed++
-	fmt.Fprintf(c.stderr, "failed: %s: %v\n", what, err)
-}
-
-// summary prints the last line.
-func (c *checker) summary() (exitCode int) {
-	fmt.Fprintf(c.stdout, "summary: placed %d, updated %d, found %d, failed %d, retried %d",
-		c.done[stepPlace], c.done[stepUpdate], c.done[stepFind], c.failed, c.client.retried.Load())
-	if n := len(c.visible); n > 0 {
-		slices.Sort(c.visible)
-		fmt.Fprintf(c.stdout, "; found after p50 %s, p99 %s", short(c.visible[(n-1)*50/100]), short(c.visible[(n-1)*99/100]))
-	}
-	fmt.Fprintln(c.stdout)
-	if c.failed > 0 {
-		return 1
-	}
-	return 0
-}
-
-func short(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }

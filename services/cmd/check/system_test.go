@@ -24,8 +24,8 @@ import (
 	"ordersystem.dev/services/order"
 )
 
-// The real services, in this process; all tests share them.
-var kafkaAddr, cartURL, orderURL string
+// The addresses of the real services, which run in this process. All tests share them.
+var cartURL, orderURL string
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "check-")
@@ -36,13 +36,14 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	kafkaAddr = kafka.ListenAddrs()[0]
+	kafkaAddr := kafka.ListenAddrs()[0]
 	ctx, stop := context.WithCancel(context.Background())
 	var services sync.WaitGroup
 	// start returns the address of a service that is ready.
 	start := func(name string, run func(*env.Env, func(api, ops net.Addr)) error) string {
 		vars := map[string]string{
-			"HTTP_ADDR": "127.0.0.1:0", "OPS_ADDR": "127.0.0.1:0", "KAFKA_BROKERS": kafkaAddr, "DATA_DIR": filepath.Join(dir, name),
+			"HTTP_ADDR": "127.0.0.1:0", "OPS_ADDR": "127.0.0.1:0",
+			"KAFKA_BROKERS": kafkaAddr, "DATA_DIR": filepath.Join(dir, name),
 		}
 		api, ops := make(chan string, 1), make(chan string, 1)
 		services.Go(func() {
@@ -73,10 +74,10 @@ func TestMain(m *testing.M) {
 
 func awaitReady(ops string) {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		answer, err := http.Get(ops + "/readyz")
+		resp, err := http.Get(ops + "/readyz")
 		if err == nil {
-			answer.Body.Close()
-			if answer.StatusCode == http.StatusOK {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
 				return
 			}
 		}
@@ -86,10 +87,10 @@ func awaitReady(ops string) {
 	}
 }
 
-// system is where a test's check finds the two services: at their own addresses, unless something stands between.
+// system has the URLs of the two services: their own, or those of proxies in front of them.
 type system struct{ cart, order string }
 
-// meddler answers a request instead of a service, or with its help.
+// meddler responds to a request instead of a service, or with its help.
 type meddler func(w http.ResponseWriter, r *http.Request, service http.Handler)
 
 // between puts a meddler in front of both services.
@@ -101,9 +102,12 @@ func between(t *testing.T, m meddler) system {
 			t.Fatal(err)
 		}
 		service := httputil.NewSingleHostReverseProxy(u)
-		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m(w, r, service) }))
-		s.Config.ErrorLog = log.New(io.Discard, "", 0) // it aborts on purpose
-		s.Config.SetKeepAlivesEnabled(false)           // on a used connection net/http itself tries again, uncounted
+		handler := func(w http.ResponseWriter, r *http.Request) { m(w, r, service) }
+		s := httptest.NewUnstartedServer(http.HandlerFunc(handler))
+		// The handler aborts on purpose.
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		// On a used connection net/http itself tries again, and nothing counts it.
+		s.Config.SetKeepAlivesEnabled(false)
 		s.Start()
 		t.Cleanup(s.Close)
 		return s.URL
@@ -111,22 +115,22 @@ func between(t *testing.T, m meddler) system {
 	return system{front(cartURL), front(orderURL)}
 }
 
-// rewrite answers what the service answers, with the body of what is 200 changed.
+// rewrite responds as the service does. It changes the body if the status is 200.
 func rewrite(w http.ResponseWriter, r *http.Request, service http.Handler, change func([]byte) []byte) {
-	answer := httptest.NewRecorder()
-	service.ServeHTTP(answer, r)
-	body := answer.Body.Bytes()
-	if answer.Code == http.StatusOK {
+	recorded := httptest.NewRecorder()
+	service.ServeHTTP(recorded, r)
+	body := recorded.Body.Bytes()
+	if recorded.Code == http.StatusOK {
 		body = change(body)
 	}
-	w.WriteHeader(answer.Code)
+	w.WriteHeader(recorded.Code)
 	_, _ = w.Write(body)
 }
 
-// cut breaks the connection off.
+// cut breaks the connection.
 func cut() { panic(http.ErrAbortHandler) }
 
-// result is what a run of check left.
+// result is the exit code and the output of a run.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -141,7 +145,7 @@ func (s system) checkWith(ctx context.Context, stdout interface {
 	Write([]byte) (int, error)
 	String() string
 }, args ...string) result {
-	vars := map[string]string{"CART_URL": s.cart, "ORDER_URL": s.order, "KAFKA_BROKERS": kafkaAddr}
+	vars := map[string]string{"CART_URL": s.cart, "ORDER_URL": s.order}
 	var stderr bytes.Buffer
 	code := run(ctx, args, func(name string) string { return vars[name] }, stdout, &stderr)
 	return result{code, stdout.String(), stderr.String()}

@@ -1,0 +1,100 @@
+// Command poison writes a record that is no order to the topic of created orders, as a broken
+// producer would. It reads the record back and prints its position. Order moves such a record to
+// the dead-letter topic and goes on. The command reads the KAFKA_* variables of the services; its user
+// must be allowed to write to the topic.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/process"
+)
+
+const (
+	// key is always the same, so that compaction keeps only the last poison record.
+	key = "check-poison"
+	// timeout limits the whole run.
+	timeout = 30 * time.Second
+)
+
+func main() {
+	os.Exit(process.Main(func(ctx context.Context, e *env.Env, log *slog.Logger) error {
+		return run(ctx, e, log, os.Stdout)
+	}))
+}
+
+func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) error {
+	cfg := broker.ConfigFromEnv(e)
+	if err := e.Err(); err != nil {
+		return err
+	}
+	cfg.ClientID = "poison"
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+
+	admin, err := broker.NewAdmin(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	_, before, err := admin.Bounds(ctx, contract.TopicCreated)
+	if err != nil {
+		return err
+	}
+	// The value is unique: other poison may be written at the same time.
+	m := contract.Message{
+		Topic: contract.TopicCreated, Key: []byte(key), Value: []byte("no order, but poison " + rand.Text()),
+	}
+	if err := write(ctx, cfg, log, m); err != nil {
+		return err
+	}
+	_, after, err := admin.Bounds(ctx, contract.TopicCreated)
+	if err != nil {
+		return err
+	}
+
+	found := false
+	printIt := func(_ context.Context, records []broker.Record) error {
+		for _, r := range records {
+			if bytes.Equal(r.Value, m.Value) {
+				found = true
+				fmt.Fprintf(stdout, "poisoned %s partition %d offset %d\n", r.Topic, r.Partition, r.Offset)
+			}
+		}
+		return nil
+	}
+	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, before, after, printIt)
+	if err == nil && !found {
+		err = fmt.Errorf("%s does not have the record that it acknowledged", m.Topic)
+	}
+	return err
+}
+
+// write produces one record and waits until Kafka has acknowledged it.
+func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
+	delivered := make(chan error, 1)
+	producer, err := broker.NewProducer(cfg, log, func(_ int64, err error) { delivered <- err })
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	if err := producer.Produce(m, 0); err != nil {
+		return err
+	}
+	select {
+	case err := <-delivered:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("not acknowledged: %w", context.Cause(ctx))
+	}
+}
