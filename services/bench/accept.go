@@ -2,191 +2,147 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"time"
 
+	"ordersystem.dev/services/bench/limit"
+	"ordersystem.dev/services/bench/load"
+	"ordersystem.dev/services/bench/stats"
 	"ordersystem.dev/services/contract"
 )
 
-// unreachable is where no Kafka is.
+// unreachable is an address without a Kafka.
 const unreachable = "127.0.0.1:1"
 
 // accept measures how many creations per second the Cart service accepts, durably.
 //
-// The raw limit answers each request without doing anything, and writes the rows without anybody asking: both have to be done for an
-// order, on the same processors, so their times add up.
+// One bare limit responds to each request without doing anything. The other writes the rows without
+// a request. An order needs both, on the same processors, so their times add up.
 func (b *bench) accept(ctx context.Context) error {
 	k, err := b.startKafka(ctx)
 	if err != nil {
 		return err
 	}
 	defer k.Stop()
-	topic, err := newCounter(k.Addr, contract.TopicCreated)
-	if err != nil {
-		return err
-	}
-	defer topic.close()
 	echo, err := b.startEcho(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = echo.stop() }()
 
-	relaying := row{what: "accepted, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.6}}
-	alone := row{what: "accepted, while Kafka is away", unit: perSecond, goal: goal{atLeast: 0.6}}
-	var echoRate, rowRate []float64
+	publishing := result{what: "accepted, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.6}}
+	alone := result{what: "accepted, while Kafka is away", unit: perSecond, goal: goal{atLeast: 0.6}}
+	var echoRates, rowRates []float64
 	for n := range b.repeats {
 		prefix := fmt.Sprintf("a%d-", n)
 		quiet()
-		before := echo.cpu()
-		answered, took, err := b.closedLoop(ctx, echo.api, prefix, b.span)
+		echoed, err := b.creations(ctx, echo, prefix, func(int) error { return nil })
 		if err != nil {
 			return fmt.Errorf("echo: %w", err)
 		}
-		echoCPU := perOrder(echo.cpu()-before, answered)
-		echoRate = append(echoRate, float64(answered)/took.Seconds())
-
 		quiet()
-		rate, cpu, err := b.acceptOnce(ctx, k.Addr, prefix, topic)
+		published, err := b.acceptPublishing(ctx, k.Addr, prefix)
 		if err != nil {
 			return err
 		}
-		relaying.ours, relaying.cpu = append(relaying.ours, rate), append(relaying.cpu, cpu)
-
 		quiet()
-		rows, rowCPU, err := b.rawRows(ctx, prefix)
+		written, err := limit.Creations(ctx, b.dir, b.schema("cart", "FULL"), prefix, b.duration)
 		if err != nil {
 			return fmt.Errorf("raw rows: %w", err)
 		}
-		rowRate = append(rowRate, rows)
-
 		quiet()
-		if rate, cpu, err = b.acceptAlone(ctx, k.Addr, prefix); err != nil {
+		accepted, err := b.acceptAlone(ctx, k.Addr, prefix+"alone-")
+		if err != nil {
 			return err
 		}
-		alone.ours, alone.cpu = append(alone.ours, rate), append(alone.cpu, cpu)
-		for _, r := range []*row{&relaying, &alone} {
-			r.raw, r.rawCPU = append(r.raw, inSeries(echoRate[n], rows)), append(r.rawCPU, echoCPU+rowCPU)
-		}
-		progress("accept %d/%d: echo %s, raw rows %s, ours %s, without Kafka %s", n+1, b.repeats, perSecond.format(echoRate[n]), perSecond.format(rows),
-			perSecond.format(relaying.ours[n]), perSecond.format(alone.ours[n]))
+		raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
+		publishing.add(published, raw)
+		alone.add(accepted, raw)
+		echoRates, rowRates = append(echoRates, echoed.Value), append(rowRates, written.Value)
+		progress("accept %d/%d: echo %s, raw rows %s, ours %s, without Kafka %s", n+1, b.repeats,
+			perSecond.format(echoed.Value), perSecond.format(written.Value),
+			perSecond.format(published.Value), perSecond.format(accepted.Value))
 	}
-	table(b.out, "Accepted creations", fmt.Sprintf(`%d connections, each sends its next request when the last is answered; an answer means that the order and its event are on the disk
-(synchronous=FULL). Raw: 1 / (1 / e + 1 / r), with e = %s answered by a bare net/http server with the same answer (median; %s–%s), and
-r = %s of the same rows written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same processors; in the first row Kafka and
-the relay to it do too, which the raw limit has not. CPU: of the service, in the first row until everything is published.`,
-		b.connections, perSecond.format(spreadOf(echoRate).median), number(spreadOf(echoRate).low), number(spreadOf(echoRate).high),
-		perSecond.format(spreadOf(rowRate).median), rowsPerStatement, number(spreadOf(rowRate).low), number(spreadOf(rowRate).high)), relaying, alone)
+	e, r := stats.SpreadOf(echoRates), stats.SpreadOf(rowRates)
+	printTable(b.out, "Accepted creations", fmt.Sprintf(
+		`%d connections. Each sends its next request when it has the last response. A response means that the
+order and its event are on the disk (synchronous=FULL). Raw: 1 / (1 / e + 1 / r). e = %s is the rate
+of a bare net/http server with the same response (median; %s–%s). r = %s is the rate of the same
+rows, written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same processors.
+In the first row Kafka and the relay to it do too, which is not in the raw limit. CPU: of the
+service; in the first row until everything is published.`,
+		b.connections, perSecond.format(e.Median), number(e.Low), number(e.High),
+		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)), publishing, alone)
 	return nil
 }
 
-// acceptOnce loads a new Cart, and waits until all it accepted is published.
-func (b *bench) acceptOnce(ctx context.Context, kafka, prefix string, topic *counter) (rate, cpu float64, err error) {
-	dir, err := os.MkdirTemp(b.dir, "accept-")
+// acceptPublishing loads a new Cart and waits until all accepted orders are published.
+func (b *bench) acceptPublishing(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
+	topic, err := limit.NewCounter(kafka, contract.TopicCreated)
 	if err != nil {
-		return 0, 0, err
+		return rate, err
 	}
-	defer os.RemoveAll(dir)
-	cart, err := startService(ctx, "cart", b.cart, dir, kafka)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, cart.stop()) }()
-	if _, err := cart.ready(ctx); err != nil {
-		return 0, 0, err
-	}
-	published, err := topic.records()
-	if err != nil {
-		return 0, 0, err
-	}
-	before := cart.cpu()
-	accepted, took, err := b.closedLoop(ctx, cart.api, prefix, b.span)
-	if err != nil {
-		return 0, 0, err
-	}
-	if err := cart.awaitMetric(ctx, 20*time.Millisecond, "cart_outbox_rows", func(rows float64) bool { return rows == 0 }); err != nil {
-		return 0, 0, err
-	}
-	cpu = perOrder(cart.cpu()-before, accepted)
-	now, err := topic.records()
-	if err == nil && now-published != accepted {
-		err = fmt.Errorf("%d orders were accepted and %d published", accepted, now-published)
-	}
-	return float64(accepted) / took.Seconds(), cpu, err
-}
-
-// acceptAlone loads a Cart that cannot reach Kafka. It has to have reached it once, to be sure that its store is whole.
-func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate, cpu float64, err error) {
-	dir, err := os.MkdirTemp(b.dir, "accept-alone-")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer os.RemoveAll(dir)
-	// The store is rebuilt from empty topics: a broker's whose topics are full would cost time and change nothing.
-	if err := b.emptyStore(ctx, kafka, dir); err != nil {
-		return 0, 0, err
-	}
-	cart, err := startService(ctx, "cart", b.cart, dir, unreachable)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, cart.stop()) }()
-	if _, err := cart.ready(ctx); err != nil {
-		return 0, 0, err
-	}
-	before := cart.cpu()
-	accepted, took, err := b.closedLoop(ctx, cart.api, prefix+"alone-", b.span)
-	if err != nil {
-		return 0, 0, err
-	}
-	cpu = perOrder(cart.cpu()-before, accepted)
-	rows, err := cart.metric(ctx, "cart_outbox_rows")
-	if err == nil && int(rows) != accepted {
-		err = fmt.Errorf("%d orders were accepted and %v are in the outbox", accepted, rows)
-	}
-	return float64(accepted) / took.Seconds(), cpu, err
-}
-
-// emptyStore makes a Cart's store that is known to be whole.
-func (b *bench) emptyStore(ctx context.Context, kafka, dir string) error {
-	cart, err := startService(ctx, "cart", b.cart, dir, kafka)
-	if err != nil {
+	defer topic.Close()
+	err = b.withFresh(ctx, b.cart, kafka, func(cart *service) error {
+		if _, err := cart.ready(ctx); err != nil {
+			return err
+		}
+		before, err := topic.Records()
+		if err != nil {
+			return err
+		}
+		rate, err = b.creations(ctx, cart, prefix, func(accepted int) error {
+			if err := cart.awaitPublished(ctx); err != nil {
+				return err
+			}
+			after, err := topic.Records()
+			if err == nil && after-before != accepted {
+				err = fmt.Errorf("%d orders were accepted and %d published", accepted, after-before)
+			}
+			return err
+		})
 		return err
-	}
-	_, err = cart.ready(ctx)
-	return errors.Join(err, cart.stop())
+	})
+	return rate, err
 }
 
-// rawRows writes the rows of creations into a bare SQLite, as many orders to a transaction as there are connections.
-func (b *bench) rawRows(ctx context.Context, prefix string) (rate, cpu float64, err error) {
-	dir, err := os.MkdirTemp(b.dir, "rows-")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer os.RemoveAll(dir)
-	db, err := b.openRaw(ctx, "cart", filepath.Join(dir, "cart"), "FULL")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, db.close()) }()
-	var batches [][]insert
-	const most = 100_000
-	for batch := range slices.Chunk(slices.Collect(orders(prefix, most)), rowsPerStatement) {
-		batches = append(batches, cartRows(batch))
-	}
-	before, begin, written := ownCPU(), time.Now(), 0
-	for _, batch := range batches {
-		if time.Since(begin) > b.span {
-			break
+// acceptAlone loads a Cart that cannot reach Kafka. Cart must have reached Kafka once, to know that
+// its store is complete.
+func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
+	err = b.inFreshDir(func(dir string) error {
+		if err := b.newStore(ctx, kafka, dir); err != nil {
+			return err
 		}
-		if err := db.write(batch...); err != nil {
-			return 0, 0, err
-		}
-		written += len(batch[0].args) / batch[0].columns
+		return b.with(ctx, b.cart, dir, unreachable, func(cart *service) error {
+			if _, err := cart.ready(ctx); err != nil {
+				return err
+			}
+			rate, err = b.creations(ctx, cart, prefix, func(accepted int) error {
+				rows, err := cart.metric(ctx, "cart_outbox_rows")
+				if err == nil && int(rows) != accepted {
+					err = fmt.Errorf("%d orders were accepted and %v are in the outbox", accepted, rows)
+				}
+				return err
+			})
+			return err
+		})
+	})
+	return rate, err
+}
+
+// creations creates orders at a service on all connections. finish waits for the rest of the work
+// of the accepted orders, and checks it; the processor time that it takes counts too.
+func (b *bench) creations(
+	ctx context.Context, s *service, prefix string, finish func(accepted int) error,
+) (rate stats.Sample, err error) {
+	before := s.cpu()
+	var accepted int
+	var took time.Duration
+	if accepted, took, err = load.Closed(ctx, s.api, prefix, b.connections, b.duration); err != nil {
+		return rate, err
 	}
-	return float64(written) / time.Since(begin).Seconds(), perOrder(ownCPU()-before, written), nil
+	if err := finish(accepted); err != nil {
+		return rate, err
+	}
+	return stats.Rate(accepted, took, s.cpu()-before), nil
 }

@@ -12,64 +12,69 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ordersystem.dev/services/bench/limit"
+	"ordersystem.dev/services/bench/load"
+	"ordersystem.dev/services/bench/stats"
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
 )
 
-// relay measures how fast the Cart service publishes a backlog, as one is left by an outage of Kafka: read from the outbox, acknowledged by
-// Kafka, and removed. The raw limit produces the same bytes with the same settings from memory.
+// relay measures how fast the Cart service publishes the backlog of an outage of Kafka: reads it
+// from the outbox, sends it, and removes what Kafka has acknowledged. The bare limit produces the
+// same bytes with the same settings from memory.
 func (b *bench) relay(ctx context.Context) error {
 	k, err := b.startKafka(ctx)
 	if err != nil {
 		return err
 	}
 	defer k.Stop()
-	topic, err := newCounter(k.Addr, contract.TopicCreated)
-	if err != nil {
-		return err
-	}
-	defer topic.close()
-	backlog := slices.Collect(orders("relay-", b.records))
+	backlog := slices.Collect(load.Orders("relay-", b.records))
 	dir := filepath.Join(b.dir, "relay")
-	if err := b.emptyStore(ctx, k.Addr, dir); err != nil {
+	if err := b.newStore(ctx, k.Addr, dir); err != nil {
 		return err
 	}
-	r := row{what: fmt.Sprintf("backlog of %s orders published", grouped(int64(b.records))), unit: perSecond, goal: goal{atLeast: 0.25}}
+	published := result{
+		what: fmt.Sprintf("backlog of %s orders published", grouped(int64(b.records))),
+		unit: perSecond, goal: goal{atLeast: 0.25},
+	}
 	for n := range b.repeats {
 		if err := b.addBacklog(ctx, dir, backlog); err != nil {
 			return fmt.Errorf("make the backlog: %w", err)
 		}
 		quiet()
-		rate, cpu, err := b.relayOnce(ctx, k.Addr, dir, topic)
+		ours, err := b.relayOnce(ctx, k.Addr, dir)
 		if err != nil {
 			return err
 		}
-		r.ours, r.cpu = append(r.ours, rate), append(r.cpu, cpu)
-
 		quiet()
-		before := ownCPU()
-		took, err := produceAll(ctx, k.Addr, rawTopic, slices.Values(backlog))
+		raw, err := limit.Produce(ctx, k.Addr, rawTopic, slices.Values(backlog))
 		if err != nil {
 			return err
 		}
-		r.raw, r.rawCPU = append(r.raw, float64(b.records)/took.Seconds()), append(r.rawCPU, perOrder(ownCPU()-before, b.records))
-		progress("relay %d/%d: ours %s, raw %s", n+1, b.repeats, perSecond.format(r.ours[n]), perSecond.format(r.raw[n]))
+		published.add(ours, raw)
+		progress("relay %d/%d: ours %s, raw %s", n+1, b.repeats,
+			perSecond.format(ours.Value), perSecond.format(raw.Value))
 	}
-	table(b.out, "Relay of a backlog", `From the first record in the topic until Kafka has acknowledged every row and the outbox is empty. Raw: librdkafka through its Go binding, the same bytes,
-keys, headers and settings (idempotent, acks=all, lz4, linger 1 ms), from memory, over a connection that is there. CPU: of the service since its start.`, r)
+	printTable(b.out, "Relay of a backlog",
+		`From the first record in the topic until Kafka has acknowledged every order and the outbox is empty.
+Raw: librdkafka through its Go binding, the same bytes, keys, headers and settings (idempotent,
+acks=all, lz4, linger 1 ms), from memory, over a connection that exists already. CPU: of the service
+since its start.`, published)
 	return nil
 }
 
-// addBacklog writes into the store of a Cart that does not run what the Cart writes, but the orders themselves, which the relay does
-// not look at.
+// addBacklog writes events into the outbox of a Cart that does not run. It leaves out the orders
+// themselves, which the relay does not read.
 func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.Message) (err error) {
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, os.DirFS(filepath.Join(b.root, "services", "cart", "migrations")), slog.New(slog.DiscardHandler))
+	discard := slog.New(slog.DiscardHandler)
+	migrations := os.DirFS(b.schema("cart", "").Migrations)
+	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, migrations, discard)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	box, err := outbox.Open(ctx, db, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "bench")
+	box, err := outbox.Open(ctx, db, discard, prometheus.NewRegistry(), "bench")
 	if err != nil {
 		return err
 	}
@@ -83,32 +88,38 @@ func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.M
 	return nil
 }
 
-func (b *bench) relayOnce(ctx context.Context, kafka, dir string, topic *counter) (rate, cpu float64, err error) {
-	before, err := topic.records()
+// relayOnce starts a Cart on a store with a backlog, and waits until the backlog is published.
+func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sample, err error) {
+	topic, err := limit.NewCounter(kafka, contract.TopicCreated)
 	if err != nil {
-		return 0, 0, err
+		return rate, err
 	}
-	cart, err := startService(ctx, "cart", b.cart, dir, kafka)
+	defer topic.Close()
+	before, err := topic.Records()
 	if err != nil {
-		return 0, 0, err
+		return rate, err
 	}
-	defer func() { err = errors.Join(err, cart.stop()) }()
-	first := before
-	if err := cart.await(ctx, 2*time.Millisecond, func() (bool, error) {
-		first, err = topic.records()
-		return first > before, err
-	}); err != nil {
-		return 0, 0, err
-	}
-	begin := time.Now()
-	if err := cart.awaitMetric(ctx, 20*time.Millisecond, "cart_outbox_rows", func(rows float64) bool { return rows == 0 }); err != nil {
-		return 0, 0, err
-	}
-	took := time.Since(begin)
-	cpu = perOrder(cart.cpu(), b.records)
-	after, err := topic.records()
-	if err == nil && after-before != b.records {
-		err = fmt.Errorf("%d orders were to be published and %d were", b.records, after-before)
-	}
-	return float64(after-first) / took.Seconds(), cpu, err
+	err = b.with(ctx, b.cart, dir, kafka, func(cart *service) error {
+		first := before
+		if err := cart.await(ctx, 2*time.Millisecond, func() (_ bool, err error) {
+			first, err = topic.Records()
+			return first > before, err
+		}); err != nil {
+			return err
+		}
+		begin := time.Now()
+		if err := cart.awaitPublished(ctx); err != nil {
+			return err
+		}
+		took := time.Since(begin)
+		cpu := cart.cpu()
+		after, err := topic.Records()
+		if err == nil && after-before != b.records {
+			err = fmt.Errorf("%d orders were to be published and %d were", b.records, after-before)
+		}
+		// The first records were published before the time began, but their processor time counts.
+		rate = stats.Sample{Value: float64(after-first) / took.Seconds(), CPU: stats.PerOrder(cpu, b.records)}
+		return err
+	})
+	return rate, err
 }

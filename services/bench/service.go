@@ -20,23 +20,40 @@ import (
 )
 
 const (
-	readyPatience = 3 * time.Minute // also for a million records to be applied
+	// readyPatience is long enough for a million records to be applied.
+	readyPatience = 3 * time.Minute
 	stopPatience  = 20 * time.Second
-	clockTick     = 10 * time.Millisecond // of /proc: USER_HZ is 100 on every Linux that Go knows
+	// clockTick is the unit of times in /proc: USER_HZ is 100 on every Linux that Go supports.
+	clockTick = 10 * time.Millisecond
 )
 
-// service is one of the programs under test, in a process of its own, so that its CPU time and memory are its own too.
+// appliedRecords is Order's metric of all records that it has applied.
+const appliedRecords = "order_apply_batch_records_sum"
+
+// program is a program under test.
+type program struct {
+	name, path string
+	args       []string
+}
+
+// service is a program under test that runs. It is a process of its own, and so are its CPU time
+// and its memory.
 type service struct {
-	name     string
-	api, ops string // http://host:port
+	name string
+	// api and ops are URLs without a path.
+	api, ops string
 	cmd      *exec.Cmd
 	logFile  string
 	started  time.Time
-	ended    chan struct{} // closed when the process has ended
+	// readyAfter is the time from the start until the service was ready; 0 until ready has
+	// returned.
+	readyAfter time.Duration
+	// ended is closed when the process has ended.
+	ended chan struct{}
 }
 
 // startService starts a program with its data in dir.
-func startService(ctx context.Context, name, program, dir, kafka string, args ...string) (*service, error) {
+func startService(ctx context.Context, p program, dir, kafka string) (*service, error) {
 	api, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -48,27 +65,33 @@ func startService(ctx context.Context, name, program, dir, kafka string, args ..
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	s := &service{name: name, api: "http://" + api, ops: "http://" + ops, logFile: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
+	s := &service{
+		name: p.name, api: "http://" + api, ops: "http://" + ops,
+		logFile: filepath.Join(dir, p.name+".log"), ended: make(chan struct{}),
+	}
 	log, err := os.Create(s.logFile)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	s.cmd = exec.CommandContext(ctx, program, args...)
-	s.cmd.Env = append(os.Environ(), "HTTP_ADDR="+api, "OPS_ADDR="+ops, "DATA_DIR="+dir, "KAFKA_BROKERS="+kafka, "LOG_FORMAT=json", "LOG_LEVEL=info")
+	s.cmd = exec.CommandContext(ctx, p.path, p.args...)
+	s.cmd.Env = append(os.Environ(), "HTTP_ADDR="+api, "OPS_ADDR="+ops, "DATA_DIR="+dir,
+		"KAFKA_BROKERS="+kafka, "LOG_FORMAT=json", "LOG_LEVEL=info")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.started = time.Now()
 	if err := s.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
 	go func() {
 		defer close(s.ended)
-		_ = s.cmd.Wait() // how it ended stands in ProcessState
+		// ProcessState has the result.
+		_ = s.cmd.Wait()
 	}()
 	return s, nil
 }
 
-// freeAddr finds an address to listen at. Another program could take it in between: then the service ends and says so.
+// freeAddr finds an address to listen at. If another program takes it in between, the service ends
+// with an error.
 func freeAddr() (string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -78,9 +101,9 @@ func freeAddr() (string, error) {
 	return ln.Addr().String(), nil
 }
 
-// ready waits until the service says that it is ready, and returns how long that took since its start.
+// ready waits until the service reports that it is ready, and returns the time since its start.
 func (s *service) ready(ctx context.Context) (time.Duration, error) {
-	last := "it does not answer"
+	last := "it does not respond"
 	err := s.await(ctx, 2*time.Millisecond, func() (bool, error) {
 		status, body, err := fetch(ctx, s.ops+"/readyz")
 		if err == nil {
@@ -91,11 +114,19 @@ func (s *service) ready(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("await that %s is ready (%s): %w", s.name, strings.TrimSpace(last), err)
 	}
-	return time.Since(s.started), nil
+	s.readyAfter = time.Since(s.started)
+	return s.readyAfter, nil
 }
 
-// awaitMetric waits until a metric of the service is what is wanted.
-func (s *service) awaitMetric(ctx context.Context, every time.Duration, name string, wanted func(float64) bool) error {
+// awaitPublished waits until the outbox of a Cart is empty.
+func (s *service) awaitPublished(ctx context.Context) error {
+	return s.awaitMetric(ctx, 20*time.Millisecond, "cart_outbox_rows", func(rows float64) bool { return rows == 0 })
+}
+
+// awaitMetric waits until a metric of the service has a wanted value.
+func (s *service) awaitMetric(
+	ctx context.Context, every time.Duration, name string, wanted func(float64) bool,
+) error {
 	var value float64
 	err := s.await(ctx, every, func() (done bool, err error) {
 		value, err = s.metric(ctx, name)
@@ -107,6 +138,7 @@ func (s *service) awaitMetric(ctx context.Context, every time.Duration, name str
 	return nil
 }
 
+// await calls done at an interval until it returns true or an error, or the service ends.
 func (s *service) await(ctx context.Context, every time.Duration, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
@@ -127,9 +159,10 @@ func (s *service) await(ctx context.Context, every time.Duration, done func() (b
 	}
 }
 
-// stop asks the service to end, and fails when it does not end well.
+// stop asks the service to end, and fails if it does not end well.
 func (s *service) stop() error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // an error means that it has ended
+	// An error means that it has ended already.
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:
 	case <-time.After(stopPatience):
@@ -143,7 +176,7 @@ func (s *service) stop() error {
 	return nil
 }
 
-// metric sums a metric's series.
+// metric returns the sum of a metric's series.
 func (s *service) metric(ctx context.Context, name string) (float64, error) {
 	_, body, err := fetch(ctx, s.ops+"/metrics")
 	if err != nil {
@@ -168,13 +201,15 @@ func (s *service) metric(ctx context.Context, name string) (float64, error) {
 	return sum, nil
 }
 
-// cpu is the processor time that the process has used, user and system; 0 where there is no /proc.
+// cpu returns the processor time that the process has used, user and system. It returns 0 without
+// /proc.
 func (s *service) cpu() time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
 	if err != nil {
 		return 0
 	}
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name before it may hold blanks
+	// The name before the fields may contain blanks.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	user, errUser := strconv.Atoi(string(fields[11]))
 	system, errSystem := strconv.Atoi(string(fields[12]))
 	if errors.Join(errUser, errSystem) != nil {
@@ -183,7 +218,8 @@ func (s *service) cpu() time.Duration {
 	return time.Duration(user+system) * clockTick
 }
 
-// memory is the process's resident memory in MiB, now and at its peak; no numbers where there is no /proc.
+// memory returns the process's resident memory in MiB, now and at its peak. It returns NaN without
+// /proc.
 func (s *service) memory() (now, peak float64) {
 	now, peak = math.NaN(), math.NaN()
 	status, err := os.Open(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
@@ -207,36 +243,20 @@ func (s *service) memory() (now, peak float64) {
 	return now, peak
 }
 
-// ownCPU is the processor time of this process, in which the raw limits run.
-func ownCPU() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// perOrder is processor time as µs for each of n orders; no number where it could not be read.
-func perOrder(cpu time.Duration, n int) float64 {
-	if cpu <= 0 {
-		return math.NaN()
-	}
-	return float64(cpu.Nanoseconds()) / 1000 / float64(n)
-}
-
-// opsClient asks the operations endpoints; a wait for a service that starts makes many attempts.
+// opsClient is for the operations endpoints. A wait for a service that starts makes many attempts.
 var opsClient = &http.Client{Timeout: 5 * time.Second}
 
+// fetch returns the response to a GET.
 func fetch(ctx context.Context, url string) (status int, body string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return 0, "", err
 	}
-	res, err := opsClient.Do(req)
+	resp, err := opsClient.Do(req)
 	if err != nil {
 		return 0, "", err
 	}
-	defer res.Body.Close()
-	all, err := io.ReadAll(res.Body)
-	return res.StatusCode, string(all), err
+	defer resp.Body.Close()
+	all, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(all), err
 }

@@ -2,100 +2,146 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
 
+	"ordersystem.dev/services/bench/load"
+	"ordersystem.dev/services/bench/stats"
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// start measures how long the services take from their start until they are ready, and how much memory they hold. There is no raw
-// limit to that; a bare net/http server, started in the same way, tells what a Go process costs on this machine.
+// start measures how long the services take from their start until they are ready, and how much
+// memory they use. There is no bare limit. Instead, a bare net/http server is started in the same
+// way: that is what a Go process costs on this machine.
 func (b *bench) start(ctx context.Context) error {
 	k, err := b.startKafka(ctx)
 	if err != nil {
 		return err
 	}
 	defer k.Stop()
-	rows := []row{
-		{what: "Cart, first start (empty topics)", unit: milliseconds}, {what: "Order, first start (empty topics)", unit: milliseconds},
-		{what: "Cart, started again", unit: milliseconds}, {what: "Order, started again", unit: milliseconds},
-		{what: "Cart, memory when ready", unit: mebibytes}, {what: "Order, memory when ready", unit: mebibytes},
-		{what: "Cart, most memory under full load", unit: mebibytes}, {what: "Order, most memory under full load", unit: mebibytes},
-	}
-	const again, memory, loaded = 2, 4, 6 // where these rows begin
-	cartDir, orderDir := filepath.Join(b.dir, "start-cart"), filepath.Join(b.dir, "start-order")
-	add := func(i int, ours, raw float64) {
-		rows[i].ours, rows[i].raw = append(rows[i].ours, ours), append(rows[i].raw, raw)
-	}
-	measure := func(cartDir, orderDir string, first int) error {
-		echoTook, echoMemory, err := b.startEchoOnce(ctx)
-		if err != nil {
+	s := starts{bench: b, kafka: k.Addr}
+	for n := range b.repeats {
+		dir := filepath.Join(b.dir, fmt.Sprint("start-first", n))
+		if err := s.measure(ctx, dir, &s.first, nil); err != nil {
 			return err
 		}
-		for i, s := range []struct{ name, program, dir string }{{"cart", b.cart, cartDir}, {"order", b.order, orderDir}} {
-			took, held, err := startOnce(ctx, s.name, s.program, s.dir, k.Addr)
-			if err != nil {
-				return err
-			}
-			add(first+i, took, echoTook)
-			if first == again {
-				add(memory+i, held, echoMemory)
-			}
-		}
-		return nil
 	}
 	for n := range b.repeats {
-		if err := measure(fmt.Sprint(cartDir, n), fmt.Sprint(orderDir, n), 0); err != nil {
+		if err := s.load(ctx, n); err != nil {
 			return err
 		}
 	}
-	var accepted int
-	for n := range b.repeats {
-		if err := emptyTopics(ctx, k.Addr); err != nil { // or the peak would be that of a rebuild
+	for range b.repeats {
+		if err := s.measure(ctx, s.loadedDir(b.repeats-1), &s.again, &s.memory); err != nil {
 			return err
 		}
-		cart, order, err := b.startBoth(ctx, fmt.Sprint(filepath.Join(b.dir, "start-loaded"), n), k.Addr)
-		if err != nil {
+	}
+	var results []result
+	for _, pair := range []struct {
+		what string
+		unit unit
+		pair pair
+	}{
+		{"%s, first start (empty topics)", milliseconds, s.first},
+		{"%s, started again", milliseconds, s.again},
+		{"%s, memory when ready", mebibytes, s.memory},
+		{"%s, most memory under full load", mebibytes, s.peak},
+	} {
+		for i, name := range []string{"Cart", "Order"} {
+			pair.pair[i].what, pair.pair[i].unit = fmt.Sprintf(pair.what, name), pair.unit
+			results = append(results, pair.pair[i])
+		}
+	}
+	printTable(b.out, "Start and memory", fmt.Sprintf(
+		`From starting the process until /readyz reports it as ready, asked every 2 ms; resident memory.
+Started again: on their stores, with some %s orders in each. Under full load: the peak of %s at %d
+connections, from empty topics. Instead of a raw limit: a bare net/http server.`,
+		number(float64(s.accepted)), b.duration.Round(time.Second), b.connections), results...)
+	return nil
+}
+
+// pair has the results of Cart and of Order.
+type pair [2]result
+
+// starts collects the results of the subject start.
+type starts struct {
+	*bench
+	kafka string
+	// first and again are times, memory and peak are mebibytes.
+	first, again, memory, peak pair
+	// accepted is the number of orders in the stores after the load.
+	accepted int
+}
+
+// measure starts the echo server and both services on the data in dir, one after the other. It adds
+// the times and, unless memory is nil, the memory when ready.
+func (s *starts) measure(ctx context.Context, dir string, times, memory *pair) error {
+	echo, err := s.startEcho(ctx)
+	if err != nil {
+		return err
+	}
+	rawTook := echo.readyAfter
+	rawMemory, _ := echo.memory()
+	if err := echo.stop(); err != nil {
+		return err
+	}
+	for i, p := range []program{s.cart, s.order} {
+		var used float64
+		var took time.Duration
+		if err := s.with(ctx, p, filepath.Join(dir, p.name), s.kafka, func(s *service) (err error) {
+			took, err = s.ready(ctx)
+			used, _ = s.memory()
+			return err
+		}); err != nil {
 			return err
 		}
-		echo, err := b.startEcho(ctx)
-		if err != nil {
+		progress("start: %s ready after %s, %s", p.name, took.Round(time.Millisecond), mebibytes.format(used))
+		times[i].addTimes(took, rawTook)
+		if memory != nil {
+			memory[i].add(stats.Sample{Value: used}, stats.Sample{Value: rawMemory})
+		}
+	}
+	return nil
+}
+
+func (s *starts) loadedDir(n int) string { return filepath.Join(s.dir, fmt.Sprint("start-loaded", n)) }
+
+// load measures the peak of memory under full load.
+func (s *starts) load(ctx context.Context, n int) error {
+	// Otherwise the peak would be that of a rebuild from the topics.
+	if err := emptyTopics(ctx, s.kafka); err != nil {
+		return err
+	}
+	echo, err := s.startEcho(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = echo.stop() }()
+	return s.withBoth(ctx, s.loadedDir(n), s.kafka, func(cart, order *service) error {
+		if _, _, err := load.Closed(ctx, echo.api, "echo-", s.connections, s.duration); err != nil {
 			return err
 		}
-		if _, _, err = b.closedLoop(ctx, echo.api, "echo-", b.span); err != nil {
-			return err
-		}
-		if accepted, _, err = b.closedLoop(ctx, cart.api, fmt.Sprintf("start%d-", n), b.span); err != nil {
+		prefix := fmt.Sprintf("start%d-", n)
+		if s.accepted, _, err = load.Closed(ctx, cart.api, prefix, s.connections, s.duration); err != nil {
 			return err
 		}
 		if _, err := settled(ctx, cart, order); err != nil {
 			return err
 		}
-		_, echoPeak := echo.memory()
-		_, cartPeak := cart.memory()
-		_, orderPeak := order.memory()
-		add(loaded, cartPeak, echoPeak)
-		add(loaded+1, orderPeak, echoPeak)
-		if err := errors.Join(cart.stop(), order.stop(), echo.stop()); err != nil {
-			return err
+		_, rawPeak := echo.memory()
+		for i, service := range []*service{cart, order} {
+			_, peak := service.memory()
+			s.peak[i].add(stats.Sample{Value: peak}, stats.Sample{Value: rawPeak})
 		}
-		cartDir, orderDir = filepath.Join(b.dir, fmt.Sprint("start-loaded", n), "cart"), filepath.Join(b.dir, fmt.Sprint("start-loaded", n), "order")
-		progress("start: memory under load %d/%d: cart %s, order %s, echo %s", n+1, b.repeats, mebibytes.format(cartPeak), mebibytes.format(orderPeak), mebibytes.format(echoPeak))
-	}
-	for range b.repeats {
-		if err := measure(cartDir, orderDir, again); err != nil {
-			return err
-		}
-	}
-	table(b.out, "Start and memory", fmt.Sprintf(`From starting the process until /readyz says so, asked every 2 ms; resident memory. Started again: on their stores, with some %s orders in each. Under full load: the peak of %s
-at %d connections, from empty topics. Instead of a raw limit: a bare net/http server.`, number(float64(accepted)), b.span.Round(time.Second), b.connections), rows...)
-	return nil
+		progress("start: memory under load %d/%d: cart %s, order %s, echo %s", n+1, s.repeats,
+			mebibytes.format(s.peak[0].ours[n]), mebibytes.format(s.peak[1].ours[n]), mebibytes.format(rawPeak))
+		return nil
+	})
 }
 
-// emptyTopics makes the order topics anew.
+// emptyTopics deletes and recreates the order topics.
 func emptyTopics(ctx context.Context, addr string) error {
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		if err := localkafka.DeleteTopic(ctx, addr, topic); err != nil {
@@ -103,28 +149,4 @@ func emptyTopics(ctx context.Context, addr string) error {
 		}
 	}
 	return localkafka.CreateTopics(ctx, addr, contract.Topics(), 1)
-}
-
-func (b *bench) startEchoOnce(ctx context.Context) (ms, memory float64, err error) {
-	echo, err := b.startEcho(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	took := time.Since(echo.started)
-	memory, _ = echo.memory()
-	return float64(took) / float64(time.Millisecond), memory, echo.stop()
-}
-
-func startOnce(ctx context.Context, name, program, dir, kafka string) (ms, memory float64, err error) {
-	s, err := startService(ctx, name, program, dir, kafka)
-	if err != nil {
-		return 0, 0, err
-	}
-	took, err := s.ready(ctx)
-	memory, _ = s.memory()
-	if err := errors.Join(err, s.stop()); err != nil {
-		return 0, 0, err
-	}
-	progress("start: %s ready after %s, %s", name, took.Round(time.Millisecond), mebibytes.format(memory))
-	return float64(took) / float64(time.Millisecond), memory, nil
 }

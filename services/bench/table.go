@@ -6,9 +6,12 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
+
+	"ordersystem.dev/services/bench/stats"
 )
 
-// unit is how the values of a row are written.
+// unit is the unit of a result's values.
 type unit string
 
 const (
@@ -18,6 +21,7 @@ const (
 	mebibytes    unit = "MiB"
 )
 
+// format writes a value with its unit; NaN is "–". Long times are written in seconds.
 func (u unit) format(x float64) string {
 	switch {
 	case math.IsNaN(x):
@@ -31,16 +35,17 @@ func (u unit) format(x float64) string {
 	}
 }
 
-// formatSpread writes a median with what lies around it.
-func (u unit) formatSpread(s spread) string {
-	low, high := s.low, s.high
-	if u == milliseconds && s.median >= 10_000 { // as format does
+// formatSpread formats a median with the least and the most, all in the same unit.
+func (u unit) formatSpread(s stats.Spread) string {
+	low, high := s.Low, s.High
+	// format writes a long median in seconds.
+	if u == milliseconds && s.Median >= 10_000 {
 		low, high = low/1000, high/1000
 	}
-	return fmt.Sprintf("%s (%s–%s)", u.format(s.median), number(low), number(high))
+	return fmt.Sprintf("%s (%s–%s)", u.format(s.Median), number(low), number(high))
 }
 
-// number writes three digits, which is more than a repeat will confirm, and groups thousands.
+// number writes three digits, which is more than a repeat confirms, and groups thousands.
 func number(x float64) string {
 	switch {
 	case math.IsNaN(x) || math.IsInf(x, 0):
@@ -59,6 +64,7 @@ func number(x float64) string {
 	}
 }
 
+// grouped writes thousands in groups.
 func grouped(n int64) string {
 	text := strconv.FormatInt(n, 10)
 	for i := len(text) - 3; i > 0; i -= 3 {
@@ -67,9 +73,10 @@ func grouped(n int64) string {
 	return text
 }
 
-// goal is what a ratio should be; the zero value is none.
+// goal is the target of a ratio. The zero value is none.
 type goal struct{ atLeast, atMost float64 }
 
+// format writes the target and whether the ratio meets it.
 func (g goal) format(ratio float64) string {
 	var text string
 	var met bool
@@ -87,55 +94,74 @@ func (g goal) format(ratio float64) string {
 	return "**" + text + ": missed**"
 }
 
-// row compares what this system does with the raw limit, repeat by repeat.
-type row struct {
+// result compares this system with the bare limit, repeat by repeat.
+type result struct {
 	what      string
 	unit      unit
 	ours, raw []float64
-	cpu       []float64 // µs of processor time per order, of the service alone
-	rawCPU    []float64 // the same of the raw limit
-	sooner    bool      // these are times, and the ratio is how many times sooner ours is
-	goal      goal      // for the ratio
+	// cpu is processor time in µs per order, of the service alone. rawCPU is that of the bare
+	// limit.
+	cpu, rawCPU []float64
+	// sooner means that the values are times and that the ratio is raw / ours.
+	sooner bool
+	// goal is the target of the ratio.
+	goal goal
 }
 
-// ratio is ours / raw, repeat by repeat; the other way round where sooner is asked for.
-func (r row) ratio() spread {
-	if r.sooner {
-		return spreadOf(ratios(r.raw, r.ours))
+// add adds one repeat. Processor times of 0 were not measured and do not count.
+func (r *result) add(ours, raw stats.Sample) {
+	r.ours, r.raw = append(r.ours, ours.Value), append(r.raw, raw.Value)
+	if ours.CPU != 0 {
+		r.cpu = append(r.cpu, ours.CPU)
 	}
-	return spreadOf(ratios(r.ours, r.raw))
+	if raw.CPU != 0 {
+		r.rawCPU = append(r.rawCPU, raw.CPU)
+	}
 }
 
-// table prints rows as Markdown.
-func table(w io.Writer, title, note string, rows ...row) {
+// addTimes adds one repeat of a result in milliseconds.
+func (r *result) addTimes(ours, raw time.Duration) {
+	r.add(stats.Sample{Value: stats.Milliseconds(ours)}, stats.Sample{Value: stats.Milliseconds(raw)})
+}
+
+// ratio returns ours / raw, repeat by repeat, or raw / ours of a result with sooner.
+func (r *result) ratio() stats.Spread {
+	if r.sooner {
+		return stats.SpreadOf(stats.Ratios(r.raw, r.ours))
+	}
+	return stats.SpreadOf(stats.Ratios(r.ours, r.raw))
+}
+
+// printTable prints results as Markdown, below a title and a note on what they mean.
+func printTable(w io.Writer, title, note string, results ...result) {
 	fmt.Fprintf(w, "\n### %s\n\n%s\n\n", title, note)
 	fmt.Fprintln(w, "| what | ours | raw | ratio: median (min–max) | CPU µs per order: ours (raw) | target |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- |")
-	for _, r := range rows {
+	for _, r := range results {
 		cells := []string{
-			r.what, r.unit.format(spreadOf(r.ours).median), r.unit.format(spreadOf(r.raw).median),
-			r.formatRatio(), formatCPU(r.cpu, r.rawCPU), r.goal.format(r.ratio().median),
+			r.what, r.unit.format(stats.SpreadOf(r.ours).Median), r.unit.format(stats.SpreadOf(r.raw).Median),
+			r.formatRatio(), formatCPU(r.cpu, r.rawCPU), r.goal.format(r.ratio().Median),
 		}
 		fmt.Fprintln(w, "| "+strings.Join(cells, " | ")+" |")
 	}
 }
 
-func (r row) formatRatio() string {
+func (r *result) formatRatio() string {
 	s := r.ratio()
-	if math.IsNaN(s.median) {
+	if math.IsNaN(s.Median) {
 		return "–"
 	}
 	sooner := ""
 	if r.sooner {
 		sooner = " × sooner"
 	}
-	return fmt.Sprintf("%s%s (%s–%s)", number(s.median), sooner, number(s.low), number(s.high))
+	return fmt.Sprintf("%s%s (%s–%s)", number(s.Median), sooner, number(s.Low), number(s.High))
 }
 
 func formatCPU(ours, raw []float64) string {
-	text := number(spreadOf(ours).median)
+	text := number(stats.SpreadOf(ours).Median)
 	if len(raw) > 0 {
-		text += " (" + number(spreadOf(raw).median) + ")"
+		text += " (" + number(stats.SpreadOf(raw).Median) + ")"
 	}
 	return text
 }

@@ -4,8 +4,11 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/bench/stats"
 )
 
 func TestUnits(t *testing.T) {
@@ -35,11 +38,11 @@ func TestUnits(t *testing.T) {
 func TestSpreadIsInTheUnitOfItsMedian(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		of   spread
+		of   stats.Spread
 		want string
 	}{
-		{spread{9, 7.5, 11}, "9.00 ms (7.50–11.0)"},
-		{spread{282_000, 9_000, 300_000}, "282 s (9.00–300)"},
+		{stats.Spread{Median: 9, Low: 7.5, High: 11}, "9.00 ms (7.50–11.0)"},
+		{stats.Spread{Median: 282_000, Low: 9_000, High: 300_000}, "282 s (9.00–300)"},
 	} {
 		if diff := cmp.Diff(tt.want, milliseconds.formatSpread(tt.of)); diff != "" {
 			t.Error(diff)
@@ -59,7 +62,8 @@ func TestGoal(t *testing.T) {
 		{goal{atLeast: 0.6}, 0.59, "**≥ 0.6: missed**"},
 		{goal{atMost: 4}, 3.9, "≤ 4: met"},
 		{goal{atMost: 4}, 4.1, "**≤ 4: missed**"},
-		{goal{atMost: 4}, math.NaN(), "**≤ 4: missed**"}, // what was not measured is not met
+		// A target that was not measured is not met.
+		{goal{atMost: 4}, math.NaN(), "**≤ 4: missed**"},
 	} {
 		if diff := cmp.Diff(tt.want, tt.goal.format(tt.ratio)); diff != "" {
 			t.Errorf("%+v, %v: %s", tt.goal, tt.ratio, diff)
@@ -70,11 +74,15 @@ func TestGoal(t *testing.T) {
 func TestTable(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder
-	table(&out, "Title", "What it means.",
-		row{what: "rate", unit: perSecond, ours: []float64{50, 60, 55}, raw: []float64{100, 100, 100}, cpu: []float64{12}, rawCPU: []float64{3}, goal: goal{atLeast: 0.5}},
-		row{what: "time", unit: milliseconds, ours: []float64{10}, raw: []float64{5}},
-		row{what: "again", unit: milliseconds, ours: []float64{10}, raw: []float64{1500}, sooner: true, goal: goal{atLeast: 100}},
-	)
+	rate := result{what: "rate", unit: perSecond, goal: goal{atLeast: 0.5}}
+	for _, ours := range []float64{50, 60, 55} {
+		rate.add(stats.Sample{Value: ours, CPU: 12}, stats.Sample{Value: 100, CPU: 3})
+	}
+	took := result{what: "time", unit: milliseconds}
+	took.addTimes(10*time.Millisecond, 5*time.Millisecond)
+	again := result{what: "again", unit: milliseconds, sooner: true, goal: goal{atLeast: 100}}
+	again.addTimes(10*time.Millisecond, 1500*time.Millisecond)
+	printTable(&out, "Title", "What it means.", rate, took, again)
 	want := `
 ### Title
 

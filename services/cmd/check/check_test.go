@@ -320,7 +320,8 @@ func TestRateIsKeptWithSlowResponses(t *testing.T) {
 	})
 	got := s.check(t, "-rate", "50", "-n", "21", "place")
 	last := time.Duration(latest.Load())
-	// One after another, 21 orders would take more than 8 s; at the rate, the last begins after 400 ms.
+	// One after another, 21 orders would take more than 8 s; at the rate, the last begins after 400
+	// ms.
 	if got.code != 0 || last < 400*time.Millisecond || last > 4*time.Second || most.Load() < 5 {
 		t.Errorf("the last of 21 came after %s, at most %d were under way: %+v", last, most.Load(), got)
 	}

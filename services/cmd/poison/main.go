@@ -1,7 +1,7 @@
 // Command poison writes a record that is no order to the topic of created orders, as a broken
 // producer would. It reads the record back and prints its position. Order moves such a record to
-// the dead-letter topic and goes on. The command reads the KAFKA_* variables of the services; its user
-// must be allowed to write to the topic.
+// the dead-letter topic and goes on. The command reads the KAFKA_* variables of the services; its
+// user must be allowed to write to the topic.
 package main
 
 import (

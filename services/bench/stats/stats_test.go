@@ -1,4 +1,4 @@
-package main
+package stats
 
 import (
 	"math"
@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-var about = cmp.Options{cmpopts.EquateApprox(0, 1e-9), cmpopts.EquateNaNs(), cmp.AllowUnexported(spread{})}
+var about = cmp.Options{cmpopts.EquateApprox(0, 1e-9), cmpopts.EquateNaNs(), cmp.AllowUnexported(Spread{})}
 
 func TestPercentile(t *testing.T) {
 	t.Parallel()
@@ -33,7 +33,7 @@ func TestPercentile(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if diff := cmp.Diff(tt.want, percentile(tt.of, tt.p), about); diff != "" {
+			if diff := cmp.Diff(tt.want, Percentile(tt.of, tt.p), about); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -43,7 +43,7 @@ func TestPercentile(t *testing.T) {
 func TestPercentileLeavesItsInputAlone(t *testing.T) {
 	t.Parallel()
 	xs := []float64{3, 1, 2}
-	percentile(xs, 50)
+	Percentile(xs, 50)
 	if diff := cmp.Diff([]float64{3, 1, 2}, xs); diff != "" {
 		t.Error(diff)
 	}
@@ -51,22 +51,23 @@ func TestPercentileLeavesItsInputAlone(t *testing.T) {
 
 func TestSpread(t *testing.T) {
 	t.Parallel()
-	if diff := cmp.Diff(spread{2, 1, 9}, spreadOf([]float64{9, 2, 1}), about); diff != "" {
+	if diff := cmp.Diff(Spread{2, 1, 9}, SpreadOf([]float64{9, 2, 1}), about); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(spread{math.NaN(), math.NaN(), math.NaN()}, spreadOf(nil), about); diff != "" {
+	if diff := cmp.Diff(Spread{math.NaN(), math.NaN(), math.NaN()}, SpreadOf(nil), about); diff != "" {
 		t.Error("of nothing:", diff)
 	}
 }
 
-// A machine that is slow for one repeat slows both of a pair; the ratio of medians would mix the pairs.
+// A machine that is slow for one repeat slows both of a pair; the ratio of medians would mix the
+// pairs.
 func TestRatiosArePairwise(t *testing.T) {
 	t.Parallel()
 	ours, raw := []float64{50, 10, 60}, []float64{100, 20, 120}
-	if diff := cmp.Diff([]float64{0.5, 0.5, 0.5}, ratios(ours, raw), about); diff != "" {
+	if diff := cmp.Diff([]float64{0.5, 0.5, 0.5}, Ratios(ours, raw), about); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]float64{0.5}, ratios(ours[:1], raw), about); diff != "" {
+	if diff := cmp.Diff([]float64{0.5}, Ratios(ours[:1], raw), about); diff != "" {
 		t.Error("a repeat without its pair does not count:", diff)
 	}
 }
@@ -85,7 +86,7 @@ func TestInSeries(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if diff := cmp.Diff(tt.want, inSeries(tt.rates...), about); diff != "" {
+			if diff := cmp.Diff(tt.want, InSeries(tt.rates...), about); diff != "" {
 				t.Error(diff)
 			}
 		})

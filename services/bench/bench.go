@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"ordersystem.dev/services/bench/limit"
+	"ordersystem.dev/services/bench/load"
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
+)
+
+// bench is one run: its size and its files.
+type bench struct {
+	repeats int
+	// duration is that of one measurement under load.
+	duration    time.Duration
+	connections int
+	// records is the size of a relay's backlog, and the number of events to apply.
+	records int
+	audited int
+
+	// root is the repository.
+	root string
+	// dir has all data and is removed at the end.
+	dir         string
+	cart, order program
+	out         io.Writer
+}
+
+// prepare builds the programs as they are shipped. Data is below the repository: a temporary
+// directory may be in memory, where a commit costs nothing.
+func (b *bench) prepare(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return fmt.Errorf("find the repository: %w", err)
+	}
+	b.root = filepath.Dir(strings.TrimSpace(string(out)))
+	data := filepath.Join(b.root, "data")
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp(data, "bench-"); err != nil {
+		return err
+	}
+	progress("building the services")
+	b.cart = program{name: "cart", path: filepath.Join(b.dir, "cart.program")}
+	b.order = program{name: "order", path: filepath.Join(b.dir, "order.program")}
+	for _, p := range []program{b.cart, b.order} {
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", p.path, "./services/cmd/"+p.name)
+		build.Dir = b.root
+		if out, err := build.CombinedOutput(); err != nil {
+			return errors.Join(fmt.Errorf("build %s: %w\n%s", p.name, err, out), os.RemoveAll(b.dir))
+		}
+	}
+	return nil
+}
+
+// describe prints the machine and the versions.
+func (b *bench) describe() {
+	librdkafka, sqlite := limit.Versions()
+	fmt.Fprintf(b.out, "%s, %d processors, %s/%s, %s, "+
+		"Kafka %s (G1 collector, 1 GiB heap, the flags of its own start script), "+
+		"librdkafka %s, SQLite %s, %d repeats.\n",
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
+		localkafka.Version(), librdkafka, sqlite, b.repeats)
+}
+
+// rawTopic is for the bare limits, and declared as the order topics are.
+const rawTopic = "raw-topic"
+
+// startKafka starts a broker with all topics and warms it up. The first hundred thousand records of
+// a JVM are slow, and would count for whatever is measured first.
+func (b *bench) startKafka(ctx context.Context) (*localkafka.Broker, error) {
+	k, err := b.startBroker(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := warmUp(ctx, k.Addr); err != nil {
+		k.Stop()
+		return nil, fmt.Errorf("prepare Kafka: %w", err)
+	}
+	return k, nil
+}
+
+// startBroker starts a broker without topics. It has the flags of Kafka's own start script:
+// localkafka's are for a quick start, and slow under load.
+func (b *bench) startBroker(ctx context.Context, settings map[string]string) (*localkafka.Broker, error) {
+	dir, err := os.MkdirTemp(b.dir, "kafka-")
+	if err != nil {
+		return nil, err
+	}
+	flags := []string{
+		"-Xms1g", "-Xmx1g", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+		"-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent",
+	}
+	return localkafka.Start(ctx, localkafka.Options{Dir: dir, JVM: flags, Settings: settings})
+}
+
+// warmUp declares all topics, and writes and reads many records.
+func warmUp(ctx context.Context, addr string) error {
+	const warm = "warm-up"
+	topics := contract.Topics()
+	for _, name := range []string{rawTopic, warm} {
+		topics = append(topics, contract.Topic{
+			Name: name, Partitions: topics[0].Partitions, Config: topics[0].Config,
+		})
+	}
+	if err := localkafka.CreateTopics(ctx, addr, topics, 1); err != nil {
+		return err
+	}
+	progress("warming Kafka up")
+	if _, err := limit.Produce(ctx, addr, warm, load.Orders("warm-", 100_000)); err != nil {
+		return err
+	}
+	_, _, err := limit.Consume(ctx, addr, warm)
+	return err
+}
+
+// schema returns the schema of a service for a bare database.
+func (b *bench) schema(service, synchronous string) limit.Schema {
+	return limit.Schema{
+		Migrations:  filepath.Join(b.root, "services", service, "migrations"),
+		Synchronous: synchronous,
+	}
+}
+
+// inFreshDir calls use with a new directory, which it removes afterwards.
+func (b *bench) inFreshDir(use func(dir string) error) (err error) {
+	dir, err := os.MkdirTemp(b.dir, "fresh-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return use(dir)
+}
+
+// withFresh starts a program without data, calls use and stops the program.
+func (b *bench) withFresh(ctx context.Context, p program, kafka string, use func(*service) error) error {
+	return b.inFreshDir(func(dir string) error { return b.with(ctx, p, dir, kafka, use) })
+}
+
+// with starts a program with its data in dir, calls use and stops the program. The program is not
+// ready yet when use is called.
+func (b *bench) with(ctx context.Context, p program, dir, kafka string, use func(*service) error) (err error) {
+	s, err := startService(ctx, p, dir, kafka)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	return use(s)
+}
+
+// withBoth starts both services with their data in dir, calls use when both are ready, and stops
+// them.
+func (b *bench) withBoth(ctx context.Context, dir, kafka string, use func(cart, order *service) error) error {
+	return b.with(ctx, b.cart, filepath.Join(dir, "cart"), kafka, func(cart *service) error {
+		return b.with(ctx, b.order, filepath.Join(dir, "order"), kafka, func(order *service) error {
+			for _, s := range []*service{cart, order} {
+				if _, err := s.ready(ctx); err != nil {
+					return err
+				}
+			}
+			return use(cart, order)
+		})
+	})
+}
+
+// newStore makes a Cart's store in dir that is known to be complete.
+func (b *bench) newStore(ctx context.Context, kafka, dir string) error {
+	return b.with(ctx, b.cart, dir, kafka, func(cart *service) error {
+		_, err := cart.ready(ctx)
+		return err
+	})
+}
+
+// echoCommand is the argument that makes this program the bare HTTP server.
+const echoCommand = "echo"
+
+// startEcho starts the bare HTTP server and waits until it is ready. It is a process of its own, as
+// the services are.
+func (b *bench) startEcho(ctx context.Context) (*service, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := program{name: "echo", path: self, args: []string{echoCommand}}
+	s, err := startService(ctx, p, filepath.Join(b.dir, "echo"), "none:1")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.ready(ctx); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// settled waits until everything accepted is published and applied, and returns how many records
+// that were.
+func settled(ctx context.Context, cart, order *service) (applied float64, err error) {
+	if err := cart.awaitPublished(ctx); err != nil {
+		return 0, err
+	}
+	acked, err := cart.metric(ctx, "cart_produce_ack_seconds_count")
+	if err != nil {
+		return 0, err
+	}
+	return acked, order.awaitMetric(ctx, 10*time.Millisecond, appliedRecords, func(applied float64) bool {
+		return applied >= acked
+	})
+}
+
+// quiet returns memory to the system and lets the disk settle, so that one measurement does not pay
+// for the one before it.
+func quiet() {
+	debug.FreeOSMemory()
+	syscall.Sync()
+	time.Sleep(300 * time.Millisecond)
+}
+
+var started = time.Now()
+
+// progress prints a line to stderr, with the time since the start.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%6.1fs %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
+}
