@@ -24,7 +24,8 @@ import (
 // Other tools may run beside the collector, on the same broker, at the same moments and against the
 // same truth. TestScenarios then logs what each of them shows.
 //
-//	go test ./services/lag -run TestScenarios -v -exporter=/path/to/kafka_exporter -kminion=/path/to/kminion
+//	go test ./services/lag -run TestScenarios -v \
+//		-exporter=/path/to/kafka_exporter -kminion=/path/to/kminion
 var (
 	kafkaExporter = flag.String("exporter", "", "a binary of danielqsj/kafka_exporter to compare with")
 	kminion       = flag.String("kminion", "", "a binary of redpanda-data/kminion to compare with")

@@ -8,7 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// kafkaGroup is a consumer kafkaGroup as the brokers describe it in one poll.
+// kafkaGroup is a consumer group as the brokers describe it in one poll.
 type kafkaGroup struct {
 	// kind is classic, consumer (KIP-848), streams (KIP-1071), or a kind that this program does not
 	// know. It is empty for a group that does not exist.
