@@ -301,6 +301,20 @@ func TestDescriptions(t *testing.T) {
 		t.Errorf("a member in a rebalance is %+v", rebalancing)
 	}
 
+	// franz-go's fake broker names assigned topics by ID only.
+	var byID kafkaGroup
+	assigned := kmsg.AssignmentTopicPartition{TopicID: [16]byte{1}, Partitions: []int32{2}}
+	byID.describeConsumer(kmsg.ConsumerGroupDescribeResponseGroup{
+		Members: []kmsg.ConsumerGroupDescribeResponseGroupMember{{
+			Assignment: kmsg.Assignment{TopicPartitions: []kmsg.AssignmentTopicPartition{assigned}},
+		}},
+	})
+	byID.reads.resolve([16]byte{2}, "u")
+	byID.reads.resolve([16]byte{1}, "t")
+	if r := byID.reads; !r.assigned["t"][2] || r.includes("u") {
+		t.Errorf("a member with topic IDs is %+v", byID)
+	}
+
 	var byPattern kafkaGroup
 	byPattern.describeConsumer(
 		kmsg.ConsumerGroupDescribeResponseGroup{
@@ -396,5 +410,24 @@ func TestReport(t *testing.T) {
 			t.Errorf("after %v the log has %d errors, want %d", err, got, tt.want)
 		}
 		former = err
+	}
+}
+
+// The stable text of an error has the code, so it does not change with a connection's port.
+func TestStableErrorText(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err  ReadError
+		want string
+	}{
+		{ReadError{API: "Metadata", Err: errors.New("read 127.0.0.1:50001->127.0.0.1:9092: reset")},
+			"Metadata: CONNECTION"},
+		{ReadError{API: "OffsetFetch", Group: "g", Err: context.DeadlineExceeded}, "OffsetFetch of group g: TIMEOUT"},
+		{ReadError{API: "Metadata", Topic: "t", Err: kerr.TopicAuthorizationFailed},
+			"Metadata of topic t: TOPIC_AUTHORIZATION_FAILED"},
+	} {
+		if got := tt.err.Stable(); got != tt.want {
+			t.Errorf("the stable text of %v is %q, want %q", &tt.err, got, tt.want)
+		}
 	}
 }
