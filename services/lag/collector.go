@@ -2,8 +2,9 @@
 // that is about to get worse. It uses what brokers know and needs only Describe rights. It never
 // reads a record.
 //
-// A Collector polls one cluster. Each poll reads groups.go and offsets.go, finds the ages of unread
-// records in age.go, and computes the status of each partition in status.go.
+// A Collector polls one cluster. Each poll reads the groups (groups.go) and the bounds of their logs
+// (offsets.go), finds the ages of unread records (age.go), and computes the status of each partition
+// (status.go). Prometheus scrapes the result (metrics.go).
 package lag
 
 import (
