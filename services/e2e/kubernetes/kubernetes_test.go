@@ -240,7 +240,7 @@ func (i *installation) renewCertificates(t *testing.T) {
 	i.strimzi.writeSecrets(t)
 	i.kubectl(t, "annotate", "pods", "--all", "e2e/look=now") // else the kubelet takes up to a minute and a half to bring them
 	for _, s := range []*service{i.cart, i.order} {
-		i.logs(t, s, "the TLS files have changed: every client is made anew")
+		i.logs(t, s, "the TLS files have changed: all clients are recreated")
 	}
 	at := l.count()
 	eventually(t, 30*time.Second, "orders are answered", func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })

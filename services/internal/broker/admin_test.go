@@ -29,7 +29,8 @@ func TestAdminLooksTopicsUp(t *testing.T) {
 		if !ok || !slices.Equal(missing.Names, []string{"missing-a", "missing-b"}) {
 			t.Errorf("error %v, want the two missing topics", err)
 		}
-		if len(got) != 2 || got[one].Partitions != 1 || got[two].Partitions != 4 || got[one].ID == "" || got[one].ID == got[two].ID {
+		if len(got) != 2 || got[one].Partitions != 1 || got[two].Partitions != 4 ||
+			got[one].ID == "" || got[one].ID == got[two].ID {
 			t.Errorf("topics: %v", got)
 		}
 		if got, err := a.Topics(t.Context(), one); err != nil || len(got) != 1 {
@@ -42,16 +43,20 @@ func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := newTopic(t, addr, 3)
 		for range 5 {
-			transaction(t, addr, topic, 1, true, "v") // two offsets each, with the marker
+			// Each takes two offsets, with its marker.
+			transaction(t, addr, topic, 1, true, "v")
 		}
 		truncate(t, addr, topic, 1, 4)
-		open, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.TransactionalID("open-"+topic), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		open, err := kgo.NewClient(
+			kgo.SeedBrokers(addr), kgo.TransactionalID("open-"+topic), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer open.Close()
 		err = open.BeginTransaction()
-		if err := errors.Join(err, open.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: 2, Value: []byte("not committed")}).FirstErr()); err != nil {
+		uncommitted := &kgo.Record{Topic: topic, Partition: 2, Value: []byte("not committed")}
+		if err := errors.Join(err, open.ProduceSync(t.Context(), uncommitted).FirstErr()); err != nil {
 			t.Fatal(err)
 		}
 		a := admin(t, addr)
@@ -76,7 +81,7 @@ func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
 	})
 }
 
-func TestAdminSaysThatKafkaIsUnreachable(t *testing.T) {
+func TestAdminReportsThatKafkaIsUnreachable(t *testing.T) {
 	leaks(t)
 	addr := deadAddr(t)
 	_, err := admin(t, addr).Topics(t.Context(), "topic")
@@ -99,7 +104,8 @@ func TestAdminAwaitsTopics(t *testing.T) {
 		found := make(chan map[string]TopicInfo)
 		a := admin(t, addr)
 		go func() {
-			infos, err := a.AwaitTopics(t.Context(), func(err error) { states <- err }, contract.TopicCreated, declared.Name)
+			report := func(err error) { states <- err }
+			infos, err := a.AwaitTopics(t.Context(), report, contract.TopicCreated, declared.Name)
 			if err != nil {
 				t.Error(err)
 			}
@@ -132,13 +138,16 @@ func TestAdminAwaitsTopics(t *testing.T) {
 }
 
 func TestARefusedPasswordIsTheReasonGiven(t *testing.T) {
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("PLAIN", "cart", "right"), kfake.SeedTopics(1, "topic"))
+	cluster, err := kfake.NewCluster(
+		kfake.NumBrokers(1), kfake.EnableSASL(),
+		kfake.Superuser("PLAIN", "cart", "right"), kfake.SeedTopics(1, "topic"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
 	cfg := Config{Client: kafkaconfig.Client{
-		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "wrong",
+		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart",
 	}}
 	for password, want := range map[string]string{"wrong": "SASL authentication error", "right": ""} {
 		cfg.Password = password
@@ -155,15 +164,18 @@ func TestARefusedPasswordIsTheReasonGiven(t *testing.T) {
 }
 
 func TestAMissingWritePermissionIsNamed(t *testing.T) {
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
-		kfake.User("PLAIN", "cart", "cart"), kfake.SeedTopics(1, "topic"))
+	cluster, err := kfake.NewCluster(
+		kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(),
+		kfake.Superuser("PLAIN", "admin", "admin"), kfake.User("PLAIN", "cart", "cart"), kfake.SeedTopics(1, "topic"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
 	failed := make(chan error, 1)
 	cfg := Config{Client: kafkaconfig.Client{
-		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext", Mechanism: "PLAIN", Username: "cart", Password: "cart",
+		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext",
+		Mechanism: "PLAIN", Username: "cart", Password: "cart",
 	}}
 	p, err := NewProducer(cfg, logger(t), func(_ int64, err error) { failed <- err })
 	if err != nil {
@@ -174,7 +186,8 @@ func TestAMissingWritePermissionIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := <-failed
-	if got == nil || !strings.Contains(got.Error(), "Write permission") && !strings.Contains(got.Error(), "no permission on the topic") {
+	if got == nil || !strings.Contains(got.Error(), "Write permission") &&
+		!strings.Contains(got.Error(), "no permission on the topic") {
 		t.Errorf("report %v", got)
 	}
 }

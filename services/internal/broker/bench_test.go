@@ -25,15 +25,22 @@ func benchSize() int {
 
 var quiet = slog.New(slog.DiscardHandler)
 
+// orderLike returns a message of the size and with the headers of an event.
 func orderLike(topic string, i int) contract.Message {
-	m := message(topic, fmt.Sprint("order-", i), fmt.Sprintf(`{"orderId":"order-%d","customerId":"0d5b1f0e-5b1c-4a86-93f5-1d2f3c4b5a69","orderDate":"2026-01-01T00:00:00Z",`+
-		`"items":[{"productId":"Product1","quantity":2,"price":10.5},{"productId":"Product2","quantity":1,"price":99}],"totalAmount":120,"currency":"USD","status":"new","version":1}`, i))
-	for _, k := range []string{"ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", "traceparent"} {
+	m := message(topic, fmt.Sprint("order-", i), fmt.Sprintf(
+		`{"orderId":"order-%d","customerId":"0d5b1f0e-5b1c-4a86-93f5-1d2f3c4b5a69","orderDate":"2026-01-01T00:00:00Z",`+
+			`"items":[{"productId":"Product1","quantity":2,"price":10.5},`+
+			`{"productId":"Product2","quantity":1,"price":99}],`+
+			`"totalAmount":120,"currency":"USD","status":"new","version":1}`, i))
+	for _, k := range []string{
+		"ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", "traceparent",
+	} {
 		m.Headers = append(m.Headers, contract.Header{Key: k, Value: []byte("0d5b1f0e-5b1c-4a86-93f5")})
 	}
 	return m
 }
 
+// fill produces n messages and waits until all are acknowledged.
 func fill(b *testing.B, addr, topic string, n int) {
 	b.Helper()
 	var failed atomic.Int64
@@ -68,7 +75,22 @@ func BenchmarkProducer(b *testing.B) {
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }
 
-// BenchmarkReadTo is held against the barest loop round the same client's Poll.
+// BenchmarkRecord measures the conversion of a message with seven headers, as every event has them.
+func BenchmarkRecord(b *testing.B) {
+	topic := "topic"
+	m := &kafka.Message{TopicPartition: kafka.TopicPartition{Topic: &topic, Offset: 1}, Key: []byte("key")}
+	for _, h := range orderLike(topic, 1).Headers {
+		m.Headers = append(m.Headers, kafka.Header(h))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := record(m); len(r.Headers) != len(m.Headers) {
+			b.Fatal(len(r.Headers))
+		}
+	}
+}
+
+// BenchmarkReadTo compares ReadTo with the smallest loop around Poll of the same client.
 func BenchmarkReadTo(b *testing.B) {
 	addr, n := testenv.SharedKafka(b).Addr, benchSize()
 	topic := testenv.NewTopic(b, addr, 12)
@@ -77,10 +99,11 @@ func BenchmarkReadTo(b *testing.B) {
 	b.Run("ReadTo", func(b *testing.B) {
 		for b.Loop() {
 			count := 0
-			err := ReadTo(b.Context(), config(addr), quiet, "bench", first, end, func(_ context.Context, records []Record) error {
+			apply := func(_ context.Context, records []Record) error {
 				count += len(records)
 				return nil
-			})
+			}
+			err := ReadTo(b.Context(), config(addr), quiet, "bench", first, end, apply)
 			if err != nil || count != n {
 				b.Fatal(count, err)
 			}
@@ -89,13 +112,17 @@ func BenchmarkReadTo(b *testing.B) {
 	})
 	b.Run("Poll", func(b *testing.B) {
 		for b.Loop() {
-			c, err := kafka.NewConsumer(&kafka.ConfigMap{"bootstrap.servers": addr, "group.id": "bench", "enable.auto.commit": false})
+			c, err := kafka.NewConsumer(&kafka.ConfigMap{
+				"bootstrap.servers": addr, "group.id": "bench", "enable.auto.commit": false,
+			})
 			if err != nil {
 				b.Fatal(err)
 			}
 			var assign []kafka.TopicPartition
 			for p, offset := range first {
-				assign = append(assign, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(offset)})
+				assign = append(assign, kafka.TopicPartition{
+					Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(offset),
+				})
 			}
 			if err := c.Assign(assign); err != nil {
 				b.Fatal(err)
@@ -112,8 +139,10 @@ func BenchmarkReadTo(b *testing.B) {
 	b.Run("ReadTo, one record", func(b *testing.B) {
 		for p := range end {
 			for b.Loop() {
-				if err := ReadTo(b.Context(), config(addr), quiet, "bench", map[Partition]int64{p: end[p] - 1}, map[Partition]int64{p: end[p]},
-					func(context.Context, []Record) error { return nil }); err != nil {
+				from, to := map[Partition]int64{p: end[p] - 1}, map[Partition]int64{p: end[p]}
+				err := ReadTo(b.Context(), config(addr), quiet, "bench", from, to,
+					func(context.Context, []Record) error { return nil })
+				if err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -40,7 +40,7 @@ func logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// deadAddr is an address where nobody listens.
+// deadAddr returns an address without a listener.
 func deadAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,7 +51,7 @@ func deadAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// poll asks again and again until ok; for what only an outside look tells.
+// poll calls ok until it returns true. It is for conditions that send no event.
 func poll(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(60 * time.Second)
@@ -60,7 +60,7 @@ func poll(t testing.TB, what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("not seen within a minute: %s", what)
 		}
 	}
 }
@@ -72,7 +72,8 @@ func leaks(t *testing.T) {
 		text := make([]byte, 4<<20)
 		for stack := range strings.SplitSeq(string(text[:runtime.Stack(text, true)]), "\n\n") {
 			id, _, _ := strings.Cut(stack, " [")
-			if (strings.Contains(stack, "confluent-kafka-go") || strings.Contains(stack, "internal/broker.")) && !strings.Contains(stack, "testing.tRunner") {
+			ours := strings.Contains(stack, "confluent-kafka-go") || strings.Contains(stack, "internal/broker.")
+			if ours && !strings.Contains(stack, "testing.tRunner") {
 				stacks[id] = stack
 			}
 		}
@@ -107,7 +108,7 @@ func message(topic, key, value string) contract.Message {
 	return contract.Message{Topic: topic, Key: []byte(key), Value: []byte(value)}
 }
 
-// messages is n messages with values 0 to n-1, over so many keys.
+// messages returns n messages with the values 0 to n-1, over that many keys.
 func messages(topic string, n, keys int) []contract.Message {
 	all := make([]contract.Message, n)
 	for i := range all {
@@ -116,10 +117,13 @@ func messages(topic string, n, keys int) []contract.Message {
 	return all
 }
 
-// transaction writes values to one partition, and commits or aborts; either leaves a marker, an offset without a record.
+// transaction writes values to one partition, and commits or aborts. Both leave a marker, which is
+// an offset without a record.
 func transaction(t testing.TB, addr, topic string, partition int32, commit bool, values ...string) {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.TransactionalID(t.Name()), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(addr), kgo.TransactionalID(t.Name()), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +132,8 @@ func transaction(t testing.TB, addr, topic string, partition int32, commit bool,
 		t.Fatal(err)
 	}
 	for _, v := range values {
-		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: partition, Key: []byte("key"), Value: []byte(v)}).FirstErr(); err != nil {
+		r := &kgo.Record{Topic: topic, Partition: partition, Key: []byte("key"), Value: []byte(v)}
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -163,18 +168,25 @@ func newTopic(t testing.TB, addr string, partitions int) string {
 	return topic.Name
 }
 
-// store keeps records and positions as the Order service does: each member of the group has a view of its own, and writes only
-// where the position is still the one it left.
+// store keeps records and positions as the Order service does: each member of the group remembers
+// the positions that it left, and writes only where they are still the same.
 type store struct {
-	mu      sync.Mutex
-	changed chan struct{} // closed and made anew at each change
+	mu sync.Mutex
+	// changed is closed and replaced at each change.
+	changed chan struct{}
 	next    map[Partition]int64
-	values  map[place][]string // what was applied, in order
-	faults  int                // writes that a member did not own, or records out of order
+	// values are those that were applied, in order.
+	values map[topicPartition][]string
+	// faults counts writes to partitions that the member did not have, and records out of order.
+	faults int
 }
 
 func newStore() *store {
-	return &store{changed: make(chan struct{}), next: make(map[Partition]int64), values: make(map[place][]string)}
+	return &store{
+		changed: make(chan struct{}),
+		next:    make(map[Partition]int64),
+		values:  make(map[topicPartition][]string),
+	}
 }
 
 func (s *store) change(f func()) {
@@ -185,7 +197,7 @@ func (s *store) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-// await waits until ok, which sees the store locked.
+// await waits until ok returns true. The store is locked during ok.
 func (s *store) await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(60 * time.Second)
@@ -200,12 +212,12 @@ func (s *store) await(t testing.TB, what string, ok func() bool) {
 		select {
 		case <-changed:
 		case <-deadline.C:
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("not seen within a minute: %s", what)
 		}
 	}
 }
 
-// count is how many records were applied; the store is locked.
+// count returns how many records were applied. The caller holds the lock.
 func (s *store) count() (n int) {
 	for _, values := range s.values {
 		n += len(values)
@@ -213,11 +225,13 @@ func (s *store) count() (n int) {
 	return n
 }
 
-// member is one member's Handler over a store.
+// member is the Handler of one member over a store.
 type member struct {
 	*store
-	apply    func(ctx context.Context, b Batch) error // before the store is touched, if set
-	load     func() error                             // likewise
+	// apply and load are called before the store is read or written, if they are set.
+	apply func(ctx context.Context, b Batch) error
+	load  func() error
+	// expected holds the positions that this member left.
 	expected map[Partition]int64
 	assigned [][]Partition
 	revoked  int
@@ -259,7 +273,7 @@ func (m *member) Apply(ctx context.Context, b Batch) (err error) {
 		}
 	}
 	m.change(func() {
-		at := make(map[place]int64)
+		at := make(map[topicPartition]int64)
 		for p := range b.Next {
 			expected, mine := m.expected[p]
 			if !mine {
@@ -269,10 +283,10 @@ func (m *member) Apply(ctx context.Context, b Batch) (err error) {
 				err = ErrFenced
 				return
 			}
-			at[place{p.Topic, p.Number}] = expected
+			at[topicPartition{p.Topic, p.Number}] = expected
 		}
 		for _, r := range b.Records {
-			where := place{r.Topic, r.Partition}
+			where := topicPartition{r.Topic, r.Partition}
 			if from, ok := at[where]; !ok || r.Offset < from {
 				m.faults++
 			}
@@ -280,7 +294,7 @@ func (m *member) Apply(ctx context.Context, b Batch) (err error) {
 			m.values[where] = append(m.values[where], string(r.Value))
 		}
 		for p, next := range b.Next {
-			if next < at[place{p.Topic, p.Number}] {
+			if next < at[topicPartition{p.Topic, p.Number}] {
 				m.faults++
 			}
 			m.next[p], m.expected[p] = next, next
@@ -290,7 +304,7 @@ func (m *member) Apply(ctx context.Context, b Batch) (err error) {
 	return err
 }
 
-// start runs a consumer until the returned stop, or the test's end.
+// start runs a consumer until stop is called or the test ends.
 func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
 	t.Helper()
 	return startAs(t, config(addr), cc, h)
@@ -298,7 +312,11 @@ func start(t testing.TB, addr string, cc ConsumerConfig, h Handler) (c *Consumer
 
 func startAs(t testing.TB, cfg Config, cc ConsumerConfig, h Handler) (c *Consumer, stop func()) {
 	t.Helper()
-	c = NewConsumer(cfg, cc, admin(t, cfg.Brokers[0]), logger(t))
+	return startWith(t, NewConsumer(cfg, cc, admin(t, cfg.Brokers[0]), logger(t)), h)
+}
+
+func startWith(t testing.TB, c *Consumer, h Handler) (_ *Consumer, stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan struct{})
 	go func() {

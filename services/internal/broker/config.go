@@ -1,9 +1,8 @@
 package broker
 
 import (
-	"maps"
-
-	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+	"context"
+	"time"
 
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/kafkaconfig"
@@ -65,35 +64,39 @@ func ConfigFromEnv(e *env.Env) Config {
 	return Config{Client: c, files: newTLSFiles(c)}
 }
 
-// client is what every client has in common; more goes on top. The channel is closed when the client is to be made anew, with other
-// TLS files.
-func (c Config) client(more kafka.ConfigMap) (*kafka.ConfigMap, <-chan struct{}, error) {
-	files, err := c.currentFiles()
-	if err != nil {
-		return nil, nil, err
-	}
-	return c.clientWith(files, more), files.replaced, nil
+// ConsumerConfig says what a Consumer reads, and as a member of which group.
+type ConsumerConfig struct {
+	Group  string
+	Topics []string
+	// MaxRecords is the largest number of records in a batch. 0 is 1000.
+	MaxRecords int
+	// MaxBytes is the size of keys and values at which a batch is full. 0 is 8 MiB. A batch has one
+	// record at least.
+	MaxBytes int
+	// TopicCheck is the time between look-ups of the topics, which find those that were recreated.
+	// 0 is 5 s.
+	TopicCheck time.Duration
+	// MaxSilence is how long Apply may take before Kafka gives the partitions to other members.
+	// 0 is 5 min.
+	MaxSilence time.Duration
 }
 
-func (c Config) clientWith(files *pems, more kafka.ConfigMap) *kafka.ConfigMap {
-	m := kafka.ConfigMap{
-		"bootstrap.servers":                  c.BrokerList(),
-		"client.id":                          c.ClientID,
-		"allow.auto.create.topics":           false, // topics are declared
-		"socket.keepalive.enable":            true,
-		"reconnect.backoff.max.ms":           2000,  // back soon after an outage; the default is 10 s
-		"socket.connection.setup.timeout.ms": 5000,  // the address of a pod that has gone does not even refuse; the default is 30 s
-		"log.connection.close":               false, // a broker closing an idle connection is no news
-		"enable.metrics.push":                false,
-	}
-	for key, value := range map[string]string{
-		"security.protocol": c.Protocol, "ssl.ca.pem": files.CA, "ssl.certificate.pem": files.Cert, "ssl.key.pem": files.Key,
-		"sasl.mechanism": c.Mechanism, "sasl.username": c.Username, "sasl.password": c.Password,
-	} {
-		if value != "" {
-			m[key] = value
-		}
-	}
-	maps.Copy(m, more)
-	return &m
+// Handler keeps records and positions together in one store. Its methods are called by one
+// goroutine, never at the same time.
+type Handler interface {
+	// Assigned returns the offset to read next for each partition. Only this counts: the offsets
+	// that are committed in Kafka are never read.
+	Assigned(ctx context.Context, ps []Partition) (map[Partition]int64, error)
+
+	// Revoked is called when partitions no longer belong to this member. Records that were read
+	// from them and not applied are dropped.
+	Revoked(ps []Partition)
+
+	// Apply stores a batch with its positions, all or nothing. It must not change the batch.
+	//
+	// On ErrFenced the consumer gives its partitions back and joins the group again. On any other
+	// error it pauses, stays a member, and calls Apply again with the same batch, without
+	// partitions that were revoked meanwhile. At shutdown, ctx outlives that of Run by a few
+	// seconds.
+	Apply(ctx context.Context, b Batch) error
 }

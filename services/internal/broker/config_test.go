@@ -47,7 +47,8 @@ func TestConfigFromEnv(t *testing.T) {
 		name string
 		env  map[string]string
 		want kafkaconfig.Client
-		errs []string // what each line of the error starts with
+		// errs are the beginnings of the lines of the error.
+		errs []string
 	}{
 		{name: "nothing", errs: []string{"KAFKA_BROKERS is not set"}},
 		{
@@ -57,24 +58,38 @@ func TestConfigFromEnv(t *testing.T) {
 		},
 		{
 			name: "client certificate",
-			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_TLS_CA": cas, "KAFKA_TLS_CERT": cert,
-				"KAFKA_TLS_KEY": key},
+			env: map[string]string{
+				"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "SSL",
+				"KAFKA_TLS_CA": cas, "KAFKA_TLS_CERT": cert, "KAFKA_TLS_KEY": key,
+			},
 			want: kafkaconfig.Client{Brokers: []string{"a:9093"}, Protocol: "ssl", CA: cas, Cert: cert, Key: key},
 		},
 		{
 			name: "password",
-			env: map[string]string{"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "sasl_ssl", "KAFKA_SASL_MECHANISM": "scram-sha-512",
-				"KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret"},
+			env: map[string]string{
+				"KAFKA_BROKERS": "a:9093", "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
+				"KAFKA_SASL_MECHANISM": "scram-sha-512", "KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret",
+			},
 			want: kafkaconfig.Client{
-				Brokers: []string{"a:9093"}, Protocol: "sasl_ssl", Mechanism: "SCRAM-SHA-512", Username: "cart", Password: "secret",
+				Brokers: []string{"a:9093"}, Protocol: "sasl_ssl",
+				Mechanism: "SCRAM-SHA-512", Username: "cart", Password: "secret",
 			},
 		},
 		{
 			name: "every mistake at once",
-			env: map[string]string{"KAFKA_BROKERS": "a", "KAFKA_SECURITY_PROTOCOL": "sasl_plaintext", "KAFKA_TLS_CA": none,
-				"KAFKA_TLS_CERT": "/no/such/file", "KAFKA_SASL_PASSWORD": "secret"},
-			errs: []string{`KAFKA_BROKERS="a"`, `KAFKA_TLS_CA=`, `KAFKA_TLS_CERT="/no/such/file": must be a file`, `KAFKA_TLS_CERT="/no/such/file": must be set`,
-				`KAFKA_SECURITY_PROTOCOL="sasl_plaintext": must be ssl`, `KAFKA_SASL_MECHANISM=""`, "KAFKA_SASL_USERNAME is not set"},
+			env: map[string]string{
+				"KAFKA_BROKERS": "a", "KAFKA_SECURITY_PROTOCOL": "sasl_plaintext", "KAFKA_TLS_CA": none,
+				"KAFKA_TLS_CERT": "/no/such/file", "KAFKA_SASL_PASSWORD": "secret",
+			},
+			errs: []string{
+				`KAFKA_BROKERS="a"`,
+				`KAFKA_TLS_CA=`,
+				`KAFKA_TLS_CERT="/no/such/file": must be a file`,
+				`KAFKA_TLS_CERT="/no/such/file": must be set`,
+				`KAFKA_SECURITY_PROTOCOL="sasl_plaintext": must be ssl`,
+				`KAFKA_SASL_MECHANISM=""`,
+				"KAFKA_SASL_USERNAME is not set",
+			},
 		},
 		{
 			name: "ports that are none",
@@ -88,7 +103,10 @@ func TestConfigFromEnv(t *testing.T) {
 		},
 		{
 			name: "a key of another certificate",
-			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SECURITY_PROTOCOL": "ssl", "KAFKA_TLS_CERT": cert, "KAFKA_TLS_KEY": other},
+			env: map[string]string{
+				"KAFKA_BROKERS": "a:1", "KAFKA_SECURITY_PROTOCOL": "ssl",
+				"KAFKA_TLS_CERT": cert, "KAFKA_TLS_KEY": other,
+			},
 			errs: []string{`KAFKA_TLS_CERT="` + cert + `": must be the PEM certificate of KAFKA_TLS_KEY`},
 		},
 		{
@@ -98,7 +116,9 @@ func TestConfigFromEnv(t *testing.T) {
 		},
 		{
 			name: "a password that would not be used",
-			env:  map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret"},
+			env: map[string]string{
+				"KAFKA_BROKERS": "a:1", "KAFKA_SASL_USERNAME": "cart", "KAFKA_SASL_PASSWORD": "secret",
+			},
 			errs: []string{`KAFKA_SECURITY_PROTOCOL="plaintext": must be sasl_plaintext or sasl_ssl`},
 		},
 	} {
@@ -132,7 +152,9 @@ func TestConfigMasksThePassword(t *testing.T) {
 	var log strings.Builder
 	slog.New(slog.NewTextHandler(&log, nil)).Info("start", "kafka", c)
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("start", "config", struct{ Kafka Config }{c})
-	for _, text := range []string{log.String(), c.String(), fmt.Sprintf("%v %+v %#v", c, struct{ Kafka Config }{c}, c)} {
+	for _, text := range []string{
+		log.String(), c.String(), fmt.Sprintf("%v %+v %#v", c, struct{ Kafka Config }{c}, c),
+	} {
 		if strings.Contains(text, "secret") || !strings.Contains(text, "cart") {
 			t.Error(text)
 		}
@@ -156,7 +178,9 @@ func TestClientsThatCannotBeMade(t *testing.T) {
 	c := NewConsumer(cfg, ConsumerConfig{}, nil, quiet)
 	var running sync.WaitGroup
 	running.Go(func() { c.Run(ctx, nil) })
-	poll(t, "the consumer to say what it tries again", func() bool { return c.Err() != nil && strings.Contains(c.Err().Error(), "/no/such/file") })
+	poll(t, "the consumer's error names the file", func() bool {
+		return c.Err() != nil && strings.Contains(c.Err().Error(), "/no/such/file")
+	})
 	stop()
 	running.Wait()
 	cfg = Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, Protocol: "no-such"}}
@@ -176,8 +200,14 @@ func TestErrors(t *testing.T) {
 		{nil, "", ""},
 		{fmt.Errorf("x: %w", ErrQueueFull), "_QUEUE_FULL", "queue is full"},
 		{errors.New("x"), "OTHER", "x"},
-		{wrap(kafka.ErrClusterAuthorizationFailed, true), "CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic"},
-		{wrap(kafka.ErrGroupAuthorizationFailed, false), "GROUP_AUTHORIZATION_FAILED", "on the consumer group: a member needs the ACL Read"},
+		{
+			wrap(kafka.ErrClusterAuthorizationFailed, true),
+			"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic",
+		},
+		{
+			wrap(kafka.ErrGroupAuthorizationFailed, false),
+			"GROUP_AUTHORIZATION_FAILED", "on the consumer group: a member needs the ACL Read",
+		},
 		{wrap(kafka.ErrorCode(1234), false), "CODE_1234", "text"},
 	} {
 		if got := Code(test.err); got != test.code {
@@ -189,7 +219,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func TestTroubleIsSaidOnce(t *testing.T) {
+func TestTroubleIsLoggedOnce(t *testing.T) {
 	var text strings.Builder
 	trouble := &trouble{log: slog.New(slog.NewTextHandler(&text, nil)), brokers: "a:1"}
 	refused := kafka.NewError(kafka.ErrTransport, "connection refused", false)
@@ -202,17 +232,25 @@ func TestTroubleIsSaidOnce(t *testing.T) {
 	}{
 		{"one connection of several", func() { trouble.report(refused) }, 0, ""},
 		{"all brokers down", func() { trouble.report(down) }, 1, "connection refused"},
-		{"the same again", func() { trouble.report(down); trouble.report(refused); trouble.report(refused) }, 1, ""},
-		{"over", func() { trouble.over(); trouble.over() }, 2, "Kafka answers again"},
+		{
+			"the same again",
+			func() { trouble.report(down); trouble.report(refused); trouble.report(refused) }, 1, "",
+		},
+		{"over", func() { trouble.over(); trouble.over() }, 2, "Kafka responds again"},
 		{"down before the reason is known", func() { trouble.report(down) }, 2, ""},
 		{"the reason follows", func() { trouble.report(refused) }, 3, "connection refused"},
-		{"another reason", func() { trouble.report(kafka.NewError(kafka.ErrAuthentication, "", false)) }, 4, "refuses the user"},
+		{
+			"another reason",
+			func() { trouble.report(kafka.NewError(kafka.ErrAuthentication, "", false)) }, 4, "refuses the user",
+		},
 		{"which stays", func() { trouble.report(down); trouble.report(refused) }, 4, ""},
 	} {
 		before := text.Len()
 		step.do()
-		if got := strings.Count(text.String(), "\n"); got != step.lines || !strings.Contains(text.String()[before:], step.says) {
-			t.Errorf("%s: %d lines, want %d, the last with %q:\n%s", step.what, got, step.lines, step.says, text.String())
+		got := strings.Count(text.String(), "\n")
+		if got != step.lines || !strings.Contains(text.String()[before:], step.says) {
+			t.Errorf("%s: %d lines, want %d, the last with %q:\n%s",
+				step.what, got, step.lines, step.says, text.String())
 		}
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,17 +21,17 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// group is a consumer's config with a group of its own.
+// group returns the configuration of a consumer in a group of its own.
 func group(topics ...string) ConsumerConfig {
 	return ConsumerConfig{Group: "group-" + uuid.NewString(), Topics: topics, TopicCheck: 500 * time.Millisecond}
 }
 
-// written is what a topic holds, by partition in order.
-func written(t testing.TB, addr, topic string) map[place][]string {
+// written returns what a topic holds, by partition and in order.
+func written(t testing.TB, addr, topic string) map[topicPartition][]string {
 	t.Helper()
-	values := make(map[place][]string)
+	values := make(map[topicPartition][]string)
 	for _, r := range testenv.ReadAll(t, addr, topic) {
-		at := place{r.Topic, r.Partition}
+		at := topicPartition{r.Topic, r.Partition}
 		values[at] = append(values[at], string(r.Value))
 	}
 	return values
@@ -38,13 +40,13 @@ func written(t testing.TB, addr, topic string) map[place][]string {
 // sameAs checks that the store holds each record of the topics once and in order.
 func (s *store) sameAs(t testing.TB, addr string, topics ...string) {
 	t.Helper()
-	want := make(map[place][]string)
+	want := make(map[topicPartition][]string)
 	for _, topic := range topics {
 		maps.Copy(want, written(t, addr, topic))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if diff := cmp.Diff(want, s.values, cmp.AllowUnexported(place{})); diff != "" {
+	if diff := cmp.Diff(want, s.values, cmp.AllowUnexported(topicPartition{})); diff != "" {
 		t.Errorf("store (-topic +store):\n%s", diff)
 	}
 	if s.faults > 0 {
@@ -106,7 +108,7 @@ func TestConsumerStartsWhereTheStoreSaysAndCommitsAHint(t *testing.T) {
 		m.next[Partition{topic, infos[topic].ID, at}] = 4
 		start(t, addr, cc, m)
 		m.await(t, "second run", func() bool { return m.count() == 5 })
-		if diff := cmp.Diff([]string{"4", "5", "6", "7", "8"}, m.values[place{topic, at}]); diff != "" {
+		if diff := cmp.Diff([]string{"4", "5", "6", "7", "8"}, m.values[topicPartition{topic, at}]); diff != "" {
 			t.Errorf("read again (-want +got):\n%s", diff)
 		}
 	})
@@ -127,9 +129,10 @@ func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
 		var committed map[int32]int64
 		m.apply = func(_ context.Context, b Batch) error {
 			if len(b.Records) > cc.MaxRecords {
-				t.Errorf("%d records in a batch: it went on reading", len(b.Records))
+				t.Errorf("%d records in a batch: the consumer went on reading", len(b.Records))
 			}
-			if time.Since(began) > 7*time.Second { // longer than the session timeout of 6 s
+			// That is longer than the session timeout of 6 s.
+			if time.Since(began) > 7*time.Second {
 				if committed == nil {
 					committed = testenv.CommittedOffsets(t, addr, cc.Group)[topic]
 				}
@@ -139,7 +142,7 @@ func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
 				first = slices.Clone(b.Records)
 				close(down)
 			} else if diff := cmp.Diff(first, b.Records); diff != "" {
-				t.Errorf("the batch is another one (-first +now):\n%s", diff)
+				t.Errorf("the batch has changed (-first +now):\n%s", diff)
 			}
 			return broken
 		}
@@ -175,7 +178,7 @@ func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
 		cc.MaxRecords = 50
 		one.apply = func(_ context.Context, b Batch) error {
 			if len(b.Records) > cc.MaxRecords {
-				t.Errorf("%d records in a batch: it went on reading", len(b.Records))
+				t.Errorf("%d records in a batch: the consumer went on reading", len(b.Records))
 			}
 			if broken.Load() {
 				tried <- len(b.Records)
@@ -189,14 +192,16 @@ func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
 		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 3 && c2.Assigned() == 3 })
 		testenv.Produce(t, addr, messages(topic, 600, 60)...)
 		<-tried
-		stop2() // its partitions, which the first never had, come to it while it is trying
+		// The first member gets partitions that it never had while it is retrying.
+		stop2()
 		poll(t, "one has all", func() bool { return c1.Assigned() == 6 })
 		testenv.Produce(t, addr, messages(topic, 300, 60)...)
 		for len(tried) > 0 {
 			<-tried
 		}
+		// Between two more attempts, a consumer that is not paused would read more.
 		<-tried
-		<-tried // time to read on, if it did
+		<-tried
 		broken.Store(false)
 		one.await(t, "all records", func() bool { return shared.count() == 1500 })
 		stop1()
@@ -236,7 +241,7 @@ func TestConsumerReadsPartitionsThatLeftPausedAndCameBack(t *testing.T) {
 	})
 }
 
-func TestConsumerJoinsAnewWhenFenced(t *testing.T) {
+func TestConsumerJoinsAgainWhenFenced(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		leaks(t)
 		topic := testenv.NewTopic(t, addr, 2)
@@ -244,7 +249,7 @@ func TestConsumerJoinsAnewWhenFenced(t *testing.T) {
 		c, stop := start(t, addr, group(topic), m)
 		testenv.Produce(t, addr, messages(topic, 10, 5)...)
 		m.await(t, "first records", func() bool { return m.count() == 10 })
-		// Somebody else wrote: the store is ahead of what this member left.
+		// Another member wrote: the store is ahead of what this member left.
 		m.change(func() {
 			for p := range m.expected {
 				m.expected[p]--
@@ -346,7 +351,7 @@ func TestConsumerThatWasSilentTooLongCannotWrite(t *testing.T) {
 	})
 }
 
-func TestConsumerSeesATopicMadeAnew(t *testing.T) {
+func TestConsumerNoticesARecreatedTopic(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic, other := testenv.NewTopic(t, addr, 2), testenv.NewTopic(t, addr, 2)
 		m := newMember(newStore())
@@ -358,10 +363,12 @@ func TestConsumerSeesATopicMadeAnew(t *testing.T) {
 		}
 		declared := contract.Topics()[0]
 		declared.Name, declared.Partitions = topic, 2
-		poll(t, "the topic is made anew", func() bool {
+		poll(t, "the topic is created again", func() bool {
 			return localkafka.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1) == nil
 		})
-		poll(t, "it can be written", func() bool { return !t.Failed() && produced(t, addr, message(topic, "key", "new")) })
+		poll(t, "it can be written", func() bool {
+			return !t.Failed() && produced(t, addr, message(topic, "key", "new"))
+		})
 		m.await(t, "the new topic's record", func() bool { return m.count() == 101 })
 		stop()
 		ids := make(map[string]bool)
@@ -381,14 +388,19 @@ func TestConsumerSeesATopicMadeAnew(t *testing.T) {
 	})
 }
 
-// Mostly the broker itself takes the old topic's partitions away and gives the new one's; the watch is for when it does not.
+// In most cases the broker revokes the partitions of the old topic and assigns those of the new
+// one. The watch is for the other cases.
 func TestConsumerWatchesTopicIDs(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
 		c := NewConsumer(config(addr), group(topic, "missing"), admin(t, addr), logger(t))
-		s := &session{Consumer: c, changed: make(chan error, 1), ids: map[string]string{topic: "another"}}
+		s := &session{
+			membership: c.membership,
+			assignment: &assignment{ids: map[string]string{topic: "another"}},
+			changed:    make(chan error, 1),
+		}
 		s.watch(t.Context())
-		if s.look(); s.end == nil || !strings.Contains(s.end.Error(), "made anew") {
+		if s.look(); s.end == nil || !strings.Contains(s.end.Error(), "was recreated") {
 			t.Errorf("the session ends with %v", s.end)
 		}
 	})
@@ -410,10 +422,10 @@ func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
 		declared := contract.Topics()[0]
 		declared.Name, declared.Partitions = "late-"+uuid.NewString(), 2
 		m := newMember(newStore())
-		_, stop := start(t, addr, group(declared.Name), m)
-		for range 3 { // it lives on without the topic
-			<-time.After(200 * time.Millisecond)
-		}
+		log := &lines{t: t}
+		c := NewConsumer(config(addr), group(declared.Name), admin(t, addr), slog.New(slog.NewTextHandler(log, nil)))
+		_, stop := startWith(t, c, m)
+		log.await(t, "topics to consume do not exist", 1)
 		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{declared}, 1); err != nil {
 			t.Fatal(err)
 		}
@@ -427,8 +439,10 @@ func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
 func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
-		transaction(t, addr, topic, 0, true, "a", "b") // offsets 0, 1 and a marker
-		transaction(t, addr, topic, 0, false, "x")     // aborted, and a marker: nothing to read up to the end, 5
+		// These take the offsets 0 and 1, and 2 for the marker.
+		transaction(t, addr, topic, 0, true, "a", "b")
+		// This takes 3 and 4, with nothing to read. The end is 5.
+		transaction(t, addr, topic, 0, false, "x")
 		transaction(t, addr, topic, 1, false, "y", "z")
 		a := admin(t, addr)
 		_, end, err := a.Bounds(t.Context(), topic)
@@ -439,7 +453,8 @@ func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
 		cc := group(topic)
 		_, stop := start(t, addr, cc, m)
 		m.await(t, fmt.Sprint("the end ", end), func() bool { return cmp.Equal(end, m.next) })
-		if diff := cmp.Diff(map[place][]string{{topic, 0}: {"a", "b"}}, m.values, cmp.AllowUnexported(place{})); diff != "" {
+		want := map[topicPartition][]string{{topic, 0}: {"a", "b"}}
+		if diff := cmp.Diff(want, m.values, cmp.AllowUnexported(topicPartition{})); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		poll(t, "commits at the ends", func() bool {
@@ -454,7 +469,8 @@ func TestConsumerGoesOnAtTheLogsStart(t *testing.T) {
 		topic := newTopic(t, addr, 1)
 		testenv.Produce(t, addr, messages(topic, 10, 1)...)
 		truncate(t, addr, topic, 0, 6)
-		m := newMember(newStore()) // its position is 0
+		// The position of an empty store is 0.
+		m := newMember(newStore())
 		_, stop := start(t, addr, group(topic), m)
 		m.await(t, "what is left", func() bool { return m.count() == 4 })
 		stop()
@@ -472,7 +488,8 @@ func TestConsumerReadsAgainWhenTheLogLostItsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := newMember(newStore())
-		m.next[Partition{topic, infos[topic].ID, 0}] = 1000 // what the store has seen before the loss
+		// The store has read that far before the loss.
+		m.next[Partition{topic, infos[topic].ID, 0}] = 1000
 		_, stop := start(t, addr, group(topic), m)
 		m.await(t, "what is in the log now", func() bool { return m.count() == 3 })
 		stop()
@@ -491,6 +508,7 @@ func TestConsumerFinishesTheBatchInHand(t *testing.T) {
 			if once.CompareAndSwap(false, true) {
 				close(inHand)
 				<-stopping
+				// Run's context has ended. One that ends because of it may need a moment.
 				select {
 				case <-ctx.Done():
 					t.Error("the context of the batch in hand ended with Run's")
@@ -500,10 +518,14 @@ func TestConsumerFinishesTheBatchInHand(t *testing.T) {
 			return nil
 		}
 		cc := group(topic)
-		_, stop := start(t, addr, cc, m)
+		c := NewConsumer(config(addr), cc, admin(t, addr), logger(t))
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { c.Run(ctx, m) })
 		<-inHand
-		go close(stopping)
-		stop()
+		cancel()
+		close(stopping)
+		running.Wait()
 		if m.count() == 0 {
 			t.Error("the batch in hand was dropped")
 		}
@@ -521,6 +543,7 @@ func TestConsumerWithoutKafkaStopsInTime(t *testing.T) {
 	poll(t, "the trouble shows", func() bool { return c.Err() != nil })
 	began := time.Now()
 	stop()
+	// The limit is what Run promises.
 	if took := time.Since(began); took > closeTimeout {
 		t.Errorf("Run ended after %s", took)
 	}
@@ -558,6 +581,7 @@ func TestConsumerLeavesADeadBrokerInTime(t *testing.T) {
 	k.Kill()
 	began := time.Now()
 	stop()
+	// The limit is what Run promises, and some time for the last poll.
 	if took := time.Since(began); took > closeTimeout+2*time.Second {
 		t.Errorf("Run ended after %s", took)
 	}

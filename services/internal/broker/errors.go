@@ -10,25 +10,29 @@ import (
 )
 
 var (
-	// ErrQueueFull says that the producer holds as many unacknowledged messages as it may: try again when some are delivered.
+	// ErrQueueFull means that the producer holds as many unacknowledged messages as it may. Try
+	// again when some are delivered.
 	ErrQueueFull = errors.New("the producer's queue is full")
-	// ErrClosed says that the producer takes nothing more.
+	// ErrClosed means that the producer accepts nothing more.
 	ErrClosed = errors.New("the producer is closed")
-	// ErrFenced is returned by Handler.Apply when another member wrote the partition's offset: this one's view is out of date.
+	// ErrFenced is returned by Handler.Apply when another member has written the position of a
+	// partition, so that this member must not go on with it.
 	ErrFenced = errors.New("fenced: another member has written this partition's offset")
 )
 
-// MissingTopicsError says that Kafka answers and does not have these topics.
+// MissingTopicsError means that Kafka responds and does not have these topics.
 type MissingTopicsError struct{ Names []string }
 
 func (e *MissingTopicsError) Error() string {
 	return "missing topics: " + strings.Join(e.Names, ", ")
 }
 
-// UnreachableError says that Kafka does not answer, or not to us.
+// UnreachableError means that Kafka does not respond, or refuses this client.
 type UnreachableError struct {
+	// Brokers are the configured addresses, separated by commas.
 	Brokers string
-	Err     error // the last reason seen
+	// Err is the last reason that the client met.
+	Err error
 }
 
 func (e *UnreachableError) Error() string {
@@ -37,41 +41,83 @@ func (e *UnreachableError) Error() string {
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// meanings says what is to be done about an error where librdkafka's text does not, with a name for each code as a metric's label.
+// meanings holds a name for each error code, for labels of metrics. Where librdkafka's own text
+// does not show what to do about the error, it also holds a text.
 var meanings = map[kafka.ErrorCode]struct{ name, text string }{
-	// An idempotent producer without Write on any topic may not even get its ID, which Kafka words as the cluster's refusal.
-	kafka.ErrClusterAuthorizationFailed: {"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic: its ACL is missing"},
-	kafka.ErrTopicAuthorizationFailed:   {"TOPIC_AUTHORIZATION_FAILED", "no permission on the topic: a producer needs the ACL Write, a consumer Read"},
-	kafka.ErrGroupAuthorizationFailed:   {"GROUP_AUTHORIZATION_FAILED", "no permission on the consumer group: a member needs the ACL Read, a reader Describe"},
-	kafka.ErrSaslAuthenticationFailed:   {"SASL_AUTHENTICATION_FAILED", "Kafka refuses the user or the password"},
-	kafka.ErrAuthentication:             {"_AUTHENTICATION", "Kafka refuses the user or the password"},
-	kafka.ErrSsl:                        {"_SSL", "TLS does not come about: check the CA, the client's certificate and the port"},
-	kafka.ErrUnknownTopicOrPart:         {"UNKNOWN_TOPIC_OR_PARTITION", "the topic or partition does not exist: create it by declaration"},
-	kafka.ErrUnknownTopic:               {"_UNKNOWN_TOPIC", "the topic does not exist: create it by declaration"},
-	kafka.ErrUnknownPartition:           {"_UNKNOWN_PARTITION", "the partition does not exist"},
-	kafka.ErrUnknownTopicID:             {"UNKNOWN_TOPIC_ID", "the topic was deleted, and perhaps made anew"},
-	kafka.ErrMsgSizeTooLarge:            {"MSG_SIZE_TOO_LARGE", "the message is larger than the topic's max.message.bytes"},
-	kafka.ErrRecordListTooLarge:         {"RECORD_LIST_TOO_LARGE", "the batch is larger than the topic's segment.bytes"},
-	kafka.ErrInvalidRecord:              {"INVALID_RECORD", "the topic's settings refuse the message"},
-	kafka.ErrInvalidTimestamp:           {"INVALID_TIMESTAMP", "the topic's settings refuse the message's time"},
-	kafka.ErrPolicyViolation:            {"POLICY_VIOLATION", ""},
-	kafka.ErrUnsupportedVersion:         {"UNSUPPORTED_VERSION", "the broker is too old: the new consumer protocol needs Kafka 4.0"},
-	kafka.ErrUnsupportedFeature:         {"_UNSUPPORTED_FEATURE", "the broker is too old: the new consumer protocol needs Kafka 4.0"},
-	kafka.ErrAllBrokersDown:             {"_ALL_BROKERS_DOWN", "no broker can be reached"},
-	kafka.ErrTransport:                  {"_TRANSPORT", ""},
-	kafka.ErrResolve:                    {"_RESOLVE", "the brokers' name is unknown"},
-	kafka.ErrTimedOut:                   {"_TIMED_OUT", ""},
-	kafka.ErrRequestTimedOut:            {"REQUEST_TIMED_OUT", ""},
-	kafka.ErrMsgTimedOut:                {"_MSG_TIMED_OUT", ""},
-	kafka.ErrNotEnoughReplicas:          {"NOT_ENOUGH_REPLICAS", "fewer replicas are in sync than min.insync.replicas"},
-	kafka.ErrFatal:                      {"_FATAL", ""},
-	kafka.ErrGaplessGuarantee:           {"_GAPLESS_GUARANTEE", "an earlier message failed for good, so the later ones were not sent"},
-	kafka.ErrPurgeQueue:                 {"_PURGE_QUEUE", "not sent before the producer closed"},
-	kafka.ErrPurgeInflight:              {"_PURGE_INFLIGHT", "sent, but not acknowledged before the producer closed"},
-	kafka.ErrMaxPollExceeded:            {"_MAX_POLL_EXCEEDED", "one batch took longer than a member may be silent: its partitions went to others"},
+	// An idempotent producer without Write on any topic cannot even get its ID. Kafka reports that
+	// as a refusal by the cluster.
+	kafka.ErrClusterAuthorizationFailed: {
+		"CLUSTER_AUTHORIZATION_FAILED",
+		"no Write permission on the topic: its ACL is missing",
+	},
+	kafka.ErrTopicAuthorizationFailed: {
+		"TOPIC_AUTHORIZATION_FAILED",
+		"no permission on the topic: a producer needs the ACL Write, a consumer Read",
+	},
+	kafka.ErrGroupAuthorizationFailed: {
+		"GROUP_AUTHORIZATION_FAILED",
+		"no permission on the consumer group: a member needs the ACL Read, a reader Describe",
+	},
+	kafka.ErrSaslAuthenticationFailed: {"SASL_AUTHENTICATION_FAILED", "Kafka refuses the user or the password"},
+	kafka.ErrAuthentication:           {"_AUTHENTICATION", "Kafka refuses the user or the password"},
+	kafka.ErrSsl: {
+		"_SSL",
+		"the TLS handshake fails: check the CA, the client's certificate and the port",
+	},
+	kafka.ErrUnknownTopicOrPart: {
+		"UNKNOWN_TOPIC_OR_PARTITION",
+		"the topic or partition does not exist: create it by declaration",
+	},
+	kafka.ErrUnknownTopic:     {"_UNKNOWN_TOPIC", "the topic does not exist: create it by declaration"},
+	kafka.ErrUnknownPartition: {"_UNKNOWN_PARTITION", "the partition does not exist"},
+	kafka.ErrUnknownTopicID:   {"UNKNOWN_TOPIC_ID", "the topic was deleted, and perhaps recreated"},
+	kafka.ErrMsgSizeTooLarge: {
+		"MSG_SIZE_TOO_LARGE",
+		"the message is larger than the topic's max.message.bytes",
+	},
+	kafka.ErrRecordListTooLarge: {
+		"RECORD_LIST_TOO_LARGE",
+		"the batch is larger than the topic's segment.bytes",
+	},
+	kafka.ErrInvalidRecord:    {"INVALID_RECORD", "the topic's settings refuse the message"},
+	kafka.ErrInvalidTimestamp: {"INVALID_TIMESTAMP", "the topic's settings refuse the message's time"},
+	kafka.ErrPolicyViolation:  {"POLICY_VIOLATION", ""},
+	kafka.ErrUnsupportedVersion: {
+		"UNSUPPORTED_VERSION",
+		"the broker is too old: the new consumer protocol needs Kafka 4.0",
+	},
+	kafka.ErrUnsupportedFeature: {
+		"_UNSUPPORTED_FEATURE",
+		"the broker is too old: the new consumer protocol needs Kafka 4.0",
+	},
+	kafka.ErrAllBrokersDown:  {"_ALL_BROKERS_DOWN", "no broker can be reached"},
+	kafka.ErrTransport:       {"_TRANSPORT", ""},
+	kafka.ErrResolve:         {"_RESOLVE", "the brokers' name is unknown"},
+	kafka.ErrTimedOut:        {"_TIMED_OUT", ""},
+	kafka.ErrRequestTimedOut: {"REQUEST_TIMED_OUT", ""},
+	kafka.ErrMsgTimedOut:     {"_MSG_TIMED_OUT", ""},
+	kafka.ErrNotEnoughReplicas: {
+		"NOT_ENOUGH_REPLICAS",
+		"fewer replicas are in sync than min.insync.replicas",
+	},
+	kafka.ErrFatal: {"_FATAL", ""},
+	kafka.ErrGaplessGuarantee: {
+		"_GAPLESS_GUARANTEE",
+		"an earlier message failed for good, so the later ones were not sent",
+	},
+	kafka.ErrPurgeQueue: {"_PURGE_QUEUE", "not sent before the producer closed"},
+	kafka.ErrPurgeInflight: {
+		"_PURGE_INFLIGHT",
+		"sent, but not acknowledged before the producer closed",
+	},
+	kafka.ErrMaxPollExceeded: {
+		"_MAX_POLL_EXCEEDED",
+		"one batch took longer than a member may be silent: its partitions went to others",
+	},
 }
 
-// Code is an error's name for a metric's label: one of a bounded set.
+// Code returns the name of an error for the label of a metric: one of a bounded set, and "" for
+// nil.
 func Code(err error) string {
 	if err == nil {
 		return ""
@@ -89,7 +135,7 @@ func Code(err error) string {
 	return "CODE_" + strconv.Itoa(int(e.Code()))
 }
 
-// explain puts what an error means in front of it.
+// explain puts the meaning of an error in front of it, where there is one.
 func explain(err error) error {
 	if e, ok := errors.AsType[kafka.Error](err); ok {
 		if m := meanings[e.Code()]; m.text != "" {
@@ -99,7 +145,7 @@ func explain(err error) error {
 	return err
 }
 
-// is says whether an error has one of these codes.
+// is reports whether an error has one of these codes.
 func is(err error, codes ...kafka.ErrorCode) bool {
 	e, ok := errors.AsType[kafka.Error](err)
 	for _, c := range codes {

@@ -10,7 +10,7 @@ import (
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
 
-// logs carries librdkafka's own log to slog; left alone it writes to stderr.
+// logs carries the log of one librdkafka client to slog. Without it, librdkafka writes to stderr.
 type logs struct {
 	lines chan kafka.LogEvent
 	done  chan struct{}
@@ -27,26 +27,30 @@ func newLogs(log *slog.Logger) *logs {
 	return l
 }
 
-// settings makes a client log here.
+// settings returns more with the settings that make a client log here.
 func (l *logs) settings(more kafka.ConfigMap) kafka.ConfigMap {
 	more["go.logs.channel.enable"] = true
 	more["go.logs.channel"] = l.lines
 	return more
 }
 
-// close ends the goroutine; the client is closed before.
+// close ends the goroutine. The client has to be closed before.
 func (l *logs) close() {
 	close(l.lines)
 	<-l.done
 }
 
+// level translates syslog's levels: 3 is an error, 4 a warning, 5 a notice.
 func level(e kafka.LogEvent) slog.Level {
 	switch {
-	case e.Tag == "CONFWARN": // settings are chosen with care
+	case e.Tag == "CONFWARN":
+		// These are warnings about settings, which are chosen with care.
 		return slog.LevelDebug
-	case e.Tag == "FAIL" || e.Tag == "ERROR" || e.Tag == "SSL": // each failed connection to each broker, several a second in an outage: trouble says it once
+	case e.Tag == "FAIL" || e.Tag == "ERROR" || e.Tag == "SSL":
+		// There is one line for each failed connection to each broker, several a second in an
+		// outage. trouble logs them once.
 		return slog.LevelDebug
-	case e.Level <= 3: // syslog's numbers: 3 is an error, 4 a warning, 5 a notice
+	case e.Level <= 3:
 		return slog.LevelError
 	case e.Level == 4:
 		return slog.LevelWarn
@@ -56,66 +60,74 @@ func level(e kafka.LogEvent) slog.Level {
 	return slog.LevelDebug
 }
 
-// trouble turns a client's stream of errors into one line per change, and one a minute while it lasts.
+// trouble turns a client's stream of errors into one line for each change, and one a minute while
+// an error lasts. It is safe for concurrent use.
 type trouble struct {
 	log     *slog.Logger
 	brokers string
 
-	mu     sync.Mutex
-	last   error
-	detail error     // why the last connection failed
-	at     time.Time // of the last line
+	mu sync.Mutex
+	// last is the present error. It is nil when there is none.
+	last error
+	// detail is why the last connection failed.
+	detail error
+	// at is the time of the last line. It is zero when the present error has no line yet.
+	at time.Time
 }
 
-// to says where the lines go from now on.
-func (t *trouble) to(log *slog.Logger) {
+// setLog sets where lines go from now on.
+func (t *trouble) setLog(log *slog.Logger) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.log = log
 }
 
-// report takes what the client says is wrong.
+// report takes an error of the client.
 func (t *trouble) report(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	down := func(err error) bool { return is(err, kafka.ErrAllBrokersDown) }
 	switch {
-	case is(err, kafka.ErrTransport): // connections come and go; it matters when no broker is left, of which it is the reason
+	case is(err, kafka.ErrTransport):
+		// Connections come and go. The error matters only when no broker is left: it is the reason.
 		if t.detail = err; !down(t.last) {
 			return
 		}
 		err = t.last
-	case down(err) && t.last != nil: // a reason such as a refused password came first
+	case down(err) && t.last != nil:
+		// The reason came first, such as a refused password.
 		err = t.last
 	}
 	if t.last == nil || Code(t.last) != Code(err) {
 		t.at = time.Time{}
 	}
 	t.last = err
-	if down(err) && t.detail == nil || time.Since(t.at) < time.Minute { // the first failure's reason follows at once
+	if down(err) && t.detail == nil || time.Since(t.at) < time.Minute {
+		// Either the reason of a first failure is about to follow, or a line was logged just now.
 		return
 	}
 	t.at = time.Now()
 	t.log.Warn("trouble with Kafka", "brokers", t.brokers, "err", t.explained())
 }
 
-// over says that Kafka answers.
+// over takes the news that Kafka responds.
 func (t *trouble) over() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.last != nil && !t.at.IsZero() {
-		t.log.Info("Kafka answers again", "brokers", t.brokers)
+		t.log.Info("Kafka responds again", "brokers", t.brokers)
 	}
 	t.last, t.detail = nil, nil
 }
 
-// reason is what is wrong now, nil when nothing is.
+// reason returns the present error, or nil.
 func (t *trouble) reason() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.explained()
 }
 
+// explained returns the present error with its meaning. The caller holds the lock.
 func (t *trouble) explained() error {
 	if is(t.last, kafka.ErrAllBrokersDown) && t.detail != nil {
 		return fmt.Errorf("%w: %w", explain(t.last), t.detail)

@@ -13,13 +13,12 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// closeTimeout bounds every client's Close.
-const closeTimeout = 5 * time.Second
-
-// Producer sends messages in order per key. What it accepted is reported to delivered exactly once, as acknowledged or as failed.
-// After the first failure the caller closes it and starts over, on a new one, from its lowest message without an acknowledgement.
+// Producer sends messages, in order for each key. Every message that it accepted is reported to
+// delivered exactly once, as acknowledged or as failed. After the first failure the caller closes
+// it and starts again, with a new Producer, from its lowest message without an acknowledgement.
 type Producer struct {
-	client    *kafka.Producer
+	client *kafka.Producer
+	// renewed is closed when the TLS files have changed.
 	renewed   <-chan struct{}
 	log       *slog.Logger
 	logs      *logs
@@ -27,39 +26,53 @@ type Producer struct {
 	stats     *Stats
 	delivered func(tag int64, err error)
 
-	mu      sync.Mutex // one Produce at a time, and none once Close began: librdkafka forbids it
-	closed  bool
-	message kafka.Message // both reused, since librdkafka copies
+	// mu is held by one Produce at a time, and keeps Produce from running after Close began:
+	// librdkafka forbids both.
+	mu     sync.Mutex
+	closed bool
+	// message and headers are reused, since librdkafka copies them.
+	message kafka.Message
 	headers []kafka.Header
 
 	inFlight atomic.Int64
-	idle     chan struct{} // told when inFlight falls to 0
-	done     chan struct{} // closed when the last report is out
+	// idle gets a token when inFlight falls to 0.
+	idle chan struct{}
+	// done is closed when the last report is out.
+	done chan struct{}
 }
 
-// NewProducer makes a producer, whether or not Kafka can be reached. It calls delivered from one goroutine of its own, in order per
-// partition; delivered may call Produce, but neither Flush nor Close, and must not wait for somebody who does.
+// NewProducer returns a producer, whether or not Kafka can be reached. It calls delivered from one
+// goroutine of its own, in order for each partition. delivered may call Produce. It must not call
+// Flush or Close, nor wait for another goroutine that does.
 func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err error)) (*Producer, error) {
 	logs := newLogs(log)
-	settings, renewed, err := cfg.client(logs.settings(kafka.ConfigMap{
+	settings, renewed, err := clientSettings(cfg, logs.settings(kafka.ConfigMap{
 		"acks":               "all",
 		"enable.idempotence": true,
-		// A message that fails for good stops all that follow (they fail with it), rather than let an order's later version overtake.
+		// A message that fails for good fails all that follow. Otherwise a later version of an
+		// order would overtake an earlier one.
 		"enable.gapless.guarantee": true,
-		"message.timeout.ms":       0,                // an outage is waited out, however long
-		"partitioner":              "murmur2_random", // as in Java, so that any producer puts an order in the same partition
-		"compression.type":         "lz4",
-		// Under load batches fill while earlier ones are on their way; alone, a message should not wait long for company.
-		"linger.ms":                    1,
-		"message.max.bytes":            2 << 20, // dead letters; batch.size (1,000,000 bytes) keeps batches below the order topics' 1 MiB
+		// An outage is waited out, however long it takes.
+		"message.timeout.ms": 0,
+		// This is Java's default, so any producer puts an order into the same partition.
+		"partitioner":      "murmur2_random",
+		"compression.type": "lz4",
+		// Under load, batches fill while earlier ones are on their way. A message alone should not
+		// wait long for others.
+		"linger.ms": 1,
+		// Dead letters are this large. batch.size, 1,000,000 bytes by default, keeps batches of
+		// orders below the 1 MiB of their topics.
+		"message.max.bytes":            2 << 20,
 		"queue.buffering.max.messages": 20_000,
 		"queue.buffering.max.kbytes":   32 << 10,
-		// A topic that a reachable broker does not have fails its messages after 5 s: the caller keeps them, and starts over.
+		// If a reachable broker does not have the topic, the message fails after 5 s. The caller
+		// keeps it and starts again.
 		"topic.metadata.propagation.max.ms": 5000,
-		// The wrapper's channels hold a million entries each by default.
-		"go.events.channel.size":    1000,
-		"go.produce.channel.size":   0,
-		"go.delivery.report.fields": "none", // reports carry the tag, not the message again
+		// By default, each channel of the wrapper holds a million entries.
+		"go.events.channel.size":  1000,
+		"go.produce.channel.size": 0,
+		// Reports carry the tag, without the message.
+		"go.delivery.report.fields": "none",
 		"statistics.interval.ms":    cfg.Stats.millis(),
 	}))
 	var client *kafka.Producer
@@ -83,15 +96,18 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 	}
 	p.message.TopicPartition.Partition = kafka.PartitionAny
 	p.stats.next(kindProducer)
-	go p.reports()
+	go p.report()
 	return p, nil
 }
 
-// Renewed is closed when the TLS files have changed. This producer keeps its connections and can make no new ones with the new files:
-// the caller flushes and closes it, and goes on with a new one.
+// Renewed returns a channel that is closed when the TLS files have changed. The producer keeps its
+// connections, but it makes no new ones with the new files. The caller flushes and closes it, and
+// goes on with a new one.
 func (p *Producer) Renewed() <-chan struct{} { return p.renewed }
 
-// Produce hands a message over and returns at once, with ErrQueueFull when too many are unacknowledged. The message may be reused.
+// Produce hands over a message and returns at once. It returns ErrQueueFull when too many messages
+// are not acknowledged yet. tag identifies the message in its report. The caller may reuse the
+// message.
 func (p *Producer) Produce(m contract.Message, tag int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,7 +120,8 @@ func (p *Producer) Produce(m contract.Message, tag int64) error {
 	}
 	p.message.TopicPartition.Topic = &m.Topic
 	p.message.Key, p.message.Value, p.message.Headers, p.message.Opaque = m.Key, m.Value, p.headers, tag
-	p.inFlight.Add(1) // before the hand-over: the report may come before Produce returns
+	// It counts before it is handed over: its report may come before client.Produce returns.
+	p.inFlight.Add(1)
 	err := p.client.Produce(&p.message, nil)
 	if err == nil {
 		return nil
@@ -119,12 +136,13 @@ func (p *Producer) Produce(m contract.Message, tag int64) error {
 	return fmt.Errorf("produce to %s: %w", m.Topic, explain(err))
 }
 
-// Flush waits until everything handed over before is reported.
+// Flush waits until every message that was handed over before is reported.
 func (p *Producer) Flush(ctx context.Context) error {
 	for p.inFlight.Load() > 0 {
 		select {
 		case <-p.idle:
-		case <-time.After(100 * time.Millisecond): // another Flush may have taken the token
+		case <-time.After(100 * time.Millisecond):
+			// Another Flush may have taken the token.
 		case <-ctx.Done():
 			return fmt.Errorf("flush: %d messages without acknowledgement: %w", p.inFlight.Load(), ctx.Err())
 		}
@@ -132,8 +150,8 @@ func (p *Producer) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Close gives up what is not acknowledged: it is reported as failed, though the broker may have it. When Close returns, every report
-// is out.
+// Close gives up the messages that are not acknowledged. They are reported as failed, though the
+// broker may have them. Every report is out when Close returns.
 func (p *Producer) Close() {
 	p.mu.Lock()
 	closed := p.closed
@@ -146,7 +164,8 @@ func (p *Producer) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	p.giveUp()
-	if err := p.Flush(ctx); err != nil { // the wrapper's Close drops reports, so all have to be out before it
+	// All reports have to be out before the wrapper closes, because it drops them.
+	if err := p.Flush(ctx); err != nil {
 		p.log.Error("close producer", "err", err)
 	}
 	p.client.Close()
@@ -154,17 +173,8 @@ func (p *Producer) Close() {
 	<-p.done
 }
 
-// giveUp fails what is not acknowledged. It holds Produce off, which else could add a message right behind the purge.
-func (p *Producer) giveUp() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.client.Purge(kafka.PurgeQueue | kafka.PurgeInFlight); err != nil {
-		p.log.Error("purge producer", "err", err)
-	}
-}
-
-// reports runs until the client closes its channel of events.
-func (p *Producer) reports() {
+// report handles events until the client closes their channel.
+func (p *Producer) report() {
 	defer close(p.done)
 	defer p.stats.next(kindProducer)
 	for event := range p.client.Events() {
@@ -181,13 +191,24 @@ func (p *Producer) reports() {
 		case kafka.Error:
 			p.trouble.report(e)
 			if e.IsFatal() {
-				p.giveUp() // librdkafka sends nothing more, yet may keep what it has queued for ever
+				// librdkafka sends nothing more, but may keep its queue for ever.
+				p.giveUp()
 			}
 		case *kafka.Stats:
 			if _, err := p.stats.take(kindProducer, e.String()); err != nil {
 				p.log.Error("statistics of the producer", "err", err)
 			}
 		}
+	}
+}
+
+// giveUp fails all messages that are not acknowledged. It holds the lock, since Produce could
+// otherwise add a message right behind the purge.
+func (p *Producer) giveUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.client.Purge(kafka.PurgeQueue | kafka.PurgeInFlight); err != nil {
+		p.log.Error("purge producer", "err", err)
 	}
 }
 
@@ -200,9 +221,11 @@ func (p *Producer) landed() {
 	}
 }
 
-// cause is the fatal error behind the errors that it gives all other messages.
+// cause returns the fatal error of the client. After one, other messages fail with errors that only
+// refer to it.
 func (p *Producer) cause(err error) error {
-	if is(err, kafka.ErrFatal, kafka.ErrGaplessGuarantee, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight) && !p.client.IsClosed() {
+	refers := is(err, kafka.ErrFatal, kafka.ErrGaplessGuarantee, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight)
+	if refers && !p.client.IsClosed() {
 		if fatal := p.client.GetFatalError(); fatal != nil {
 			return fatal
 		}

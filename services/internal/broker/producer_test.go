@@ -17,7 +17,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// reports collects what a producer delivered.
+// reports collects the reports of a producer.
 type reports struct {
 	mu   sync.Mutex
 	tags []int64
@@ -95,7 +95,8 @@ func TestProducerKeepsOrderAndReportsOnce(t *testing.T) {
 			key, version := string(record.Key), 0
 			fmt.Sscan(string(record.Value), &version)
 			if version < last[key] || where[key] != record.Partition && last[key] > 0 {
-				t.Fatalf("%s: %d after %d, partition %d after %d", key, version, last[key], record.Partition, where[key])
+				t.Fatalf("%s: %d after %d, partition %d after %d",
+					key, version, last[key], record.Partition, where[key])
 			}
 			last[key], where[key] = version, record.Partition
 		}
@@ -112,7 +113,9 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 12)
 		all := []contract.Message{
-			{Topic: topic, Key: []byte("order-1"), Value: []byte("{}"), Headers: []contract.Header{{Key: "ce_id", Value: []byte("1")}, {Key: "empty", Value: []byte{}}}},
+			{Topic: topic, Key: []byte("order-1"), Value: []byte("{}"), Headers: []contract.Header{
+				{Key: "ce_id", Value: []byte("1")}, {Key: "empty", Value: []byte{}},
+			}},
 			{Topic: topic, Key: []byte("bestellung-äöü"), Value: []byte{}},
 			{Topic: topic, Key: []byte("tombstone"), Value: nil},
 		}
@@ -122,7 +125,8 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 				t.Fatal(err)
 			}
 			flush(t, p)
-			testenv.Produce(t, addr, m) // franz-go's default is murmur2, as Java's
+			// The default of franz-go is murmur2, as in Java.
+			testenv.Produce(t, addr, m)
 		}
 		got := testenv.ReadAll(t, addr, topic)
 		if len(got) != 6 {
@@ -131,7 +135,8 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 		for i := 0; i < 6; i += 2 {
 			mine, theirs := got[i], got[i+1]
 			if string(mine.Key) != string(theirs.Key) || mine.Partition != theirs.Partition {
-				t.Errorf("key %s in partition %d, by the other client %s in %d", mine.Key, mine.Partition, theirs.Key, theirs.Partition)
+				t.Errorf("key %s in partition %d, by the other client %s in %d",
+					mine.Key, mine.Partition, theirs.Key, theirs.Partition)
 			}
 			if diff := cmp.Diff([]any{theirs.Value, theirs.Headers}, []any{mine.Value, mine.Headers}); diff != "" {
 				t.Errorf("%s (-other client +got):\n%s", mine.Key, diff)
@@ -178,6 +183,7 @@ func TestProducerQueueIsBoundedAndCloseReportsAll(t *testing.T) {
 	}
 	started := time.Now()
 	p.Close()
+	// The limit is what Close promises.
 	if took := time.Since(started); took > closeTimeout {
 		t.Errorf("Close took %s", took)
 	}
@@ -204,12 +210,14 @@ func TestProducerStopsAtAPermanentFailure(t *testing.T) {
 			t.Fatal(err)
 		}
 		flush(t, p)
-		noise := make([]byte, 1500<<10) // the topic takes 1 MiB, and this cannot be compressed
+		// The topic accepts 1 MiB, and noise cannot be compressed.
+		noise := make([]byte, 1500<<10)
 		rand.Read(noise)
 		if err := produce(10, 11, string(noise)); err != nil {
 			t.Fatal(err)
 		}
-		_ = produce(11, 20, "") // refused, or accepted and reported as failed
+		// These are refused, or accepted and reported as failed.
+		_ = produce(11, 20, "")
 		flush(t, p)
 		if err := produce(20, 21, ""); Code(err) == "" || Code(err) == "OTHER" {
 			t.Errorf("Produce after a failure for good: %v", err)
@@ -236,7 +244,7 @@ func TestProducerReportsAMissingTopic(t *testing.T) {
 	})
 }
 
-func TestProducerRidesOutAnOutage(t *testing.T) {
+func TestProducerSurvivesAnOutage(t *testing.T) {
 	leaks(t)
 	k := testenv.StartKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)

@@ -5,59 +5,38 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"unsafe"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
-
-	"ordersystem.dev/services/contract"
 )
 
-// readBatch is how many records ReadTo hands over at most at once.
+// readBatch is the largest number of records that ReadTo hands over at once.
 const readBatch = 1000
 
-// ReadTo reads each partition in to from its offset in from (0 when it has none) up to, not including, its offset in to, and gives the
-// records to apply in batches that are valid only during the call. It belongs to no group and commits nothing; librdkafka wants the
-// name of one, and without Describe on it only grumbles. It ends where the partition ends when that comes first: compaction and
-// transactions leave offsets that no record has, so it never waits for one. While Kafka is away it waits, until ctx ends, and goes on
-// with new TLS files when there are any; a topic that is gone is an error.
-func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, from, to map[Partition]int64, apply func(context.Context, []Record) error) error {
-	r := &reader{open: make(map[place]*span)}
-	for p, end := range to {
-		if from[p] < end {
-			r.open[place{p.Topic, p.Number}] = &span{topic: p.Topic, number: p.Number, next: from[p], end: end}
-		}
-	}
+// ReadTo reads each partition in to, from its offset in from (0 if it has none) up to its offset in
+// to, which is not included. It gives the records to apply in batches that are valid only during
+// the call.
+//
+// It ends a partition early where its log ends: compaction and transactions leave offsets that no
+// record has, so ReadTo never waits for one. While Kafka is away it waits until ctx ends. It goes
+// on with new TLS files when there are any. A topic that does not exist is an error.
+//
+// It joins no group and commits nothing. librdkafka wants the name of a group all the same; without
+// the permission to describe that group it only logs a warning.
+func ReadTo(
+	ctx context.Context, cfg Config, log *slog.Logger, group string, from, to map[Partition]int64,
+	apply func(context.Context, []Record) error,
+) error {
+	r := newBoundedReader(cfg, log, group, from, to)
 	if len(r.open) == 0 {
 		return nil
 	}
-	r.settings = kafka.ConfigMap{
-		"group.id":             group,
-		"enable.auto.commit":   false,
-		"enable.partition.eof": true,
-		"isolation.level":      "read_committed",
-		"auto.offset.reset":    "earliest", // the log's start has moved past from
-		// The end of a partition shows when a fetch comes back empty, so an empty one must not wait long.
-		"fetch.wait.max.ms":                 20,
-		"fetch.queue.backoff.ms":            5,
-		"queued.max.messages.kbytes":        32 << 10,
-		"topic.metadata.propagation.max.ms": 5000,
-		"log_level":                         0, // what matters comes as an event as well, and a log's goroutine makes Close slow
-	}
-	r.trouble = &trouble{log: log, brokers: cfg.BrokerList()}
-
-	// One goroutine owns the client, so that the next batch is read while this one is applied.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r.full, r.empty = make(chan []Record), make(chan []Record, 2)
-	r.empty <- make([]Record, 0, readBatch)
-	r.empty <- make([]Record, 0, readBatch)
+	// One goroutine owns the client, so that the next batch is read while this one is applied.
 	var failed error
 	go func() {
 		defer close(r.full)
-		failed = errRenewed
-		for errors.Is(failed, errRenewed) {
-			failed = r.session(ctx, cfg)
-		}
+		failed = r.run(ctx)
 	}()
 	var err error
 	for batch := range r.full {
@@ -74,30 +53,74 @@ func ReadTo(ctx context.Context, cfg Config, log *slog.Logger, group string, fro
 	return err
 }
 
-type place struct {
-	topic  string
-	number int32
-}
-
-// span is what is left to read of one partition.
-type span struct {
-	topic     string
-	number    int32
-	next, end int64
-}
-
-type reader struct {
-	settings    kafka.ConfigMap
-	client      *kafka.Consumer
-	renewed     <-chan struct{} // closed when the TLS files have changed
-	trouble     *trouble
-	open        map[place]*span // partitions that have not ended
+// boundedReader reads what is left of some partitions, with one client after another.
+type boundedReader struct {
+	cfg      Config
+	settings kafka.ConfigMap
+	client   *kafka.Consumer
+	// renewed is closed when the TLS files have changed.
+	renewed <-chan struct{}
+	trouble *trouble
+	// open holds the partitions that have not ended.
+	open map[topicPartition]*offsetRange
+	// full carries batches to apply, and empty carries them back. There are two.
 	full, empty chan []Record
 }
 
-// session reads with one client what is left to read.
-func (r *reader) session(ctx context.Context, cfg Config) error {
-	settings, renewed, err := cfg.client(r.settings)
+// offsetRange is what is left to read of one partition, without end itself.
+type offsetRange struct {
+	partition topicPartition
+	next, end int64
+}
+
+func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[Partition]int64) *boundedReader {
+	r := &boundedReader{
+		cfg:     cfg,
+		trouble: &trouble{log: log, brokers: cfg.BrokerList()},
+		open:    make(map[topicPartition]*offsetRange),
+		full:    make(chan []Record),
+		empty:   make(chan []Record, 2),
+		settings: kafka.ConfigMap{
+			"group.id":             group,
+			"enable.auto.commit":   false,
+			"enable.partition.eof": true,
+			"isolation.level":      "read_committed",
+			// This applies when the start of the log has moved past from.
+			"auto.offset.reset": "earliest",
+			// The end of a partition shows when a fetch comes back empty, so an empty one must not
+			// wait long.
+			"fetch.wait.max.ms":                 20,
+			"fetch.queue.backoff.ms":            5,
+			"queued.max.messages.kbytes":        32 << 10,
+			"topic.metadata.propagation.max.ms": 5000,
+			// Errors come as events too, and the goroutine of a log makes Close slow.
+			"log_level": 0,
+		},
+	}
+	for p, end := range to {
+		if from[p] < end {
+			at := topicPartition{p.Topic, p.Number}
+			r.open[at] = &offsetRange{partition: at, next: from[p], end: end}
+		}
+	}
+	for range cap(r.empty) {
+		r.empty <- make([]Record, 0, readBatch)
+	}
+	return r
+}
+
+// run reads until all partitions have ended, with a new client whenever the TLS files change.
+func (r *boundedReader) run(ctx context.Context) error {
+	for {
+		if err := r.session(ctx); !errors.Is(err, errRenewed) {
+			return err
+		}
+	}
+}
+
+// session reads with one client. It returns errRenewed when another client has to go on.
+func (r *boundedReader) session(ctx context.Context) error {
+	settings, renewed, err := clientSettings(r.cfg, r.settings)
 	if err == nil {
 		r.renewed = renewed
 		r.client, err = kafka.NewConsumer(settings)
@@ -107,8 +130,10 @@ func (r *reader) session(ctx context.Context, cfg Config) error {
 	}
 	defer r.client.Close()
 	var assign []kafka.TopicPartition
-	for at, s := range r.open {
-		assign = append(assign, kafka.TopicPartition{Topic: &s.topic, Partition: at.number, Offset: kafka.Offset(s.next)})
+	for at, left := range r.open {
+		assign = append(assign, kafka.TopicPartition{
+			Topic: &left.partition.topic, Partition: at.number, Offset: kafka.Offset(left.next),
+		})
 	}
 	if err := r.client.Assign(assign); err != nil {
 		return err
@@ -116,9 +141,10 @@ func (r *reader) session(ctx context.Context, cfg Config) error {
 	return r.read(ctx)
 }
 
-func (r *reader) read(ctx context.Context) error {
+func (r *boundedReader) read(ctx context.Context) error {
 	batch := <-r.empty
-	var at *span // of the last record: the next one is mostly of the same partition
+	// current is the range of the last record: the next record is mostly of the same partition.
+	var current *offsetRange
 	for wait := 0; len(r.open) > 0; {
 		switch event := r.client.Poll(wait).(type) {
 		case nil:
@@ -127,7 +153,8 @@ func (r *reader) read(ctx context.Context) error {
 			}
 			wait = 100
 			if len(batch) > 0 {
-				select { // apply may as well begin, if it has nothing to do
+				// The batch is not full, but apply may begin if it has nothing else to do.
+				select {
 				case r.full <- batch:
 					batch = <-r.empty
 				default:
@@ -135,8 +162,10 @@ func (r *reader) read(ctx context.Context) error {
 				}
 				continue
 			}
+			// The files are checked only when nothing arrives. Whatever arrives from the old client
+			// is still good; when nothing does, brokers may be refusing its certificate.
 			select {
-			case <-r.renewed: // whatever still comes from the old client is as good; when nothing comes, it may have lost its way in
+			case <-r.renewed:
 				r.empty <- batch
 				return errRenewed
 			default:
@@ -144,36 +173,34 @@ func (r *reader) read(ctx context.Context) error {
 			continue
 		case *kafka.Message:
 			m := event.TopicPartition
-			if at == nil || at.number != m.Partition || at.topic != *m.Topic {
-				at = r.open[place{*m.Topic, m.Partition}]
+			if current == nil || current.partition.number != m.Partition || current.partition.topic != *m.Topic {
+				current = r.open[topicPartition{*m.Topic, m.Partition}]
 			}
-			if at == nil {
+			if current == nil {
 				break
 			}
-			if at.next = int64(m.Offset) + 1; at.next <= at.end {
+			if current.next = int64(m.Offset) + 1; current.next <= current.end {
 				batch = append(batch, record(event))
 			}
-			if at.next >= at.end {
-				r.end(at)
-				at = nil
+			if current.next >= current.end {
+				r.finish(current)
+				current = nil
 			}
 			if len(batch) == readBatch {
-				select {
-				case r.full <- batch:
-					batch = <-r.empty
-				case <-ctx.Done():
-					return context.Cause(ctx)
+				if err := r.hand(ctx, batch); err != nil {
+					return err
 				}
+				batch = <-r.empty
 			}
 		case kafka.PartitionEOF:
-			// Whatever was below `to` when it was looked up has been seen.
-			if s := r.open[place{*event.Topic, event.Partition}]; s != nil {
-				r.end(s)
-				at = nil
+			// Every record below the end of the range has been read.
+			if left := r.open[topicPartition{*event.Topic, event.Partition}]; left != nil {
+				r.finish(left)
+				current = nil
 			}
 		case kafka.Error:
-			if err := fatalToReader(event); err != nil {
-				return err
+			if fatalToReader(event) {
+				return explain(event)
 			}
 			r.trouble.report(event)
 		}
@@ -182,6 +209,11 @@ func (r *reader) read(ctx context.Context) error {
 	if len(batch) == 0 {
 		return nil
 	}
+	return r.hand(ctx, batch)
+}
+
+// hand gives a batch to ReadTo as soon as that has applied the one before.
+func (r *boundedReader) hand(ctx context.Context, batch []Record) error {
 	select {
 	case r.full <- batch:
 		return nil
@@ -190,33 +222,19 @@ func (r *reader) read(ctx context.Context) error {
 	}
 }
 
-// end stops fetching a partition while others go on.
-func (r *reader) end(s *span) {
-	delete(r.open, place{s.topic, s.number})
+// finish stops fetching a partition while others go on.
+func (r *boundedReader) finish(done *offsetRange) {
+	delete(r.open, done.partition)
 	if len(r.open) > 0 {
-		_ = r.client.Pause([]kafka.TopicPartition{{Topic: &s.topic, Partition: s.number}}) // at worst what follows is read and ignored
+		// After an error, what follows is read and ignored.
+		_ = r.client.Pause([]kafka.TopicPartition{
+			{Topic: &done.partition.topic, Partition: done.partition.number},
+		})
 	}
 }
 
-// fatalToReader is nil for what may pass.
-func fatalToReader(err kafka.Error) error {
-	if err.IsFatal() || is(err, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopicID,
-		kafka.ErrTopicAuthorizationFailed) {
-		return explain(err)
-	}
-	return nil
-}
-
-// The two header types are one but for their tags, so a slice of the one is one of the other; this does not compile once they differ.
-var _ = contract.Header(kafka.Header{})
-
-func record(m *kafka.Message) Record {
-	r := Record{
-		Topic: *m.TopicPartition.Topic, Partition: m.TopicPartition.Partition, Offset: int64(m.TopicPartition.Offset),
-		Time: m.Timestamp, Key: m.Key, Value: m.Value,
-	}
-	if len(m.Headers) > 0 {
-		r.Headers = unsafe.Slice((*contract.Header)(unsafe.Pointer(&m.Headers[0])), len(m.Headers))
-	}
-	return r
+// fatalToReader reports whether waiting does not help.
+func fatalToReader(err kafka.Error) bool {
+	return err.IsFatal() || is(err, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart,
+		kafka.ErrUnknownTopicID, kafka.ErrTopicAuthorizationFailed)
 }

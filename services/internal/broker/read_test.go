@@ -13,7 +13,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// read collects what ReadTo gives, by partition.
+// read returns the offsets that ReadTo reads, by partition.
 func read(t testing.TB, addr string, from, to map[Partition]int64) (map[int32][]int64, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -45,9 +45,11 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 		leaks(t)
 		topic := testenv.NewTopic(t, addr, 2)
 		for n := range int32(2) {
-			transaction(t, addr, topic, n, true, "0", "1", "2", "3", "4") // and a marker at 5
+			// The offset 5 is the marker.
+			transaction(t, addr, topic, n, true, "0", "1", "2", "3", "4")
 		}
-		transaction(t, addr, topic, 1, true, "6") // and a marker at 7
+		// The offset 7 is the marker.
+		transaction(t, addr, topic, 1, true, "6")
 		id, _, _ := bounds(t, addr, topic)
 		at := func(n int32) Partition { return Partition{topic, id, n} }
 		for _, test := range []struct {
@@ -55,13 +57,26 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 			from, to map[Partition]int64
 			want     map[int32][]int64
 		}{
-			{"all", nil, map[Partition]int64{at(0): 6, at(1): 6}, map[int32][]int64{0: {0, 1, 2, 3, 4}, 1: {0, 1, 2, 3, 4}}}, // 6 comes right after the gap
-			{"a part", map[Partition]int64{at(0): 1, at(1): 4}, map[Partition]int64{at(0): 3, at(1): 5}, map[int32][]int64{0: {1, 2}, 1: {4}}},
-			{"nothing", map[Partition]int64{at(0): 3, at(1): 5}, map[Partition]int64{at(0): 3, at(1): 4}, map[int32][]int64{}},
+			{
+				// In partition 1 the next record, at 6, follows right after the gap.
+				"all", nil, map[Partition]int64{at(0): 6, at(1): 6},
+				map[int32][]int64{0: {0, 1, 2, 3, 4}, 1: {0, 1, 2, 3, 4}},
+			},
+			{
+				"a part", map[Partition]int64{at(0): 1, at(1): 4}, map[Partition]int64{at(0): 3, at(1): 5},
+				map[int32][]int64{0: {1, 2}, 1: {4}},
+			},
+			{
+				"nothing", map[Partition]int64{at(0): 3, at(1): 5}, map[Partition]int64{at(0): 3, at(1): 4},
+				map[int32][]int64{},
+			},
 			{"no partition", nil, nil, map[int32][]int64{}},
 			{"one partition", nil, map[Partition]int64{at(1): 1}, map[int32][]int64{1: {0}}},
 			{"only a marker", map[Partition]int64{at(0): 5}, map[Partition]int64{at(0): 6}, map[int32][]int64{}},
-			{"beyond the end", map[Partition]int64{at(0): 4}, map[Partition]int64{at(0): 100}, map[int32][]int64{0: {4}}},
+			{
+				"beyond the end", map[Partition]int64{at(0): 4}, map[Partition]int64{at(0): 100},
+				map[int32][]int64{0: {4}},
+			},
 		} {
 			got, err := read(t, addr, test.from, test.to)
 			if err != nil {
@@ -112,7 +127,7 @@ func TestReadToGivesAllOfManyRecordsInOrder(t *testing.T) {
 		_, first, end := bounds(t, addr, topic)
 		next := maps.Clone(first)
 		count := 0
-		err := ReadTo(t.Context(), config(addr), logger(t), "reader", first, end, func(_ context.Context, records []Record) error {
+		apply := func(_ context.Context, records []Record) error {
 			if len(records) == 0 || len(records) > readBatch {
 				return fmt.Errorf("a batch of %d", len(records))
 			}
@@ -128,7 +143,8 @@ func TestReadToGivesAllOfManyRecordsInOrder(t *testing.T) {
 			}
 			count += len(records)
 			return nil
-		})
+		}
+		err := ReadTo(t.Context(), config(addr), logger(t), "reader", first, end, apply)
 		if err != nil || count != n {
 			t.Errorf("%d records, want %d; %v", count, n, err)
 		}
@@ -144,7 +160,8 @@ func TestReadToEndsWithAnError(t *testing.T) {
 
 		broken := errors.New("broken")
 		calls := 0
-		err := ReadTo(t.Context(), config(addr), logger(t), "reader", first, end, func(context.Context, []Record) error { calls++; return broken })
+		apply := func(context.Context, []Record) error { calls++; return broken }
+		err := ReadTo(t.Context(), config(addr), logger(t), "reader", first, end, apply)
 		if !errors.Is(err, broken) || calls != 1 {
 			t.Errorf("apply failed: %v, after %d calls", err, calls)
 		}

@@ -9,36 +9,48 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Stats makes metrics of what librdkafka says of the producer and the consumer of one Config. Clients of a kind follow one another,
-// and the counters go on from one to the next. A client that has gone, or has said nothing for long, has no gauges: an old value would
-// pass for the present one. No broker is a label: the worst of them is what matters.
+// Stats makes metrics of librdkafka's statistics of the producer and the consumer of one Config.
+// Clients of one kind follow one another, and their counters continue from one to the next. A
+// client that is closed, or has reported nothing for three intervals, has no gauges: an old value
+// would look like a present one. There is no label for brokers: what matters is the slowest one.
 //
-// Make it with NewStats, register it, and put it into the Config, whose copies share it.
+// Make it with NewStats, register it, and put it into the Config. The copies of that share it.
 type Stats struct {
+	// every is the interval at which clients report.
 	every time.Duration
 
-	mu      sync.Mutex
-	clients map[string]*clients // by kind
+	mu sync.Mutex
+	// clients are by kind.
+	clients map[string]*clients
 }
 
-// NewStats makes statistics that are renewed every five seconds.
-func NewStats() *Stats { return &Stats{every: 5 * time.Second, clients: map[string]*clients{}} }
+// NewStats returns statistics that are renewed every five seconds.
+func NewStats() *Stats {
+	return &Stats{every: 5 * time.Second, clients: map[string]*clients{}}
+}
 
+// These are the values of the label "client".
 const (
 	kindProducer = "producer"
 	kindConsumer = "consumer"
 )
 
-// clients are those of one kind, one at a time.
+// clients are the clients of one kind, one after another.
 type clients struct {
-	counts                            // of all that there were
-	last                counts        // of the present one, as of its last statistics
-	throttled, rtt, out window        // of all, but the quantiles of the present one
-	now                 *clientReport // nil when the present one has said nothing
-	at                  time.Time     // of now
+	// counts are the sums over all clients.
+	counts
+	// last holds the counts in the last report of the present client.
+	last counts
+	// These have the sums over all clients, and the quantiles of the present one.
+	throttled, rtt, out window
+	// now is the last report of the present client. It is nil when there is none.
+	now *clientReport
+	// at is when now was made.
+	at time.Time
 }
 
-// counts grow during a client's life.
+// counts grow during the life of a client. The tags of this and the other report types are
+// librdkafka's names.
 type counts struct {
 	Requests      int64 `json:"tx"`
 	Timeouts      int64 `json:"req_timeouts"`
@@ -48,22 +60,25 @@ type counts struct {
 	Disconnects   int64 `json:"disconnects"`
 }
 
+// all returns the fields in the order of clientCounters.
 func (c *counts) all() []*int64 {
 	return []*int64{&c.Requests, &c.Timeouts, &c.Retries, &c.SendErrors, &c.ReceiveErrors, &c.Disconnects}
 }
 
-// window is how long something took since the statistics before, in microseconds.
+// window is how long something took since the report before, in microseconds.
 type window struct {
 	Count int64 `json:"cnt"`
 	Sum   int64 `json:"sum"`
 	P50   int64 `json:"p50"`
 	P99   int64 `json:"p99"`
 
-	recent int64 // of Count, those of the last statistics
+	// recent is the part of Count that the last report has added.
+	recent int64
 }
 
-// clientReport is what is used of librdkafka's statistics. Not int_latency, the time in a producer's queue: librdkafka reckons it from
-// the message's time-out, of which ours have none, and comes to the machine's uptime.
+// clientReport is the part of librdkafka's statistics that is used. It lacks int_latency, the time
+// in the queue of a producer: librdkafka computes it from the time-out of a message. Messages here
+// have none, so the result would be the uptime of the machine.
 type clientReport struct {
 	Messages    int64                      `json:"msg_cnt"`
 	MaxMessages int64                      `json:"msg_max"`
@@ -75,23 +90,28 @@ type clientReport struct {
 
 type brokerReport struct {
 	counts
-	ID        int64  `json:"nodeid"` // -1 for what is no broker: an address to begin with, the way to the group's coordinator
-	State     string `json:"state"`
-	Throttled window `json:"throttle"` // in milliseconds
+	// ID is -1 for a connection to no particular broker: to a configured address, or to the
+	// coordinator of a group.
+	ID    int64  `json:"nodeid"`
+	State string `json:"state"`
+	// Throttled is in milliseconds, unlike the others.
+	Throttled window `json:"throttle"`
 	RTT       window `json:"rtt"`
 	Out       window `json:"outbuf_latency"`
 }
 
 type partitionReport struct {
 	Partitions map[int32]struct {
-		Broker       int64 `json:"broker"` // that it is fetched from
+		// Broker is the ID of the one that it is fetched from.
+		Broker       int64 `json:"broker"`
 		FetchRecords int64 `json:"fetchq_cnt"`
 		FetchBytes   int64 `json:"fetchq_size"`
-		Lag          int64 `json:"consumer_lag_stored"` // -1 when it is not known
+		// Lag is -1 when it is unknown.
+		Lag int64 `json:"consumer_lag_stored"`
 	} `json:"partitions"`
 }
 
-// connected are the IDs of the brokers with a connection that can be used.
+// connected returns the IDs of the brokers with a connection that can be used.
 func (r *clientReport) connected() map[int64]bool {
 	ids := make(map[int64]bool, len(r.Brokers))
 	for _, b := range r.Brokers {
@@ -102,7 +122,8 @@ func (r *clientReport) connected() map[int64]bool {
 	return ids
 }
 
-// millis is a client's setting: without a Stats it says nothing.
+// millis returns the interval for the setting of a client. Without a Stats it is 0, and clients
+// report nothing.
 func (s *Stats) millis() int {
 	if s == nil {
 		return 0
@@ -110,7 +131,7 @@ func (s *Stats) millis() int {
 	return int(s.every.Milliseconds())
 }
 
-// next forgets the client before: a new one begins, or none does.
+// next forgets the present client of a kind: it is closed, or a new one has been made.
 func (s *Stats) next(kind string) {
 	if s == nil {
 		return
@@ -125,7 +146,7 @@ func (s *Stats) next(kind string) {
 	c.last, c.now = counts{}, nil
 }
 
-// take takes what a client says.
+// take takes the report of a client, a JSON text.
 func (s *Stats) take(kind, text string) (*clientReport, error) {
 	now := &clientReport{}
 	if err := json.Unmarshal([]byte(text), now); err != nil {
@@ -137,6 +158,7 @@ func (s *Stats) take(kind, text string) (*clientReport, error) {
 	return now, nil
 }
 
+// take adds what has changed since the last report of the present client.
 func (c *clients) take(now *clientReport, at time.Time) {
 	var sum counts
 	var throttled, rtt, out window
@@ -149,7 +171,8 @@ func (c *clients) take(now *clientReport, at time.Time) {
 		out.join(b.Out)
 	}
 	for i, n := range sum.all() {
-		*c.all()[i] += max(0, *n-*c.last.all()[i]) // less when a broker has left the cluster
+		// The sum is less than before when a broker has left the cluster.
+		*c.all()[i] += max(0, *n-*c.last.all()[i])
 	}
 	c.throttled.follow(throttled)
 	c.rtt.follow(rtt)
@@ -157,12 +180,12 @@ func (c *clients) take(now *clientReport, at time.Time) {
 	c.last, c.now, c.at = sum, now, at
 }
 
-// join adds another broker's window; the slower one's quantiles count.
+// join adds the window of another broker. The quantiles are those of the slower one.
 func (w *window) join(o window) {
 	*w = window{Count: w.Count + o.Count, Sum: w.Sum + o.Sum, P50: max(w.P50, o.P50), P99: max(w.P99, o.P99)}
 }
 
-// follow adds the next window.
+// follow adds the window of the next report.
 func (w *window) follow(o window) {
 	*w = window{Count: w.Count + o.Count, Sum: w.Sum + o.Sum, P50: o.P50, P99: o.P99, recent: o.Count}
 }
@@ -172,29 +195,42 @@ func clientDesc(name, help string) *prometheus.Desc {
 }
 
 var (
-	clientCounters = []*prometheus.Desc{ // as in counts
+	// clientCounters are in the order of counts.all.
+	clientCounters = []*prometheus.Desc{
 		clientDesc("requests_total", "Requests sent to brokers."),
-		clientDesc("request_timeouts_total", "Requests that no broker answered in time."),
+		clientDesc("request_timeouts_total", "Requests without a response in time."),
 		clientDesc("request_retries_total", "Requests sent again after a failure that may pass."),
 		clientDesc("send_errors_total", "Requests that could not be sent, as when a connection breaks."),
-		clientDesc("receive_errors_total", "Answers that could not be read, as when a connection breaks."),
-		clientDesc("disconnects_total", "Connections to brokers that ended, for whatever reason."),
+		clientDesc("receive_errors_total", "Responses that could not be read, as when a connection breaks."),
+		clientDesc("disconnects_total", "Connections to brokers that ended, for any reason."),
 	}
-	clientThrottled = clientDesc("throttled_seconds_total", "Time in seconds for which brokers held answers back because of a quota.")
-	clientRTT       = clientDesc("rtt_seconds", "From sending a request until its answer, in seconds; the quantiles are of the last seconds and the slowest broker. "+
-		"A consumer's fetch waits up to 0.1 s at the broker when there is nothing to read.")
-	clientOut       = clientDesc("outbuf_seconds", "From a request's making until it is written to the connection, in seconds; the quantiles are of the last seconds and the slowest broker.")
-	clientConnected = clientDesc("connected_brokers", "Brokers with a connection that can be used. Connections are made when they are needed.")
-	clientMessages  = clientDesc("queue_messages", "Messages handed over and not acknowledged.")
-	clientFull      = clientDesc("queue_ratio", "How full the producer's queue is, by messages or by bytes, whichever is nearer to its limit: from 0 to 1, at which it takes none.")
-	clientFetched   = clientDesc("fetch_queue_records", "Records fetched and not yet taken: many mean that the service is slower than Kafka, none together with a lag that Kafka is slower.")
-	clientFetchedBy = clientDesc("fetch_queue_bytes", "Size in bytes of the records fetched and not yet taken.")
+	clientThrottled = clientDesc("throttled_seconds_total",
+		"Time in seconds for which brokers delayed responses because of a quota.")
+	clientRTT = clientDesc("rtt_seconds",
+		"Time in seconds from sending a request to its response. "+
+			"The quantiles are of the last seconds and the slowest broker. "+
+			"A consumer's fetch waits up to 0.1 s at the broker when there is nothing to read.")
+	clientOut = clientDesc("outbuf_seconds",
+		"Time in seconds from making a request to writing it to the connection. "+
+			"The quantiles are of the last seconds and the slowest broker.")
+	clientConnected = clientDesc("connected_brokers",
+		"Brokers with a connection that can be used. Connections are made when they are needed.")
+	clientMessages = clientDesc("queue_messages",
+		"Messages handed over and not acknowledged.")
+	clientFull = clientDesc("queue_ratio",
+		"How full the producer's queue is, by messages or by bytes, whichever is nearer to its limit: "+
+			"from 0 to 1. At 1 it accepts no more.")
+	clientFetched = clientDesc("fetch_queue_records",
+		"Records fetched and not yet processed. Many mean that the service is slower than Kafka; "+
+			"none together with a lag mean that Kafka is slower.")
+	clientFetchedBytes = clientDesc("fetch_queue_bytes",
+		"Size in bytes of the records fetched and not yet processed.")
 )
 
-// Describe has nothing to say: which kinds of clients there are shows later.
+// Describe sends nothing: which kinds of clients there are is not known yet.
 func (s *Stats) Describe(chan<- *prometheus.Desc) {}
 
-// Collect shows what was said last.
+// Collect sends the last reports.
 func (s *Stats) Collect(ch chan<- prometheus.Metric) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,7 +264,8 @@ func (s *Stats) Collect(ch chan<- prometheus.Metric) {
 		gauge(clientConnected, float64(len(now.connected())))
 		if kind == kindProducer {
 			gauge(clientMessages, float64(now.Messages))
-			gauge(clientFull, max(float64(now.Messages)/float64(now.MaxMessages), float64(now.Bytes)/float64(now.MaxBytes)))
+			gauge(clientFull, max(
+				float64(now.Messages)/float64(now.MaxMessages), float64(now.Bytes)/float64(now.MaxBytes)))
 			continue
 		}
 		var records, bytes int64
@@ -238,7 +275,7 @@ func (s *Stats) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 		gauge(clientFetched, float64(records))
-		gauge(clientFetchedBy, float64(bytes))
+		gauge(clientFetchedBytes, float64(bytes))
 	}
 }
 

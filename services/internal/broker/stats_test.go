@@ -18,7 +18,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// everySecond is as often as librdkafka can.
+// everySecond returns a configuration with statistics as often as librdkafka can report them.
 func everySecond(addr string) Config {
 	cfg := config(addr)
 	cfg.Stats = NewStats()
@@ -26,7 +26,8 @@ func everySecond(addr string) Config {
 	return cfg
 }
 
-// scrape is what Prometheus gets, as "client name" or "client name quantile" without the name's common beginning.
+// scrape returns what Prometheus gets, by "client name" or "client name quantile", without the
+// beginning that all names have in common.
 func scrape(t testing.TB, s *Stats) map[string]float64 {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
@@ -41,7 +42,8 @@ func scrape(t testing.TB, s *Stats) map[string]float64 {
 			name := m.GetLabel()[0].GetValue() + " " + strings.TrimPrefix(f.GetName(), "kafka_client_")
 			switch {
 			case m.GetSummary() != nil:
-				got[name+"_count"], got[name+"_sum"] = float64(m.GetSummary().GetSampleCount()), m.GetSummary().GetSampleSum()
+				got[name+"_count"] = float64(m.GetSummary().GetSampleCount())
+				got[name+"_sum"] = m.GetSummary().GetSampleSum()
 				for _, q := range m.GetSummary().GetQuantile() {
 					got[fmt.Sprint(name, " ", q.GetQuantile())] = q.GetValue()
 				}
@@ -56,7 +58,7 @@ func scrape(t testing.TB, s *Stats) map[string]float64 {
 	return got
 }
 
-// differ compares what the two have in common with want.
+// differ compares the values of got that are in want.
 func differ(t testing.TB, when string, got, want map[string]float64) {
 	t.Helper()
 	got = maps.Clone(got)
@@ -76,43 +78,56 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 		}
 	}
 	if got := scrape(t, s); len(got) > 0 {
-		t.Errorf("before there is a client: %v", got)
+		t.Errorf("before the first client: %v", got)
 	}
 	s.next(kindProducer)
 	const gauges = 3
 	nothing := scrape(t, s)
 	for name, v := range nothing {
 		if v != 0 {
-			t.Errorf("before a client has said anything: %s is %v", name, v)
+			t.Errorf("before the first report: %s is %v", name, v)
 		}
 	}
 	if len(nothing) != 7+2*2 {
-		t.Errorf("before a client has said anything: %v", nothing)
+		t.Errorf("before the first report: %v", nothing)
 	}
 
 	take(`{"msg_cnt":5000,"msg_max":20000,"msg_size":3000,"msg_size_max":4000,"brokers":{
-		"a:9092/1":{"nodeid":1,"state":"UP","tx":100,"req_timeouts":1,"txretries":2,"txerrs":3,"rxerrs":4,"disconnects":5,
-			"rtt":{"cnt":10,"sum":50000,"p50":4000,"p99":9000},"outbuf_latency":{"cnt":10,"sum":1000,"p50":90,"p99":200},"throttle":{"cnt":10,"sum":1500,"p50":0,"p99":900}},
+		"a:9092/1":{"nodeid":1,"state":"UP",
+			"tx":100,"req_timeouts":1,"txretries":2,"txerrs":3,"rxerrs":4,"disconnects":5,
+			"rtt":{"cnt":10,"sum":50000,"p50":4000,"p99":9000},
+			"outbuf_latency":{"cnt":10,"sum":1000,"p50":90,"p99":200},
+			"throttle":{"cnt":10,"sum":1500,"p50":0,"p99":900}},
 		"b:9092/2":{"nodeid":2,"state":"UP","tx":10,"rtt":{"cnt":1,"sum":700000,"p50":700000,"p99":700000}},
 		"c:9092/3":{"nodeid":3,"state":"DOWN","tx":0},
 		"GroupCoordinator":{"nodeid":-1,"state":"UP","tx":1}}}`)
 	first := map[string]float64{
-		"producer requests_total": 111, "producer request_timeouts_total": 1, "producer request_retries_total": 2, "producer send_errors_total": 3,
-		"producer receive_errors_total": 4, "producer disconnects_total": 5, "producer throttled_seconds_total": 1.5,
-		"producer rtt_seconds_count": 11, "producer rtt_seconds_sum": 0.75, "producer rtt_seconds 0.5": 0.7, "producer rtt_seconds 0.99": 0.7,
-		"producer outbuf_seconds_count": 10, "producer outbuf_seconds_sum": 0.001, "producer outbuf_seconds 0.5": 0.00009, "producer outbuf_seconds 0.99": 0.0002,
+		"producer requests_total": 111, "producer request_timeouts_total": 1,
+		"producer request_retries_total": 2, "producer send_errors_total": 3,
+		"producer receive_errors_total": 4, "producer disconnects_total": 5,
+		"producer throttled_seconds_total": 1.5,
+		"producer rtt_seconds_count":       11, "producer rtt_seconds_sum": 0.75,
+		"producer rtt_seconds 0.5": 0.7, "producer rtt_seconds 0.99": 0.7,
+		"producer outbuf_seconds_count": 10, "producer outbuf_seconds_sum": 0.001,
+		"producer outbuf_seconds 0.5": 0.00009, "producer outbuf_seconds 0.99": 0.0002,
 		"producer connected_brokers": 2, "producer queue_messages": 5000, "producer queue_ratio": 0.75,
 	}
 	if diff := cmp.Diff(first, scrape(t, s)); diff != "" {
-		t.Errorf("after its first statistics (-want +got):\n%s", diff)
+		t.Errorf("after its first report (-want +got):\n%s", diff)
 	}
 
-	// Counters are a client's whole life, windows the time since the last statistics. A broker that has left takes its counts along.
-	take(`{"msg_max":20000,"msg_size_max":4000,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":105,"disconnects":6,"rtt":{"cnt":0,"sum":0,"p50":0,"p99":0},"outbuf_latency":{"cnt":5,"sum":1000,"p50":100,"p99":100}}}}`)
+	// Counters cover the whole life of a client, windows the time since its last report. The counts
+	// of a broker that has left the cluster are missing.
+	take(`{"msg_max":20000,"msg_size_max":4000,"brokers":{
+		"a:9092/1":{"nodeid":1,"state":"UP","tx":105,"disconnects":6,
+			"rtt":{"cnt":0,"sum":0,"p50":0,"p99":0},
+			"outbuf_latency":{"cnt":5,"sum":1000,"p50":100,"p99":100}}}}`)
 	got := scrape(t, s)
-	differ(t, "after its second statistics", got, map[string]float64{
-		"producer requests_total": 111, "producer disconnects_total": 6, "producer rtt_seconds_count": 11, "producer rtt_seconds_sum": 0.75,
-		"producer outbuf_seconds_count": 15, "producer outbuf_seconds_sum": 0.002, "producer outbuf_seconds 0.99": 0.0001, "producer queue_ratio": 0,
+	differ(t, "after its second report", got, map[string]float64{
+		"producer requests_total": 111, "producer disconnects_total": 6,
+		"producer rtt_seconds_count": 11, "producer rtt_seconds_sum": 0.75,
+		"producer outbuf_seconds_count": 15, "producer outbuf_seconds_sum": 0.002,
+		"producer outbuf_seconds 0.99": 0.0001, "producer queue_ratio": 0,
 	})
 	if _, ok := got["producer rtt_seconds 0.99"]; ok {
 		t.Error("a quantile of no requests")
@@ -122,20 +137,24 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	// The next client begins at 0.
 	s.next(kindProducer)
 	got = scrape(t, s)
-	differ(t, "without a client", got, map[string]float64{"producer requests_total": 113, "producer disconnects_total": 6})
+	differ(t, "without a client", got, map[string]float64{
+		"producer requests_total": 113, "producer disconnects_total": 6,
+	})
 	if len(got) != len(nothing) {
 		t.Errorf("without a client: %v", got)
 	}
 	take(`{"msg_max":1,"msg_size_max":1,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":7,"disconnects":1}}}`)
 	got = scrape(t, s)
-	differ(t, "with the next client", got, map[string]float64{"producer requests_total": 120, "producer disconnects_total": 7, "producer connected_brokers": 1})
+	differ(t, "with the next client", got, map[string]float64{
+		"producer requests_total": 120, "producer disconnects_total": 7, "producer connected_brokers": 1,
+	})
 
-	// What was said long ago is not what is.
+	// A report that is too old is not shown.
 	s.clients[kindProducer].at = time.Now().Add(-16 * time.Second)
 	stale := scrape(t, s)
-	differ(t, "with a client that is silent", stale, map[string]float64{"producer requests_total": 120})
+	differ(t, "with a silent client", stale, map[string]float64{"producer requests_total": 120})
 	if len(stale) != len(nothing) || len(got) != len(nothing)+gauges {
-		t.Errorf("with a client that is silent: %v", stale)
+		t.Errorf("with a silent client: %v", stale)
 	}
 	if _, err := s.take(kindProducer, "no JSON"); err == nil {
 		t.Error("no error for what is no JSON")
@@ -161,7 +180,9 @@ func TestStatsOfClients(t *testing.T) {
 				}
 			}
 			flush(t, p)
-			poll(t, "the producer's statistics", func() bool { return scrape(t, cfg.Stats)["producer connected_brokers"] == 1 })
+			poll(t, "the producer's statistics", func() bool {
+				return scrape(t, cfg.Stats)["producer connected_brokers"] == 1
+			})
 		}
 		produce()
 		one := scrape(t, cfg.Stats)
@@ -170,7 +191,10 @@ func TestStatsOfClients(t *testing.T) {
 		}
 		produce()
 		two := scrape(t, cfg.Stats)
-		for _, name := range []string{"producer requests_total", "producer rtt_seconds_count", "producer rtt_seconds_sum", "producer outbuf_seconds_sum"} {
+		for _, name := range []string{
+			"producer requests_total", "producer rtt_seconds_count",
+			"producer rtt_seconds_sum", "producer outbuf_seconds_sum",
+		} {
 			if one[name] <= 0 || two[name] <= one[name] {
 				t.Errorf("%s is %v after the first producer and %v after the second", name, one[name], two[name])
 			}
@@ -188,7 +212,8 @@ func TestStatsOfClients(t *testing.T) {
 		poll(t, "the consumer's statistics", func() bool {
 			got := scrape(t, cfg.Stats)
 			rtt := got["consumer rtt_seconds 0.5"]
-			return got["consumer connected_brokers"] == 1 && got["consumer requests_total"] > 0 && rtt > 0.05 && rtt < 60
+			return got["consumer connected_brokers"] == 1 && got["consumer requests_total"] > 0 &&
+				rtt > 0.05 && rtt < 60
 		})
 		stop()
 		got := scrape(t, cfg.Stats)
@@ -198,8 +223,8 @@ func TestStatsOfClients(t *testing.T) {
 	})
 }
 
-// What a consumer has fetched and not taken shows, and its lag is what is left to apply.
-func TestConsumerTellsItsLag(t *testing.T) {
+// The metrics show what a consumer has fetched and not processed. Its lag is what is left to apply.
+func TestConsumerReportsItsLag(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		t.Parallel()
@@ -236,7 +261,8 @@ func TestConsumerTellsItsLag(t *testing.T) {
 		}
 		var seen []int64
 		fetched := false
-		for last := int64(0); applied() < n; { // what is shown is of the last second or so
+		// The lag is up to about a second old.
+		for last := int64(0); applied() < n; {
 			lag := only()
 			if now := applied(); lag != math.MinInt64 && (lag < n-now || lag > n-last) {
 				t.Errorf("the lag is %d when %d to %d of %d are applied", lag, last, now, n)
@@ -245,7 +271,8 @@ func TestConsumerTellsItsLag(t *testing.T) {
 				seen = append(seen, lag)
 			}
 			fetched = fetched || scrape(t, cfg.Stats)["consumer fetch_queue_records"] > 0
-			last = max(0, applied()-200) // 20 batches of 4 a second at most
+			// At most 20 batches of 4 are applied in a second.
+			last = max(0, applied()-200)
 			time.Sleep(10 * time.Millisecond)
 		}
 		if len(seen) < 3 || !fetched {
@@ -256,7 +283,7 @@ func TestConsumerTellsItsLag(t *testing.T) {
 			t.Errorf("last poll at %s, it is %s", at, time.Now())
 		}
 
-		// While it does not poll it knows nothing.
+		// While it does not poll, the lag is unknown.
 		wait := make(chan struct{})
 		hang.Store(&wait)
 		testenv.Produce(t, addr, messages(topic, 1, 1)...)
@@ -268,7 +295,7 @@ func TestConsumerTellsItsLag(t *testing.T) {
 		close(wait)
 		poll(t, "it knows again", func() bool { return only() == 0 })
 
-		// While it is paused it fetches nothing, and would show the same for ever.
+		// While it is paused it fetches nothing, so librdkafka would report the same lag for ever.
 		failure := errors.New("disk full")
 		broken.Store(&failure)
 		testenv.Produce(t, addr, messages(topic, 1, 1)...)
@@ -288,7 +315,7 @@ func TestConsumerTellsItsLag(t *testing.T) {
 		m.await(t, "all records", func() bool { return m.count() == n+52 })
 		poll(t, "it has caught up", func() bool { return only() == 0 })
 
-		// Only partitions that are its own.
+		// It reports only partitions that it has.
 		stop()
 		if lag := c.Lag(); len(lag) > 0 {
 			t.Errorf("without partitions: %v", lag)
@@ -296,7 +323,7 @@ func TestConsumerTellsItsLag(t *testing.T) {
 	})
 }
 
-func TestConsumersTellTheLagOfTheirOwnPartitions(t *testing.T) {
+func TestConsumersReportTheLagOfTheirOwnPartitions(t *testing.T) {
 	t.Parallel()
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 4)
@@ -321,7 +348,7 @@ func TestConsumersTellTheLagOfTheirOwnPartitions(t *testing.T) {
 	}
 }
 
-// A client without a broker knows no lag, though librdkafka goes on to tell the last one.
+// A client without a broker knows no lag, though librdkafka goes on reporting the last one.
 func TestStatsWhileTheBrokerIsAway(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartKafka(t)
@@ -336,21 +363,23 @@ func TestStatsWhileTheBrokerIsAway(t *testing.T) {
 		return ok && connected == 0 && got["consumer disconnects_total"] > before["consumer disconnects_total"]
 	})
 	if lag := c.Lag(); len(lag) > 0 {
-		t.Errorf("without a broker it tells the lag of %v", lag)
+		t.Errorf("without a broker, Lag() = %v, want none", lag)
 	}
 	if err := k.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "the lag again", func() bool { return len(c.Lag()) == 4 && scrape(t, cfg.Stats)["consumer connected_brokers"] == 1 })
+	poll(t, "the lag again", func() bool {
+		return len(c.Lag()) == 4 && scrape(t, cfg.Stats)["consumer connected_brokers"] == 1
+	})
 }
 
-// A consumer without Stats tells no lag, and asks librdkafka for nothing.
+// A consumer without Stats reports no lag, and makes librdkafka report nothing.
 func TestWithoutStats(t *testing.T) {
 	t.Parallel()
 	var none *Stats
 	none.next(kindConsumer)
 	if none.millis() != 0 {
-		t.Error("statistics that nobody takes")
+		t.Error("librdkafka is asked for statistics without Stats")
 	}
 	c := NewConsumer(config("127.0.0.1:1"), group("t"), nil, quiet)
 	c.setLag(map[Partition]int64{{}: 1})

@@ -1,19 +1,24 @@
 package broker
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
 )
 
-// tlsCheck is how often the files are read. It is polling because that alone sees every way in which files are swapped: Kubernetes
-// replaces a symbolic link two levels above them.
-const tlsCheck = 2 * time.Second
+// errRenewed ends what was made with TLS files that have changed. The caller goes on with a new
+// client.
+var errRenewed = errors.New("the TLS files have changed")
 
-// tlsFiles are the files that say whom a client trusts and who it is. They may change at any time, as when Strimzi renews a
-// certificate; librdkafka reads them once. So the Admin watches them, tries what is new, and then every client of the same Config is
-// made anew. What cannot be used changes nothing: clients are made with what could be used last.
+// tlsFiles holds which contents of the TLS files are in use. It is shared by the copies of a
+// Config.
+//
+// Files may change at any time, as when Strimzi renews a certificate, and librdkafka reads them
+// only once. So the Admin watches them and tries new contents. If Kafka accepts those, every client
+// of the Config is recreated. Until then, clients are made with the contents that were accepted
+// last.
 type tlsFiles struct {
 	client kafkaconfig.Client
 	inUse  atomic.Pointer[pems]
@@ -27,54 +32,50 @@ func newTLSFiles(c kafkaconfig.Client) *tlsFiles {
 	return &tlsFiles{client: c}
 }
 
-// pems is what the files held at one moment.
-type pems struct {
-	kafkaconfig.TLS
-
-	replaced chan struct{} // closed when others are in use
-}
-
-func (p *pems) same(o *pems) bool { return p.CA == o.CA && p.Cert == o.Cert && p.Key == o.Key }
-
-// expires returns when the client's certificate does, and the zero time without one.
-func (p *pems) expires() time.Time {
-	if p.Pair.Leaf == nil {
-		return time.Time{}
-	}
-	return p.Pair.Leaf.NotAfter
-}
-
-// currentFiles returns what clients are made with. Without files that is empty and never replaced.
-func (c Config) currentFiles() (*pems, error) {
-	if c.files == nil {
-		return readFiles(c.Client)
-	}
-	return c.files.current()
-}
-
+// current returns the contents in use. The first call reads the files.
 func (f *tlsFiles) current() (*pems, error) {
 	if p := f.inUse.Load(); p != nil {
 		return p, nil
 	}
-	p, err := f.read()
+	p, err := readFiles(f.client)
 	if err != nil {
 		return nil, err
 	}
-	f.inUse.CompareAndSwap(nil, p) // of two that came first, one is in use
+	// Of two first calls at the same time, one decides what is in use.
+	f.inUse.CompareAndSwap(nil, p)
 	return f.inUse.Load(), nil
 }
 
-// use lets every client that was made with others know. Only the Admin calls it, which has made its own client by then.
+// use puts p to use, and notifies every client that was made with the contents before. Only the
+// Admin calls it, after it has made its own client.
 func (f *tlsFiles) use(p *pems) {
 	close(f.inUse.Swap(p).replaced)
 }
 
-func (f *tlsFiles) read() (*pems, error) { return readFiles(f.client) }
+// pems is what the files held at one moment.
+type pems struct {
+	kafkaconfig.TLS
 
+	// replaced is closed when other contents are in use.
+	replaced chan struct{}
+}
+
+// readFiles reads the files as they are now.
 func readFiles(c kafkaconfig.Client) (*pems, error) {
 	files, err := c.ReadTLS()
 	if err != nil {
 		return nil, err
 	}
 	return &pems{TLS: files, replaced: make(chan struct{})}, nil
+}
+
+// same reports whether p and o hold the same texts.
+func (p *pems) same(o *pems) bool { return p.CA == o.CA && p.Cert == o.Cert && p.Key == o.Key }
+
+// expires returns when the client's certificate does. It is zero without one.
+func (p *pems) expires() time.Time {
+	if p.Pair.Leaf == nil {
+		return time.Time{}
+	}
+	return p.Pair.Leaf.NotAfter
 }

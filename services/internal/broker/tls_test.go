@@ -21,7 +21,7 @@ func userConfig(u *testenv.User) Config {
 	return ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
 }
 
-// lines is a log that can be read.
+// lines is a log that the test can search.
 type lines struct {
 	t    testing.TB
 	mu   sync.Mutex
@@ -35,7 +35,7 @@ func (l *lines) Write(p []byte) (int, error) {
 	return l.t.Output().Write(p)
 }
 
-// count is how many lines hold text.
+// count returns how many lines hold text.
 func (l *lines) count(text string) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,12 +53,12 @@ func (l *lines) await(t testing.TB, text string, n int) {
 }
 
 const (
-	renewed = "the TLS files have changed: every client is made anew"
+	renewed = "the TLS files have changed: all clients are recreated"
 	unfit   = "the TLS files cannot be used"
-	refused = "Kafka does not answer with them"
+	refused = "Kafka does not accept them"
 )
 
-// All clients live through what Strimzi does to their Secrets, and through the operator's mistakes.
+// All clients survive what Strimzi does to their Secrets, and mistakes in them.
 func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	leaks(t)
 	k := testenv.StartSecureKafka(t)
@@ -111,11 +111,13 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
+	// goesOn is called after the Admin has logged its decision, so the producer would be renewed
+	// already.
 	goesOn := func(when string) {
 		t.Helper()
 		select {
 		case <-p.Renewed():
-			t.Fatalf("%s: the producer is to be made anew", when)
+			t.Fatalf("%s: the producer is renewed", when)
 		default:
 		}
 		works(when)
@@ -125,7 +127,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 		select {
 		case <-p.Renewed():
 		case <-time.After(60 * time.Second):
-			t.Fatalf("%s: the producer is not to be made anew", when)
+			t.Fatalf("%s: the producer is not renewed", when)
 		}
 		replace()
 		works(when)
@@ -134,8 +136,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 
 	u.Renew(t)
 	follows("with a renewed certificate")
-	if said.count(renewed) != 1 || said.count("joins anew") != 0 || c.Err() != nil {
-		t.Errorf("a renewal is to be one line and no failure, which is now %v", c.Err())
+	if said.count(renewed) != 1 || said.count("joins again") != 0 || c.Err() != nil {
+		t.Errorf("a renewal logs one line and is no failure; the error is %v", c.Err())
 	}
 
 	// A set that does not fit together.
@@ -158,7 +160,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
 	said.await(t, "again those in use", 1)
 
-	// Both authorities are replaced, with their keys, step by step. The user has a certificate before the broker knows who signed it.
+	// Both authorities are replaced step by step, with their keys. The user has a certificate
+	// before the broker knows who signed it.
 	oldClients, oldCluster := k.Clients, k.Cluster
 	k.Clients, k.Cluster = testenv.NewAuthority(t, "clients-ca-2"), testenv.NewAuthority(t, "cluster-ca-2")
 	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM, "ca-old.crt": oldCluster.PEM})
@@ -183,12 +186,13 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	}
 }
 
-// A read that has lost its way in goes on where it was.
+// A read whose certificate is refused goes on where it was.
 func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 2)
-	const n, size = 600, 100 << 10 // more than the client reads ahead
+	// This is more than the client reads ahead.
+	const n, size = 600, 100 << 10
 	all := messages(topic, n, 50)
 	noise := make([]byte, size)
 	rand.Read(noise)
@@ -196,7 +200,8 @@ func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 		all[i].Value = append(slices.Clone(noise), all[i].Value...)
 	}
 	testenv.Produce(t, k.Addr, all...)
-	k.Allow(t, "u", "topic "+topic+" Read") // and nothing on its group, which it has no use for
+	// It needs no permission on its group.
+	k.Allow(t, "u", "topic "+topic+" Read")
 	u := k.NewUser(t, "u")
 	cfg := userConfig(u)
 	a, err := NewAdmin(cfg, logger(t))
@@ -208,7 +213,8 @@ func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewProducer(cfg, logger(t), nil) // to see when there are new files
+	// The producer shows when there are new files.
+	p, err := NewProducer(cfg, logger(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +244,8 @@ func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 	}
 }
 
-// A certificate that an authority between signed is shown with that one's.
+// A client whose certificate was signed by an intermediate authority sends that one's certificate
+// too.
 func TestCertificateOfAnIntermediateAuthority(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartSecureKafka(t)
@@ -257,7 +264,7 @@ func TestCertificateOfAnIntermediateAuthority(t *testing.T) {
 	}
 }
 
-// What each client says when one of its ACLs is missing, and that it needs no more than the others.
+// Each client names an ACL that is missing, and needs no more than those it has here.
 func TestMissingACLs(t *testing.T) {
 	t.Parallel()
 	k := testenv.StartSecureKafka(t)
@@ -282,7 +289,8 @@ func TestMissingACLs(t *testing.T) {
 		return <-delivered
 	}
 	read := func(t testing.TB, cfg Config, _ *Admin) error {
-		return ReadTo(t.Context(), cfg, logger(t), "g", nil, bounds, func(context.Context, []Record) error { return nil })
+		return ReadTo(t.Context(), cfg, logger(t), "g", nil, bounds,
+			func(context.Context, []Record) error { return nil })
 	}
 	run := func(t testing.TB, cfg Config, a *Admin, done func(c *Consumer, m *member) bool) error {
 		m := newMember(newStore())
@@ -305,7 +313,9 @@ func TestMissingACLs(t *testing.T) {
 	join := func(t testing.TB, cfg Config, a *Admin) error {
 		return run(t, cfg, a, func(c *Consumer, m *member) bool { return c.Err() != nil || m.count() > 0 })
 	}
-	beRefused := func(t testing.TB, cfg Config, a *Admin) error { // for good, not until a look-up tells that Kafka answers
+	// beRefused waits for a failure for good. Other errors end when a look-up shows that Kafka
+	// responds.
+	beRefused := func(t testing.TB, cfg Config, a *Admin) error {
 		return run(t, cfg, a, func(c *Consumer, _ *member) bool { return c.failure.Load() != nil })
 	}
 	for i, test := range []struct {
@@ -318,14 +328,29 @@ func TestMissingACLs(t *testing.T) {
 		{"look-up", []string{"topic T Describe"}, describe, "", ""},
 		{"look-up without Describe", nil, describe, "TOPIC_AUTHORIZATION_FAILED", "no permission on the topic"},
 		{"producer", []string{"topic T Write"}, write, "", ""},
-		{"producer without Write", []string{"topic T Describe"}, write, "CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic"},
-		{"producer with Write elsewhere", []string{"topic T Describe", "topic other Write"}, write, "TOPIC_AUTHORIZATION_FAILED", "a producer needs the ACL Write"},
+		{
+			"producer without Write", []string{"topic T Describe"}, write,
+			"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic",
+		},
+		{
+			"producer with Write elsewhere", []string{"topic T Describe", "topic other Write"}, write,
+			"TOPIC_AUTHORIZATION_FAILED", "a producer needs the ACL Write",
+		},
 		{"reader", []string{"topic T Read"}, read, "", ""},
 		{"reader without Read", []string{"topic T Describe"}, read, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
 		{"member", []string{"topic T Read", "group g Read"}, join, "", ""},
-		{"member without Read of its group", []string{"topic T Read", "group g Describe"}, beRefused, "GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read"},
-		{"member with nothing on its group", []string{"topic T Read"}, beRefused, "GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read"},
-		{"member without Read", []string{"topic T Describe", "group g Read"}, join, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
+		{
+			"member without Read of its group", []string{"topic T Read", "group g Describe"}, beRefused,
+			"GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read",
+		},
+		{
+			"member with nothing on its group", []string{"topic T Read"}, beRefused,
+			"GROUP_AUTHORIZATION_FAILED", "a member needs the ACL Read",
+		},
+		{
+			"member without Read", []string{"topic T Describe", "group g Read"}, join,
+			"TOPIC_AUTHORIZATION_FAILED", "a consumer Read",
+		},
 		{"member that sees no topic", []string{"group g Read"}, join, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -251,7 +251,7 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	}
 	stop()
 	admin.Close()
-	if n := strings.Count(log.String(), "every client is made anew"); n != 2 {
+	if n := strings.Count(log.String(), "all clients are recreated"); n != 2 {
 		t.Errorf("%d lines of 2 renewals:\n%s", n, log.String())
 	}
 }

@@ -1,0 +1,66 @@
+package broker
+
+import (
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// membership is what the sessions of a consumer have in common: its configuration, and what they
+// report of themselves. It is safe for concurrent use.
+type membership struct {
+	cfg     Config
+	cc      ConsumerConfig
+	admin   *Admin
+	log     *slog.Logger
+	trouble *trouble
+
+	rebalances atomic.Int64
+	assigned   atomic.Int64
+	// polled is the time of the last poll, as Unix time in nanoseconds. 0 is never.
+	polled  atomic.Int64
+	failure atomic.Pointer[error]
+
+	lagMu sync.Mutex
+	// lag lacks the partitions whose lag is unknown.
+	lag   map[Partition]int64
+	lagAt time.Time
+}
+
+// knownLag returns what setLag set last, or nil if that is too old.
+func (m *membership) knownLag() map[Partition]int64 {
+	m.lagMu.Lock()
+	defer m.lagMu.Unlock()
+	if m.cfg.Stats == nil || time.Since(m.lagAt) > 3*m.cfg.Stats.every {
+		return nil
+	}
+	return maps.Clone(m.lag)
+}
+
+func (m *membership) setLag(lag map[Partition]int64) {
+	m.lagMu.Lock()
+	defer m.lagMu.Unlock()
+	m.lag, m.lagAt = lag, time.Now()
+}
+
+func (m *membership) dropLag(gone []Partition) {
+	m.lagMu.Lock()
+	defer m.lagMu.Unlock()
+	for _, p := range gone {
+		delete(m.lag, p)
+	}
+}
+
+// fails records why no batch can be applied at the moment; works ends that.
+func (m *membership) fails(err error) { m.failure.Store(&err) }
+func (m *membership) works()          { m.failure.Store(nil) }
+
+// err returns what keeps the consumer from working, or nil.
+func (m *membership) err() error {
+	if err := m.failure.Load(); err != nil {
+		return *err
+	}
+	return m.trouble.reason()
+}

@@ -1,0 +1,213 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+)
+
+// assignment holds the partitions of a session, and keeps librdkafka and the handler in step with
+// it. Only topicIDs may be called from another goroutine than that of the session.
+type assignment struct {
+	*membership
+	client  *kafka.Consumer
+	handler Handler
+	// work is the context of the handler's calls.
+	work context.Context
+
+	positions map[topicPartition]*position
+	paused    bool
+
+	mu sync.Mutex
+	// ids are the IDs of the topics by name, as of their last assignment.
+	ids map[string]string
+}
+
+// position is where the reading of an assigned partition stands.
+type position struct {
+	id Partition
+	// next is the offset after all that is collected.
+	next int64
+}
+
+func newAssignment(work context.Context, m *membership, client *kafka.Consumer, h Handler) *assignment {
+	return &assignment{
+		membership: m, client: client, handler: h, work: work,
+		positions: make(map[topicPartition]*position), ids: make(map[string]string),
+	}
+}
+
+// position returns nil for a partition that is not assigned.
+func (a *assignment) position(tp kafka.TopicPartition) *position {
+	return a.positions[topicPartition{*tp.Topic, tp.Partition}]
+}
+
+// topicIDs returns the IDs of the topics that are or were assigned.
+func (a *assignment) topicIDs() map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.ids)
+}
+
+// lag returns the lag of each partition that is being fetched. A client that is paused or has lost
+// the broker fetches nothing, and still reports the lag that it knew before.
+func (a *assignment) lag(now *clientReport) map[Partition]int64 {
+	lag, connected := make(map[Partition]int64, len(a.positions)), now.connected()
+	if a.paused {
+		return lag
+	}
+	for at, p := range a.positions {
+		if in, ok := now.Topics[at.topic].Partitions[at.number]; ok && in.Lag >= 0 && connected[in.Broker] {
+			lag[p.id] = in.Lag
+		}
+	}
+	return lag
+}
+
+// add takes new partitions over, each from the position that the handler has for it.
+func (a *assignment) add(tps []kafka.TopicPartition) error {
+	err := a.load(tps)
+	// librdkafka waits for this call even if nothing can be read.
+	if failed := a.client.IncrementalAssign(tps); err == nil && failed != nil {
+		err = fmt.Errorf("assign: %w", explain(failed))
+	}
+	if err != nil {
+		return err
+	}
+	if a.paused {
+		err = a.client.Pause(tps)
+	} else {
+		// A partition that was revoked while paused is still paused when it comes back.
+		err = a.client.Resume(tps)
+	}
+	if err != nil {
+		return fmt.Errorf("pause or resume new partitions: %w", explain(err))
+	}
+	// Without this, a partition in which nothing happens would show no committed offset.
+	hint := make(map[Partition]int64)
+	for _, tp := range tps {
+		p := a.position(tp)
+		hint[p.id] = p.next
+	}
+	a.storeHint(hint)
+	return nil
+}
+
+// load looks up the IDs of the topics in Kafka and the positions in the handler. It sets the
+// offsets in tps.
+func (a *assignment) load(tps []kafka.TopicPartition) error {
+	infos, err := a.admin.Topics(a.work, a.cc.Topics...)
+	if missing, ok := errors.AsType[*MissingTopicsError](err); ok && infos != nil {
+		// Another topic of the group may be missing, but not one of these.
+		err = nil
+		for _, tp := range tps {
+			if slices.Contains(missing.Names, *tp.Topic) {
+				err = missing
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("look up assigned topics: %w", err)
+	}
+	ids := make([]Partition, len(tps))
+	for i, tp := range tps {
+		ids[i] = Partition{Topic: *tp.Topic, TopicID: infos[*tp.Topic].ID, Number: tp.Partition}
+	}
+	offsets, err := a.handler.Assigned(a.work, ids)
+	if err != nil {
+		return fmt.Errorf("load positions: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, p := range ids {
+		tps[i].Offset = kafka.Offset(offsets[p])
+		a.positions[topicPartition{p.Topic, p.Number}] = &position{id: p, next: offsets[p]}
+		a.ids[p.Topic] = p.TopicID
+	}
+	a.assigned.Store(int64(len(a.positions)))
+	a.log.Info("partitions assigned", "partitions", len(ids), "now", len(a.positions))
+	return nil
+}
+
+// remove gives partitions up and returns those that were assigned. lost reports whether the group
+// has given them to other members already.
+func (a *assignment) remove(tps []kafka.TopicPartition, lost bool) []Partition {
+	var gone []Partition
+	for _, tp := range tps {
+		if p := a.position(tp); p != nil {
+			delete(a.positions, topicPartition{*tp.Topic, tp.Partition})
+			gone = append(gone, p.id)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	a.dropLag(gone)
+	a.assigned.Store(int64(len(a.positions)))
+	a.handler.Revoked(gone)
+	a.log.Info("partitions revoked", "partitions", len(gone), "now", len(a.positions), "lost", lost)
+	return gone
+}
+
+// end gives all partitions up. The client is closed afterwards.
+func (a *assignment) end() {
+	if len(a.positions) > 0 {
+		var gone []Partition
+		for _, p := range a.positions {
+			gone = append(gone, p.id)
+		}
+		a.handler.Revoked(gone)
+	}
+	a.assigned.Store(0)
+	a.setLag(nil)
+}
+
+// pause stops fetching. After an error the client is in an unknown state.
+func (a *assignment) pause() error {
+	if a.paused {
+		return nil
+	}
+	a.paused = true
+	a.setLag(nil)
+	if err := a.client.Pause(a.topicPartitions()); err != nil {
+		return fmt.Errorf("pause: %w", explain(err))
+	}
+	return nil
+}
+
+// resume fetches again after pause. After an error the client is in an unknown state.
+func (a *assignment) resume() error {
+	if !a.paused {
+		return nil
+	}
+	a.paused = false
+	if err := a.client.Resume(a.topicPartitions()); err != nil {
+		return fmt.Errorf("resume: %w", explain(err))
+	}
+	return nil
+}
+
+func (a *assignment) topicPartitions() []kafka.TopicPartition {
+	var tps []kafka.TopicPartition
+	for at := range a.positions {
+		tps = append(tps, kafka.TopicPartition{Topic: &at.topic, Partition: at.number})
+	}
+	return tps
+}
+
+// storeHint leaves positions for the background commit.
+func (a *assignment) storeHint(next map[Partition]int64) {
+	tps := make([]kafka.TopicPartition, 0, len(next))
+	for p, offset := range next {
+		tps = append(tps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number, Offset: kafka.Offset(offset)})
+	}
+	if _, err := a.client.StoreOffsets(tps); err != nil {
+		// A partition is being revoked.
+		a.log.Debug("store offsets", "err", err)
+	}
+}

@@ -1,0 +1,86 @@
+package broker
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"ordersystem.dev/services/contract"
+)
+
+// Partition is a partition of one topic. A topic that is deleted and created again keeps its name
+// but gets another ID, so its partitions are other ones.
+type Partition struct {
+	Topic string
+	// TopicID is Kafka's UUID of the topic.
+	TopicID string
+	Number  int32
+}
+
+// topicPartition is a partition as librdkafka knows it: by the name of its topic.
+type topicPartition struct {
+	topic  string
+	number int32
+}
+
+// Record is a message as it was read.
+type Record struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+	// Time is the producer's or the broker's, as the topic is set.
+	Time time.Time
+	// Key and Value are nil when the message has none.
+	Key, Value []byte
+	Headers    []contract.Header
+}
+
+// Batch is what was read since the batch before.
+type Batch struct {
+	// Records are in order within each partition.
+	Records []Record
+	// Next is the position after the batch for each partition that moved. The end of a partition
+	// moves its position too, over offsets that compaction and transactions left empty. So a batch
+	// may have positions and no records.
+	Next map[Partition]int64
+}
+
+// without returns a batch that lacks some partitions. It leaves b as it is: a handler may hold it.
+func (b Batch) without(gone []Partition) Batch {
+	next := maps.Clone(b.Next)
+	maps.DeleteFunc(next, func(p Partition, _ int64) bool { return slices.Contains(gone, p) })
+	if len(next) == len(b.Next) {
+		return b
+	}
+	isGone := func(r Record) bool {
+		return slices.ContainsFunc(gone, func(p Partition) bool {
+			return p.Topic == r.Topic && p.Number == r.Partition
+		})
+	}
+	var kept []Record
+	for _, r := range b.Records {
+		if !isGone(r) {
+			kept = append(kept, r)
+		}
+	}
+	return Batch{Records: kept, Next: next}
+}
+
+// record converts a message. It copies the headers, because the two header types differ in their
+// tags.
+func record(m *kafka.Message) Record {
+	r := Record{
+		Topic: *m.TopicPartition.Topic, Partition: m.TopicPartition.Partition,
+		Offset: int64(m.TopicPartition.Offset),
+		Time:   m.Timestamp, Key: m.Key, Value: m.Value,
+	}
+	if len(m.Headers) > 0 {
+		r.Headers = make([]contract.Header, len(m.Headers))
+		for i, h := range m.Headers {
+			r.Headers[i] = contract.Header(h)
+		}
+	}
+	return r
+}

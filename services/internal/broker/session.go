@@ -1,0 +1,311 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"ordersystem.dev/services/internal/backoff"
+)
+
+// pollWait is how long one call into librdkafka may block. librdkafka does not know contexts.
+const pollWait = 100 * time.Millisecond
+
+// session is one client from joining the group to leaving it. Everything but the watch of topics
+// runs on one goroutine: librdkafka allows only one that polls and closes.
+type session struct {
+	*membership
+	client *kafka.Consumer
+	// renewed is closed when the TLS files have changed.
+	renewed <-chan struct{}
+	logs    *logs
+	handler Handler
+	// work is the context of the handler's calls. It outlives that of the session.
+	work       context.Context
+	assignment *assignment
+
+	// fill is the batch that is being collected, and bytes the size of its keys and values.
+	fill  Batch
+	bytes int
+	// hand is the batch that is being applied.
+	hand    Batch
+	closing bool
+	// applied reports whether a batch was applied, so that this session was of use.
+	applied bool
+	// end is why the session is over.
+	end error
+	// changed has room for one error, of the watch.
+	changed chan error
+}
+
+// runSession joins the group and consumes until ctx ends or the session does. It returns why the
+// session is over, and reports whether a batch was applied in it.
+func runSession(ctx, work context.Context, m *membership, h Handler) (useful bool, err error) {
+	s, err := join(work, m, h)
+	if err != nil {
+		return false, err
+	}
+	s.run(ctx)
+	return s.applied, s.end
+}
+
+// join makes the session and its client. The client joins the group when it subscribes.
+func join(work context.Context, m *membership, h Handler) (*session, error) {
+	s := &session{membership: m, logs: newLogs(m.log), handler: h, work: work, changed: make(chan error, 1)}
+	s.fill.Next = make(map[Partition]int64)
+	settings, renewed, err := clientSettings(m.cfg, s.logs.settings(kafka.ConfigMap{
+		"group.id":             m.cc.Group,
+		"group.protocol":       "consumer",
+		"max.poll.interval.ms": int(m.cc.MaxSilence.Milliseconds()),
+		// This applies only when the offset of the store is no longer in the log.
+		"auto.offset.reset":    "earliest",
+		"isolation.level":      "read_committed",
+		"enable.partition.eof": true,
+		// The commit is only a hint for tools that show the lag. Its offset is set after Apply and
+		// sent in the background.
+		"enable.auto.commit":       true,
+		"auto.commit.interval.ms":  1000,
+		"enable.auto.offset.store": false,
+		// This bounds what waits in memory. With a small queue, the pause after it was full has to
+		// be short.
+		"queued.max.messages.kbytes": 16 << 10,
+		"fetch.queue.backoff.ms":     20,
+		"fetch.error.backoff.ms":     100,
+		// A partition that is assigned or resumed during a fetch waits until that fetch returns.
+		"fetch.wait.max.ms":      100,
+		"statistics.interval.ms": m.cfg.Stats.millis(),
+	}))
+	if err == nil {
+		s.renewed = renewed
+		s.client, err = kafka.NewConsumer(settings)
+	}
+	if err != nil {
+		s.logs.close()
+		return nil, fmt.Errorf("make consumer: %w", err)
+	}
+	s.assignment = newAssignment(work, m, s.client, h)
+	m.cfg.Stats.next(kindConsumer)
+	return s, nil
+}
+
+func (s *session) run(ctx context.Context) {
+	watched, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watch(watched) })
+	defer watching.Wait()
+	defer stop()
+	defer s.close()
+
+	if err := s.client.SubscribeTopics(s.cc.Topics, s.rebalance); err != nil {
+		s.end = fmt.Errorf("subscribe: %w", explain(err))
+	}
+	for s.end == nil && ctx.Err() == nil {
+		s.look()
+		s.collect()
+		if s.end == nil && len(s.fill.Next) > 0 {
+			s.apply(ctx)
+		}
+	}
+}
+
+// watch lets the session end when one of its topics was recreated.
+func (s *session) watch(ctx context.Context) {
+	if err := watchTopics(ctx, s.membership, s.assignment.topicIDs); err != nil {
+		s.changed <- err
+	}
+}
+
+// look ends the session if the watch or the Admin demands it.
+func (s *session) look() {
+	select {
+	case s.end = <-s.changed:
+	case <-s.renewed:
+		s.end = errRenewed
+	default:
+	}
+}
+
+// fail ends the session, if nothing else has ended it before.
+func (s *session) fail(err error) {
+	if s.end == nil {
+		s.end = err
+	}
+}
+
+// collect polls until no more records are ready or the batch is full.
+func (s *session) collect() {
+	wait := pollWait
+	for s.end == nil && len(s.fill.Records) < s.cc.MaxRecords && s.bytes < s.cc.MaxBytes && s.poll(wait) {
+		wait = 0
+	}
+}
+
+// poll handles one event. It reports whether there was one and the session goes on.
+func (s *session) poll(wait time.Duration) bool {
+	// The time is taken once a batch: once a record is too expensive.
+	if wait > 0 {
+		s.polled.Store(time.Now().UnixNano())
+	}
+	event := s.client.Poll(int(wait.Milliseconds()))
+	switch e := event.(type) {
+	case nil:
+		s.look()
+		return false
+	case *kafka.Message:
+		if p := s.assignment.position(e.TopicPartition); p != nil {
+			s.add(p, record(e))
+		}
+	case kafka.PartitionEOF:
+		if p := s.assignment.position(kafka.TopicPartition(e)); p != nil {
+			s.trouble.over()
+			if int64(e.Offset) > p.next {
+				p.next = int64(e.Offset)
+				s.fill.Next[p.id] = p.next
+			}
+		}
+	case kafka.OffsetsCommitted:
+		// The commit is only a hint, and the next one brings what this one did not.
+		if e.Error != nil && !is(e.Error, kafka.ErrNoOffset) {
+			s.log.Debug("commit", "err", e.Error)
+		}
+	case *kafka.Stats:
+		s.report(e)
+	case kafka.Error:
+		// A missing permission on the group is fatal to librdkafka only where the group may be
+		// described.
+		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) {
+			s.end = explain(e)
+		} else {
+			s.trouble.report(e)
+		}
+	}
+	return s.end == nil
+}
+
+// add puts a record into the batch that is being collected.
+func (s *session) add(p *position, r Record) {
+	if r.Offset < p.next {
+		// The log is shorter than the position of the store: the log has lost its end. What is in
+		// it now has to be read. Duplicates do no harm.
+		s.log.Error("the partition went back: records were lost in Kafka",
+			"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "expected", p.next)
+	}
+	s.fill.Records = append(s.fill.Records, r)
+	s.bytes += len(r.Key) + len(r.Value)
+	p.next = r.Offset + 1
+	s.fill.Next[p.id] = p.next
+}
+
+// report takes the lag from the client's statistics.
+func (s *session) report(e *kafka.Stats) {
+	now, err := s.cfg.Stats.take(kindConsumer, e.String())
+	if err != nil {
+		s.log.Error("statistics of the consumer", "err", err)
+		return
+	}
+	s.setLag(s.assignment.lag(now))
+}
+
+// apply hands the collected batch to the handler. It tries again until the batch is stored, its
+// partitions are revoked, or the session or ctx ends.
+func (s *session) apply(ctx context.Context) {
+	s.hand, s.fill, s.bytes = s.fill, Batch{Next: make(map[Partition]int64, len(s.assignment.positions))}, 0
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	for len(s.hand.Next) > 0 {
+		err := s.handler.Apply(s.work, s.hand)
+		if err == nil {
+			s.applied = true
+			s.works()
+			s.trouble.over()
+			s.assignment.storeHint(s.hand.Next)
+			break
+		}
+		if errors.Is(err, ErrFenced) {
+			s.end = err
+			return
+		}
+		s.fails(err)
+		if ctx.Err() != nil {
+			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", err)
+			return
+		}
+		wait := retry.Next()
+		s.log.Warn("apply batch: trying again", "err", err, "records", len(s.hand.Records), "wait", wait)
+		s.fail(s.assignment.pause())
+		s.pollFor(ctx, wait)
+		if s.end != nil {
+			return
+		}
+	}
+	s.hand = Batch{}
+	s.fail(s.assignment.resume())
+}
+
+// pollFor polls for some time, which keeps the membership. Records that still arrive are collected
+// behind the batch in hand. It returns early when that batch has no partition left.
+func (s *session) pollFor(ctx context.Context, d time.Duration) {
+	for until := time.Now().Add(d); ctx.Err() == nil && s.end == nil && len(s.hand.Next) > 0; {
+		left := time.Until(until)
+		if left <= 0 {
+			return
+		}
+		s.poll(min(left, pollWait))
+	}
+}
+
+// rebalance is called by librdkafka within Poll and Close. It always assigns or unassigns itself.
+// Otherwise the wrapper does so and sends its error to a channel that does not exist, which blocks
+// for ever.
+func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
+	switch e := event.(type) {
+	case kafka.AssignedPartitions:
+		s.rebalances.Add(1)
+		if s.end != nil || s.closing {
+			// The partitions only have to be acknowledged: the session gives them back at once.
+			_ = client.IncrementalAssign(e.Partitions)
+			return nil
+		}
+		if err := s.assignment.add(e.Partitions); err != nil {
+			s.end = err
+			return nil
+		}
+		s.trouble.over()
+		s.works()
+	case kafka.RevokedPartitions:
+		s.rebalances.Add(1)
+		if !s.closing {
+			gone := s.assignment.remove(e.Partitions, client.AssignmentLost())
+			s.fill, s.hand = s.fill.without(gone), s.hand.without(gone)
+		}
+		if err := client.IncrementalUnassign(e.Partitions); err != nil && !s.closing {
+			s.fail(fmt.Errorf("unassign: %w", explain(err)))
+		}
+	}
+	return nil
+}
+
+// close gives all partitions back and leaves the group. Closing the client commits the hints, which
+// can take long when the coordinator is gone. So it may be left behind: nothing uses the client any
+// more.
+func (s *session) close() {
+	s.closing = true
+	s.assignment.end()
+	s.cfg.Stats.next(kindConsumer)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		if err := s.client.Close(); err != nil {
+			s.log.Error("close consumer", "err", err)
+		}
+		s.logs.close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+		s.log.Warn("the consumer did not leave its group in time; Kafka will notice by itself")
+	}
+}
