@@ -1,5 +1,6 @@
-// Command lag-operator shows how far consumer groups are behind, in Prometheus and as ConsumerGroups in Kubernetes. Its configuration
-// comes from a file that the environment names; see docs/lag.md.
+// Command lag-operator measures the lag of consumer groups. It shows the lag as metrics for
+// Prometheus and in the status of ConsumerGroups in Kubernetes. It reads its configuration from a
+// file that the environment names; see docs/lag.md.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// Command order is the Order service. Its configuration comes from the environment; see the README.
+// Command order is the Order service. It reads its configuration from the environment, logs to
+// standard error, and stops on SIGINT or SIGTERM. docs/configuration.md lists the variables.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Package ca reads whom a Kafka client trusts, for librdkafka and for franz-go.
+// Package ca reads the certificates of the authorities that a Kafka client trusts.
 package ca
 
 import (
@@ -10,8 +10,9 @@ import (
 	"path/filepath"
 )
 
-// Read returns the PEM text of a CA file, or of every *.crt in a directory: while Strimzi renews its CA, two are valid. Without a path it
-// is empty.
+// Read returns the PEM text of a file, or of every *.crt file in a directory: while Strimzi renews
+// its authority, two are valid. Without a path it returns no text. A file that ends within a
+// certificate is an error, because it is still being written.
 func Read(path string) (string, error) {
 	if path == "" {
 		return "", nil
@@ -34,7 +35,8 @@ func Read(path string) (string, error) {
 		for block != nil && len(bytes.TrimSpace(rest)) > 0 {
 			block, rest = pem.Decode(rest)
 		}
-		if block == nil { // also behind good ones: it is being written
+		// A last part that is no PEM block may stand behind good ones.
+		if block == nil {
 			return "", fmt.Errorf("read CA: %s is not whole PEM text", file)
 		}
 		all.Write(text)

@@ -10,6 +10,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
+// Files that hold no whole certificates are refused.
 func TestRead(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -28,14 +29,18 @@ func TestRead(t *testing.T) {
 	file("both/old.crt", former)
 	file("both/ca.p12", []byte("not PEM"))
 	other := file("other/ca.p12", []byte("not PEM"))
+	_, keyText := testenv.NewAuthority(t, "other").Issue(t, "cart")
+	key := file("tls.key", keyText)
+	// Such a file is still being written.
 	half := file("half.crt", append(append([]byte{}, former...), current[:len(current)/2]...))
 	for _, tt := range []struct{ path, want, err string }{
-		{"", "", ""}, // what the system trusts
+		{"", "", ""},
 		{one, string(current) + "\n", ""},
 		{filepath.Dir(one), string(current) + "\n" + string(former) + "\n", ""},
 		{filepath.Dir(other), "", "no *.crt in " + filepath.Dir(other)},
 		{other, "", "not whole PEM"},
-		{half, "", "not whole PEM"}, // it is being written
+		{half, "", "not whole PEM"},
+		{key, "", "no certificate in " + key},
 		{filepath.Join(dir, "none"), "", "no such file"},
 	} {
 		got, err := ca.Read(tt.path)

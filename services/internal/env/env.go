@@ -1,4 +1,4 @@
-// Package env reads configuration from the environment and reports everything that is wrong with it at once.
+// Package env reads configuration from the environment and reports every mistake in it at once.
 package env
 
 import (
@@ -9,28 +9,33 @@ import (
 	"strings"
 )
 
-// Env looks variables up and collects the errors, so that one start shows every mistake.
+// Env looks up variables and collects the mistakes in them, so that one start shows them all. It is
+// not safe for concurrent use.
 type Env struct {
 	getenv func(string) string
+	// prefix stands before the name of each variable.
 	prefix string
 	errs   []error
 }
 
-// New reads by getenv, os.Getenv outside of tests.
+// New returns an Env that reads with getenv, which is os.Getenv except in tests.
 func New(getenv func(string) string) *Env { return &Env{getenv: getenv} }
 
-// WithPrefix puts prefix before the name of every variable that is read from here on, so that one process can hold two services.
+// WithPrefix puts prefix before the name of every variable that is read from then on, so that one
+// process can run two services.
 func (e *Env) WithPrefix(prefix string) *Env {
 	e.prefix = prefix
 	return e
 }
 
-// Error is a configuration that is wrong: every mistake, each with the variable, its value and what is allowed.
+// Error holds every mistake in a configuration, each with the variable, its value and what is
+// allowed.
 type Error struct{ Mistakes []error }
 
+// Error returns one line for each mistake.
 func (e *Error) Error() string { return errors.Join(e.Mistakes...).Error() }
 
-// Err is nil, or an *Error with every mistake so far.
+// Err returns an *Error with every mistake so far, or nil.
 func (e *Env) Err() error {
 	if len(e.errs) == 0 {
 		return nil
@@ -38,12 +43,13 @@ func (e *Env) Err() error {
 	return &Error{e.errs}
 }
 
-// Invalid records that a variable's value is not allowed, and what is.
+// Invalid records a mistake: the value of the variable name is not allowed. allowed follows "must
+// be".
 func (e *Env) Invalid(name, value, allowed string) {
 	e.errs = append(e.errs, fmt.Errorf("%s%s=%q: must be %s", e.prefix, name, value, allowed))
 }
 
-// String is the variable's value without blanks at its ends, or fallback when it is unset or empty.
+// String returns the value of a variable without blanks around it, or fallback if that is empty.
 func (e *Env) String(name, fallback string) string {
 	if v := strings.TrimSpace(e.getenv(e.prefix + name)); v != "" {
 		return v
@@ -51,7 +57,8 @@ func (e *Env) String(name, fallback string) string {
 	return fallback
 }
 
-// Required is a variable that has no default; example shows what would be right.
+// Required returns the value of a variable that has no default. example shows in the error what
+// would be right.
 func (e *Env) Required(name, example string) string {
 	v := e.String(name, "")
 	if v == "" {
@@ -60,7 +67,8 @@ func (e *Env) Required(name, example string) string {
 	return v
 }
 
-// OneOf is a variable whose first allowed value is the default.
+// OneOf returns the allowed value that equals the variable but for its case. The first one is the
+// default, and what OneOf returns after a mistake.
 func (e *Env) OneOf(name string, allowed ...string) string {
 	v := e.String(name, allowed[0])
 	for _, a := range allowed {
@@ -72,7 +80,7 @@ func (e *Env) OneOf(name string, allowed ...string) string {
 	return allowed[0]
 }
 
-// Int is a whole number from low to high.
+// Int returns a whole number from low to high. After a mistake it returns fallback.
 func (e *Env) Int(name string, fallback, low, high int) int {
 	v := e.String(name, "")
 	if v == "" {
@@ -86,13 +94,15 @@ func (e *Env) Int(name string, fallback, low, high int) int {
 	return n
 }
 
-// Addr is a TCP address to listen on, and the variable that moves it.
+// Addr is a TCP address to listen on.
 type Addr struct {
-	Value    string
+	// Value is host:port or :port.
+	Value string
+	// Variable is the name of the variable that changes it, for error messages.
 	Variable string
 }
 
-// Addr is an address host:port or :port.
+// Addr returns an address of the form host:port or :port. After a mistake it returns fallback.
 func (e *Env) Addr(name, fallback string) Addr {
 	a := Addr{Value: e.String(name, fallback), Variable: e.prefix + name}
 	_, port, err := net.SplitHostPort(a.Value)
@@ -103,7 +113,8 @@ func (e *Env) Addr(name, fallback string) Addr {
 	return a
 }
 
-// Next is the address one port above, where the operations endpoints listen by default; port 0 stays 0.
+// Next returns the address one port above, where the operations endpoints listen by default. Port
+// 0, any free port, stays 0.
 func (a Addr) Next() string {
 	host, port, _ := net.SplitHostPort(a.Value)
 	n, _ := strconv.Atoi(port)

@@ -47,7 +47,9 @@ func TestValuesAndDefaults(t *testing.T) {
 
 func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 	t.Parallel()
-	e := from(map[string]string{"X_N": "many", "X_BIG": "10", "X_O": "three", "X_A": "5000", "X_PORT": ":99999"}).WithPrefix("X_")
+	e := from(map[string]string{
+		"X_N": "many", "X_BIG": "10", "X_O": "three", "X_A": "5000", "X_PORT": ":99999",
+	}).WithPrefix("X_")
 	e.Int("N", 3, 1, 9)
 	e.Int("BIG", 3, 1, 9)
 	e.OneOf("O", "one", "two")

@@ -22,7 +22,8 @@ var (
 	mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 )
 
-// Client holds the settings of a connection to Kafka. Its log value and its texts mask the password.
+// Client holds the settings of a connection to Kafka. Its log value and its texts mask the
+// password.
 type Client struct {
 	// Brokers are addresses of the form host:port. A client needs one of them to find the others.
 	Brokers []string
@@ -61,8 +62,8 @@ func SplitBrokers(list string) []string {
 }
 
 // Normal returns c with its protocol in lower case and its mechanism in upper case, as clients want
-// them. A protocol that is not set becomes plaintext. A word that is not known stays as it is, so that
-// Validate reports it as it was given.
+// them. A protocol that is not set becomes plaintext. A word that is not known stays as it is, so
+// that Validate reports it as it was given.
 func (c Client) Normal() Client {
 	if c.Protocol == "" {
 		c.Protocol = plaintext

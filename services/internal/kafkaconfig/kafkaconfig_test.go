@@ -106,7 +106,8 @@ func TestValidate(t *testing.T) {
 		{
 			name: "a password in a file",
 			client: kafkaconfig.Client{
-				Brokers: ok, Protocol: "sasl_plaintext", Mechanism: "SCRAM-SHA-256", UsernameFile: user, PasswordFile: pass,
+				Brokers: ok, Protocol: "sasl_plaintext", Mechanism: "SCRAM-SHA-256",
+				UsernameFile: user, PasswordFile: pass,
 			},
 		},
 		{
@@ -160,7 +161,10 @@ func TestValidate(t *testing.T) {
 			name:   "files that cannot be read",
 			client: kafkaconfig.Client{Brokers: ok, Protocol: "ssl", CA: missing, Cert: missing, Key: dir},
 			want: []kafkaconfig.Invalid{
-				{Field: kafkaconfig.FieldCA, Value: missing, Want: certificate + "read CA: stat " + missing + noFile},
+				{
+					Field: kafkaconfig.FieldCA, Value: missing,
+					Want: certificate + "read CA: stat " + missing + noFile,
+				},
 				{Field: kafkaconfig.FieldCert, Value: missing, Want: readable + "open " + missing + noFile},
 				{Field: kafkaconfig.FieldKey, Value: dir, Want: readable + "read " + dir + ": is a directory"},
 			},
@@ -169,7 +173,10 @@ func TestValidate(t *testing.T) {
 			name:   "half a CA",
 			client: kafkaconfig.Client{Brokers: ok, Protocol: "ssl", CA: half},
 			want: []kafkaconfig.Invalid{
-				{Field: kafkaconfig.FieldCA, Value: half, Want: certificate + "read CA: " + half + " is not whole PEM text"},
+				{
+					Field: kafkaconfig.FieldCA, Value: half,
+					Want: certificate + "read CA: " + half + " is not whole PEM text",
+				},
 			},
 		},
 		{
@@ -231,7 +238,8 @@ func TestValidate(t *testing.T) {
 		{
 			name: "a username and a file of it",
 			client: kafkaconfig.Client{
-				Brokers: ok, Protocol: "sasl_ssl", Mechanism: "PLAIN", Username: "cart", UsernameFile: user, Password: "secret",
+				Brokers: ok, Protocol: "sasl_ssl", Mechanism: "PLAIN",
+				Username: "cart", UsernameFile: user, Password: "secret",
 			},
 			want: []kafkaconfig.Invalid{
 				{Field: kafkaconfig.FieldUsernameFile, Value: user, Want: "empty when username is set"},
@@ -257,7 +265,8 @@ func TestValidateChecksEachAddress(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]bool{
 		"kafka:1": true, "kafka:65535": true, "10.0.0.1:9092": true, "[::1]:9092": true,
-		"": false, "kafka": false, "kafka:": false, ":9092": false, "kafka:0": false, "kafka:65536": false, "kafka:99999": false,
+		"": false, "kafka": false, "kafka:": false, ":9092": false,
+		"kafka:0": false, "kafka:65536": false, "kafka:99999": false,
 		"kafka:abc": false, "kafka:-1": false, "kafka:+1": false, "kafka:9092:1": false, "ssl://kafka:9092": false,
 	} {
 		got := kafkaconfig.Client{Brokers: []string{"a:1", address}}.Validate(nil)
@@ -286,7 +295,8 @@ func TestReadTLS(t *testing.T) {
 		Key:  writeFile(t, dir, "tls.key", string(keyText)),
 	}
 	got, err := c.ReadTLS()
-	if err != nil || got.CA != string(authority.PEM)+"\n" || got.Cert != string(certText) || got.Key != string(keyText) ||
+	if err != nil || got.CA != string(authority.PEM)+"\n" ||
+		got.Cert != string(certText) || got.Key != string(keyText) ||
 		got.Pair.Leaf == nil || got.Pair.Leaf.Subject.CommonName != "cart" {
 		t.Errorf("ReadTLS() = %+v, %v", got, err)
 	}

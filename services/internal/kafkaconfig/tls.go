@@ -22,8 +22,8 @@ type TLS struct {
 // HasTLSFiles reports whether any TLS file is set.
 func (c Client) HasTLSFiles() bool { return c.CA != "" || c.Cert != "" || c.Key != "" }
 
-// ReadTLS reads the TLS files as one set. A certificate and a key that do not belong together are an
-// error: one of them was read before a change of the files, and the other after it.
+// ReadTLS reads the TLS files as one set. A certificate and a key that do not belong together are
+// an error: one of them was read before a change of the files, and the other after it.
 func (c Client) ReadTLS() (TLS, error) {
 	trusted, err := ca.Read(c.CA)
 	if err != nil {

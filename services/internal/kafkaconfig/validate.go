@@ -55,9 +55,9 @@ type Invalid struct {
 func (i Invalid) Error() string { return fmt.Sprintf("%s %q: must be %s", i.Field, i.Value, i.Want) }
 
 // Validate returns every mistake, and none if the settings can be used. Settings that do not fit
-// together are mistakes too: a password for a connection that does not use it would otherwise travel
-// as plain text one day. Validate reads the files. Texts that mention another field use names, which
-// may be nil.
+// together are mistakes too: a password for a connection that does not use it would otherwise
+// travel as plain text one day. Validate reads the files. Texts that mention another field use
+// names, which may be nil.
 func (c Client) Validate(names Names) []Invalid {
 	v := validation{names: names}
 	v.brokers(c)

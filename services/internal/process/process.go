@@ -1,4 +1,5 @@
-// Package process is what every main function does: a logger, configuration from the environment, signals, and an exit code.
+// Package process does what every main function of the services does: it makes a logger, reads the
+// environment, handles signals, and chooses the exit code.
 package process
 
 import (
@@ -13,8 +14,9 @@ import (
 	"ordersystem.dev/services/internal/env"
 )
 
-// Main runs a program until it ends, or until SIGINT or SIGTERM asks it to, and returns its exit code: 2 for a configuration that is
-// wrong, 1 for a failure. A second signal ends the process at once.
+// Main calls run with a context that ends on SIGINT or SIGTERM, and returns the exit code of the
+// process: 2 if run returned an *env.Error, 1 for any other error, and 0 without one. A second
+// signal ends the process at once.
 func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -33,14 +35,18 @@ func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int
 	return 0
 }
 
-// logger writes text for a person at a terminal and JSON for a machine, unless LOG_FORMAT says which.
+// logger returns a logger to standard error at LOG_LEVEL. It writes text on a terminal and JSON
+// elsewhere, unless LOG_FORMAT sets the format.
 func logger(e *env.Env) *slog.Logger {
 	var level slog.Level
 	name := e.OneOf("LOG_LEVEL", "info", "debug", "warn", "error")
-	_ = level.UnmarshalText([]byte(name)) // one of the above, all of which it knows
+	// UnmarshalText knows all the names above.
+	_ = level.UnmarshalText([]byte(name))
 	options := &slog.HandlerOptions{Level: level}
 	format := e.OneOf("LOG_FORMAT", "auto", "text", "json")
-	if info, err := os.Stderr.Stat(); format == "text" || (format == "auto" && err == nil && info.Mode()&os.ModeCharDevice != 0) {
+	info, err := os.Stderr.Stat()
+	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
+	if format == "text" || format == "auto" && terminal {
 		return slog.New(slog.NewTextHandler(os.Stderr, options))
 	}
 	return slog.New(slog.NewJSONHandler(os.Stderr, options))
