@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"os"
-
-	"ordersystem.dev/services/internal/ca"
 )
 
 // TLS is what the TLS files of a Client held at one moment.
@@ -25,7 +23,7 @@ func (c Client) HasTLSFiles() bool { return c.CA != "" || c.Cert != "" || c.Key 
 // ReadTLS reads the TLS files as one set. A certificate and a key that do not belong together are
 // an error: one of them was read before a change of the files, and the other after it.
 func (c Client) ReadTLS() (TLS, error) {
-	trusted, err := ca.Read(c.CA)
+	trusted, err := readCA(c.CA)
 	if err != nil {
 		return TLS{}, err
 	}

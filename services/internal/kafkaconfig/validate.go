@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"ordersystem.dev/services/internal/ca"
 )
 
 // Field names a field of Client. Its text is the name in an error when the caller has no other.
@@ -96,7 +94,7 @@ func isAddress(broker string) bool {
 }
 
 func (v *validation) tlsFiles(c Client) {
-	if _, err := ca.Read(c.CA); err != nil {
+	if _, err := readCA(c.CA); err != nil {
 		v.wrong(FieldCA, c.CA, "a file of PEM certificates, or a directory with *.crt files of them: "+err.Error())
 	}
 	cert, certRead := v.read(FieldCert, c.Cert)

@@ -1,5 +1,4 @@
-// Package ca reads the certificates of the authorities that a Kafka client trusts.
-package ca
+package kafkaconfig
 
 import (
 	"bytes"
@@ -10,10 +9,10 @@ import (
 	"path/filepath"
 )
 
-// Read returns the PEM text of a file, or of every *.crt file in a directory: while Strimzi renews
+// readCA returns the PEM text of a file, or of every *.crt file in a directory: while Strimzi renews
 // its authority, two are valid. Without a path it returns no text. A file that ends within a
 // certificate is an error, because it is still being written.
-func Read(path string) (string, error) {
+func readCA(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}

@@ -1,29 +1,19 @@
-package ca_test
+package kafkaconfig_test
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"ordersystem.dev/services/internal/ca"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/testenv"
 )
 
 // Files that hold no whole certificates are refused.
-func TestRead(t *testing.T) {
+func TestReadTLSReadsAFileOrADirectoryOfCAs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	file := func(name string, text []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, text, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
+	file := func(name string, text []byte) string { return writeFile(t, dir, name, string(text)) }
 	former, current := testenv.NewAuthority(t, "former").PEM, testenv.NewAuthority(t, "current").PEM
 	one := file("both/new.crt", current)
 	file("both/old.crt", former)
@@ -43,9 +33,10 @@ func TestRead(t *testing.T) {
 		{key, "", "no certificate in " + key},
 		{filepath.Join(dir, "none"), "", "no such file"},
 	} {
-		got, err := ca.Read(tt.path)
+		files, err := kafkaconfig.Client{CA: tt.path}.ReadTLS()
+		got := files.CA
 		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("Read(%s) is %q, %v; want %q, %s", tt.path, got, err, tt.want, tt.err)
+			t.Errorf("the CA at %s is %q, %v; want %q, %s", tt.path, got, err, tt.want, tt.err)
 		}
 	}
 }
