@@ -45,7 +45,7 @@ type session struct {
 // runSession joins the group and consumes until ctx ends or the session does. It returns why the
 // session is over, and reports whether a batch was applied in it.
 func runSession(ctx, work context.Context, m *membership, h Handler) (useful bool, err error) {
-	s, err := join(work, m, h)
+	s, err := newSession(work, m, h)
 	if err != nil {
 		return false, err
 	}
@@ -53,8 +53,8 @@ func runSession(ctx, work context.Context, m *membership, h Handler) (useful boo
 	return s.applied, s.end
 }
 
-// join makes the session and its client. The client joins the group when it subscribes.
-func join(work context.Context, m *membership, h Handler) (*session, error) {
+// newSession makes a session and its client. The client joins the group when it subscribes.
+func newSession(work context.Context, m *membership, h Handler) (*session, error) {
 	s := &session{membership: m, logs: newLogs(m.log), handler: h, work: work, changed: make(chan error, 1)}
 	s.fill.Next = make(map[Partition]int64)
 	settings, renewed, err := clientSettings(m.cfg, s.logs.settings(kafka.ConfigMap{
