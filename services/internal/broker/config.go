@@ -64,7 +64,7 @@ func ConfigFromEnv(e *env.Env) Config {
 	return Config{Client: c, files: newTLSFiles(c)}
 }
 
-// ConsumerConfig says what a Consumer reads, and as a member of which group.
+// ConsumerConfig is what a Consumer reads, and as a member of which group.
 type ConsumerConfig struct {
 	Group  string
 	Topics []string

@@ -195,7 +195,7 @@ func TestErrors(t *testing.T) {
 	}
 	for _, test := range []struct {
 		err        error
-		code, says string
+		code, text string
 	}{
 		{nil, "", ""},
 		{fmt.Errorf("x: %w", ErrQueueFull), "_QUEUE_FULL", "queue is full"},
@@ -213,8 +213,8 @@ func TestErrors(t *testing.T) {
 		if got := Code(test.err); got != test.code {
 			t.Errorf("Code(%v) = %s, want %s", test.err, got, test.code)
 		}
-		if got := fmt.Sprint(test.err); test.err != nil && !strings.Contains(got, test.says) {
-			t.Errorf("%q does not say %q", got, test.says)
+		if got := fmt.Sprint(test.err); test.err != nil && !strings.Contains(got, test.text) {
+			t.Errorf("%q does not contain %q", got, test.text)
 		}
 	}
 }
@@ -228,7 +228,7 @@ func TestTroubleIsLoggedOnce(t *testing.T) {
 		what  string
 		do    func()
 		lines int
-		says  string
+		text  string
 	}{
 		{"one connection of several", func() { trouble.report(refused) }, 0, ""},
 		{"all brokers down", func() { trouble.report(down) }, 1, "connection refused"},
@@ -248,9 +248,9 @@ func TestTroubleIsLoggedOnce(t *testing.T) {
 		before := text.Len()
 		step.do()
 		got := strings.Count(text.String(), "\n")
-		if got != step.lines || !strings.Contains(text.String()[before:], step.says) {
+		if got != step.lines || !strings.Contains(text.String()[before:], step.text) {
 			t.Errorf("%s: %d lines, want %d, the last with %q:\n%s",
-				step.what, got, step.lines, step.says, text.String())
+				step.what, got, step.lines, step.text, text.String())
 		}
 	}
 }

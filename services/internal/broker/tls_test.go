@@ -66,8 +66,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read")
 	u := k.NewUser(t, "u")
 	cfg := userConfig(u)
-	said := &lines{t: t}
-	log := slog.New(slog.NewTextHandler(said, nil))
+	logged := &lines{t: t}
+	log := slog.New(slog.NewTextHandler(logged, nil))
 	a, err := NewAdmin(cfg, log)
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +136,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 
 	u.Renew(t)
 	follows("with a renewed certificate")
-	if said.count(renewed) != 1 || said.count("joins again") != 0 || c.Err() != nil {
+	if logged.count(renewed) != 1 || logged.count("joins again") != 0 || c.Err() != nil {
 		t.Errorf("a renewal logs one line and is no failure; the error is %v", c.Err())
 	}
 
@@ -147,18 +147,18 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": former})
-	said.await(t, unfit, 1)
+	logged.await(t, unfit, 1)
 	goesOn("with a certificate and the key of another")
 	u.Cert.Change(t, map[string][]byte{"user.crt": cert})
-	said.await(t, "user.key: no such file", 1)
+	logged.await(t, "user.key: no such file", 1)
 	goesOn("without the key")
 	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": key})
 	follows("with the set whole again")
 	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM[:100]})
-	said.await(t, "ca.crt is not whole", 1)
+	logged.await(t, "ca.crt is not whole", 1)
 	goesOn("with half an authority")
 	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
-	said.await(t, "again those in use", 1)
+	logged.await(t, "again those in use", 1)
 
 	// Both authorities are replaced step by step, with their keys. The user has a certificate
 	// before the broker knows who signed it.
@@ -167,7 +167,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	u.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM, "ca-old.crt": oldCluster.PEM})
 	follows("with both authorities trusted")
 	u.Renew(t)
-	said.await(t, refused, 1)
+	logged.await(t, refused, 1)
 	goesOn("with a certificate that the broker does not know yet")
 	k.Certify(t, oldClients, k.Clients)
 	k.Restart(t)
@@ -323,7 +323,7 @@ func TestMissingACLs(t *testing.T) {
 		acls []string
 		do   func(t testing.TB, cfg Config, a *Admin) error
 		code string
-		says string
+		text string
 	}{
 		{"look-up", []string{"topic T Describe"}, describe, "", ""},
 		{"look-up without Describe", nil, describe, "TOPIC_AUTHORIZATION_FAILED", "no permission on the topic"},
@@ -365,8 +365,8 @@ func TestMissingACLs(t *testing.T) {
 			}
 			defer a.Close()
 			err = test.do(t, cfg, a)
-			if Code(err) != test.code || !strings.Contains(fmt.Sprint(err), test.says) {
-				t.Errorf("%v, want %s and %q", err, test.code, test.says)
+			if Code(err) != test.code || !strings.Contains(fmt.Sprint(err), test.text) {
+				t.Errorf("%v, want %s and %q", err, test.code, test.text)
 			}
 		})
 	}
