@@ -13,10 +13,9 @@ import (
 func TestAmountJSON(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		text string
-		want Amount
-		// empty: as it was read.
-		write string
+		text  string
+		want  Amount
+		write string // empty: text
 	}{
 		{text: "0"},
 		{text: "-0", write: "0"},
@@ -30,11 +29,9 @@ func TestAmountJSON(t *testing.T) {
 		{text: "12.340", want: 1234, write: "12.34"},
 		{text: "-0.01", want: -1},
 		{text: "-12.3", want: -1230},
-		// A float would say 28 for 0.29*100.
+		// As floats, these times 100 are a little less than 29, 115 and 435.
 		{text: "0.29", want: 29},
-		// And 114 here.
 		{text: "1.15", want: 115},
-		// And 434 here.
 		{text: "4.35", want: 435},
 		{text: "1001.10", want: 100110, write: "1001.1"},
 		{text: "999999999999999.99", want: 99_999_999_999_999_999},
@@ -68,7 +65,7 @@ func TestAmountJSON(t *testing.T) {
 func TestAmountRefuses(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
-		// Cannot be written back exactly.
+		// They cannot be written back exactly.
 		"1.234", "0.001", "-0.001",
 		"1e2", "1E2", "1.5e1", "1e0", "1.0e0", "1e-2", "0e0",
 		"1000000000000000", "9223372036854775807", "99999999999999999999999999", "-1000000000000000",
@@ -104,17 +101,17 @@ func TestShippingCostRoundsHalfUp(t *testing.T) {
 		{"0", "0"},
 		{"0.01", "0"}, // 0.0002
 		{"0.24", "0"}, // 0.0048
-		// 0.0050: half goes up.
+		// 0.0050 is half a cent, which is rounded up.
 		{"0.25", "0.01"},
 		{"0.26", "0.01"},
 		{"0.74", "0.01"}, // 0.0148
-		// 0.0150: half goes up, also to an even number.
+		// 0.0150 is rounded up too, to an even number of cents.
 		{"0.75", "0.02"},
 		{"1", "0.02"},
 		{"33.33", "0.67"}, // 0.6666
 		{"99", "1.98"},
 		{"12345.67", "246.91"}, // 246.9134
-		// The dearest order there is.
+		// The largest total that Cart makes.
 		{"396000", "7920"},
 	}
 	for _, tt := range tests {
@@ -180,8 +177,10 @@ func TestOrderEncode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"orderId":"test-order-101","customerId":"0d1ee3c6-5ab5-4f60-a5a5-3f7ac1a6f5b1","orderDate":"2026-01-02T03:04:05.6Z",` +
-		`"items":[{"productId":"Product1","quantity":2,"price":10.5},{"productId":"Product2","quantity":1,"price":99}],` +
+	const want = `{"orderId":"test-order-101","customerId":"0d1ee3c6-5ab5-4f60-a5a5-3f7ac1a6f5b1",` +
+		`"orderDate":"2026-01-02T03:04:05.6Z",` +
+		`"items":[{"productId":"Product1","quantity":2,"price":10.5},` +
+		`{"productId":"Product2","quantity":1,"price":99}],` +
 		`"totalAmount":120,"currency":"USD","status":"new","version":1}`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("encoded (-want +got):\n%s", diff)
@@ -191,14 +190,14 @@ func TestOrderEncode(t *testing.T) {
 func TestOrderEncodeNamesTheOrder(t *testing.T) {
 	t.Parallel()
 	o := sample()
-	// RFC 3339 has no such year.
+	// RFC 3339 has no year 10000.
 	o.OrderDate = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
 	if _, err := o.Encode(); err == nil || !strings.Contains(err.Error(), `"test-order-101"`) {
 		t.Errorf("error %v, want one that names the order", err)
 	}
 }
 
-// The largest order that the API accepts fits into its topic with room to spare.
+// The largest order that the API accepts is far below the limit of its topic.
 func TestLargestOrderFits(t *testing.T) {
 	t.Parallel()
 	o := sample()
@@ -219,8 +218,8 @@ func TestLargestOrderFits(t *testing.T) {
 	}
 }
 
-// The two order topics must agree, or one order's events would sit in partitions of different
-// numbers.
+// The two order topics must have the same number of partitions, or the events of one order would be
+// in partitions of different numbers.
 func TestTopics(t *testing.T) {
 	t.Parallel()
 	order := map[string]string{
@@ -237,7 +236,8 @@ func TestTopics(t *testing.T) {
 		t.Errorf("topics (-want +got):\n%s", diff)
 	}
 	for name, want := range map[string]bool{
-		"order-created-topic": true, "order-updated-topic": true, "order-dead-letter-topic": false, "ORDER-CREATED-TOPIC": false, "": false,
+		"order-created-topic": true, "order-updated-topic": true,
+		"order-dead-letter-topic": false, "ORDER-CREATED-TOPIC": false, "": false,
 	} {
 		if got := IsOrderTopic(name); got != want {
 			t.Errorf("IsOrderTopic(%q) = %t, want %t", name, got, want)

@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The documents are written by hand; here they are held against the code that they describe.
+// The documents are written by hand. These tests compare them with the code that they describe.
 
 func TestDocumentReferencesResolve(t *testing.T) {
 	t.Parallel()
@@ -24,7 +24,8 @@ func TestDocumentReferencesResolve(t *testing.T) {
 			if !ok {
 				return
 			}
-			if pointer, local := strings.CutPrefix(ref, "#/"); !local || find(doc, strings.Split(pointer, "/")...) == nil {
+			pointer, local := strings.CutPrefix(ref, "#/")
+			if !local || find(doc, strings.Split(pointer, "/")...) == nil {
 				t.Errorf("%s: $ref %s leads nowhere", name, ref)
 			}
 		})
@@ -40,7 +41,10 @@ func TestDocumentedRoutes(t *testing.T) {
 		want []string
 	}{
 		{"cart", CartOpenAPI, append([]string{"post /Order/create-order", "put /Order/update-order"}, ops...)},
-		{"order", OrderOpenAPI, append([]string{"get /order/getAllOrderIdsFromTopic", "get /order/order-details"}, ops...)},
+		{
+			"order", OrderOpenAPI,
+			append([]string{"get /order/getAllOrderIdsFromTopic", "get /order/order-details"}, ops...),
+		},
 	} {
 		var got []string
 		for path, item := range find(parse(t, tt.doc), "paths").(map[string]any) {
@@ -151,12 +155,13 @@ func TestDocumentedEvents(t *testing.T) {
 		reasons = append(reasons, string(r))
 	}
 	slices.Sort(reasons)
-	if diff := cmp.Diff(reasons, texts(find(schemas, "DeadLetterHeaders", "properties", "dlt-reason", "enum"))); diff != "" {
+	documented := texts(find(schemas, "DeadLetterHeaders", "properties", "dlt-reason", "enum"))
+	if diff := cmp.Diff(reasons, documented); diff != "" {
 		t.Errorf("reasons of dead letters (-code +document):\n%s", diff)
 	}
 }
 
-// The example events are events.
+// The examples of events can be decoded.
 func TestDocumentedExamples(t *testing.T) {
 	t.Parallel()
 	messages := find(parse(t, AsyncAPI), "components", "messages")
@@ -187,8 +192,7 @@ func parse(t *testing.T, text []byte) any {
 	return doc
 }
 
-// find follows the keys of maps and the indexes of lists, in JSON pointer's spelling; nil when
-// there is nothing.
+// find follows a JSON pointer through maps and lists. It returns nil if nothing is there.
 func find(node any, path ...string) any {
 	for _, key := range path {
 		key = strings.NewReplacer("~1", "/", "~0", "~").Replace(key)

@@ -56,7 +56,10 @@ func TestEventRoundTrip(t *testing.T) {
 	updated.Version, updated.Status = 7, "на складе"
 	for topic, e := range map[string]Event{
 		TopicCreated: {ID: "1", Type: TypeCreated, Time: at, Order: sample()},
-		TopicUpdated: {ID: "2", Type: TypeUpdated, Time: at, Order: updated, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+		TopicUpdated: {
+			ID: "2", Type: TypeUpdated, Time: at, Order: updated,
+			Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		},
 	} {
 		m, err := e.Message()
 		if err != nil {
@@ -93,7 +96,8 @@ func TestDecodePlainEvent(t *testing.T) {
 	t.Parallel()
 	const (
 		pascal = `{"OrderId":"a","CustomerId":"c","OrderDate":"2026-01-02T05:04:05+02:00",` +
-			`"Items":[{"ProductId":"Product1","Quantity":3,"Price":10.10}],"TotalAmount":30.30,"Currency":"USD","Status":"new"}`
+			`"Items":[{"ProductId":"Product1","Quantity":3,"Price":10.10}],` +
+			`"TotalAmount":30.30,"Currency":"USD","Status":"new"}`
 		versioned = `{"orderId":"a","items":[{"quantity":3,"price":10.10}],"totalAmount":30.3,"status":"s","version":5}`
 	)
 	order := Order{
@@ -125,7 +129,9 @@ func TestDecodePlainEvent(t *testing.T) {
 		},
 		{
 			name: "its own version wins", topic: TopicUpdated, offset: 41, value: versioned,
-			want: Event{Type: TypeUpdated, Order: Order{OrderID: "a", Items: []Item{{"", 3, 1010}}, TotalAmount: 3030, Status: "s", Version: 5}},
+			want: Event{Type: TypeUpdated, Order: Order{
+				OrderID: "a", Items: []Item{{"", 3, 1010}}, TotalAmount: 3030, Status: "s", Version: 5,
+			}},
 		},
 	}
 	for _, tt := range tests {
@@ -146,7 +152,7 @@ func TestDecodePlainEvent(t *testing.T) {
 	}
 }
 
-// Without a ce_id the value decides: sent twice it is one event, another value is another.
+// Without ce_id the ID comes from the value: the same value is the same event, another one is not.
 func TestPlainEventID(t *testing.T) {
 	t.Parallel()
 	id := func(offset int64, value string, headers ...Header) string {
@@ -156,7 +162,10 @@ func TestPlainEventID(t *testing.T) {
 		}
 		return e.ID
 	}
-	const one, other = `{"orderId":"a","items":[{}],"totalAmount":0,"status":"new"}`, `{"orderId":"a","items":[{}],"totalAmount":0,"status":"old"}`
+	const (
+		one   = `{"orderId":"a","items":[{}],"totalAmount":0,"status":"new"}`
+		other = `{"orderId":"a","items":[{}],"totalAmount":0,"status":"old"}`
+	)
 	if id(1, one) != id(2, one) {
 		t.Error("the same value at two offsets has two IDs")
 	}
@@ -171,12 +180,13 @@ func TestPlainEventID(t *testing.T) {
 	}
 }
 
-// An event's ID is stored and quoted: it has a limit, as everything that comes from outside.
+// An event's ID is stored, so it has a limit.
 func TestLongEventIDIsUndecodable(t *testing.T) {
 	t.Parallel()
 	const value = `{"orderId":"a","items":[{}],"totalAmount":0,"status":"new"}`
 	for n, want := range map[int]bool{MaxIDBytes: true, MaxIDBytes + 1: false} {
-		_, err := DecodeEvent(TopicCreated, 0, []byte("a"), []byte(value), []Header{{HeaderID, bytes.Repeat([]byte("x"), n)}})
+		headers := []Header{{HeaderID, bytes.Repeat([]byte("x"), n)}}
+		_, err := DecodeEvent(TopicCreated, 0, []byte("a"), []byte(value), headers)
 		if (err == nil) != want {
 			t.Errorf("a ce_id of %d bytes: %v", n, err)
 		}
@@ -203,7 +213,9 @@ func TestDecodeEventHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Event{ID: "last", Type: TypeCreated, Time: time.Date(2026, 1, 2, 3, 4, 5, 500_000_000, time.UTC), Order: order}
+	want := Event{
+		ID: "last", Type: TypeCreated, Time: time.Date(2026, 1, 2, 3, 4, 5, 500_000_000, time.UTC), Order: order,
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("event (-want +got):\n%s", diff)
 	}
@@ -211,11 +223,12 @@ func TestDecodeEventHeaders(t *testing.T) {
 
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
-	// valid with one value changed: field by field what must not get into a store.
+	// changed returns a valid order with another value for one field.
 	changed := func(field, value string) string {
 		fields := map[string]string{
-			"orderId": `"a"`, "status": `"s"`, "totalAmount": "10", "version": "1", "orderDate": `"2026-01-02T03:04:05Z"`,
-			"items": `[{"productId":"Product1","quantity":1,"price":10}]`,
+			"orderId": `"a"`, "status": `"s"`, "totalAmount": "10", "version": "1",
+			"orderDate": `"2026-01-02T03:04:05Z"`,
+			"items":     `[{"productId":"Product1","quantity":1,"price":10}]`,
 		}
 		fields[field] = value
 		var all []string
@@ -227,10 +240,9 @@ func TestDeadLetters(t *testing.T) {
 	header := func(k, v string) []Header { return []Header{{k, []byte(v)}} }
 	manyItems := "[" + strings.TrimSuffix(strings.Repeat("{},", MaxItems+1), ",") + "]"
 	tests := []struct {
-		name string
-		// TopicCreated when empty.
-		topic string
-		// "a" when empty, none when "none".
+		name  string
+		topic string // "": TopicCreated
+		// "" is the key "a", and "none" is no key.
 		key     string
 		value   string
 		headers []Header
@@ -238,47 +250,145 @@ func TestDeadLetters(t *testing.T) {
 		// A part of it.
 		message string
 	}{
-		{name: "topic", topic: TopicDeadLetter, value: changed("", ""), reason: ReasonUndecodable, message: `topic "order-dead-letter-topic" holds no orders`},
+		{
+			name: "topic", topic: TopicDeadLetter, value: changed("", ""), reason: ReasonUndecodable,
+			message: `topic "order-dead-letter-topic" holds no orders`,
+		},
 		{name: "tombstone", value: "none", reason: ReasonTombstone, message: "the record has no value"},
-		{name: "tombstone of another key", key: "b", value: "none", reason: ReasonTombstone, message: "the record has no value"},
+		{
+			name: "tombstone of another key", key: "b", value: "none", reason: ReasonTombstone,
+			message: "the record has no value",
+		},
 
 		{name: "empty value", value: "", reason: ReasonUndecodable, message: "broken JSON: it ends too early"},
 		{name: "not JSON", value: "hello", reason: ReasonUndecodable, message: "broken JSON at byte 1"},
-		{name: "not UTF-8", value: changed("customerId", "\"\xff\""), reason: ReasonUndecodable, message: "not valid UTF-8"},
-		{name: "two values", value: changed("", `""`) + "{}", reason: ReasonUndecodable, message: "something follows the JSON value"},
-		{name: "an array", value: "[]", reason: ReasonUndecodable, message: "the JSON value must be an object, not array"},
+		{
+			name: "not UTF-8", value: changed("customerId", "\"\xff\""), reason: ReasonUndecodable,
+			message: "not valid UTF-8",
+		},
+		{
+			name: "two values", value: changed("", `""`) + "{}", reason: ReasonUndecodable,
+			message: "something follows the JSON value",
+		},
+		{
+			name: "an array", value: "[]", reason: ReasonUndecodable,
+			message: "the JSON value must be an object, not array",
+		},
 		{name: "null", value: "null", reason: ReasonUndecodable, message: "orderId is blank"},
 		{name: "no orderId", value: changed("orderId", "null"), reason: ReasonUndecodable, message: "orderId is blank"},
-		{name: "orderId a number", value: changed("orderId", "1"), reason: ReasonUndecodable, message: "orderId must be a string, not number"},
-		{name: "orderId with outer blanks", key: " a", value: changed("orderId", `" a"`), reason: ReasonUndecodable, message: "orderId has blanks at its ends"},
-		{name: "orderId too long", value: changed("orderId", `"`+strings.Repeat("x", 257)+`"`), reason: ReasonUndecodable, message: "orderId has 257 bytes"},
+		{
+			name: "orderId a number", value: changed("orderId", "1"), reason: ReasonUndecodable,
+			message: "orderId must be a string, not number",
+		},
+		{
+			name: "orderId with outer blanks", key: " a", value: changed("orderId", `" a"`), reason: ReasonUndecodable,
+			message: "orderId has blanks at its ends",
+		},
+		{
+			name: "orderId too long", value: changed("orderId", `"`+strings.Repeat("x", 257)+`"`),
+			reason: ReasonUndecodable, message: "orderId has 257 bytes",
+		},
 		{name: "no status", value: changed("status", `" "`), reason: ReasonUndecodable, message: "status is blank"},
-		{name: "no items", value: changed("items", "[]"), reason: ReasonUndecodable, message: "items has 0 entries, must be 1 to 1000"},
-		{name: "too many items", value: changed("items", manyItems), reason: ReasonUndecodable, message: "items has 1001 entries"},
-		{name: "items an object", value: changed("items", "{}"), reason: ReasonUndecodable, message: "items must be an array, not object"},
-		{name: "an item a string", value: changed("items", `["x"]`), reason: ReasonUndecodable, message: "items must be an object, not string"},
-		{name: "a fraction of a thing", value: changed("items", `[{"quantity":1.5}]`), reason: ReasonUndecodable, message: "items.quantity must be a whole number, not number 1.5"},
-		{name: "negative quantity", value: changed("items", `[{"quantity":-1,"price":-10}]`), reason: ReasonUndecodable, message: "items[0] has quantity -1 and price -10, out of range"},
-		{name: "negative price", value: changed("items", `[{"quantity":1,"price":-10}]`), reason: ReasonUndecodable, message: "out of range"},
-		{name: "a sum beyond int64", value: changed("items", `[{"quantity":1000000000,"price":999999999999999}]`), reason: ReasonUndecodable, message: "out of range"},
-		{name: "a price of three decimals", value: changed("items", `[{"quantity":1,"price":9.999}]`), reason: ReasonUndecodable, message: "amount 9.999: at most 15 digits and two decimals"},
-		{name: "a price with an exponent", value: changed("items", `[{"quantity":1,"price":1e1}]`), reason: ReasonUndecodable, message: "amount 1e1: not a plain decimal number"},
-		{name: "wrong total", value: changed("totalAmount", "10.01"), reason: ReasonUndecodable, message: "totalAmount is 10.01, its items sum to 10"},
-		{name: "wrong date", value: changed("orderDate", `"yesterday"`), reason: ReasonUndecodable, message: "yesterday"},
-		{name: "a date that UTC cannot write", value: changed("orderDate", `"9999-12-31T23:00:00-02:00"`), reason: ReasonUndecodable, message: "orderDate is in the year 10000"},
-		{name: "negative version", value: changed("version", "-1"), reason: ReasonUndecodable, message: "version is -1"},
-		{name: "version beyond int64", value: changed("version", "9223372036854775808"), reason: ReasonUndecodable, message: "version must be a whole number"},
-		{name: "a creation of version 2", value: changed("version", "2"), reason: ReasonUndecodable, message: "version 2 cannot be that of order.created"},
-		{name: "an update of version 1", topic: TopicUpdated, value: changed("version", "1"), reason: ReasonUndecodable, message: "version 1 cannot be that of order.updated"},
+		{
+			name: "no items", value: changed("items", "[]"), reason: ReasonUndecodable,
+			message: "items has 0 entries, must be 1 to 1000",
+		},
+		{
+			name: "too many items", value: changed("items", manyItems), reason: ReasonUndecodable,
+			message: "items has 1001 entries",
+		},
+		{
+			name: "items an object", value: changed("items", "{}"), reason: ReasonUndecodable,
+			message: "items must be an array, not object",
+		},
+		{
+			name: "an item a string", value: changed("items", `["x"]`), reason: ReasonUndecodable,
+			message: "items must be an object, not string",
+		},
+		{
+			name: "a fraction of a thing", value: changed("items", `[{"quantity":1.5}]`), reason: ReasonUndecodable,
+			message: "items.quantity must be a whole number, not number 1.5",
+		},
+		{
+			name: "negative quantity", value: changed("items", `[{"quantity":-1,"price":-10}]`),
+			reason: ReasonUndecodable, message: "items[0] has quantity -1 and price -10, out of range",
+		},
+		{
+			name: "negative price", value: changed("items", `[{"quantity":1,"price":-10}]`), reason: ReasonUndecodable,
+			message: "out of range",
+		},
+		{
+			name: "a sum beyond int64", value: changed("items", `[{"quantity":1000000000,"price":999999999999999}]`),
+			reason: ReasonUndecodable, message: "out of range",
+		},
+		{
+			name: "a price of three decimals", value: changed("items", `[{"quantity":1,"price":9.999}]`),
+			reason: ReasonUndecodable, message: "amount 9.999: at most 15 digits and two decimals",
+		},
+		{
+			name: "a price with an exponent", value: changed("items", `[{"quantity":1,"price":1e1}]`),
+			reason: ReasonUndecodable, message: "amount 1e1: not a plain decimal number",
+		},
+		{
+			name: "wrong total", value: changed("totalAmount", "10.01"), reason: ReasonUndecodable,
+			message: "totalAmount is 10.01, its items sum to 10",
+		},
+		{
+			name: "wrong date", value: changed("orderDate", `"yesterday"`), reason: ReasonUndecodable,
+			message: "yesterday",
+		},
+		{
+			name: "a date that UTC cannot write", value: changed("orderDate", `"9999-12-31T23:00:00-02:00"`),
+			reason: ReasonUndecodable, message: "orderDate is in the year 10000",
+		},
+		{
+			name: "negative version", value: changed("version", "-1"), reason: ReasonUndecodable,
+			message: "version is -1",
+		},
+		{
+			name: "version beyond int64", value: changed("version", "9223372036854775808"), reason: ReasonUndecodable,
+			message: "version must be a whole number",
+		},
+		{
+			name: "a creation of version 2", value: changed("version", "2"), reason: ReasonUndecodable,
+			message: "version 2 cannot be that of order.created",
+		},
+		{
+			name: "an update of version 1", topic: TopicUpdated, value: changed("version", "1"),
+			reason: ReasonUndecodable, message: "version 1 cannot be that of order.updated",
+		},
 
-		{name: "event of another type", value: changed("", `""`), headers: header(HeaderType, "order.updated"), reason: ReasonUndecodable, message: `header ce_type is "order.updated", in this topic it must be "order.created"`},
-		{name: "CloudEvents of the future", value: changed("", `""`), headers: header(HeaderSpecVersion, "2.0"), reason: ReasonUndecodable, message: `header ce_specversion is "2.0", must be 1.0`},
-		{name: "wrong time", value: changed("", `""`), headers: header(HeaderTime, "noon"), reason: ReasonUndecodable, message: `header ce_time is "noon"`},
-		{name: "a time that UTC cannot write", value: changed("", `""`), headers: header(HeaderTime, "0000-01-01T00:00:00+01:00"), reason: ReasonUndecodable, message: "header ce_time is"},
+		{
+			name: "event of another type", value: changed("", `""`), headers: header(HeaderType, "order.updated"),
+			reason:  ReasonUndecodable,
+			message: `header ce_type is "order.updated", in this topic it must be "order.created"`,
+		},
+		{
+			name: "CloudEvents of the future", value: changed("", `""`), headers: header(HeaderSpecVersion, "2.0"),
+			reason: ReasonUndecodable, message: `header ce_specversion is "2.0", must be 1.0`,
+		},
+		{
+			name: "wrong time", value: changed("", `""`), headers: header(HeaderTime, "noon"),
+			reason: ReasonUndecodable, message: `header ce_time is "noon"`,
+		},
+		{
+			name: "a time that UTC cannot write", value: changed("", `""`),
+			headers: header(HeaderTime, "0000-01-01T00:00:00+01:00"), reason: ReasonUndecodable,
+			message: "header ce_time is",
+		},
 
-		{name: "another key", key: "b", value: changed("", `""`), reason: ReasonKeyMismatch, message: `key "b" is not the orderId "a"`},
-		{name: "no key", key: "none", value: changed("", `""`), reason: ReasonKeyMismatch, message: `key "" is not the orderId "a"`},
-		{name: "key of another case", key: "A", value: changed("", `""`), reason: ReasonKeyMismatch, message: `key "A" is not`},
+		{
+			name: "another key", key: "b", value: changed("", `""`), reason: ReasonKeyMismatch,
+			message: `key "b" is not the orderId "a"`,
+		},
+		{
+			name: "no key", key: "none", value: changed("", `""`), reason: ReasonKeyMismatch,
+			message: `key "" is not the orderId "a"`,
+		},
+		{
+			name: "key of another case", key: "A", value: changed("", `""`), reason: ReasonKeyMismatch,
+			message: `key "A" is not`,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -308,8 +418,8 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
-// A message becomes a header of the dead letter, which must fit into its topic together with the
-// record itself.
+// The message becomes a header of the dead letter. Together with the record it must fit into the
+// topic.
 func TestDecodeErrorIsShort(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("é", MaxEventBytes/2)
@@ -328,7 +438,8 @@ func TestDecodeErrorIsShort(t *testing.T) {
 		checkMessage(t, err, []byte(name))
 	}
 	_, err := DecodeEvent(TopicCreated, 0, []byte(long), []byte(`{"orderId":"a","items":[{}],"status":"s"}`), nil)
-	if decode, ok := errors.AsType[*DecodeError](err); !ok || decode.Reason != ReasonKeyMismatch || len(decode.Message) > 600 {
+	decode, ok := errors.AsType[*DecodeError](err)
+	if !ok || decode.Reason != ReasonKeyMismatch || len(decode.Message) > 600 {
 		t.Errorf("error %.700v, want a short %s", err, ReasonKeyMismatch)
 	}
 }
@@ -341,16 +452,22 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// Whatever a topic holds is either refused with a reason or an event that can be stored and sent on
-// without change.
+// Any record is either refused with a reason, or it is an event that can be encoded and decoded
+// again without a difference.
 func FuzzDecodeEvent(f *testing.F) {
 	value, err := sample().Encode()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(true, int64(0), []byte("test-order-101"), value, "id", "2026-01-02T03:04:05Z", "")
-	f.Add(false, int64(41), []byte("a"), []byte(`{"OrderId":"a","Items":[{"Quantity":3,"Price":10.10}],"TotalAmount":30.30,"Status":"s"}`), "", "", "00-0a-b7-01")
-	f.Add(false, int64(1), []byte("a"), []byte(`{"orderId":"a","orderDate":"9999-12-31T23:00:00-02:00","items":[null],"status":"s","version":9}`), "", "", "")
+	f.Add(false,
+		int64(41), []byte("a"),
+		[]byte(`{"OrderId":"a","Items":[{"Quantity":3,"Price":10.10}],"TotalAmount":30.30,"Status":"s"}`), "", "",
+		"00-0a-b7-01")
+	f.Add(false,
+		int64(1), []byte("a"),
+		[]byte(`{"orderId":"a","orderDate":"9999-12-31T23:00:00-02:00","items":[null],"status":"s","version":9}`), "",
+		"", "")
 	f.Add(true, int64(0), []byte(nil), []byte(nil), "", "", "")
 	f.Fuzz(func(t *testing.T, created bool, offset int64, key, value []byte, id, at, traceparent string) {
 		topic := TopicUpdated
@@ -377,7 +494,8 @@ func FuzzDecodeEvent(f *testing.F) {
 			return
 		}
 		checkText(t, e.Order.OrderID, MaxIDBytes)
-		if e.ID == "" || e.Order.Version < 1 || e.Order.TotalAmount < 0 || len(e.Order.Items) > MaxItems || e.Order.OrderID != string(key) {
+		if e.ID == "" || e.Order.Version < 1 || e.Order.TotalAmount < 0 ||
+			len(e.Order.Items) > MaxItems || e.Order.OrderID != string(key) {
 			t.Errorf("accepted %+v", e)
 		}
 		m, err := e.Message()
@@ -392,12 +510,12 @@ func FuzzDecodeEvent(f *testing.F) {
 			t.Fatalf("its own message is refused: %v", err)
 		}
 		if diff := cmp.Diff(e, again); diff != "" {
-			t.Errorf("its own message says something else (-first +second):\n%s", diff)
+			t.Errorf("its own message is another event (-first +second):\n%s", diff)
 		}
 	})
 }
 
-// quote writes s as a JSON string.
+// quote returns s as a JSON string.
 func quote(t *testing.T, s string) string {
 	t.Helper()
 	b, err := json.Marshal(s)

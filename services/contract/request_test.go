@@ -17,16 +17,25 @@ const (
 	textRule    = "must be 1 to 256 bytes of UTF-8 without control characters"
 )
 
-// brokenBodies are wrong for both requests, before their fields are looked at.
+// brokenBodies are refused by both requests before their fields are checked.
 var brokenBodies = []struct{ name, body, want string }{
 	{"nothing", ``, "broken JSON: it ends too early"},
 	{"only blanks", " \n", "broken JSON: it ends too early"},
 	{"cut short", `{"orderId":"a","items`, "broken JSON: it ends too early"},
 	{"broken", `{"orderId":}`, "broken JSON at byte 12: invalid character '}' looking for beginning of value"},
 	{"not JSON", `orderId=a&itemsNum=1`, "broken JSON at byte 1: invalid character 'o' looking for beginning of value"},
-	{"single quotes", `{'orderId':'a'}`, `broken JSON at byte 2: invalid character '\'' looking for beginning of object key string`},
-	{"a comma too many", `{"orderId":"a",}`, "broken JSON at byte 16: invalid character '}' looking for beginning of object key string"},
-	{"line break in a string", "{\"orderId\":\"a\nb\"}", `broken JSON at byte 14: invalid character '\n' in string literal`},
+	{
+		"single quotes", `{'orderId':'a'}`,
+		`broken JSON at byte 2: invalid character '\'' looking for beginning of object key string`,
+	},
+	{
+		"a comma too many", `{"orderId":"a",}`,
+		"broken JSON at byte 16: invalid character '}' looking for beginning of object key string",
+	},
+	{
+		"line break in a string", "{\"orderId\":\"a\nb\"}",
+		`broken JSON at byte 14: invalid character '\n' in string literal`,
+	},
 	{"too deep", strings.Repeat("[", 10_001), "broken JSON at byte 10001: invalid character '[' exceeded max depth"},
 	{"a second object", `{"orderId":"a","itemsNum":1,"status":"s"} {}`, "something follows the JSON value"},
 	{"a stray bracket", `{"orderId":"a","itemsNum":1,"status":"s"}}`, "something follows the JSON value"},
@@ -44,16 +53,31 @@ func TestDecodeCreateOrder(t *testing.T) {
 		want       CreateOrder
 		err        string
 	}{
-		{name: "the reference's request", body: "{\n  \"OrderId\": \"test-order-101\",\n  \"ItemsNum\": 3\n}", want: CreateOrder{"test-order-101", 3}},
+		{
+			name: "the reference's request", body: "{\n  \"OrderId\": \"test-order-101\",\n  \"ItemsNum\": 3\n}",
+			want: CreateOrder{"test-order-101", 3},
+		},
 		{name: "camelCase", body: `{"orderId":"a","itemsNum":1}`, want: CreateOrder{"a", 1}},
 		{name: "any case", body: `{"ORDERID":"a","iTEMSnUM":1}`, want: CreateOrder{"a", 1}},
-		{name: "unknown keys", body: `{"orderId":"a","itemsNum":1,"note":{"deep":[1]},"x":null}`, want: CreateOrder{"a", 1}},
-		{name: "blanks at the ends", body: " {\"orderId\":\"  a b\\t\",\"itemsNum\":1}\r\n", want: CreateOrder{"a b", 1}},
+		{
+			name: "unknown keys", body: `{"orderId":"a","itemsNum":1,"note":{"deep":[1]},"x":null}`,
+			want: CreateOrder{"a", 1},
+		},
+		{
+			name: "blanks at the ends", body: " {\"orderId\":\"  a b\\t\",\"itemsNum\":1}\r\n",
+			want: CreateOrder{"a b", 1},
+		},
 		{name: "escapes", body: `{"order\u0049d":"\u00e9\ud83d\uded2","itemsNum":1}`, want: CreateOrder{"é🛒", 1}},
-		{name: "the last of two keys counts", body: `{"orderId":"a","OrderId":"b","itemsNum":1,"itemsNum":2}`, want: CreateOrder{"b", 2}},
+		{
+			name: "the last of two keys counts", body: `{"orderId":"a","OrderId":"b","itemsNum":1,"itemsNum":2}`,
+			want: CreateOrder{"b", 2},
+		},
 		{name: "least items", body: `{"orderId":"a","itemsNum":1}`, want: CreateOrder{"a", 1}},
 		{name: "most items", body: `{"orderId":"a","itemsNum":1000}`, want: CreateOrder{"a", 1000}},
-		{name: "longest ID", body: `{"orderId":"` + strings.Repeat("x", 256) + `","itemsNum":1}`, want: CreateOrder{strings.Repeat("x", 256), 1}},
+		{
+			name: "longest ID", body: `{"orderId":"` + strings.Repeat("x", 256) + `","itemsNum":1}`,
+			want: CreateOrder{strings.Repeat("x", 256), 1},
+		},
 
 		{name: "empty object", body: `{}`, err: idMissing + "; " + numMissing},
 		{name: "null", body: `null`, err: idMissing + "; " + numMissing},
@@ -62,22 +86,55 @@ func TestDecodeCreateOrder(t *testing.T) {
 		{name: "no number", body: `{"orderId":"a"}`, err: numMissing},
 		{name: "empty ID", body: `{"orderId":"","itemsNum":1}`, err: "orderId is blank, " + textRule},
 		{name: "blank ID", body: `{"orderId":" \t ","itemsNum":1}`, err: "orderId is blank, " + textRule},
-		{name: "ID too long", body: `{"orderId":"` + strings.Repeat("x", 257) + `","itemsNum":1}`, err: "orderId has 257 bytes, " + textRule},
-		{name: "control character in the ID", body: `{"orderId":"a\u0000b","itemsNum":1}`, err: "orderId contains a control character, " + textRule},
+		{
+			name: "ID too long", body: `{"orderId":"` + strings.Repeat("x", 257) + `","itemsNum":1}`,
+			err: "orderId has 257 bytes, " + textRule,
+		},
+		{
+			name: "control character in the ID", body: `{"orderId":"a\u0000b","itemsNum":1}`,
+			err: "orderId contains a control character, " + textRule,
+		},
 		{name: "ID a number", body: `{"orderId":5,"itemsNum":1}`, err: "orderId must be a string, not 5"},
-		{name: "ID an object", body: `{"orderId":{"a":"` + strings.Repeat("x", 99) + `"},"itemsNum":1}`, err: `orderId must be a string, not {"a":"xxxxxxxxxxxxxx`},
+		{
+			name: "ID an object", body: `{"orderId":{"a":"` + strings.Repeat("x", 99) + `"},"itemsNum":1}`,
+			err: `orderId must be a string, not {"a":"xxxxxxxxxxxxxx`,
+		},
 		{name: "ID a list", body: `{"orderId":["a"],"itemsNum":1}`, err: `orderId must be a string, not ["a"]`},
 		{name: "no items", body: `{"orderId":"a","itemsNum":0}`, err: "itemsNum is 0, must be from 1 to 1000"},
 		{name: "minus zero", body: `{"orderId":"a","itemsNum":-0}`, err: "itemsNum is 0, must be from 1 to 1000"},
 		{name: "negative", body: `{"orderId":"a","itemsNum":-3}`, err: "itemsNum is -3, must be from 1 to 1000"},
-		{name: "over the cap", body: `{"orderId":"a","itemsNum":1001}`, err: "itemsNum is 1001, must be from 1 to 1000"},
-		{name: "beyond any integer", body: `{"orderId":"a","itemsNum":` + strings.Repeat("9", 40) + `}`, err: "itemsNum is out of range, must be from 1 to 1000"},
-		{name: "a fraction", body: `{"orderId":"a","itemsNum":2.5}`, err: "itemsNum must be a whole number from 1 to 1000, not 2.5"},
-		{name: "written as a fraction", body: `{"orderId":"a","itemsNum":3.0}`, err: "itemsNum must be a whole number from 1 to 1000, not 3.0"},
-		{name: "an exponent", body: `{"orderId":"a","itemsNum":1e2}`, err: "itemsNum must be a whole number from 1 to 1000, not 1e2"},
-		{name: "number a string", body: `{"orderId":"a","itemsNum":"3"}`, err: `itemsNum must be a whole number from 1 to 1000, not "3"`},
-		{name: "number a bool", body: `{"orderId":"a","itemsNum":true}`, err: "itemsNum must be a whole number from 1 to 1000, not true"},
-		{name: "all wrong at once", body: `{"orderId":7,"itemsNum":"x"}`, err: `orderId must be a string, not 7; itemsNum must be a whole number from 1 to 1000, not "x"`},
+		{
+			name: "over the cap", body: `{"orderId":"a","itemsNum":1001}`,
+			err: "itemsNum is 1001, must be from 1 to 1000",
+		},
+		{
+			name: "beyond any integer", body: `{"orderId":"a","itemsNum":` + strings.Repeat("9", 40) + `}`,
+			err: "itemsNum is out of range, must be from 1 to 1000",
+		},
+		{
+			name: "a fraction", body: `{"orderId":"a","itemsNum":2.5}`,
+			err: "itemsNum must be a whole number from 1 to 1000, not 2.5",
+		},
+		{
+			name: "written as a fraction", body: `{"orderId":"a","itemsNum":3.0}`,
+			err: "itemsNum must be a whole number from 1 to 1000, not 3.0",
+		},
+		{
+			name: "an exponent", body: `{"orderId":"a","itemsNum":1e2}`,
+			err: "itemsNum must be a whole number from 1 to 1000, not 1e2",
+		},
+		{
+			name: "number a string", body: `{"orderId":"a","itemsNum":"3"}`,
+			err: `itemsNum must be a whole number from 1 to 1000, not "3"`,
+		},
+		{
+			name: "number a bool", body: `{"orderId":"a","itemsNum":true}`,
+			err: "itemsNum must be a whole number from 1 to 1000, not true",
+		},
+		{
+			name: "all wrong at once", body: `{"orderId":7,"itemsNum":"x"}`,
+			err: `orderId must be a string, not 7; itemsNum must be a whole number from 1 to 1000, not "x"`,
+		},
 	}
 	for _, b := range brokenBodies {
 		tests = append(tests, struct {
@@ -107,13 +164,29 @@ func TestDecodeUpdateOrder(t *testing.T) {
 		want       UpdateOrder
 		err        string
 	}{
-		{name: "the reference's request", body: "{\n  \"orderId\": \"test-order-101\",\n  \"status\": \"Shipped\"\n}", want: UpdateOrder{"test-order-101", "Shipped"}},
+		{
+			name: "the reference's request",
+			body: "{\n  \"orderId\": \"test-order-101\",\n  \"status\": \"Shipped\"\n}",
+			want: UpdateOrder{"test-order-101", "Shipped"},
+		},
 		{name: "PascalCase", body: `{"OrderId":"a","Status":"b"}`, want: UpdateOrder{"a", "b"}},
-		{name: "any status", body: `{"orderId":"a","status":"на складе 📦, shelf 3/4"}`, want: UpdateOrder{"a", "на складе 📦, shelf 3/4"}},
-		{name: "blanks at the ends", body: `{"orderId":" a ","status":"\n on its way "}`, want: UpdateOrder{"a", "on its way"}},
+		{
+			name: "any status", body: `{"orderId":"a","status":"на складе 📦, shelf 3/4"}`,
+			want: UpdateOrder{"a", "на складе 📦, shelf 3/4"},
+		},
+		{
+			name: "blanks at the ends", body: `{"orderId":" a ","status":"\n on its way "}`,
+			want: UpdateOrder{"a", "on its way"},
+		},
 		{name: "unknown keys", body: `{"orderId":"a","status":"b","itemsNum":-1}`, want: UpdateOrder{"a", "b"}},
-		{name: "the last of two keys counts", body: `{"status":"a","orderId":"a","STATUS":"b"}`, want: UpdateOrder{"a", "b"}},
-		{name: "longest status", body: `{"orderId":"a","status":"` + strings.Repeat("x", 256) + `"}`, want: UpdateOrder{"a", strings.Repeat("x", 256)}},
+		{
+			name: "the last of two keys counts", body: `{"status":"a","orderId":"a","STATUS":"b"}`,
+			want: UpdateOrder{"a", "b"},
+		},
+		{
+			name: "longest status", body: `{"orderId":"a","status":"` + strings.Repeat("x", 256) + `"}`,
+			want: UpdateOrder{"a", strings.Repeat("x", 256)},
+		},
 
 		{name: "empty object", body: `{}`, err: idMissing + "; " + statMissing},
 		{name: "null", body: `null`, err: idMissing + "; " + statMissing},
@@ -121,10 +194,19 @@ func TestDecodeUpdateOrder(t *testing.T) {
 		{name: "no ID", body: `{"status":"b"}`, err: idMissing},
 		{name: "no status", body: `{"orderId":"a"}`, err: statMissing},
 		{name: "blank status", body: `{"orderId":"a","status":"  "}`, err: "status is blank, " + textRule},
-		{name: "status too long", body: `{"orderId":"a","status":"` + strings.Repeat("x", 257) + `"}`, err: "status has 257 bytes, " + textRule},
-		{name: "control character in the status", body: `{"orderId":"a","status":"a\u001bb"}`, err: "status contains a control character, " + textRule},
+		{
+			name: "status too long", body: `{"orderId":"a","status":"` + strings.Repeat("x", 257) + `"}`,
+			err: "status has 257 bytes, " + textRule,
+		},
+		{
+			name: "control character in the status", body: `{"orderId":"a","status":"a\u001bb"}`,
+			err: "status contains a control character, " + textRule,
+		},
 		{name: "status a number", body: `{"orderId":"a","status":3}`, err: "status must be a string, not 3"},
-		{name: "all wrong at once", body: `{"orderId":"","status":false}`, err: "orderId is blank, " + textRule + "; status must be a string, not false"},
+		{
+			name: "all wrong at once", body: `{"orderId":"","status":false}`,
+			err: "orderId is blank, " + textRule + "; status must be a string, not false",
+		},
 	}
 	for _, b := range brokenBodies {
 		tests = append(tests, struct {
@@ -161,9 +243,10 @@ func FuzzDecodeCreateOrder(f *testing.F) {
 		if req.ItemsNum < 1 || req.ItemsNum > MaxItems {
 			t.Errorf("accepted %d items", req.ItemsNum)
 		}
-		again, err := DecodeCreateOrder(fmt.Appendf(nil, `{"orderId":%s,"itemsNum":%d}`, quote(t, req.OrderID), req.ItemsNum))
+		plain := fmt.Appendf(nil, `{"orderId":%s,"itemsNum":%d}`, quote(t, req.OrderID), req.ItemsNum)
+		again, err := DecodeCreateOrder(plain)
 		if err != nil || again != req {
-			t.Errorf("%+v, said plainly, is %+v, %v", req, again, err)
+			t.Errorf("%+v, encoded and decoded again, is %+v, %v", req, again, err)
 		}
 	})
 }
@@ -180,22 +263,23 @@ func FuzzDecodeUpdateOrder(f *testing.F) {
 		}
 		checkText(t, req.OrderID, MaxIDBytes)
 		checkText(t, req.Status, MaxStatusBytes)
-		again, err := DecodeUpdateOrder(fmt.Appendf(nil, `{"orderId":%s,"status":%s}`, quote(t, req.OrderID), quote(t, req.Status)))
+		plain := fmt.Appendf(nil, `{"orderId":%s,"status":%s}`, quote(t, req.OrderID), quote(t, req.Status))
+		again, err := DecodeUpdateOrder(plain)
 		if err != nil || again != req {
-			t.Errorf("%+v, said plainly, is %+v, %v", req, again, err)
+			t.Errorf("%+v, encoded and decoded again, is %+v, %v", req, again, err)
 		}
 	})
 }
 
 func checkText(t *testing.T, s string, limit int) {
 	t.Helper()
-	if s == "" || len(s) > limit || strings.TrimSpace(s) != s || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+	if s == "" || len(s) > limit || strings.TrimSpace(s) != s ||
+		!utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 		t.Errorf("accepted %q", s)
 	}
 }
 
-// checkMessage demands that a refusal is a short line of text: it goes into an answer, whatever the
-// body held.
+// checkMessage demands that a refusal is a short text, because it becomes part of a response.
 func checkMessage(t *testing.T, err error, body []byte) {
 	t.Helper()
 	if m := err.Error(); m == "" || len(m) > 600 || !utf8.ValidString(m) {
