@@ -33,7 +33,8 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func open(t *testing.T, path string) *Box {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}}, slog.New(slog.DiscardHandler))
+	migrations := fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}}
+	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,16 +58,24 @@ func add(t *testing.T, b *Box, ms ...contract.Message) {
 	}
 }
 
-// numbered are n messages of a few keys, each with its number in the whole sequence as its value.
+// noKafka is a Kafka that does not exist.
+var noKafka = broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}
+
+// numbered returns n messages of a few keys. The value of each is its number in the whole sequence,
+// which begins at from.
 func numbered(topic string, from, n int) []contract.Message {
 	ms := make([]contract.Message, n)
 	for i := range ms {
-		ms[i] = contract.Message{Topic: topic, Key: fmt.Append(nil, "key", (from+i)%7), Value: fmt.Append(nil, from+i), Headers: []contract.Header{{Key: "n", Value: fmt.Append(nil, from+i)}}}
+		number := fmt.Append(nil, from+i)
+		ms[i] = contract.Message{
+			Topic: topic, Key: fmt.Append(nil, "key", (from+i)%7), Value: number,
+			Headers: []contract.Header{{Key: "n", Value: number}},
+		}
 	}
 	return ms
 }
 
-// relay runs a relay until stop is called, which returns when it has ended.
+// relay runs a relay until stop is called. stop returns when the relay has ended.
 func relay(t *testing.T, b *Box, addr string) (stop func()) {
 	t.Helper()
 	return relayAs(t, b, broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}})
@@ -104,7 +113,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 
 func empty(b *Box) func() bool { return func() bool { return b.Rows() == 0 } }
 
-// published are the numbers in a topic by key, in the order in which a reader gets them.
+// published returns the numbers in a topic by key, in the order of the records.
 func published(t *testing.T, addr, topic string) map[string][]string {
 	t.Helper()
 	got := map[string][]string{}
@@ -122,8 +131,9 @@ func byKey(ms []contract.Message) map[string][]string {
 	return want
 }
 
-// inOrder says whether all of want came, each key's in order. What came twice may only repeat a
-// stretch from its beginning on: behind a number comes the next one, or one that was there before.
+// inOrder checks that all numbers of want are in got, in the order of want for each key. Numbers
+// may repeat, but only from an earlier one on: a number is followed by the next one, or by one that
+// was there before.
 func inOrder(want, got map[string][]string) error {
 	for key, numbers := range want {
 		next := 0
@@ -151,11 +161,11 @@ func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
 			topic := testenv.NewTopic(t, addr, 3)
 			path := filepath.Join(t.TempDir(), "t.db")
 			b := open(t, path)
-			// More than is in flight at a time.
+			// More messages than are in flight at a time.
 			all := numbered(topic, 0, 25_000)
 			add(t, b, all[:20_000]...)
 			stop := relay(t, b, addr)
-			// The others while it works.
+			// The others come while the relay works.
 			for i := 20_000; i < len(all); i += 100 {
 				add(t, b, all[i:i+100]...)
 			}
@@ -206,8 +216,8 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 	}
 }
 
-// Whoever renews certificates in time sees no row twice; when it is too late nothing is lost
-// either.
+// If a certificate is renewed in time, no row is published twice. If it is renewed too late, no row
+// is lost.
 func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)
@@ -216,7 +226,7 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	vars := u.Env()
 	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
 	var log strings.Builder
-	// It watches the files.
+	// The admin client watches the files.
 	admin, err := broker.NewAdmin(cfg, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -256,8 +266,8 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	}
 }
 
-// A refused row stops what is behind it: were the others sent on, a later version of an order could
-// overtake an earlier one.
+// A refused row stops the rows behind it. Otherwise a later version of an order could overtake an
+// earlier one.
 func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	present, absent := testenv.NewTopic(t, addr, 3), "made-later-"+strings.ToLower(t.Name())
@@ -269,9 +279,12 @@ func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	relay(t, b, addr)
 	eventually(t, "a failure is counted", func() bool { return failures(t, b) > 0 })
 	if n := len(testenv.ReadAll(t, addr, present)); n < 50 {
-		eventually(t, "what was before the refused rows is published", func() bool { return len(testenv.ReadAll(t, addr, present)) >= 50 })
+		eventually(t,
+			"what was before the refused rows is published",
+			func() bool { return len(testenv.ReadAll(t, addr, present)) >= 50 })
 	}
-	if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{{Name: absent, Partitions: 3, Config: map[string]string{}}}, 1); err != nil {
+	declared := []contract.Topic{{Name: absent, Partitions: 3, Config: map[string]string{}}}
+	if err := localkafka.CreateTopics(t.Context(), addr, declared, 1); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -310,12 +323,13 @@ func failures(t *testing.T, b *Box) float64 {
 	return sum
 }
 
-// shown is what a scrape gets of the outbox, in whole seconds.
+// shown returns the series of the outbox, as a text, with the age in whole seconds.
 func shown(t *testing.T, b *Box) string {
 	t.Helper()
 	got := map[string]string{}
 	for _, f := range gather(t, b) {
-		got[strings.TrimPrefix(f.GetName(), "test_outbox_")] = fmt.Sprintf("%.0f", math.Ceil(f.GetMetric()[0].GetGauge().GetValue()))
+		seconds := math.Ceil(f.GetMetric()[0].GetGauge().GetValue())
+		got[strings.TrimPrefix(f.GetName(), "test_outbox_")] = fmt.Sprintf("%.0f", seconds)
 	}
 	text := "rows " + got["rows"]
 	if oldest, ok := got["oldest_seconds"]; ok {
@@ -324,8 +338,8 @@ func shown(t *testing.T, b *Box) string {
 	return text
 }
 
-// The age is that of the first row that is not acknowledged, and when it cannot be read nothing is
-// shown: 0 would say that none waits.
+// The age is that of the first row that is not acknowledged. It is absent if it cannot be read: 0
+// would mean that no row waits.
 func TestTheAgeOfTheOldestRow(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
@@ -351,7 +365,7 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	b.acked.add(2, 1)
 	check("all acknowledged", "rows 2, oldest 0")
 	b.acked.add(0, -2)
-	// A clock that was set back.
+	// The clock was set back.
 	addAt(-time.Hour)
 	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("DELETE FROM outbox WHERE id < 3")
@@ -361,16 +375,13 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	}
 	check("accepted in the future", "rows 3, oldest 0")
 
-	// A writer in the middle of its transaction is not waited for.
+	// A scrape does not wait for a transaction. This one ends only after the scrape, which would
+	// give up after a second and show no age.
 	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 		if _, err := tx.Exec("DELETE FROM outbox"); err != nil {
 			return err
 		}
-		begin := time.Now()
 		check("while a transaction is under way", "rows 3, oldest 0")
-		if took := time.Since(begin); took > 500*time.Millisecond {
-			t.Errorf("the scrape took %s", took)
-		}
 		return errors.New("rolled back")
 	}); err == nil {
 		t.Error("the transaction was to be rolled back")
@@ -382,15 +393,16 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	check("unreadable", "rows 3")
 }
 
-// What the client refuses by itself is counted as what Kafka refuses.
+// A refusal of the client counts like a refusal of Kafka.
 func TestARowThatTheClientRefusesIsCounted(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	add(t, b, contract.Message{Topic: "topic", Key: []byte("large"), Value: make([]byte, 3<<20)})
-	if err := b.relaySession(t.Context(), broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}); err == nil {
+	if err := b.relaySession(t.Context(), noKafka); err == nil {
 		t.Error("a message of 3 MiB is taken")
 	}
-	if got := fmt.Sprint(gather(t, b.failures)); !strings.Contains(got, `value:"MSG_SIZE_TOO_LARGE"`) || failures(t, b) != 1 {
+	got := fmt.Sprint(gather(t, b.failures))
+	if !strings.Contains(got, `value:"MSG_SIZE_TOO_LARGE"`) || failures(t, b) != 1 {
 		t.Errorf("counted: %s, want MSG_SIZE_TOO_LARGE once", got)
 	}
 }
@@ -420,8 +432,7 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
-// A producer that has to end while Kafka does not answer gives its rows up, and none of them has
-// failed.
+// A producer that has to end while Kafka is away gives its rows up. None of them has failed.
 func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
@@ -429,9 +440,9 @@ func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	add(t, b, numbered("topic", 0, 10)...)
 	ctx, stop := context.WithCancel(t.Context())
-	// The session hands over what there is, then sees it.
+	// The session hands over all rows before it looks at ctx.
 	stop()
-	if err := b.relaySession(ctx, broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}); err != nil {
+	if err := b.relaySession(ctx, noKafka); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(log.String(), "ends with unacknowledged rows") || b.Rows() != 10 {
@@ -508,14 +519,26 @@ func exec(t *testing.T, b *Box, query string) {
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		// What is done to the database.
+		// Run on the database.
 		broken string
 		want   sqldb.CountError
 	}{
-		"a message is not written":              {"CREATE TRIGGER x BEFORE INSERT ON outbox BEGIN SELECT RAISE(IGNORE); END", sqldb.CountError{Changed: 0, Want: 2}},
-		"acknowledged rows stay":                {"CREATE TRIGGER x BEFORE DELETE ON outbox BEGIN SELECT RAISE(IGNORE); END", sqldb.CountError{Changed: 0, Want: 2}},
-		"an acknowledged row is gone already":   {"DELETE FROM outbox WHERE id = 12", sqldb.CountError{Changed: 1, Want: 2}},
-		"a row before them was never published": {"INSERT INTO outbox(id, topic, headers, created_at) VALUES (5, 'topic', x'', 0)", sqldb.CountError{Changed: 3, Want: 2}},
+		"a message is not written": {
+			"CREATE TRIGGER x BEFORE INSERT ON outbox BEGIN SELECT RAISE(IGNORE); END",
+			sqldb.CountError{Changed: 0, Want: 2},
+		},
+		"acknowledged rows stay": {
+			"CREATE TRIGGER x BEFORE DELETE ON outbox BEGIN SELECT RAISE(IGNORE); END",
+			sqldb.CountError{Changed: 0, Want: 2},
+		},
+		"an acknowledged row is gone already": {
+			"DELETE FROM outbox WHERE id = 12",
+			sqldb.CountError{Changed: 1, Want: 2},
+		},
+		"a row before them was never published": {
+			"INSERT INTO outbox(id, topic, headers, created_at) VALUES (5, 'topic', x'', 0)",
+			sqldb.CountError{Changed: 3, Want: 2},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -528,7 +551,8 @@ func TestALostWriteIsAnError(t *testing.T) {
 				w.delivered(w.add(11+id, time.Now()), nil)
 			}
 			exec(t, b, c.broken)
-			err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), numbered("topic", 3, 2)) })
+			err := b.db.Tx(t.Context(),
+				func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), numbered("topic", 3, 2)) })
 			if got, is := errors.AsType[*sqldb.CountError](err); !is || *got != c.want {
 				t.Errorf("Add: %v, want %v", err, &c.want)
 			}
@@ -539,8 +563,8 @@ func TestALostWriteIsAnError(t *testing.T) {
 	}
 }
 
-// While nothing is added, only the relay deletes acknowledged rows; a failure must not be the last
-// try.
+// While no messages are added, only the relay deletes acknowledged rows. It must not give up after
+// a failure.
 func TestAFailedCleanUpIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	addr := testenv.Fake(t)
@@ -561,7 +585,7 @@ func TestAFailedCleanUpIsTriedAgain(t *testing.T) {
 	eventually(t, "the outbox is empty", empty(b))
 }
 
-// lines is a writer of a log that hands each line on.
+// lines is a writer for a log. It is called with each line.
 type lines func(line string)
 
 func (l lines) Write(line []byte) (int, error) {

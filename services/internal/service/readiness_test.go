@@ -17,16 +17,18 @@ func TestReadiness(t *testing.T) {
 		// "" is ready.
 		want string
 	}{
-		"the zero value":                {nil, "starting"},
-		"a reason":                      {[]func(*Readiness){set(rebuilding)}, "rebuilding"},
-		"no reason any more":            {[]func(*Readiness){set(rebuilding), set(none)}, ""},
-		"ready unless set":              {[]func(*Readiness){(*Readiness).ReadyUnlessSet}, ""},
-		"a reason counts, once set":     {[]func(*Readiness){set(rebuilding), (*Readiness).ReadyUnlessSet}, "rebuilding"},
-		"a check alone is not enough":   {[]func(*Readiness){check(none)}, "starting"},
-		"a check that fails":            {[]func(*Readiness){set(none), check(none), check(full)}, "disk is full"},
-		"all reasons are shown":         {[]func(*Readiness){set(rebuilding), check(full)}, "rebuilding; disk is full"},
-		"stopping hides all the others": {[]func(*Readiness){set(rebuilding), check(full), (*Readiness).stop}, "stopping"},
-		"stopping is for good":          {[]func(*Readiness){(*Readiness).stop, set(none)}, "stopping"},
+		"the zero value":              {nil, "starting"},
+		"a reason":                    {[]func(*Readiness){set(rebuilding)}, "rebuilding"},
+		"no reason any more":          {[]func(*Readiness){set(rebuilding), set(none)}, ""},
+		"ready unless set":            {[]func(*Readiness){(*Readiness).ReadyUnlessSet}, ""},
+		"a reason counts, once set":   {[]func(*Readiness){set(rebuilding), (*Readiness).ReadyUnlessSet}, "rebuilding"},
+		"a check alone is not enough": {[]func(*Readiness){check(none)}, "starting"},
+		"a check that fails":          {[]func(*Readiness){set(none), check(none), check(full)}, "disk is full"},
+		"all reasons are shown":       {[]func(*Readiness){set(rebuilding), check(full)}, "rebuilding; disk is full"},
+		"stopping hides all the others": {
+			[]func(*Readiness){set(rebuilding), check(full), (*Readiness).stop}, "stopping",
+		},
+		"stopping is for good": {[]func(*Readiness){(*Readiness).stop, set(none)}, "stopping"},
 	} {
 		var r Readiness
 		for _, step := range c.steps {

@@ -27,7 +27,7 @@ func (j *journal) add(event string) {
 func (j *journal) task(name string, fail error) Task {
 	return func(ctx context.Context) error {
 		<-ctx.Done()
-		j.add(name + " is told")
+		j.add(name + " is stopped")
 		j.add(name + " has ended")
 		return fail
 	}
@@ -43,7 +43,7 @@ func TestStagesStopOneAfterTheOther(t *testing.T) {
 		fail func(stop context.CancelFunc) error
 		want error
 	}{
-		"when told to stop":     {func(stop context.CancelFunc) error { stop(); return nil }, nil},
+		"when ctx ends":         {func(stop context.CancelFunc) error { stop(); return nil }, nil},
 		"after a first failure": {func(context.CancelFunc) error { return broken }, broken},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -62,9 +62,9 @@ func TestStagesStopOneAfterTheOther(t *testing.T) {
 			sorted(j.events, 1, 5)
 			want := []string{
 				"stopping is shown",
-				"a1 has ended", "a1 is told", "a2 has ended", "a2 is told",
-				"b is told", "b has ended",
-				"c is told", "c has ended",
+				"a1 has ended", "a1 is stopped", "a2 has ended", "a2 is stopped",
+				"b is stopped", "b has ended",
+				"c is stopped", "c has ended",
 			}
 			if diff := cmp.Diff(want, j.events); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)
@@ -103,8 +103,10 @@ func TestOnlyTheEndOfAContextIsNoFailure(t *testing.T) {
 		result func(ctx context.Context) error
 		want   error
 	}{
-		"the context's error":      {func(ctx context.Context) error { return fmt.Errorf("read: %w", ctx.Err()) }, nil},
-		"the context's cause":      {func(ctx context.Context) error { return fmt.Errorf("read: %w", context.Cause(ctx)) }, nil},
+		"the context's error": {func(ctx context.Context) error { return fmt.Errorf("read: %w", ctx.Err()) }, nil},
+		"the context's cause": {
+			func(ctx context.Context) error { return fmt.Errorf("read: %w", context.Cause(ctx)) }, nil,
+		},
 		"an error during the stop": {func(context.Context) error { return disk }, disk},
 	} {
 		ctx, stop := context.WithCancelCause(t.Context())
@@ -117,7 +119,7 @@ func TestOnlyTheEndOfAContextIsNoFailure(t *testing.T) {
 			t.Errorf("%s: run returns %v, want %v", name, err, c.want)
 		}
 	}
-	// While nobody stops the task, the same error is one of an inner context.
+	// The task was not stopped, so the same error comes from a context of its own.
 	canceled := func(context.Context) error { return context.Canceled }
 	if err := run(t.Context(), func() {}, []Stage{{canceled}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("an inner context's error: run returns %v, want %v", err, context.Canceled)

@@ -22,7 +22,18 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-var schema = fstest.MapFS{"0001_t.sql": {Data: []byte("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k INTEGER);")}}
+// migrations makes files of texts, named 0001.sql, 0002.sql and so on.
+func migrations(texts ...string) fstest.MapFS {
+	files := fstest.MapFS{}
+	for i, text := range texts {
+		files[fmt.Sprintf("%04d.sql", i+1)] = &fstest.MapFile{Data: []byte(text)}
+	}
+	return files
+}
+
+const tables = "CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k INTEGER);"
+
+var schema = migrations(tables)
 
 func open(t *testing.T, path string, migrations fs.FS) *sqldb.DB {
 	t.Helper()
@@ -48,7 +59,7 @@ func count(t *testing.T, db *sqldb.DB) (n int) {
 
 func TestTxCommitsOrLeavesNothing(t *testing.T) {
 	t.Parallel()
-	// A path that a URL would have to escape.
+	// A URL has to escape this path.
 	db := open(t, filepath.Join(t.TempDir(), "a b?#%.db"), schema)
 	insert := func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("INSERT INTO t(v) VALUES (?)", "x")
@@ -58,7 +69,8 @@ func TestTxCommitsOrLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := errors.New("refused")
-	if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error { return errors.Join(insert(tx), refused) }); !errors.Is(err, refused) {
+	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error { return errors.Join(insert(tx), refused) })
+	if !errors.Is(err, refused) {
 		t.Errorf("a failing transaction returns %v, want its own error", err)
 	}
 	if got := count(t, db); got != 1 {
@@ -118,7 +130,8 @@ func TestManyRowsGoInFewStatements(t *testing.T) {
 				t.Errorf("within the transaction: %d rows read back (%v), want %d", len(read), err, n)
 			}
 			clear(read)
-			if err := db.QueryIn(t.Context(), "SELECT k, v FROM t WHERE k IN ", keys, " AND k < 500", scan); err != nil {
+			err = db.QueryIn(t.Context(), "SELECT k, v FROM t WHERE k IN ", keys, " AND k < 500", scan)
+			if err != nil {
 				t.Error(err)
 			}
 			if want := min(n, 500); len(read) != want {
@@ -139,9 +152,12 @@ func TestReadersDoNotWrite(t *testing.T) {
 func TestEveryConnectionHasItsSettings(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	want := map[string]string{
+		"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": "4000", "temp_store": "2",
+	}
 	got := map[string]string{}
 	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		for _, name := range []string{"journal_mode", "synchronous", "foreign_keys", "wal_autocheckpoint", "temp_store"} {
+		for name := range want {
 			if err := tx.Query("PRAGMA "+name, func(rows *sql.Rows) error {
 				var v string
 				err := rows.Scan(&v)
@@ -156,7 +172,7 @@ func TestEveryConnectionHasItsSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": "4000", "temp_store": "2"}, got); diff != "" {
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("settings of the writer (-want +got):\n%s", diff)
 	}
 }
@@ -164,7 +180,7 @@ func TestEveryConnectionHasItsSettings(t *testing.T) {
 func TestMigrations(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
-	two := fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": {Data: []byte("ALTER TABLE t ADD COLUMN w TEXT")}}
+	const more = "ALTER TABLE t ADD COLUMN w TEXT"
 	for _, step := range []struct {
 		name       string
 		migrations fs.FS
@@ -172,10 +188,18 @@ func TestMigrations(t *testing.T) {
 	}{
 		{"a new database gets all", schema, ""},
 		{"what is applied is not applied again", schema, ""},
-		{"a newer program adds what is new", two, ""},
-		{"an older program refuses what it does not know", schema, "0002_more.sql"},
-		{"a broken migration says which one it is", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k); NONSENSE")}}, "0003_x.sql"},
-		{"and leaves nothing behind", fstest.MapFS{"0001_t.sql": schema["0001_t.sql"], "0002_more.sql": two["0002_more.sql"], "0003_x.sql": {Data: []byte("CREATE TABLE half(k)")}}, ""},
+		{"a newer program adds what is new", migrations(tables, more), ""},
+		{"an older program refuses what it does not know", schema, "0002.sql"},
+		{
+			"a broken migration says which one it is",
+			migrations(tables, more, "CREATE TABLE half(k); NONSENSE"),
+			"0003.sql",
+		},
+		{
+			"and leaves nothing behind",
+			migrations(tables, more, "CREATE TABLE half(k)"),
+			"",
+		},
 	} {
 		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations, quiet)
 		if err == nil {
@@ -191,7 +215,7 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
 	open(t, path, schema)
-	// The second does not get as far as SQLite.
+	// A bubble is possible, as the second one does not get as far as SQLite.
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
@@ -203,7 +227,7 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	})
 }
 
-// Whoever is told to stop while it waits does not blame another process.
+// A service that stops while it waits returns the cause of the stop.
 func TestAWaitThatIsCutShortIsNoRefusal(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
@@ -212,7 +236,8 @@ func TestAWaitThatIsCutShortIsNoRefusal(t *testing.T) {
 		stopped := errors.New("stopped")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, stopped)
 		defer cancel()
-		if _, err := sqldb.Open(ctx, path, sqldb.Full, schema, quiet); !errors.Is(err, stopped) || errors.Is(err, sqldb.ErrInUse) {
+		_, err := sqldb.Open(ctx, path, sqldb.Full, schema, quiet)
+		if !errors.Is(err, stopped) || errors.Is(err, sqldb.ErrInUse) {
 			t.Errorf("Open: %v, want %v", err, stopped)
 		}
 	})
@@ -254,8 +279,7 @@ func (w writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// TestAFullDiskRefusesAndRecovers limits the file's pages, which fails a transaction as a full disk
-// does.
+// The test limits the number of pages of the file, which has the effect of a full disk.
 func TestAFullDiskRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
@@ -283,7 +307,7 @@ func TestAFullDiskRefusesAndRecovers(t *testing.T) {
 	}
 }
 
-// What a transaction changes in memory is known to the next one, and never known after a roll-back.
+// AfterCommit runs its functions after the commit, in their order, and not after a roll-back.
 func TestAfterCommit(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
