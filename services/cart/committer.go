@@ -188,7 +188,8 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	for i, p := range batch {
 		p.result = results[i]
 		if errors.Is(p.result.err, errUnavailable) {
-			c.log.Error("a request failed because of a fault of the service", "order_id", p.change.orderID, "err", p.result.err)
+			c.log.Error("a request failed because of a fault of the service",
+				"order_id", p.change.orderID, "err", p.result.err)
 		}
 	}
 	if full != c.full {

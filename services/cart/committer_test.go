@@ -45,7 +45,7 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 	const clients, each = 64, 20
 	release := make(chan struct{})
 	blocked := make(chan struct{})
-	// Holds the writer, so that requests queue up as they do while an fsync takes its time.
+	// A transaction is under way, so that requests queue up as they do during a slow fsync.
 	go func() {
 		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
 	}()
@@ -56,8 +56,9 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 		wg.Go(func() {
 			begun.Done()
 			for j := range each {
-				if a, err := c.submit(t.Context(), creation(t, fmt.Sprintf("%d-%d", i, j))); err != nil || a.version != 1 {
-					t.Errorf("order %d-%d: version %d, %v", i, j, a.version, err)
+				order, err := c.submit(t.Context(), creation(t, fmt.Sprintf("%d-%d", i, j)))
+				if err != nil || order.version != 1 {
+					t.Errorf("order %d-%d: version %d, %v", i, j, order.version, err)
 				}
 			}
 		})
@@ -74,7 +75,7 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 	}
 }
 
-func TestAnswersAreKeptForTheirKeys(t *testing.T) {
+func TestResultsAreKeptForTheirKeys(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	c, stop := running(t, dir, 100)
@@ -100,12 +101,13 @@ func TestAnswersAreKeptForTheirKeys(t *testing.T) {
 		t.Errorf("after its lifetime the key is refused: %v", err)
 	}
 	c.now = func() time.Time { return time.Now().Add(2*keyLifetime + 2*time.Minute) }
-	if next := c.sweep(t.Context()); next != sweepEvery || len(rows(t, c.store, "SELECT idempotency_key FROM idempotency_keys")) != 0 {
-		t.Errorf("expired keys are still there after a sweep; the next comes in %s", next)
+	next := c.sweep(t.Context())
+	if keys := rows(t, c.store, "SELECT idempotency_key FROM idempotency_keys"); next != sweepEvery || len(keys) != 0 {
+		t.Errorf("after a sweep: expired keys %q, the next sweep comes in %s; want none, %s", keys, next, sweepEvery)
 	}
 }
 
-func TestAKeyUnderWayIsRefused(t *testing.T) {
+func TestASecondRequestWithAKeyUnderWayIsRefused(t *testing.T) {
 	t.Parallel()
 	c, _ := running(t, t.TempDir(), 100)
 	release := make(chan struct{})
@@ -119,7 +121,7 @@ func TestAKeyUnderWayIsRefused(t *testing.T) {
 		_, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
 		first <- err
 	}()
-	// Until the first has it.
+	// Wait until the first request holds the key.
 	for held := false; !held; {
 		c.mu.Lock()
 		_, held = c.inFlight["k"]
@@ -148,7 +150,7 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// SQLite takes the present size for it: the disk is full.
+	// SQLite takes the present size as the limit: the disk is full.
 	pages(1)
 	var refused error
 	taken := 0
@@ -163,17 +165,19 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	}
 	last := fmt.Sprintf("a%d", taken-1)
 	pages(1 << 20)
-	// By itself, without a request.
+	// The store recovers by itself, without a request.
 	for deadline := time.Now().Add(10 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("10 s after there is room again: %v", c.err())
 		}
 	}
 	if a, err := c.submit(t.Context(), creation(t, last)); err != nil || a.version != 1 {
-		t.Errorf("the refused order, sent again: %d %v, want it to be created", a.version, err)
+		t.Errorf("the refused order, sent again: version %d, %v, want it created", a.version, err)
 	}
-	if got, want := c.store.box.Rows(), int64(taken); got != want || len(rows(t, c.store, "SELECT id FROM outbox")) != taken {
-		t.Errorf("the outbox counts %d rows, want %d: one for each order that was answered", got, want)
+	stored := len(rows(t, c.store, "SELECT id FROM outbox"))
+	if counted := c.store.box.Rows(); counted != int64(taken) || stored != taken {
+		t.Errorf("the outbox has %d rows and counts %d, want %d: one for each acknowledged order",
+			stored, counted, taken)
 	}
 }
 
@@ -185,7 +189,7 @@ func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 	if err := c.store.markRebuilt(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	// As a batch would have found it.
+	// A batch has failed.
 	c.setHealth(errors.New("disk is full"))
 	for i, deadline := 0, time.Now().Add(5*probeEvery); c.err() != nil; i++ {
 		if time.Now().After(deadline) {
@@ -194,16 +198,16 @@ func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 		if _, err := c.submit(t.Context(), creation(t, fmt.Sprintf("a%d", i))); err != nil {
 			t.Fatal(err)
 		}
-		// Less than the probe waits.
+		// Requests come more often than the probe.
 		time.Sleep(probeEvery / 20)
 	}
 }
 
-func TestARequestDuringTheStopIsToldSo(t *testing.T) {
+func TestARequestDuringTheStopIsRefused(t *testing.T) {
 	t.Parallel()
 	c, stop := running(t, t.TempDir(), 100)
 	stop()
-	// More than the queue takes.
+	// The queue does not have room for so many.
 	for range 300 {
 		if _, err := c.submit(t.Context(), creation(t, "a")); !errors.Is(err, errUnavailable) {
 			t.Fatalf("after the stop: %v, want %v", err, errUnavailable)

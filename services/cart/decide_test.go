@@ -15,7 +15,8 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 func creation(t testing.TB, id string) change {
 	t.Helper()
-	m, err := newEvent(contract.TypeCreated, newOrder(contract.CreateOrder{OrderID: id, ItemsNum: 2}, noon), "", noon).Message()
+	order := newOrder(contract.CreateOrder{OrderID: id, ItemsNum: 2}, noon)
+	m, err := newEvent(contract.TypeCreated, order, "", noon).Message()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,18 +54,29 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 			[]string{`"1"`, `"2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
 		"a refusal costs its neighbours nothing": {9,
 			[]change{creation(t, "a"), creation(t, "a"), update("b", "paid"), update("a", "new"), creation(t, "b")},
-			[]string{`"1"`, errExists.Error(), errNotFound.Error(), errSameStatus.Error(), `"1"`}, []string{"a order.created 1", "b order.created 1"}},
+			[]string{`"1"`, errExists.Error(), errNotFound.Error(), errSameStatus.Error(), `"1"`},
+			[]string{"a order.created 1", "b order.created 1"}},
 		"If-Match names the version that the order has by then": {9,
-			[]change{creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`), update("a", "x", `W/"2"`), update("a", "x", `"2"`)},
-			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
+			[]change{
+				creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`),
+				update("a", "x", `W/"2"`), update("a", "x", `"2"`),
+			},
+			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`},
+			[]string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
 		"a key gives its result again, and only for its request": {9,
-			[]change{keyed(creation(t, "a"), "k", "1"), update("a", "paid"), keyed(creation(t, "a"), "k", "1"), keyed(creation(t, "b"), "k", "2")},
+			[]change{
+				keyed(creation(t, "a"), "k", "1"), update("a", "paid"),
+				keyed(creation(t, "a"), "k", "1"), keyed(creation(t, "b"), "k", "2"),
+			},
 			[]string{`"1"`, `"2"`, `"1"`, errKeyReused.Error()}, []string{"a order.created 1", "a order.updated 2"}},
 		"a refusal burns no key": {9,
 			[]change{keyed(update("a", "paid"), "k", "1"), creation(t, "a"), keyed(update("a", "paid"), "k", "1")},
 			[]string{errNotFound.Error(), `"1"`, `"2"`}, []string{"a order.created 1", "a order.updated 2"}},
 		"a full backlog takes nothing more, and still repeats results": {1,
-			[]change{keyed(creation(t, "a"), "k", "1"), creation(t, "b"), keyed(creation(t, "a"), "k", "1"), creation(t, "a")},
+			[]change{
+				keyed(creation(t, "a"), "k", "1"), creation(t, "b"),
+				keyed(creation(t, "a"), "k", "1"), creation(t, "a"),
+			},
 			[]string{`"1"`, errBacklog.Error(), `"1"`, errExists.Error()}, []string{"a order.created 1"}},
 	} {
 		l := newLedger(noon)
@@ -95,7 +107,8 @@ func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	l := newLedger(noon.Add(time.Hour))
 	l.room = 9
 	before, err := l.decide(created)
-	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: "00-11111111111111111111111111111111-2222222222222222-01"})
+	const trace = "00-11111111111111111111111111111111-2222222222222222-01"
+	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: trace})
 	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +137,8 @@ func TestNewOrder(t *testing.T) {
 		}
 		sum += contract.Amount(it.Quantity) * it.Price
 	}
-	if o.TotalAmount != sum || o.Status != "new" || o.Currency != "USD" || o.Version != 1 || o.Items[999].ProductID != "Product1000" || len(o.CustomerID) != 36 {
+	if o.TotalAmount != sum || o.Status != "new" || o.Currency != "USD" || o.Version != 1 ||
+		o.Items[999].ProductID != "Product1000" || len(o.CustomerID) != 36 {
 		o.Items = nil
 		t.Errorf("%+v, want a total of %s", o, sum)
 	}

@@ -37,7 +37,7 @@ func newPreparation(t *testing.T) *preparation {
 	return &preparation{kafka: cfg, admin: admin, store: c.store, log: log}
 }
 
-// An API gateway that saw the service ready for an instant would send it requests that it refuses.
+// If the service were ready for an instant, it would get requests that it has to refuse.
 func TestANewStoreIsNotReadyBeforeItIsRebuilt(t *testing.T) {
 	t.Parallel()
 	p := newPreparation(t)
@@ -95,7 +95,9 @@ func TestARebuildThatWaitsForKafkaShowsIt(t *testing.T) {
 	<-fetched
 	s.until(t, s.ops+"/readyz", 503, errRebuilding.Error())
 	kafka.Close()
-	s.until(t, s.ops+"/readyz", 503, errRebuilding.Error()+": waiting for Kafka: describe topics: Kafka is unreachable at "+addr)
+	s.until(t,
+		s.ops+"/readyz", 503,
+		errRebuilding.Error()+": waiting for Kafka: describe topics: Kafka is unreachable at "+addr)
 
 	port := netip.MustParseAddrPort(addr).Port()
 	kafka, err = fakekafka.New(kafkaDir, int(port))

@@ -92,7 +92,7 @@ func (s instance) ask(t *testing.T, method, url, body string) (int, string) {
 	return resp.StatusCode, string(text)
 }
 
-// until waits for an answer of an endpoint that contains text.
+// until waits for a response of an endpoint with this status, and with text in its body.
 func (s instance) until(t *testing.T, url string, status int, text string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -115,7 +115,8 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	for i := range 20 {
 		s.ask(t, "POST", s.api+create, fmt.Sprintf(`{"orderId":"o%d","itemsNum":2}`, i))
 		for j := range i % 3 {
-			if code, body := s.ask(t, "PUT", s.api+put, fmt.Sprintf(`{"orderId":"o%d","status":"s%d"}`, i, j)); code != 200 {
+			request := fmt.Sprintf(`{"orderId":"o%d","status":"s%d"}`, i, j)
+			if code, body := s.ask(t, "PUT", s.api+put, request); code != 200 {
 				t.Fatal(code, body)
 			}
 		}
@@ -124,13 +125,15 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	s.stop()
 	want := stored(t, dir)
 
-	// What a plain JSON producer wrote counts as well; what is no event is passed over.
-	plain := `{"OrderId":"plain","CustomerId":"c","OrderDate":"2026-01-02T03:04:05Z","Items":[{"ProductId":"P","Quantity":1,"Price":10.5}],"TotalAmount":10.5,"Currency":"USD","Status":"new"}`
+	// A rebuild takes the orders of a plain JSON producer too, and skips records that are no
+	// events.
+	plain := `{"OrderId":"plain","CustomerId":"c","OrderDate":"2026-01-02T03:04:05Z",` +
+		`"Items":[{"ProductId":"P","Quantity":1,"Price":10.5}],"TotalAmount":10.5,"Currency":"USD","Status":"new"}`
 	testenv.Produce(t, kafka,
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("plain"), Value: []byte(plain)},
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("x"), Value: []byte("no order")},
 		contract.Message{Topic: contract.TopicUpdated, Key: []byte("y")},
-		// As after a relay that started over.
+		// After a failure the relay publishes older records again.
 		event(t, "repeated", 1), event(t, "repeated", 3), event(t, "repeated", 2))
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
@@ -138,7 +141,7 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	s = start(t, dir, kafka)
 	s.until(t, s.ops+"/readyz", 200, "ready")
 	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"o7","itemsNum":2}`); code != 409 {
-		t.Errorf("an order of before, created again: %d %q, want 409", code, body)
+		t.Errorf("an order that the topics hold, created again: %d %q, want 409", code, body)
 	}
 	s.stop()
 	got := stored(t, dir)
@@ -153,15 +156,17 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("rebuilt store (-want +got):\n%s", diff)
 	}
-	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before || openFiles(t) > filesBefore; time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(10 * time.Second)
+	for ; runtime.NumGoroutine() > before || openFiles(t) > filesBefore; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
-			t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", before, filesBefore, runtime.NumGoroutine(), openFiles(t), stacks[:runtime.Stack(stacks, true)])
+			t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s",
+				before, filesBefore, runtime.NumGoroutine(), openFiles(t), stacks[:runtime.Stack(stacks, true)])
 		}
 	}
 }
 
-// event is an order at a version, as Cart publishes it.
+// event returns an order at a version, as the service publishes it.
 func event(t *testing.T, id string, version int64) contract.Message {
 	t.Helper()
 	o, kind := newOrder(contract.CreateOrder{OrderID: id, ItemsNum: 1}, noon), contract.TypeCreated
@@ -175,7 +180,7 @@ func event(t *testing.T, id string, version int64) contract.Message {
 	return m
 }
 
-// openFiles counts this process's file descriptors, where the system tells.
+// openFiles counts the file descriptors of this process.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	fds, err := os.ReadDir("/dev/fd")
@@ -232,9 +237,9 @@ func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
 	}
 }
 
-// With mutual TLS and no more ACLs than strimzi/ gives it: it rebuilds its store and publishes.
-// Then its certificate is renewed too late: orders are taken all the while, and published when it
-// is there.
+// The service uses mutual TLS and only the ACLs that strimzi/ gives it. It rebuilds its store and
+// publishes. Then its certificate is renewed too late: it takes orders all the time, and publishes
+// them once the certificate is there.
 func TestServiceOnSecureKafka(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	if err := localkafka.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
@@ -243,12 +248,13 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	testenv.Produce(t, k.Addr, event(t, "before", 1), event(t, "before", 2))
 	k.Allow(t, "cart",
 		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicCreated+" Write",
-		"topic "+contract.TopicUpdated+" Read", "topic "+contract.TopicUpdated+" Write", "group "+contract.GroupRebuild+" Describe")
+		"topic "+contract.TopicUpdated+" Read", "topic "+contract.TopicUpdated+" Write",
+		"group "+contract.GroupRebuild+" Describe")
 	u := k.NewUser(t, "cart")
 	s := startAs(t, filepath.Join(t.TempDir(), "cart"), u.Env())
 	s.until(t, s.ops+"/readyz", 200, "ready")
 	if code, body := s.ask(t, "PUT", s.api+put, `{"orderId":"before","status":"known"}`); code != 200 {
-		t.Errorf("an order that the topics told: %d %q", code, body)
+		t.Errorf("an update of an order from the topics: %d %q", code, body)
 	}
 
 	taken, stop := 0, make(chan struct{})
@@ -260,7 +266,8 @@ func TestServiceOnSecureKafka(t *testing.T) {
 				return
 			case <-tick.C:
 			}
-			if code, body := s.ask(t, "POST", s.api+create, fmt.Sprintf(`{"orderId":"o%d","itemsNum":2}`, taken)); code != 200 {
+			request := fmt.Sprintf(`{"orderId":"o%d","itemsNum":2}`, taken)
+			if code, body := s.ask(t, "POST", s.api+create, request); code != 200 {
 				t.Errorf("order %d: %d %q", taken, code, body)
 			}
 			if code, body := s.ask(t, "GET", s.ops+"/readyz", ""); code != 200 {
@@ -272,13 +279,13 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	k.Certify(t, k.Clients)
 	k.Restart(t)
 	published := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated))
-	// Nothing is to come in it.
+	// That no record comes can only be seen by waiting. A wrong record would take milliseconds.
 	time.Sleep(2 * time.Second)
 	if got := len(testenv.ReadAll(t, k.Addr, contract.TopicCreated)); got != published {
 		t.Errorf("%d records were published with a certificate that is refused", got-published)
 	}
 	u.Renew(t)
-	// More orders, while clients are made anew.
+	// The clients are recreated while orders keep coming.
 	time.Sleep(4 * time.Second)
 	close(stop)
 	clients.Wait()
@@ -286,7 +293,7 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	for _, r := range testenv.ReadAll(t, k.Addr, contract.TopicUpdated) {
 		e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
 		if want := 2 + r.Offset; err != nil || e.Order.Version != want {
-			t.Errorf("an update of the order that the topics told: version %d, want %d; %v", e.Order.Version, want, err)
+			t.Errorf("an update of the order from the topics: version %d, want %d; %v", e.Order.Version, want, err)
 		}
 	}
 	got := map[string]bool{}
@@ -298,7 +305,7 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	}
 }
 
-// What Prometheus gets of a service that has published an order, and of one that cannot.
+// One service has published an order, and the other has no Kafka.
 func TestMetrics(t *testing.T) {
 	kafka := testenv.Fake(t)
 	s := start(t, filepath.Join(t.TempDir(), "cart"), kafka)
@@ -307,14 +314,16 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(code, body)
 	}
 	for _, series := range []string{
-		"cart_produce_ack_seconds_count 1\n", "cart_outbox_rows 0\n", "cart_outbox_oldest_seconds 0\n", "service_ready 1\n",
+		"cart_produce_ack_seconds_count 1\n",
+		"cart_outbox_rows 0\n", "cart_outbox_oldest_seconds 0\n",
+		"service_ready 1\n",
 		`http_request_duration_seconds_count{code="200",method="POST",route="/order/create-order"} 1` + "\n",
 		`kafka_client_connected_brokers{client="producer"} 1` + "\n",
 	} {
 		s.until(t, s.ops+"/metrics", 200, "\n"+series)
 	}
-	// A quantile is that of the last seconds and absent without a request in them, so requests keep
-	// coming.
+	// A quantile covers the last seconds and is absent if there was no request in them. So requests
+	// keep coming.
 	stop := make(chan struct{})
 	var client sync.WaitGroup
 	defer func() { close(stop); client.Wait() }()
@@ -329,12 +338,23 @@ func TestMetrics(t *testing.T) {
 		}
 	})
 	s.until(t, s.ops+"/metrics", 200, "\n"+`kafka_client_rtt_seconds{client="producer",quantile="0.99"} 0.`)
-	if _, body := s.ask(t, "GET", s.ops+"/metrics", ""); strings.Contains(body, `client="consumer"`) || strings.Contains(body, "exemplary") || strings.Contains(body, kafka) {
-		t.Errorf("series of what Cart does not have, or an order's ID, or a broker's address:\n%s", body)
+	_, body := s.ask(t, "GET", s.ops+"/metrics", "")
+	for what, text := range map[string]string{
+		"a client that Cart does not have": `client="consumer"`,
+		"an order's ID":                    "exemplary",
+		"a broker's address":               kafka,
+	} {
+		if strings.Contains(body, text) {
+			t.Errorf("the metrics contain %s, %s:\n%s", what, text, body)
+		}
 	}
 
 	alone := start(t, filepath.Join(t.TempDir(), "cart"), "127.0.0.1:1")
-	for _, series := range []string{"service_ready 0\n", `kafka_client_connected_brokers{client="producer"} 0` + "\n", `kafka_client_requests_total{client="producer"} 0` + "\n"} {
+	for _, series := range []string{
+		"service_ready 0\n",
+		`kafka_client_connected_brokers{client="producer"} 0` + "\n",
+		`kafka_client_requests_total{client="producer"} 0` + "\n",
+	} {
 		alone.until(t, alone.ops+"/metrics", 200, "\n"+series)
 	}
 }

@@ -24,8 +24,7 @@ func metric(t *testing.T, m prometheus.Metric) *dto.Metric {
 	return &d
 }
 
-// api is a Cart API over a store of its own, without Kafka: that is how it works while Kafka is
-// away.
+// api is a Cart API over a store of its own. It has no relay and no Kafka.
 type api struct {
 	t *testing.T
 	h http.Handler
@@ -63,7 +62,7 @@ const (
 	put    = "/Order/update-order"
 )
 
-func TestTheContractToTheLetter(t *testing.T) {
+func TestResponsesAreThoseOfTheContract(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, 100)
 	long := strings.Repeat("x", 257)
@@ -73,51 +72,131 @@ func TestTheContractToTheLetter(t *testing.T) {
 		status             int
 		text               string
 	}{
-		{"create, as the reference's collection does", "POST", create, `{"OrderId": "test-order-101", "ItemsNum": 3}`, 200, "Order created successfully"},
-		{"update, as the reference's collection does", "PUT", put, `{"orderId": "test-order-101", "status": "Shipped"}`, 200, "Order updated successfully"},
+		{
+			"create, as the reference's collection does", "POST", create,
+			`{"OrderId": "test-order-101", "ItemsNum": 3}`, 200, "Order created successfully",
+		},
+		{
+			"update, as the reference's collection does", "PUT", put,
+			`{"orderId": "test-order-101", "status": "Shipped"}`, 200, "Order updated successfully",
+		},
 		{"create again", "POST", create, `{"OrderId": "test-order-101", "ItemsNum": 3}`, 409, "Order already exists"},
-		{"update to the same status", "PUT", put, `{"orderId": "test-order-101", "status": " Shipped "}`, 409, "Order status is the same as entered."},
-		{"update what is not there", "PUT", put, `{"orderId": "no such order", "status": "Shipped"}`, 404, "Order with ID no such order not found"},
-		{"any case of path and keys, unknown keys", "POST", "/ORDER/Create-Order", `{"ORDERID": "other", "itemsnum": 1, "note": "x"}`, 200, "Order created successfully"},
-		{"blanks at the ends are trimmed", "POST", create, `{"orderId": "\tother ", "itemsNum": 1}`, 409, "Order already exists"},
-		{"blanks inside are kept", "POST", create, `{"orderId": "o t h e r", "itemsNum": 1000}`, 200, "Order created successfully"},
+		{
+			"update to the same status", "PUT", put, `{"orderId": "test-order-101", "status": " Shipped "}`, 409,
+			"Order status is the same as entered.",
+		},
+		{
+			"update what is not there", "PUT", put, `{"orderId": "no such order", "status": "Shipped"}`, 404,
+			"Order with ID no such order not found",
+		},
+		{
+			"any case of path and keys, unknown keys", "POST", "/ORDER/Create-Order",
+			`{"ORDERID": "other", "itemsnum": 1, "note": "x"}`, 200, "Order created successfully",
+		},
+		{
+			"blanks at the ends are trimmed", "POST", create, `{"orderId": "\tother ", "itemsNum": 1}`, 409,
+			"Order already exists",
+		},
+		{
+			"blanks inside are kept", "POST", create, `{"orderId": "o t h e r", "itemsNum": 1000}`, 200,
+			"Order created successfully",
+		},
 		{"nothing", "POST", create, ``, 400, "Invalid input fields. broken JSON: it ends too early."},
-		{"missing", "POST", create, `{}`, 400, "Invalid input fields. orderId is missing, must be a string that is not blank; itemsNum is missing, must be a whole number from 1 to 1000."},
-		{"null", "POST", create, `{"orderId": null, "itemsNum": null}`, 400, "Invalid input fields. orderId is missing, must be a string that is not blank; itemsNum is missing, must be a whole number from 1 to 1000."},
-		{"blank", "POST", create, `{"orderId": " ", "itemsNum": 1}`, 400, "Invalid input fields. orderId is blank, must be 1 to 256 bytes of UTF-8 without control characters."},
-		{"zero", "POST", create, `{"orderId": "z", "itemsNum": 0}`, 400, "Invalid input fields. itemsNum is 0, must be from 1 to 1000."},
-		{"negative", "POST", create, `{"orderId": "z", "itemsNum": -1}`, 400, "Invalid input fields. itemsNum is -1, must be from 1 to 1000."},
-		{"over the cap", "POST", create, `{"orderId": "z", "itemsNum": 1001}`, 400, "Invalid input fields. itemsNum is 1001, must be from 1 to 1000."},
-		{"wrong types", "POST", create, `{"orderId": 7, "itemsNum": "3"}`, 400, `Invalid input fields. orderId must be a string, not 7; itemsNum must be a whole number from 1 to 1000, not "3".`},
-		{"not whole", "POST", create, `{"orderId": "z", "itemsNum": 1.5}`, 400, "Invalid input fields. itemsNum must be a whole number from 1 to 1000, not 1.5."},
-		{"too long", "POST", create, `{"orderId": "` + long + `", "itemsNum": 1}`, 400, "Invalid input fields. orderId has 257 bytes, must be 1 to 256 bytes of UTF-8 without control characters."},
-		{"control character", "POST", create, `{"orderId": "a\u0000b", "itemsNum": 1}`, 400, "Invalid input fields. orderId contains a control character, must be 1 to 256 bytes of UTF-8 without control characters."},
-		{"broken JSON", "POST", create, `{"orderId": "z",`, 400, "Invalid input fields. broken JSON: it ends too early."},
-		{"data after the JSON", "POST", create, `{"orderId": "z", "itemsNum": 1} x`, 400, "Invalid input fields. something follows the JSON value."},
-		{"not an object", "POST", create, `["z", 1]`, 400, "Invalid input fields. the JSON value must be an object, not array."},
-		{"2 MB", "POST", create, `{"orderId": "z", "itemsNum": 1, "x": "` + strings.Repeat("x", 2<<20) + `"}`, 413, "The request body is over the limit of 65536 bytes."},
-		{"blank status", "PUT", put, `{"orderId": "other", "status": "  "}`, 400, "Invalid input fields. status is blank, must be 1 to 256 bytes of UTF-8 without control characters."},
-		{"missing status", "PUT", put, `{"orderId": "other"}`, 400, "Invalid input fields. status is missing, must be a string that is not blank."},
-		{"long status", "PUT", put, `{"orderId": "other", "status": "` + long + `"}`, 400, "Invalid input fields. status has 257 bytes, must be 1 to 256 bytes of UTF-8 without control characters."},
+		{
+			"missing", "POST", create, `{}`, 400,
+			"Invalid input fields. orderId is missing, must be a string that is not blank; " +
+				"itemsNum is missing, must be a whole number from 1 to 1000.",
+		},
+		{
+			"null", "POST", create, `{"orderId": null, "itemsNum": null}`, 400,
+			"Invalid input fields. orderId is missing, must be a string that is not blank; " +
+				"itemsNum is missing, must be a whole number from 1 to 1000.",
+		},
+		{
+			"blank", "POST", create, `{"orderId": " ", "itemsNum": 1}`, 400,
+			"Invalid input fields. orderId is blank, must be 1 to 256 bytes of UTF-8 without control characters.",
+		},
+		{
+			"zero", "POST", create, `{"orderId": "z", "itemsNum": 0}`, 400,
+			"Invalid input fields. itemsNum is 0, must be from 1 to 1000.",
+		},
+		{
+			"negative", "POST", create, `{"orderId": "z", "itemsNum": -1}`, 400,
+			"Invalid input fields. itemsNum is -1, must be from 1 to 1000.",
+		},
+		{
+			"over the cap", "POST", create, `{"orderId": "z", "itemsNum": 1001}`, 400,
+			"Invalid input fields. itemsNum is 1001, must be from 1 to 1000.",
+		},
+		{
+			"wrong types", "POST", create, `{"orderId": 7, "itemsNum": "3"}`, 400,
+			`Invalid input fields. orderId must be a string, not 7; ` +
+				`itemsNum must be a whole number from 1 to 1000, not "3".`,
+		},
+		{
+			"not whole", "POST", create, `{"orderId": "z", "itemsNum": 1.5}`, 400,
+			"Invalid input fields. itemsNum must be a whole number from 1 to 1000, not 1.5.",
+		},
+		{
+			"too long", "POST", create, `{"orderId": "` + long + `", "itemsNum": 1}`, 400,
+			"Invalid input fields. orderId has 257 bytes, must be 1 to 256 bytes of UTF-8 without control characters.",
+		},
+		{
+			"control character", "POST", create, `{"orderId": "a\u0000b", "itemsNum": 1}`, 400,
+			"Invalid input fields. orderId contains a control character, " +
+				"must be 1 to 256 bytes of UTF-8 without control characters.",
+		},
+		{
+			"broken JSON", "POST", create, `{"orderId": "z",`, 400,
+			"Invalid input fields. broken JSON: it ends too early.",
+		},
+		{
+			"data after the JSON", "POST", create, `{"orderId": "z", "itemsNum": 1} x`, 400,
+			"Invalid input fields. something follows the JSON value.",
+		},
+		{
+			"not an object", "POST", create, `["z", 1]`, 400,
+			"Invalid input fields. the JSON value must be an object, not array.",
+		},
+		{
+			"2 MB", "POST", create, `{"orderId": "z", "itemsNum": 1, "x": "` + strings.Repeat("x", 2<<20) + `"}`, 413,
+			"The request body is over the limit of 65536 bytes.",
+		},
+		{
+			"blank status", "PUT", put, `{"orderId": "other", "status": "  "}`, 400,
+			"Invalid input fields. status is blank, must be 1 to 256 bytes of UTF-8 without control characters.",
+		},
+		{
+			"missing status", "PUT", put, `{"orderId": "other"}`, 400,
+			"Invalid input fields. status is missing, must be a string that is not blank.",
+		},
+		{
+			"long status", "PUT", put, `{"orderId": "other", "status": "` + long + `"}`, 400,
+			"Invalid input fields. status has 257 bytes, must be 1 to 256 bytes of UTF-8 without control characters.",
+		},
 		{"another method", "GET", create, ``, 405, "This path takes POST, not GET."},
-		{"another path", "GET", "/order", ``, 404, "There is nothing at this path. This service has: POST /order/create-order, PUT /order/update-order."},
+		{
+			"another path", "GET", "/order", ``, 404,
+			"There is nothing at this path. This service has: POST /order/create-order, PUT /order/update-order.",
+		},
 	} {
 		resp := a.do(c.method, c.path, c.body, "Content-Type", "anything/goes")
 		if got := text(t, resp); resp.StatusCode != c.status || got != c.text {
 			t.Errorf("%s: %d %q\nwant %d %q", c.name, resp.StatusCode, got, c.status, c.text)
 		}
 	}
-	// The refused ones left nothing.
+	// The refused requests have written nothing.
 	want := []string{"o t h e r 1", "other 1", "test-order-101 2"}
-	if diff := cmp.Diff(want, rows(t, a.commits.store, "SELECT order_id || ' ' || version FROM orders ORDER BY order_id")); diff != "" {
+	got := rows(t, a.commits.store, "SELECT order_id || ' ' || version FROM orders ORDER BY order_id")
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stored orders (-want +got):\n%s", diff)
 	}
 	if got := len(rows(t, a.commits.store, "SELECT id FROM outbox")); got != 4 {
-		t.Errorf("%d events, want one for each of the 4 requests answered 200", got)
+		t.Errorf("%d events, want one for each of the 4 requests with status 200", got)
 	}
 }
 
-func TestJSONAnswers(t *testing.T) {
+func TestJSONResponses(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, 100)
 	resp := a.do("POST", create, `{"orderId":"a","itemsNum":2}`, "Accept", "application/json")
@@ -129,7 +208,8 @@ func TestJSONAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("ETag") != `"1"` ||
-		got.Message != "Order created successfully" || got.Order.OrderID != "a" || len(got.Order.Items) != 2 || got.Order.Version != 1 {
+		got.Message != "Order created successfully" ||
+		got.Order.OrderID != "a" || len(got.Order.Items) != 2 || got.Order.Version != 1 {
 		t.Errorf("%v %+v", resp.Header, got)
 	}
 	resp = a.do("POST", create, `{"orderId":"a","itemsNum":2}`, "Accept", "application/json")
@@ -153,7 +233,8 @@ func TestConditionalUpdates(t *testing.T) {
 	} {
 		resp := a.do("PUT", put, `{"orderId":"a","status":"`+c.status+`"}`, "If-Match", c.ifMatch)
 		if resp.StatusCode != c.want || resp.Header.Get("ETag") != c.etag {
-			t.Errorf("If-Match %s: %d %q with ETag %q, want %d %q", c.ifMatch, resp.StatusCode, text(t, resp), resp.Header.Get("ETag"), c.want, c.etag)
+			t.Errorf("If-Match %s: %d %q with ETag %q, want %d %q",
+				c.ifMatch, resp.StatusCode, text(t, resp), resp.Header.Get("ETag"), c.want, c.etag)
 		}
 	}
 }
@@ -169,16 +250,43 @@ func TestIdempotencyKeys(t *testing.T) {
 		status                   int
 		text                     string
 	}{
-		{"same request, written otherwise", "POST", "/order/CREATE-order", `{"ItemsNum":2,"OrderId":" a "}`, []string{"Idempotency-Key", "k1", "Accept", "application/json"}, 200, text(t, first)},
-		{"as text this time", "POST", create, body, []string{"Idempotency-Key", "k1"}, 200, "Order created successfully"},
-		{"another request", "POST", create, `{"orderId":"b","itemsNum":2}`, []string{"Idempotency-Key", "k1"}, 422, "This Idempotency-Key was used for another request; a new request needs a new key."},
-		{"another route", "PUT", put, `{"orderId":"a","status":"x"}`, []string{"Idempotency-Key", "k1"}, 422, "This Idempotency-Key was used for another request; a new request needs a new key."},
-		{"a failure", "PUT", put, `{"orderId":"later","status":"x"}`, []string{"Idempotency-Key", "k2"}, 404, "Order with ID later not found"},
+		{
+			"same request, written otherwise", "POST", "/order/CREATE-order", `{"ItemsNum":2,"OrderId":" a "}`,
+			[]string{"Idempotency-Key", "k1", "Accept", "application/json"}, 200, text(t, first),
+		},
+		{
+			"as text this time", "POST", create, body, []string{"Idempotency-Key", "k1"}, 200,
+			"Order created successfully",
+		},
+		{
+			"another request", "POST", create, `{"orderId":"b","itemsNum":2}`, []string{"Idempotency-Key", "k1"}, 422,
+			"This Idempotency-Key was used for another request; a new request needs a new key.",
+		},
+		{
+			"another route", "PUT", put, `{"orderId":"a","status":"x"}`, []string{"Idempotency-Key", "k1"}, 422,
+			"This Idempotency-Key was used for another request; a new request needs a new key.",
+		},
+		{
+			"a failure", "PUT", put, `{"orderId":"later","status":"x"}`, []string{"Idempotency-Key", "k2"}, 404,
+			"Order with ID later not found",
+		},
 		{"its cause goes", "POST", create, `{"orderId":"later","itemsNum":2}`, nil, 200, "Order created successfully"},
-		{"and the key is as good as new", "PUT", put, `{"orderId":"later","status":"x"}`, []string{"Idempotency-Key", "k2"}, 200, "Order updated successfully"},
-		{"an update again", "PUT", put, `{"orderId":"later","status":"x"}`, []string{"Idempotency-Key", "k2"}, 200, "Order updated successfully"},
-		{"an empty key", "POST", create, body, []string{"Idempotency-Key", ""}, 400, "Invalid input fields. Idempotency-Key must be given once, as 1 to 255 printable ASCII characters."},
-		{"two keys", "POST", create, body, []string{"Idempotency-Key", "a", "Idempotency-Key", "b"}, 400, "Invalid input fields. Idempotency-Key must be given once, as 1 to 255 printable ASCII characters."},
+		{
+			"and the key is as good as new", "PUT", put, `{"orderId":"later","status":"x"}`,
+			[]string{"Idempotency-Key", "k2"}, 200, "Order updated successfully",
+		},
+		{
+			"an update again", "PUT", put, `{"orderId":"later","status":"x"}`, []string{"Idempotency-Key", "k2"}, 200,
+			"Order updated successfully",
+		},
+		{
+			"an empty key", "POST", create, body, []string{"Idempotency-Key", ""}, 400,
+			"Invalid input fields. Idempotency-Key must be given once, as 1 to 255 printable ASCII characters.",
+		},
+		{
+			"two keys", "POST", create, body, []string{"Idempotency-Key", "a", "Idempotency-Key", "b"}, 400,
+			"Invalid input fields. Idempotency-Key must be given once, as 1 to 255 printable ASCII characters.",
+		},
 	} {
 		resp := a.do(c.method, c.path, c.body, c.headers...)
 		if got := text(t, resp); resp.StatusCode != c.status || got != c.text {
@@ -190,7 +298,7 @@ func TestIdempotencyKeys(t *testing.T) {
 	}
 }
 
-func TestAFullBacklogIsSaid(t *testing.T) {
+func TestAFullBacklogIsAnUnavailableService(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, 2)
 	var got []int
@@ -210,7 +318,8 @@ func TestNothingIsTakenBeforeTheStoreIsRebuilt(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, 2)
 	a.open.Store(false)
-	if resp := a.do("POST", create, `{"orderId":"a","itemsNum":1}`); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+	resp := a.do("POST", create, `{"orderId":"a","itemsNum":1}`)
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("%d with Retry-After %q, want 503 with one", resp.StatusCode, resp.Header.Get("Retry-After"))
 	}
 }
@@ -225,7 +334,8 @@ func TestTracesAreContinued(t *testing.T) {
 		"nonsense": "00-",
 	} {
 		got := traceparent(header)
-		if !validTraceparent.MatchString(got) || !strings.HasPrefix(got, want) || got == header || strings.HasPrefix(got, "00-0000000000000000") {
+		if !validTraceparent.MatchString(got) || !strings.HasPrefix(got, want) || got == header ||
+			strings.HasPrefix(got, "00-0000000000000000") {
 			t.Errorf("traceparent(%q) = %q, want a new span of %s…", header, got, want)
 		}
 	}

@@ -38,10 +38,12 @@ func TestAnOrderAndItsEventAreStoredTogether(t *testing.T) {
 	}
 	stop()
 	c, _ = running(t, dir, 100)
-	if diff := cmp.Diff([]string{"a 2"}, rows(t, c.store, "SELECT order_id || ' ' || version FROM orders")); diff != "" {
+	orders := rows(t, c.store, "SELECT order_id || ' ' || version FROM orders")
+	if diff := cmp.Diff([]string{"a 2"}, orders); diff != "" {
 		t.Errorf("orders after a restart (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"order-created-topic a", "order-updated-topic a"}, rows(t, c.store, "SELECT topic || ' ' || CAST(record_key AS TEXT) FROM outbox ORDER BY id")); diff != "" {
+	events := rows(t, c.store, "SELECT topic || ' ' || CAST(record_key AS TEXT) FROM outbox ORDER BY id")
+	if diff := cmp.Diff([]string{"order-created-topic a", "order-updated-topic a"}, events); diff != "" {
 		t.Errorf("outbox after a restart (-want +got):\n%s", diff)
 	}
 	if got := c.store.box.Rows(); got != 2 {
@@ -49,8 +51,8 @@ func TestAnOrderAndItsEventAreStoredTogether(t *testing.T) {
 	}
 }
 
-// What FULL is for, a power loss, cannot be had in a test; that it is set can be seen.
-func TestAnAnswerWaitsForTheDisk(t *testing.T) {
+// A test cannot cause a power loss. It can see the setting that makes a commit wait for the disk.
+func TestACommitWaitsForTheDisk(t *testing.T) {
 	t.Parallel()
 	c, _ := running(t, t.TempDir(), 100)
 	var synchronous int
@@ -70,7 +72,8 @@ func TestARestoredVersionNeverGoesBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff([]string{`3 "3"`}, rows(t, c.store, "SELECT version || ' ' || CAST(body AS TEXT) FROM orders")); diff != "" {
+	got := rows(t, c.store, "SELECT version || ' ' || CAST(body AS TEXT) FROM orders")
+	if diff := cmp.Diff([]string{`3 "3"`}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -83,7 +86,7 @@ func TestMigrationIsTheOutboxSchema(t *testing.T) {
 	}
 }
 
-// A write that silently does nothing must not be acknowledged, whatever is wrong with the database.
+// A write that silently does nothing must not be acknowledged.
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	create := func(s *store) error {
@@ -94,7 +97,7 @@ func TestALostWriteIsAnError(t *testing.T) {
 		return "CREATE TRIGGER x BEFORE " + what + " ON " + table + " BEGIN SELECT RAISE(IGNORE); END"
 	}
 	for name, c := range map[string]struct {
-		// What is done to the database before the write.
+		// broken is run on the database before the write.
 		broken string
 		write  func(*store) error
 		want   sqldb.CountError
@@ -107,7 +110,8 @@ func TestALostWriteIsAnError(t *testing.T) {
 		"an order of the topics": {
 			ignored("INSERT", "orders"),
 			func(s *store) error {
-				return s.restore(t.Context(), map[string]orderState{"old": {3, nil}, "x": {1, []byte("x")}, "y": {2, []byte("y")}})
+				return s.restore(t.Context(),
+					map[string]orderState{"old": {3, nil}, "x": {1, []byte("x")}, "y": {2, []byte("y")}})
 			},
 			sqldb.CountError{Changed: 0, Want: 2},
 		},
