@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
@@ -51,21 +50,23 @@ type api struct {
 	namespace string
 }
 
-// crds installs the CRDs, ours as it is in this repository, and never deletes them: that would delete what others have.
+// crds installs the CRDs. That of ConsumerGroups is installed as it is in this repository. They are
+// never deleted, because that would delete the objects of others.
 var crds = sync.OnceValue(func() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := schemas.Install(ctx); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, "kubectl", "apply", "--server-side", "--force-conflicts", "--filename", filepath.Join("..", "..", schemas.ConsumerGroup)).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "kubectl", "apply", "--server-side", "--force-conflicts",
+		"--filename", filepath.Join("..", "..", schemas.ConsumerGroup)).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("apply the CRD: %w\n%s", err, out)
 	}
 	return nil
 })
 
-// connect sets what the whole process has once.
+// connect calls Connect once, because it sets the log of the libraries for the whole process.
 var connect = sync.OnceValues(func() (*rest.Config, error) { return Connect(slog.New(slog.DiscardHandler)) })
 
 func newAPI(t *testing.T) *api {
@@ -114,7 +115,7 @@ func (a *api) consumerGroup(t *testing.T, name string, topics ...v1alpha1.TopicN
 	return cg
 }
 
-// get reads a ConsumerGroup anew.
+// get reads a ConsumerGroup again.
 func (a *api) get(t *testing.T, cg *v1alpha1.ConsumerGroup) *v1alpha1.ConsumerGroup {
 	t.Helper()
 	if err := a.Get(t.Context(), client.ObjectKeyFromObject(cg), cg); err != nil {
@@ -157,10 +158,11 @@ func await(t *testing.T, check func() error) {
 	}
 }
 
-// script is a collector that finds what the test says.
+// script is a collector whose polls find what the test provides.
 type script struct {
-	polled  chan struct{}
-	running chan struct{} // closed once it is run, which only the leader does
+	polled chan struct{}
+	// running is closed once the collector runs, which happens only in the leader.
+	running chan struct{}
 
 	mu         sync.Mutex
 	snapshot   *lag.Snapshot
@@ -185,19 +187,26 @@ func (s *script) poll(snapshot *lag.Snapshot, err error) {
 	}
 }
 
-// finds is a poll now.
+// finds ends a poll that read topics just now.
 func (s *script) finds(topics map[string][]lag.Partition) {
 	snapshot := snapshotOf(topics)
 	snapshot.Time = time.Now()
 	s.poll(snapshot, nil)
 }
 
-func (s *script) Run(ctx context.Context) error    { close(s.running); <-ctx.Done(); return nil }
+func (s *script) Run(ctx context.Context) error {
+	close(s.running)
+	<-ctx.Done()
+	return nil
+}
+
 func (s *script) Polled() <-chan struct{}          { return s.polled }
 func (s *script) Describe(chan<- *prometheus.Desc) {}
 
 func (s *script) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("kafka_consumergroup_lag", "", nil, nil), prometheus.GaugeValue, 1)
+	ch <- prometheus.MustNewConstMetric(
+		prometheus.NewDesc("kafka_consumergroup_lag", "", nil, nil), prometheus.GaugeValue, 1,
+	)
 }
 
 func (s *script) Snapshot() *lag.Snapshot {
@@ -226,14 +235,17 @@ func (s *script) wanted() map[string][]lag.Objective {
 
 // replica is an operator that runs.
 type replica struct {
+	// ops is the URL of its operations endpoints.
 	ops   string
 	ended chan error
-	stop  func() error // waits for its end
+	// stop ends it, waits, and returns its error.
+	stop func() error
 }
 
 func (a *api) config() Config {
 	return Config{
-		OpsAddr: env.Addr{Value: "127.0.0.1:0"}, Namespace: a.namespace, WatchNamespaces: []string{a.namespace}, Interval: 5 * time.Second,
+		OpsAddr:   env.Addr{Value: "127.0.0.1:0"},
+		Namespace: a.namespace, WatchNamespaces: []string{a.namespace}, Interval: 5 * time.Second,
 		Clusters: []Cluster{{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}},
 	}
 }
@@ -308,7 +320,8 @@ func TestValidation(t *testing.T) {
 	type spec = v1alpha1.ConsumerGroupSpec
 	for what, c := range map[string]struct {
 		change func(*spec)
-		want   string // empty: it is taken
+		// want is a part of the error. It is empty if the API server accepts the object.
+		want string
 	}{
 		"as it is":              {func(*spec) {}, ""},
 		"no topics":             {func(s *spec) { s.Topics = nil }, ""},
@@ -324,20 +337,29 @@ func TestValidation(t *testing.T) {
 		"any topic's name": {func(s *spec) {
 			s.Topics = []v1alpha1.TopicName{"a.B_c-9", "...", v1alpha1.TopicName(strings.Repeat("t", 249))}
 		}, ""},
-		"a topic's blank":    {func(s *spec) { s.Topics = []v1alpha1.TopicName{"a", "b c"} }, topic},
-		"a topic .":          {func(s *spec) { s.Topics = []v1alpha1.TopicName{"."} }, topic},
-		"a topic ..":         {func(s *spec) { s.Topics = []v1alpha1.TopicName{".."} }, topic},
-		"an empty topic":     {func(s *spec) { s.Topics = []v1alpha1.TopicName{""} }, "at least 1 chars long"},
-		"too long a topic's": {func(s *spec) { s.Topics = []v1alpha1.TopicName{v1alpha1.TopicName(strings.Repeat("t", 250))} }, "Too long"},
-		"a topic twice":      {func(s *spec) { s.Topics = []v1alpha1.TopicName{"a", "b", "a"} }, `spec.topics[2]: Duplicate value: "a"`},
+		"a topic's blank": {func(s *spec) { s.Topics = []v1alpha1.TopicName{"a", "b c"} }, topic},
+		"a topic .":       {func(s *spec) { s.Topics = []v1alpha1.TopicName{"."} }, topic},
+		"a topic ..":      {func(s *spec) { s.Topics = []v1alpha1.TopicName{".."} }, topic},
+		"an empty topic":  {func(s *spec) { s.Topics = []v1alpha1.TopicName{""} }, "at least 1 chars long"},
+		"too long a topic's": {
+			func(s *spec) { s.Topics = []v1alpha1.TopicName{v1alpha1.TopicName(strings.Repeat("t", 250))} },
+			"Too long",
+		},
+		"a topic twice": {
+			func(s *spec) { s.Topics = []v1alpha1.TopicName{"a", "b", "a"} }, `spec.topics[2]: Duplicate value: "a"`,
+		},
 		"too many topics": {func(s *spec) {
 			for i := range 101 {
 				s.Topics = append(s.Topics, v1alpha1.TopicName(fmt.Sprintf("t%d", i)))
 			}
 		}, "spec.topics: Too many"},
-		"an objective of 0":           {func(s *spec) { s.Objective.MaxLagSeconds = 0 }, "should be greater than or equal to 1"},
-		"an objective of a week":      {func(s *spec) { s.Objective.MaxLagSeconds = 604800 }, ""},
-		"an objective of over a week": {func(s *spec) { s.Objective.MaxLagSeconds = 604801 }, "should be less than or equal to 604800"},
+		"an objective of 0": {
+			func(s *spec) { s.Objective.MaxLagSeconds = 0 }, "should be greater than or equal to 1",
+		},
+		"an objective of a week": {func(s *spec) { s.Objective.MaxLagSeconds = 604800 }, ""},
+		"an objective of over a week": {
+			func(s *spec) { s.Objective.MaxLagSeconds = 604801 }, "should be less than or equal to 604800",
+		},
 	} {
 		cg := consumerGroup()
 		cg.ObjectMeta = metav1.ObjectMeta{GenerateName: "v-", Namespace: a.namespace}
@@ -350,8 +372,16 @@ func TestValidation(t *testing.T) {
 		change func(*spec)
 		want   string
 	}{
-		"another group":     {func(s *spec) { s.Group = "other" }, `spec.group: Invalid value: "other": it cannot be changed: delete this ConsumerGroup, and create one for the other group`},
-		"another cluster":   {func(s *spec) { s.Cluster = "other" }, `spec.cluster: Invalid value: "other": it cannot be changed: delete this ConsumerGroup, and create one in the other cluster`},
+		"another group": {
+			func(s *spec) { s.Group = "other" },
+			`spec.group: Invalid value: "other": it cannot be changed: delete this ConsumerGroup, ` +
+				`and create one for the other group`,
+		},
+		"another cluster": {
+			func(s *spec) { s.Cluster = "other" },
+			`spec.cluster: Invalid value: "other": it cannot be changed: delete this ConsumerGroup, ` +
+				`and create one in the other cluster`,
+		},
 		"another objective": {func(s *spec) { s.Objective.MaxLagSeconds = 60 }, ""},
 		"other topics":      {func(s *spec) { s.Topics = []v1alpha1.TopicName{"b"} }, ""},
 	} {
@@ -364,11 +394,11 @@ func TestValidation(t *testing.T) {
 func refused(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
-		t.Errorf("%s: the API server says %v, want %q", what, err, want)
+		t.Errorf("%s: the API server returns %v, want %q", what, err, want)
 	}
 }
 
-// The whole way: polls make a status, kubectl shows it, Events tell of transitions and of nothing else.
+// Polls lead to a status, which kubectl shows. Events report transitions and nothing else.
 func TestStatusAndEvents(t *testing.T) {
 	t.Parallel()
 	a, s := newAPI(t), newScript()
@@ -376,53 +406,58 @@ func TestStatusAndEvents(t *testing.T) {
 	s.leads(t)
 	cg := a.consumerGroup(t, "orders", "a")
 	await(t, func() error {
-		if diff := cmp.Diff(map[string][]lag.Objective{"readers": {{Age: 10 * time.Second, Topics: []string{"a"}}}}, s.wanted()); diff != "" {
-			return fmt.Errorf("the collector was told (-want +got):\n%s", diff)
+		want := map[string][]lag.Objective{"readers": {{Age: 10 * time.Second, Topics: []string{"a"}}}}
+		if diff := cmp.Diff(want, s.wanted()); diff != "" {
+			return fmt.Errorf("the collector's objectives (-want +got):\n%s", diff)
 		}
 		return nil
 	})
 	s.finds(map[string][]lag.Partition{"a": {ok(0), ok(1)}})
 	a.is(t, cg, v1alpha1.Consuming, "True/Reading")
-	if got := strings.Fields(kubectl(t, a, "get", "cg", "orders", "--no-headers")); !slices.Equal(got[:len(got)-1], strings.Fields("orders readers Stable 1 0 0 10 True True")) {
+	got := strings.Fields(kubectl(t, a, "get", "cg", "orders", "--no-headers"))
+	if !slices.Equal(got[:len(got)-1], strings.Fields("orders readers Stable 1 0 0 10 True True")) {
 		t.Errorf("kubectl shows %v", got)
 	}
 
-	for _, records := range []int64{40, 41, 42} { // the numbers alone are no news
+	// A change of the numbers alone makes no Event.
+	for _, records := range []int64{40, 41, 42} {
 		s.finds(map[string][]lag.Partition{"a": {ok(0), behind(1, records, 2*time.Minute, lag.StatusStalled)}})
 		a.is(t, cg, v1alpha1.Consuming, "False/Stalled")
 	}
-	want := `NAME     GROUP     STATE    MEMBERS   LAG   SECONDS   OBJECTIVE   WITHIN   CONSUMING   WHY       WORST TOPIC   PARTITION   PROTOCOL   CLUSTER   AGE
-orders   readers   Stable   1         40    120       10          False    False       Stalled   a             1           consumer   main      `
+	want := "NAME     GROUP     STATE    MEMBERS   LAG   SECONDS   OBJECTIVE   WITHIN   CONSUMING   " +
+		"WHY       WORST TOPIC   PARTITION   PROTOCOL   CLUSTER   AGE\n" +
+		"orders   readers   Stable   1         40    120       10          False    False       " +
+		"Stalled   a             1           consumer   main      "
 	if got := kubectl(t, a, "get", "consumergroups", "-o", "wide"); !strings.HasPrefix(got, want) {
 		t.Errorf("kubectl shows\n%s\nwant\n%s", got, want)
 	}
 	s.finds(map[string][]lag.Partition{"a": {ok(0), ok(1)}})
 	a.is(t, cg, v1alpha1.Consuming, "True/Reading")
 
-	var told []string
+	var recorded []string
 	await(t, func() error {
 		var events eventsv1.EventList
 		if err := a.List(t.Context(), &events, client.InNamespace(a.namespace)); err != nil {
 			t.Fatal(err)
 		}
 		slices.SortFunc(events.Items, func(a, b eventsv1.Event) int { return a.EventTime.Compare(b.EventTime.Time) })
-		told = nil
+		recorded = nil
 		for _, e := range events.Items {
 			if e.Regarding.Kind == "ConsumerGroup" {
-				told = append(told, fmt.Sprintf("%s %s %s %s", e.Type, e.Reason, e.Action, e.Regarding.Name))
+				recorded = append(recorded, fmt.Sprintf("%s %s %s %s", e.Type, e.Reason, e.Action, e.Regarding.Name))
 			}
 		}
-		if len(told) < 4 {
-			return fmt.Errorf("events are %q", told)
+		if len(recorded) < 4 {
+			return fmt.Errorf("events are %q", recorded)
 		}
 		return nil
 	})
 	if diff := cmp.Diff([]string{"Warning Stalled Consuming orders", "Warning ObjectiveMissed WithinObjective orders",
-		"Normal Reading Consuming orders", "Normal WithinObjective WithinObjective orders"}, told); diff != "" {
+		"Normal Reading Consuming orders", "Normal WithinObjective WithinObjective orders"}, recorded); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 
-	// What somebody else writes into the status is put right.
+	// The operator corrects what somebody else writes into the status.
 	cg.Status.Conditions[0].Status, cg.Status.Conditions[0].Reason = "False", "Nonsense"
 	if err := a.Status().Update(t.Context(), cg); err != nil {
 		t.Fatal(err)
@@ -448,14 +483,16 @@ orders   readers   Stable   1         40    120       10          False    False
 
 func kubectl(t *testing.T, a *api, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "kubectl", append([]string{"--namespace", a.namespace}, args...)...).CombinedOutput()
+	args = append([]string{"--namespace", a.namespace}, args...)
+	out, err := exec.CommandContext(t.Context(), "kubectl", args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 	}
 	return string(out)
 }
 
-// bench is a reconciler with a clock of its own, so that minutes pass at once. Its API server is real.
+// bench is a reconciler with a clock of its own, so that minutes pass at once. Its API server is
+// real.
 type bench struct {
 	*api
 	*script
@@ -470,11 +507,17 @@ func newBench(a *api) *bench {
 	return b
 }
 
-// restart is another process, with all that this one knew forgotten.
+// restart makes the reconciler of another process, which remembers nothing.
 func (b *bench) restart() {
 	b.r = &reconciler{
-		client: b.WithWatch, events: b, names: []string{"main"}, now: func() time.Time { return b.time }, groups: map[types.NamespacedName]*declared{},
-		clusters: map[string]*cluster{"main": {Cluster: Cluster{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}, collector: b.script, begun: b.time}},
+		client: b.WithWatch, events: b, now: func() time.Time { return b.time },
+		groups: map[types.NamespacedName]*declared{},
+		clusters: map[string]*watchedCluster{
+			"main": {
+				Cluster: Cluster{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}, collector: b.script,
+				begun: b.time,
+			},
+		},
 	}
 }
 
@@ -482,8 +525,10 @@ func (b *bench) Eventf(_, _ runtime.Object, kind, reason, _, note string, args .
 	b.events = append(b.events, kind+" "+reason)
 }
 
-// reconcile is a poll that found s, at the clock's time, and what it causes.
-func (b *bench) reconcile(t *testing.T, cg *v1alpha1.ConsumerGroup, s *lag.Snapshot) (reconcile.Result, *v1alpha1.ConsumerGroup) {
+// reconcile reconciles cg after a poll that found s at the clock's time. A nil s is no poll.
+func (b *bench) reconcile(
+	t *testing.T, cg *v1alpha1.ConsumerGroup, s *lag.Snapshot,
+) (reconcile.Result, *v1alpha1.ConsumerGroup) {
 	t.Helper()
 	if s != nil {
 		s.Time = b.time
@@ -504,7 +549,9 @@ func TestWritesAreFew(t *testing.T) {
 		for i := range minutes * 12 {
 			b.time = b.time.Add(5 * time.Second)
 			before := b.get(t, cg).ResourceVersion
-			if _, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {behind(0, records(i), time.Second, lag.StatusOK)}})); cg.ResourceVersion != before {
+			p := behind(0, records(i), time.Second, lag.StatusOK)
+			_, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {p}}))
+			if cg.ResourceVersion != before {
 				n++
 			}
 		}
@@ -512,7 +559,9 @@ func TestWritesAreFew(t *testing.T) {
 	}
 	writes(1, func(int) int64 { return 1 })
 	if n := writes(4, func(int) int64 { return 1 }); n < 4 || n > 5 {
-		t.Errorf("%d writes in 4 idle minutes: want one a minute, so that a reader can tell a status that nobody keeps", n)
+		t.Errorf(
+			"%d writes in 4 idle minutes: want one a minute, so that a reader can tell a status that nobody keeps", n,
+		)
 	}
 	if n := writes(2, func(poll int) int64 { return int64(poll) }); n < 11 || n > 12 {
 		t.Errorf("%d writes in 2 minutes with other numbers each 5 s: want one each 10 s", n)
@@ -522,14 +571,17 @@ func TestWritesAreFew(t *testing.T) {
 	}
 }
 
-// A status that was made from a version which is no longer the last is not written: the queue comes back with the new one.
+// A status that was made from a version which is no longer the last is not written: the queue comes
+// back with the new one.
 func TestConflict(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
 	cg := b.consumerGroup(t, "orders")
 	b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0)}}))
 	b.r.client = interceptor.NewClient(b.WithWatch, interceptor.Funcs{
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		Get: func(
+			ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption,
+		) error {
 			err := c.Get(ctx, key, o, opts...)
 			other := o.DeepCopyObject().(*v1alpha1.ConsumerGroup)
 			other.Spec.Objective.MaxLagSeconds = 3600
@@ -545,10 +597,12 @@ func TestConflict(t *testing.T) {
 		t.Errorf("again after %v; %s; events %q", result.RequeueAfter, says(cg, v1alpha1.Consuming), b.events)
 	}
 	b.r.client = b.WithWatch
-	b.reconcile(t, cg, nil) // tells the collector of the objective, which counts from its next poll on
+	// This passes the objective to the collector. It counts from the next poll on.
+	b.reconcile(t, cg, nil)
 	b.time = b.time.Add(5 * time.Second)
 	_, cg = b.reconcile(t, cg, stalled())
-	if says(cg, v1alpha1.Consuming) != "False/Stalled" || says(cg, v1alpha1.WithinObjective) != "True/WithinObjective" || cg.Status.ObservedGeneration != 2 {
+	if says(cg, v1alpha1.Consuming) != "False/Stalled" ||
+		says(cg, v1alpha1.WithinObjective) != "True/WithinObjective" || cg.Status.ObservedGeneration != 2 {
 		t.Errorf("%+v", cg.Status)
 	}
 	if diff := cmp.Diff([]string{"Warning Stalled"}, b.events); diff != "" {
@@ -556,7 +610,8 @@ func TestConflict(t *testing.T) {
 	}
 }
 
-// A process that has just begun does not know yet whether a group moves. It says so of nobody, and announces no recovery.
+// A process that has just started does not know yet whether a group moves. It leaves the condition
+// as it was, and announces no recovery.
 func TestRestartLeavesWhatIsNotKnown(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
@@ -590,7 +645,8 @@ func TestRestartLeavesWhatIsNotKnown(t *testing.T) {
 	}
 }
 
-// A poll that fails is no news; a cluster that stays away is, and so is a part of it.
+// A single poll that fails changes no status. A cluster that stays unreachable does, and so does a
+// topic without a leader.
 func TestClusterGoesAndComesBack(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
@@ -602,7 +658,9 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 	}
 	_, cg = b.reconcile(t, cg, snapshotOf(fine))
 	polled := cg.Status.LastPollTime
-	for i, want := range []string{"True/Reading", "True/Reading", "True/Reading", "Unknown/ClusterUnreachable", "Unknown/ClusterUnreachable"} {
+	for i, want := range []string{
+		"True/Reading", "True/Reading", "True/Reading", "Unknown/ClusterUnreachable", "Unknown/ClusterUnreachable",
+	} {
 		b.time = b.time.Add(5 * time.Second)
 		b.poll(nil, &lag.ReadError{API: "ListGroups", Err: errors.New("dial tcp: connection refused")})
 		if _, cg = b.reconcile(t, cg, nil); says(cg, v1alpha1.Consuming) != want {
@@ -613,7 +671,9 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 		t.Errorf("it still shows numbers: %+v", cg.Status)
 	}
 	message := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming).Message
-	if want := "cluster main could not be read since " + polled.UTC().Format(time.RFC3339) + ": ListGroups: CONNECTION; the operator's log says more"; message != want {
+	want := "cluster main could not be read since " + polled.UTC().Format(time.RFC3339) +
+		": ListGroups: CONNECTION; the operator's log says more"
+	if message != want {
 		t.Errorf("it says %q, want %q", message, want)
 	}
 	b.time = b.time.Add(5 * time.Second)
@@ -628,7 +688,11 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 			t.Errorf("after %d polls without a leader: %s, want %s", i+1, says(cg, v1alpha1.TopicsReady), want)
 		}
 	}
-	if diff := cmp.Diff([]string{"Warning ClusterUnreachable", "Normal Reading", "Normal WithinObjective", "Normal AllReady", "Warning Unreadable", "Warning NotReady"}, b.events); diff != "" {
+	wantEvents := []string{
+		"Warning ClusterUnreachable", "Normal Reading", "Normal WithinObjective", "Normal AllReady",
+		"Warning Unreadable", "Warning NotReady",
+	}
+	if diff := cmp.Diff(wantEvents, b.events); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
@@ -651,7 +715,7 @@ func TestNotFoundOnlyAfterItWasLookedFor(t *testing.T) {
 	}
 }
 
-// A consumer makes its first commit in a partition a while after the first record is there, each time.
+// A consumer commits for the first time in a partition some time after the first record is there.
 func TestNoCommitIsGivenAMinute(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
@@ -661,17 +725,26 @@ func TestNoCommitIsGivenAMinute(t *testing.T) {
 		polls     int
 		partition lag.Partition
 		want      string
-	}{{1, ok(1), "True/Reading"}, {12, none, "True/Reading"}, {1, none, "False/NoCommit"}, {1, ok(1), "True/Reading"}, {12, none, "True/Reading"}, {1, none, "False/NoCommit"}} {
+	}{
+		{1, ok(1), "True/Reading"},
+		{12, none, "True/Reading"},
+		{1, none, "False/NoCommit"},
+		{1, ok(1), "True/Reading"},
+		{12, none, "True/Reading"},
+		{1, none, "False/NoCommit"},
+	} {
 		for i := range c.polls {
 			b.time = b.time.Add(5 * time.Second)
-			if _, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0), c.partition}})); says(cg, v1alpha1.Consuming) != c.want {
+			_, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0), c.partition}}))
+			if says(cg, v1alpha1.Consuming) != c.want {
 				t.Fatalf("after %d polls it is %s, want %s", i+1, says(cg, v1alpha1.Consuming), c.want)
 			}
 		}
 	}
 }
 
-// One that somebody else's finalizer still holds is deleted all the same.
+// A ConsumerGroup that is deleted gets no status and has no objective, even while somebody's
+// finalizer still holds it.
 func TestDeletedButHeld(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
@@ -696,15 +769,19 @@ func TestDeletedButHeld(t *testing.T) {
 	}
 }
 
-// A group that flaps makes fewer Events than transitions.
+// A group that flaps causes fewer Events than transitions.
 func TestEventsAreFew(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
 	cg := b.consumerGroup(t, "orders")
 	for i := range 10 * 12 { // ten minutes
 		b.time = b.time.Add(5 * time.Second)
-		_, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {behind(0, 1, time.Duration(i%2)*time.Minute, lag.StatusOK)}}))
-		if got, want := says(cg, v1alpha1.WithinObjective), []string{"True/WithinObjective", "False/ObjectiveMissed"}[i%2]; got != want {
+		_, cg = b.reconcile(
+			t, cg,
+			snapshotOf(map[string][]lag.Partition{"a": {behind(0, 1, time.Duration(i%2)*time.Minute, lag.StatusOK)}}),
+		)
+		want := []string{"True/WithinObjective", "False/ObjectiveMissed"}[i%2]
+		if got := says(cg, v1alpha1.WithinObjective); got != want {
 			t.Fatalf("%s, want %s", got, want)
 		}
 	}
@@ -713,7 +790,8 @@ func TestEventsAreFew(t *testing.T) {
 	}
 }
 
-// Several ConsumerGroups may name one group, in whatever namespaces: each objective counts, and leaves with its ConsumerGroup.
+// Several ConsumerGroups may name one group, in whatever namespaces: each objective counts, and
+// leaves with its ConsumerGroup.
 func TestObjectives(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -740,7 +818,8 @@ func TestObjectives(t *testing.T) {
 	if err := a.Delete(t.Context(), strict); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(strict)}); err != nil {
+	deleted := reconcile.Request{NamespacedName: client.ObjectKeyFromObject(strict)}
+	if _, err := b.r.Reconcile(t.Context(), deleted); err != nil {
 		t.Fatal(err)
 	}
 	wanted(leniently)
@@ -757,7 +836,8 @@ func TestObjectives(t *testing.T) {
 	}
 }
 
-// Two replicas: one polls, both are ready, and when the first is told to stop the second goes on at once, where it was.
+// Of two replicas one polls, and both are ready. When the first stops, the second continues at once
+// where it was.
 func TestLeaderChange(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -791,18 +871,21 @@ func TestLeaderChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.leads(t)
-	if took := time.Since(begin); took > 12*time.Second { // a lease that nobody releases lasts 15 s
+	// A lease that is not released lasts 15 s.
+	if took := time.Since(begin); took > 12*time.Second {
 		t.Errorf("the other leads after %v: the lease was not released", took)
 	}
 	if o := second.wanted(); len(o["readers"]) != 1 {
 		t.Errorf("its first poll looks for %v", o)
 	}
-	p := behind(0, 9, time.Hour, lag.StatusOK) // it cannot know yet
+	// It cannot know yet that the partition is stalled.
+	p := behind(0, 9, time.Hour, lag.StatusOK)
 	p.LastProgress, p.Since = time.Time{}, time.Now()
 	s := snapshotOf(map[string][]lag.Partition{"a": {p}})
 	s.Time = time.Now()
 	second.poll(s, nil)
-	await(t, func() error { // its first write, of the worst partition's status, which is not stalled any more
+	// It writes the status once, because the worst partition is no longer stalled.
+	await(t, func() error {
 		if a.get(t, cg).ResourceVersion == version {
 			return errors.New("the second has not written the status")
 		}
@@ -816,7 +899,7 @@ func TestLeaderChange(t *testing.T) {
 	}
 }
 
-// Where Strimzi's CRD is, its KafkaTopics say whether topics are ready.
+// Where Strimzi's CRD is installed, KafkaTopics decide whether topics are ready.
 func TestKafkaTopics(t *testing.T) {
 	t.Parallel()
 	a, s := newAPI(t), newScript()
@@ -825,20 +908,25 @@ func TestKafkaTopics(t *testing.T) {
 	topic := func(name, topicName, cluster string) *unstructured.Unstructured {
 		o := &unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "kafka.strimzi.io/v1", "kind": "KafkaTopic",
-			"metadata": map[string]any{"name": name, "namespace": a.namespace, "labels": map[string]any{"strimzi.io/cluster": cluster}},
-			"spec":     map[string]any{"topicName": topicName, "partitions": int64(1)},
+			"metadata": map[string]any{
+				"name": name, "namespace": a.namespace, "labels": map[string]any{"strimzi.io/cluster": cluster},
+			},
+			"spec": map[string]any{"topicName": topicName, "partitions": int64(1)},
 		}}
 		a.create(t, o)
 		return o
 	}
 	ready := func(o *unstructured.Unstructured, status, reason, message string) {
 		o.Object["status"] = map[string]any{"conditions": []any{map[string]any{
-			"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-03-01T12:00:00Z"}}}
+			"type": "Ready", "status": status, "reason": reason, "message": message,
+			"lastTransitionTime": "2026-03-01T12:00:00Z"}}}
 		if err := a.Status().Update(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	good, bad, elsewhere, double := topic("a", "a", "main"), topic("bee", "b", "main"), topic("c", "c", "other"), topic("a-again", "a", "main")
+	good, bad, elsewhere, double := topic("a", "a", "main"), topic("bee", "b", "main"), topic("c", "c", "other"), topic(
+		"a-again", "a", "main",
+	)
 	ready(good, "True", "", "")
 	ready(bad, "False", "NotSupported", "Decreasing partitions not supported")
 	ready(elsewhere, "False", "KafkaError", "of another cluster")
@@ -856,7 +944,11 @@ func TestKafkaTopics(t *testing.T) {
 	})
 	want := []v1alpha1.TopicStatus{
 		{Name: "a", Ready: "True", Source: "KafkaTopic", Lag: new(int64(0)), LagSeconds: new(int64(0))},
-		{Name: "b", Ready: "False", Source: "KafkaTopic", Reason: "NotSupported", Message: "KafkaTopic bee is not ready: Decreasing partitions not supported", Lag: new(int64(0)), LagSeconds: new(int64(0))},
+		{
+			Name: "b", Ready: "False", Source: "KafkaTopic", Reason: "NotSupported",
+			Message: "KafkaTopic bee is not ready: Decreasing partitions not supported", Lag: new(int64(0)),
+			LagSeconds: new(int64(0)),
+		},
 		{Name: "c", Ready: "True", Source: "Kafka", Lag: new(int64(0)), LagSeconds: new(int64(0))},
 	}
 	if diff := cmp.Diff(want, cg.Status.Topics); diff != "" {
@@ -872,7 +964,8 @@ func TestKafkaTopics(t *testing.T) {
 	})
 }
 
-// Of several KafkaTopics for one topic, the one that Strimzi serves counts, in whatever order they come.
+// Of several KafkaTopics for one topic, the one that Strimzi serves counts, in whatever order they
+// come.
 func TestSeveralKafkaTopicsOfOneTopic(t *testing.T) {
 	t.Parallel()
 	object := func(name, status string) unstructured.Unstructured {
@@ -889,16 +982,19 @@ func TestSeveralKafkaTopicsOfOneTopic(t *testing.T) {
 	}
 }
 
-// Where the CRD is not, nobody waits for it: Kafka is asked.
+// Where Strimzi's CRD is not installed, the operator does not wait for it.
 func TestNoKafkaTopics(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	var log strings.Builder
-	mgr, err := newManager(a.config(), testLog(t), a.kube)
+	k8s, err := newKubernetes(a.config(), testLog(t), a.kube)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newStrimzi(KafkaTopics{Namespace: a.namespace, Cluster: "main"}, a.kube, mgr.GetHTTPClient(), mgr.GetRESTMapper(), slog.New(slog.NewTextHandler(&log, nil)))
+	s, err := newStrimzi(
+		KafkaTopics{Namespace: a.namespace, Cluster: "main"}, a.kube, k8s.GetHTTPClient(), k8s.GetRESTMapper(),
+		slog.New(slog.NewTextHandler(&log, nil)),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -908,7 +1004,8 @@ func TestNoKafkaTopics(t *testing.T) {
 	now := time.Now()
 	begin := time.Now()
 	s.sync(t.Context())
-	for range 100 { // polls of ten minutes
+	// These are the polls of ten minutes.
+	for range 100 {
 		if topics, err := s.topics(t.Context(), now); topics != nil || err != nil {
 			t.Fatalf("%v, %v", topics, err)
 		}
@@ -917,16 +1014,18 @@ func TestNoKafkaTopics(t *testing.T) {
 	if took := time.Since(begin); took > 4*time.Second {
 		t.Errorf("it waited for %v", took)
 	}
-	if n := strings.Count(log.String(), "no KafkaTopics here"); n != 1 || asked.times < 10 || asked.times > 11 {
-		t.Errorf("it looks %d times, and says so %d times:\n%s", asked.times, n, &log)
+	n := strings.Count(log.String(), "KafkaTopics are not installed")
+	if n != 1 || asked.times < 10 || asked.times > 11 {
+		t.Errorf("it looks %d times, and logs it %d times:\n%s", asked.times, n, &log)
 	}
-	s.kind.Kind = "KafkaTopic" // Strimzi has been installed
+	// Now Strimzi has been installed.
+	s.kind.Kind = "KafkaTopic"
 	if !s.exists(now.Add(time.Minute)) {
 		t.Error("it did not look again")
 	}
 	var nobody *strimzi
 	if topics, err := nobody.topics(t.Context(), now); topics != nil || err != nil {
-		t.Errorf("where there is nobody to ask: %v, %v", topics, err)
+		t.Errorf("without KafkaTopics in the configuration: %v, %v", topics, err)
 	}
 }
 
@@ -940,18 +1039,31 @@ func (m *countingMapper) RESTMapping(kind schema.GroupKind, versions ...string) 
 	return m.RESTMapper.RESTMapping(kind, versions...)
 }
 
-// All that it may do is what it does: with the rules that the chart gives it, nothing is refused.
+// With the rules that the chart gives the operator, the API server refuses it nothing.
 func TestLeastRBAC(t *testing.T) {
 	t.Parallel()
 	a, s := newAPI(t), newScript()
-	a.create(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "lag-operator", Namespace: a.namespace}})
-	a.create(t, &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "lag-operator", Namespace: a.namespace}, Rules: []rbacv1.PolicyRule{
-		{APIGroups: []string{"ordersystem.dev"}, Resources: []string{"consumergroups"}, Verbs: []string{"get", "list", "watch"}},
-		{APIGroups: []string{"ordersystem.dev"}, Resources: []string{"consumergroups/status"}, Verbs: []string{"patch"}},
-		{APIGroups: []string{"kafka.strimzi.io"}, Resources: []string{"kafkatopics"}, Verbs: []string{"get", "list", "watch"}},
+	named := metav1.ObjectMeta{Name: "lag-operator", Namespace: a.namespace}
+	a.create(t, &corev1.ServiceAccount{ObjectMeta: named})
+	a.create(t, &rbacv1.Role{ObjectMeta: named, Rules: []rbacv1.PolicyRule{
+		{
+			APIGroups: []string{"ordersystem.dev"}, Resources: []string{"consumergroups"},
+			Verbs: []string{"get", "list", "watch"},
+		},
+		{
+			APIGroups: []string{"ordersystem.dev"}, Resources: []string{"consumergroups/status"},
+			Verbs: []string{"patch"},
+		},
+		{
+			APIGroups: []string{"kafka.strimzi.io"}, Resources: []string{"kafkatopics"},
+			Verbs: []string{"get", "list", "watch"},
+		},
 		{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"create"}},
-		{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: []string{"lag-operator"}, Verbs: []string{"get", "update"}},
+		{
+			APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"},
+			ResourceNames: []string{"lag-operator"}, Verbs: []string{"get", "update"},
+		},
 	}})
 	a.create(t, &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "lag-operator", Namespace: a.namespace},
 		RoleRef:  rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "lag-operator"},
@@ -973,7 +1085,8 @@ func TestLeastRBAC(t *testing.T) {
 		return nil
 	})
 	await(t, func() error {
-		if out := kubectl(t, a, "get", "events"); !strings.Contains(out, "Stalled") || !strings.Contains(out, "LeaderElection") {
+		out := kubectl(t, a, "get", "events")
+		if !strings.Contains(out, "Stalled") || !strings.Contains(out, "LeaderElection") {
 			return errors.New("events are\n" + out)
 		}
 		return nil
@@ -989,7 +1102,7 @@ func TestLeastRBAC(t *testing.T) {
 	}
 }
 
-// lines are a log that several goroutines write.
+// lines is a log to which several goroutines may write.
 type lines struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -1007,33 +1120,20 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// An end in order is no error in the log. Whatever else goes wrong is.
-func TestQuiet(t *testing.T) {
-	t.Parallel()
-	var text strings.Builder
-	log := logr.FromSlogHandler(quiet{slog.NewTextHandler(&text, nil)}).WithName("manager").WithValues("a", 1)
-	log.Error(errors.New("leader election lost"), "error received after stop sequence was engaged")
-	if text.Len() > 0 {
-		t.Errorf("it says %s", &text)
-	}
-	log.Error(errors.New("disk is gone"), "error received after stop sequence was engaged")
-	if !strings.Contains(text.String(), "disk is gone") {
-		t.Errorf("it says %q", &text)
-	}
-}
-
-// Without an API server it ends, and says so.
+// Without an API server the operator ends with an error.
 func TestNoAPIServer(t *testing.T) {
 	t.Parallel()
-	_, _ = connect() // for the libraries' log, whatever there is to connect to
-	err := run(t.Context(), Config{OpsAddr: env.Addr{Value: "127.0.0.1:0"}, Namespace: "orders"}, testLog(t), &rest.Config{Host: "127.0.0.1:1"}, nil,
+	// This sets the libraries' log. There need not be a cluster to connect to.
+	_, _ = connect()
+	cfg := Config{OpsAddr: env.Addr{Value: "127.0.0.1:0"}, Namespace: "orders"}
+	err := run(t.Context(), cfg, testLog(t), &rest.Config{Host: "127.0.0.1:1"}, nil,
 		func(lag.Config) (collector, error) { return newScript(), nil })
 	if err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error is %v", err)
 	}
 }
 
-// What is committed is what the generators make.
+// The generated files are committed as the generators write them.
 func TestGeneratedFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -1055,7 +1155,7 @@ func TestGeneratedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(string(want), string(got)); diff != "" {
-			t.Errorf("%s is not what `make generate` makes (-want +got):\n%s", committed, diff)
+			t.Errorf("%s is not what `make generate` writes (-want +got):\n%s", committed, diff)
 		}
 	}
 }

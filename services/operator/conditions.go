@@ -2,7 +2,6 @@ package operator
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -14,217 +13,200 @@ import (
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
-// Reasons why something is not known.
-const (
-	unknownCluster     = "UnknownCluster"
-	clusterUnreachable = "ClusterUnreachable"
-	unreadable         = "Unreadable"
-	notKnownYet        = "NotKnownYet"
-	noTopics           = "NoTopics"
-	noCommit           = "NoCommit"
-)
-
-// Reasons why a group that consumes deserves a look all the same.
-const (
-	rewound       = "Rewound"
-	fallingBehind = "FallingBehind"
-)
-
-// set gives a condition its value. The time of its transition is kept by meta unless the status changes.
-func (o *observation) set(condition string, status metav1.ConditionStatus, reason, format string, args ...any) {
-	meta.SetStatusCondition(&o.status.Conditions, metav1.Condition{
-		Type: condition, Status: status, Reason: reason, Message: fmt.Sprintf(format, args...),
-		ObservedGeneration: o.cg.Generation, LastTransitionTime: metav1.NewTime(o.now),
-	})
+// assessment decides the conditions of a ConsumerGroup.
+type assessment struct {
+	*inputs
+	// known is the group, or nil if it could not be read or does not exist.
+	known *lag.Group
+	// names are the topics that count.
+	names  []string
+	totals *totals
 }
 
-// unknown sets a condition that cannot be told.
-func (o *observation) unknown(condition string) {
-	reason, message := o.why()
-	o.set(condition, metav1.ConditionUnknown, reason, "%s", message)
+func assess(in *inputs) *assessment {
+	a := &assessment{inputs: in, known: in.group(), names: in.topics()}
+	a.totals = addUp(in, a.known, a.names)
+	return a
 }
 
-// why says why nothing can be told, in words that stay the same until that changes.
-func (o *observation) why() (reason, message string) {
-	switch {
-	case o.unknownCluster():
-		return unknownCluster, fmt.Sprintf("the operator knows no cluster %q, only %s: correct spec.cluster, or add it to the operator's configuration",
-			o.cg.Spec.Cluster, strings.Join(o.configured, ", "))
-	case o.unreachable != "":
-		return clusterUnreachable, o.unreachable
-	case o.unreadable(o.cg.Spec.Group, "") != "":
-		return unreadable, o.unreadable(o.cg.Spec.Group, "")
-	case o.group == nil:
-		return notFound, o.absent()
-	case len(o.names) == 0:
-		return noTopics, "the group has to do with no topic: no member subscribes to one, and there is no commit"
-	}
-	return noCommit, "the group has not committed anything in its topics"
+// verdict is the value of a condition.
+type verdict struct {
+	status          metav1.ConditionStatus
+	reason, message string
 }
 
-func (o *observation) unknownCluster() bool { return !slices.Contains(o.configured, o.cg.Spec.Cluster) }
-
-func (o *observation) absent() string {
-	return fmt.Sprintf("Kafka knows no group %q: start its consumer, or correct the name (delete this ConsumerGroup and create another); "+
-		"a group without members is forgotten offsets.retention.minutes after its last commit", o.cg.Spec.Group)
+func isTrue(reason, format string, args ...any) verdict {
+	return verdict{metav1.ConditionTrue, reason, fmt.Sprintf(format, args...)}
 }
 
-// consuming says whether what is there to read is being read.
+func isFalse(reason, format string, args ...any) verdict {
+	return verdict{metav1.ConditionFalse, reason, fmt.Sprintf(format, args...)}
+}
+
+func isUnknown(reason, format string, args ...any) verdict {
+	return verdict{metav1.ConditionUnknown, reason, fmt.Sprintf(format, args...)}
+}
+
+// cutMessage explains a condition that is unknown because a part could not be read.
+const cutMessage = "a part of the topics, or how old what is unread there is, could not be read; " +
+	"the condition TopicsReady or the operator's log says why"
+
+// consuming decides whether the records that can be read are being read.
 //
-// A rewound group does consume, and somebody may have meant it; so does one that falls behind. Both keep the condition True, with a
-// reason of their own. So does a group without members that has left nothing unread: it was shut down in order.
+// A rewound group consumes, and somebody may have reset it on purpose. A group that falls behind
+// consumes too. Both keep the condition True, with a reason of their own. So does a group without
+// members that has left nothing unread: it was shut down in order.
 //
-// What has to be watched for a minute to be told is left as it was until then: an operator that has just begun to look would otherwise
-// announce the recovery of each group that is stuck. The same minute is given to commits: a consumer makes the first one in a partition
-// a while after the first record is there.
-func (o *observation) consuming() {
-	is := func(status metav1.ConditionStatus, reason, format string, args ...any) {
-		o.set(v1alpha1.Consuming, status, reason, format, args...)
+// Some facts are known only after a minute of watching. Until then the condition stays as it was:
+// otherwise an operator that has just started would announce the recovery of each group that is
+// stuck. Commits get the same minute, because a consumer commits for the first time in a partition
+// some time after the first record is there.
+func (a *assessment) consuming() verdict {
+	if reason, _ := a.clusterError(); reason == "" && a.known == nil && a.groupError() == "" {
+		return isFalse(notFound, "%s", a.absent())
 	}
-	if o.group == nil && !o.unknownCluster() && o.unreachable == "" && o.unreadable(o.cg.Spec.Group, "") == "" {
-		is(metav1.ConditionFalse, notFound, "%s", o.absent())
-		return
+	if a.known == nil || len(a.names) == 0 {
+		return a.unknown()
 	}
-	if o.group == nil || len(o.names) == 0 {
-		o.unknown(v1alpha1.Consuming)
-		return
-	}
-	members, has := "", "" // empty: Kafka does not tell
-	if o.group.Members >= 0 {
-		members = plural(o.group.Members, "member", "members")
+	// Both stay empty if Kafka did not return the members.
+	members, has := "", ""
+	if a.known.Members >= 0 {
+		members = plural(a.known.Members, "member", "members")
 		has = fmt.Sprintf(" (the group has %s)", members)
 		members += "; "
 	}
+	t := a.totals
 	switch {
-	case o.count[lag.StatusLost] > 0:
-		what := "its commit lies beyond the log's end"
-		if worst := o.first[lag.StatusLost]; worst.Committed < o.log(worst).Start {
-			what = "retention took records before they were read"
-			if o.lost > 0 { // since this process began
-				what = fmt.Sprintf("retention took %s before they were read", plural64(o.lost, "record", "records"))
-			}
-		}
-		is(metav1.ConditionFalse, "RecordsLost", "%s: %s. The consumer goes on where its auto.offset.reset says; what it missed has to come from elsewhere",
-			o.places(lag.StatusLost), what)
-	case o.count[lag.StatusStopped] > 0:
-		is(metav1.ConditionFalse, "Stopped", "no member reads %s: start the consumer%s; if the topic is given up, delete the group's commits in it",
-			o.places(lag.StatusStopped), has)
-	case o.count[lag.StatusStalled] > 0:
-		is(metav1.ConditionFalse, "Stalled", "a member has %s and does not move on: look in the consumer's log for a record that it cannot get past%s",
-			o.places(lag.StatusStalled), has)
-	case o.cut:
-		is(metav1.ConditionUnknown, unreadable, partly)
-	case o.undetermined, o.bare && o.now.Sub(o.bareSince) < lag.Patience:
-		before := meta.FindStatusCondition(o.status.Conditions, v1alpha1.Consuming)
+	case t.count[lag.StatusLost] > 0:
+		return isFalse(recordsLost, "%s: %s. The consumer goes on where its auto.offset.reset says; what it missed "+
+			"has to come from elsewhere", t.partitionsIn(lag.StatusLost), a.loss())
+	case t.count[lag.StatusStopped] > 0:
+		return isFalse(stopped, "no member reads %s: start the consumer%s; if the topic is given up, delete the "+
+			"group's commits in it", t.partitionsIn(lag.StatusStopped), has)
+	case t.count[lag.StatusStalled] > 0:
+		return isFalse(stalled, "a member has %s and does not move on: look in the consumer's log for a record "+
+			"that it cannot get past%s", t.partitionsIn(lag.StatusStalled), has)
+	case t.cut:
+		return isUnknown(unreadable, cutMessage)
+	case t.undetermined, t.bare() && a.now.Sub(a.bareSince) < lag.Patience:
+		before := meta.FindStatusCondition(a.cg.Status.Conditions, v1alpha1.Consuming)
 		if before != nil && before.Status != metav1.ConditionUnknown && before.Reason != notFound {
-			is(before.Status, before.Reason, "%s", before.Message)
-			return
+			return verdict{before.Status, before.Reason, before.Message}
 		}
-		is(metav1.ConditionUnknown, notKnownYet, "%s; whether the group moves and commits has to be watched for a minute", o.unread())
-	case o.count[lag.StatusNoCommit] > 0:
-		is(metav1.ConditionFalse, noCommit, "there are records, and no commit, in %s: either the consumer does not commit, or it began at the end (auto.offset.reset=latest) and nothing new has come",
-			o.places(lag.StatusNoCommit))
-	case o.unsubscribed != nil:
-		is(metav1.ConditionFalse, "NotSubscribed", "the group has nothing to do with %s, where there are records: correct what the consumer subscribes to, or spec.topics",
-			strings.Join(o.unsubscribed[:min(len(o.unsubscribed), 3)], ", "))
-	case o.count[lag.StatusRewound] > 0:
-		is(metav1.ConditionTrue, rewound, "the commit went back in %s, and what was read is read again; if nobody has reset the offsets, look for a second consumer that commits",
-			o.places(lag.StatusRewound))
-	case o.count[lag.StatusSlow] > 0:
-		is(metav1.ConditionTrue, fallingBehind, "records come faster than %s: make the consumer faster, or add members, at most one for each partition%s",
-			o.places(lag.StatusSlow), has)
-	case o.group.Members == 0:
-		is(metav1.ConditionTrue, "NoMembers", "the group has no members; %s", o.unread())
-	default:
-		is(metav1.ConditionTrue, "Reading", "%s%s", members, o.unread())
+		return isUnknown(
+			notKnownYet, "%s; whether the group moves and commits has to be watched for a minute", t.unread(),
+		)
+	case t.count[lag.StatusNoCommit] > 0:
+		return isFalse(noCommit, "there are records, and no commit, in %s: either the consumer does not commit, or "+
+			"it began at the end (auto.offset.reset=latest) and nothing new has come",
+			t.partitionsIn(lag.StatusNoCommit))
+	case t.unsubscribed != nil:
+		return isFalse(notSubscribed, "the group has nothing to do with %s, where there are records: correct what the "+
+			"consumer subscribes to, or spec.topics", strings.Join(t.unsubscribed[:min(len(t.unsubscribed), 3)], ", "))
+	case t.count[lag.StatusRewound] > 0:
+		return isTrue(rewound, "the commit went back in %s, and what was read is read again; if nobody has reset "+
+			"the offsets, look for a second consumer that commits", t.partitionsIn(lag.StatusRewound))
+	case t.count[lag.StatusSlow] > 0:
+		return isTrue(fallingBehind, "records come faster than %s: make the consumer faster, or add members, at "+
+			"most one for each partition%s", t.partitionsIn(lag.StatusSlow), has)
+	case a.known.Members == 0:
+		return isTrue(noMembers, "the group has no members; %s", t.unread())
 	}
+	return isTrue(reading, "%s%s", members, t.unread())
 }
 
-// withinObjective says whether the oldest unread record is younger than the objective, in all partitions that have a commit.
-func (o *observation) withinObjective() {
-	objective := time.Duration(o.cg.Spec.Objective.MaxLagSeconds) * time.Second
+// loss describes how the records of the worst lost partition were lost.
+func (a *assessment) loss() string {
+	worst := a.totals.worstIn[lag.StatusLost]
 	switch {
-	case o.group == nil || len(o.names) == 0:
-		o.unknown(v1alpha1.WithinObjective)
-	case o.oldest != nil && o.oldest.Age > objective:
+	case worst.Committed >= a.log(worst.topic, worst.Number).Start:
+		return "its commit lies beyond the log's end"
+	case a.totals.lost > 0:
+		return fmt.Sprintf("retention took %s before they were read", plural(a.totals.lost, "record", "records"))
+	}
+	// They were lost before this process began, so it did not count them.
+	return "retention took records before they were read"
+}
+
+// withinObjective decides whether the oldest unread record is younger than the objective, in all
+// partitions with a committed offset.
+func (a *assessment) withinObjective() verdict {
+	objective := time.Duration(a.cg.Spec.Objective.MaxLagSeconds) * time.Second
+	t := a.totals
+	switch {
+	case a.known == nil || len(a.names) == 0:
+		return a.unknown()
+	case t.oldest != nil && t.oldest.Age > objective:
 		next := ""
-		if o.status.TimeToCloseSeconds == nil {
+		if t.timeToClose() == nil {
 			next = "; the condition Consuming says why"
 		}
-		o.set(v1alpha1.WithinObjective, metav1.ConditionFalse, "ObjectiveMissed", "%s; the objective is %s%s", o.unread(), objective, next)
-	case o.cut:
-		o.set(v1alpha1.WithinObjective, metav1.ConditionUnknown, unreadable, partly)
-	case o.committed == 0 && o.bare:
-		o.unknown(v1alpha1.WithinObjective)
-	default:
-		o.set(v1alpha1.WithinObjective, metav1.ConditionTrue, "WithinObjective", "%s; the objective is %s", o.unread(), objective)
+		return isFalse(objectiveMissed, "%s; the objective is %s%s", t.unread(), objective, next)
+	case t.cut:
+		return isUnknown(unreadable, cutMessage)
+	case t.committed == 0 && t.bare():
+		return a.unknown()
 	}
+	return isTrue(withinObjective, "%s; the objective is %s", t.unread(), objective)
 }
 
-const partly = "a part of the topics, or how old what is unread there is, could not be read; the condition TopicsReady or the operator's log says why"
-
-// unread says how much is unread, how old it is, and how long that will last.
-func (o *observation) unread() string {
-	switch {
-	case o.committed == 0 && o.bare:
-		return "there is no commit"
-	case o.committed == 0:
-		return "there is nothing to read"
-	case o.records == 0:
-		return "all is read"
-	}
-	text := fmt.Sprintf("%s unread, the oldest for %s (%s/%d)", plural64(o.records, "record", "records"), span(o.oldest.Age), o.oldest.topic, o.oldest.Number)
-	if o.cut {
-		text = "at least " + text
-	}
-	if o.status.TimeToCloseSeconds != nil {
-		text += fmt.Sprintf(", at this pace for another %s", time.Duration(*o.status.TimeToCloseSeconds)*time.Second)
-	}
-	return text
-}
-
-// places names the partitions of a status by their worst one.
-func (o *observation) places(s lag.Status) string {
-	worst := o.first[s]
-	text := fmt.Sprintf("%s/%d", worst.topic, worst.Number)
-	if n := o.count[s] - 1; n > 0 {
-		text += fmt.Sprintf(" and %s", plural(n, "other partition", "other partitions"))
-	}
-	if worst.Committed >= 0 {
-		least := ""
-		if worst.AgeUnknown {
-			least = "at least "
+// topicsReady decides whether all topics can be used.
+func (a *assessment) topicsReady(topics []v1alpha1.TopicStatus) verdict {
+	with := func(ready metav1.ConditionStatus) (list []v1alpha1.TopicStatus) {
+		for _, t := range topics {
+			if t.Ready == ready {
+				list = append(list, t)
+			}
 		}
-		text += fmt.Sprintf(" (%s unread, the oldest for %s%s)", plural64(worst.Records, "record", "records"), least, span(worst.Age))
+		return list
 	}
-	return text
+	bad, unknown := with(metav1.ConditionFalse), with(metav1.ConditionUnknown)
+	switch {
+	case !a.clusterConfigured() || len(topics) == 0:
+		return a.unknown()
+	case len(bad) > 0:
+		reason := bad[0].Reason
+		if slices.ContainsFunc(bad, func(t v1alpha1.TopicStatus) bool { return t.Reason != reason }) {
+			reason = notReady
+		}
+		return isFalse(reason, "%s: %s", summary(bad, len(topics), "not ready"), bad[0].Message)
+	case len(unknown) > 0:
+		return isUnknown(unknown[0].Reason, "%s: %s", summary(unknown, len(topics), "not known"), unknown[0].Message)
+	}
+	return isTrue(allReady, "%s", plural(len(topics), "topic is ready", "topics are ready"))
 }
 
-// span rounds to what a reader needs, and up, so that it is over the objective if the time is.
-func span(d time.Duration) time.Duration {
-	unit := 100 * time.Millisecond
-	if d >= 10*time.Second {
-		unit = time.Second
+// summary names the first of some topics, how many others there are, and what they have in common.
+func summary(topics []v1alpha1.TopicStatus, of int, what string) string {
+	more := ""
+	if n := len(topics) - 1; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
 	}
-	return (d + unit - 1).Truncate(unit)
+	return fmt.Sprintf("of %s, %s%s %s", plural(of, "topic", "topics"), topics[0].Name, more, what)
 }
 
-func plural(n int, one, many string) string { return plural64(int64(n), one, many) }
-
-func plural64(n int64, one, many string) string {
-	if n == 1 {
-		return "1 " + one
+// unknown is the verdict if nothing is known of the group. Its message stays the same from poll to
+// poll until the reason changes.
+func (a *assessment) unknown() verdict {
+	if reason, message := a.clusterError(); reason != "" {
+		return isUnknown(reason, "%s", message)
 	}
-	return fmt.Sprintf("%d %s", n, many)
+	switch {
+	case a.groupError() != "":
+		return isUnknown(unreadable, "%s", a.groupError())
+	case a.known == nil:
+		return isUnknown(notFound, "%s", a.absent())
+	case len(a.names) == 0:
+		return isUnknown(
+			noTopics, "the group has to do with no topic: no member subscribes to one, and there is no commit",
+		)
+	}
+	return isUnknown(noCommit, "the group has not committed anything in its topics")
 }
 
-// word is what the API server takes as a reason.
-var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]*$`)
-
-// reasonOf takes another program's reason if it can be one here.
-func reasonOf(text, otherwise string) string {
-	if word.MatchString(text) {
-		return text
-	}
-	return otherwise
+func (a *assessment) absent() string {
+	return fmt.Sprintf("Kafka knows no group %q: start its consumer, or correct the name (delete this "+
+		"ConsumerGroup and create another); a group without members is forgotten offsets.retention.minutes after "+
+		"its last commit",
+		a.cg.Spec.Group)
 }

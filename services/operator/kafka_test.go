@@ -22,12 +22,15 @@ import (
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
-// A group that is only discovered has metrics. Declared, it has a status and an objective too; deleted, it is as before.
+// A group that is only discovered has metrics. With a ConsumerGroup it has a status and an
+// objective too. When that is deleted, it has only the metrics again.
 func TestDiscovery(t *testing.T) {
 	t.Parallel()
 	a, kafka := newAPI(t), testenv.Fake(t)
 	for i := range 5 {
-		testenv.Produce(t, kafka, contract.Message{Topic: contract.TopicDeadLetter, Key: []byte("k"), Value: fmt.Append(nil, i)})
+		testenv.Produce(
+			t, kafka, contract.Message{Topic: contract.TopicDeadLetter, Key: []byte("k"), Value: fmt.Append(nil, i)},
+		)
 	}
 	partition := testenv.ReadAll(t, kafka, contract.TopicDeadLetter)[0].Partition
 	admin, err := kadm.NewOptClient(kgo.SeedBrokers(kafka))
@@ -43,7 +46,10 @@ func TestDiscovery(t *testing.T) {
 		}
 	}
 	cfg := a.config()
-	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Groups: regexp.MustCompile("^(?:readers)$"), Kafka: kafkaconfig.Client{Brokers: []string{kafka}}}
+	cfg.Clusters[0].Config = lag.Config{
+		Name: "main", Interval: time.Second, Groups: regexp.MustCompile("^(?:readers)$"),
+		Kafka: kafkaconfig.Client{Brokers: []string{kafka}},
+	}
 	r := start(t, cfg, testLog(t), a.kube, nil)
 	shows := func(series string, want bool) {
 		t.Helper()
@@ -54,7 +60,8 @@ func TestDiscovery(t *testing.T) {
 			return nil
 		})
 	}
-	lagOf := `kafka_consumergroup_lag{consumergroup="readers",kafka_cluster="main",partition="` + fmt.Sprint(partition) + `",topic="` + contract.TopicDeadLetter + `"} 3`
+	const labels = `{consumergroup="readers",kafka_cluster="main",partition="%d",topic="%s"}`
+	lagOf := fmt.Sprintf("kafka_consumergroup_lag"+labels+" 3", partition, contract.TopicDeadLetter)
 	const objective = `kafka_consumergroup_objective_seconds{consumergroup="readers",kafka_cluster="main"} 10`
 	shows(lagOf, true)
 	shows(objective, false)
@@ -62,7 +69,8 @@ func TestDiscovery(t *testing.T) {
 
 	cg := a.consumerGroup(t, "readers")
 	a.is(t, cg, v1alpha1.TopicsReady, "True/AllReady")
-	if cg.Status.Lag == nil || *cg.Status.Lag != 3 || cg.Status.State != "Empty" || *cg.Status.Members != 0 || len(cg.Status.Topics) != 1 {
+	if cg.Status.Lag == nil || *cg.Status.Lag != 3 || cg.Status.State != "Empty" || *cg.Status.Members != 0 ||
+		len(cg.Status.Topics) != 1 {
 		t.Errorf("%+v", cg.Status)
 	}
 	shows(objective, true)
@@ -73,28 +81,32 @@ func TestDiscovery(t *testing.T) {
 	shows(lagOf, true)
 }
 
-// An operator whose Kafka cannot be reached is ready all the same, and says what is wrong.
+// An operator whose Kafka cannot be reached is ready all the same, and reports what is wrong.
 func TestUnreachableKafka(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	cfg := a.config()
-	cfg.Clusters[0].Config = lag.Config{Name: "main", Interval: time.Second, Kafka: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}
-	r := start(t, cfg, testLog(t), a.kube, nil) // waits until it is ready
+	cfg.Clusters[0].Config = lag.Config{
+		Name: "main", Interval: time.Second, Kafka: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}},
+	}
+	// start waits until it is ready.
+	r := start(t, cfg, testLog(t), a.kube, nil)
 	cg := a.consumerGroup(t, "orders", "a")
 	a.is(t, cg, v1alpha1.Consuming, "Unknown/ClusterUnreachable")
 	if _, text := r.http(t, "/metrics"); !strings.Contains(text, "\nlag_collector_up{kafka_cluster=\"main\"} 0") {
-		t.Errorf("metrics do not tell:\n%s", text)
+		t.Errorf("the metrics do not show it:\n%s", text)
 	}
 }
 
-// A leader that loses its lease ends with an error, so that it is started again: two leaders would write in turns.
+// A leader whose lease another replica holds ends with an error, so that it is started again. Two
+// leaders would write in turns.
 func TestLostLease(t *testing.T) {
 	t.Parallel()
 	a, s := newAPI(t), newScript()
 	r := start(t, a.config(), testLog(t), a.kube, s)
 	s.leads(t)
 	var lease coordinationv1.Lease
-	if err := a.Get(t.Context(), types.NamespacedName{Namespace: a.namespace, Name: "lag-operator"}, &lease); err != nil {
+	if err := a.Get(t.Context(), types.NamespacedName{Namespace: a.namespace, Name: leaseName}, &lease); err != nil {
 		t.Fatal(err)
 	}
 	held := lease.DeepCopy()
@@ -104,11 +116,11 @@ func TestLostLease(t *testing.T) {
 	}
 	select {
 	case err := <-r.ended:
-		if err == nil || err.Error() != "leader election lost" {
+		if !errors.Is(err, errLeaseLost) {
 			t.Errorf("it ends with %v", err)
 		}
 		r.ended <- nil
 	case <-time.After(30 * time.Second):
-		t.Error(errors.New("it goes on"))
+		t.Error("it still runs")
 	}
 }

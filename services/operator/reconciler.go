@@ -3,12 +3,16 @@ package operator
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -26,7 +30,7 @@ import (
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
-// collector is a lag.Collector, or what a test puts in its place.
+// collector is a lag.Collector, or a scripted one in tests.
 type collector interface {
 	prometheus.Collector
 	Run(ctx context.Context) error
@@ -36,38 +40,118 @@ type collector interface {
 	Want(objectives map[string][]lag.Objective)
 }
 
-// cluster is a Kafka cluster that is being watched.
-type cluster struct {
+// watchedCluster is a Kafka cluster that the operator watches.
+type watchedCluster struct {
 	Cluster
 	collector
-	strimzi *strimzi                              // nil: nobody to ask
-	begun   time.Time                             // when this process began to lead
-	topics  atomic.Pointer[map[string]kafkaTopic] // as of the last poll
+	// strimzi is nil if the configuration names no KafkaTopics for this cluster.
+	strimzi *strimzi
+	// begun is when this process became the leader.
+	begun time.Time
+	// topics are the KafkaTopics as of the last poll, by the name of the topic in Kafka.
+	topics atomic.Pointer[map[string]kafkaTopic]
 }
 
-// reconciler keeps the status of each ConsumerGroup at what its cluster's last poll saw. It never asks Kafka itself.
+// reconciler keeps the status of each ConsumerGroup up to date with the last poll of its cluster.
+// It never sends a request to Kafka itself.
 type reconciler struct {
 	client   client.Client
 	events   events.EventRecorder
-	clusters map[string]*cluster
-	names    []string // of the clusters, sorted
+	clusters map[string]*watchedCluster
 	now      func() time.Time
 
+	// mu guards groups.
 	mu     sync.Mutex
 	groups map[types.NamespacedName]*declared
 }
 
-// declared is a ConsumerGroup that there is.
+// declared is what the operator remembers of an existing ConsumerGroup.
 type declared struct {
-	spec      v1alpha1.ConsumerGroupSpec
-	since     time.Time // when its collector was told of it
-	written   time.Time // when its status was last written
-	read      time.Time // when all that its status is about could last be read
-	bareSince time.Time // since when it has records without a commit
-	news      *rate.Limiter
+	spec v1alpha1.ConsumerGroupSpec
+	// since is when the collector received this spec.
+	since time.Time
+	// written is when the status was last written.
+	written time.Time
+	// complete is when everything that the status is about could last be read.
+	complete time.Time
+	// bareSince is when records without a committed offset were first seen. It is zero if there are
+	// none.
+	bareSince time.Time
+	// limiter limits the Events of a group that flaps.
+	limiter *rate.Limiter
 }
 
-// Reconcile brings one status up to date, if that is worth a write.
+// lead is what only the leader does. It polls the clusters, serves their series, and runs
+// controller, until ctx ends.
+func (r *reconciler) lead(
+	ctx context.Context, log *slog.Logger, reg *prometheus.Registry, controller func(context.Context) error,
+) error {
+	log.Info("this replica leads")
+	if err := r.declareAll(ctx); err != nil {
+		return err
+	}
+	for _, name := range r.names() {
+		if err := reg.Register(r.clusters[name].collector); err != nil {
+			return fmt.Errorf("register the series of cluster %s: %w", name, err)
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return controller(ctx) })
+	for _, c := range r.clusters {
+		if c.strimzi != nil {
+			g.Go(func() error { return c.strimzi.cache.Start(ctx) })
+		}
+		g.Go(func() error {
+			c.strimzi.sync(ctx)
+			return c.Run(ctx)
+		})
+	}
+	return g.Wait()
+}
+
+// names returns the names of the clusters, sorted.
+func (r *reconciler) names() []string { return slices.Sorted(maps.Keys(r.clusters)) }
+
+// declareAll remembers all ConsumerGroups, so that the first poll looks for all of them.
+func (r *reconciler) declareAll(ctx context.Context) error {
+	var all v1alpha1.ConsumerGroupList
+	if err := r.client.List(ctx, &all); err != nil {
+		return fmt.Errorf("list the ConsumerGroups: %w", err)
+	}
+	for i := range all.Items {
+		r.declare(&all.Items[i])
+	}
+	return nil
+}
+
+// polls is a source that queues the ConsumerGroups of a cluster after each of its polls.
+func (r *reconciler) polls(c *watchedCluster) source.Source {
+	type requests = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return source.Func(func(ctx context.Context, queue requests) error {
+		c.begun = r.now()
+		// Like the goroutines of all sources, this one ends with the controller.
+		go func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-c.Polled():
+				}
+				topics, err := c.strimzi.topics(ctx, r.now())
+				if err != nil {
+					c.strimzi.log.Warn("the KafkaTopics could not be read", "err", err)
+				}
+				c.topics.Store(&topics)
+				for _, key := range r.groupsIn(c.Name) {
+					queue.Add(reconcile.Request{NamespacedName: key})
+				}
+			}
+		}()
+		return nil
+	})
+}
+
+// Reconcile computes the status of one ConsumerGroup, and writes it if that is worth a write.
 func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var cg v1alpha1.ConsumerGroup
 	err := r.client.Get(ctx, req.NamespacedName, &cg)
@@ -79,81 +163,92 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, fmt.Errorf("get the ConsumerGroup: %w", err)
 	}
 	d, groups := r.declare(&cg)
-	view, ok := r.view(&cg, d)
+	in, ok := r.inputs(&cg, d)
 	if !ok {
-		return reconcile.Result{}, nil // the next poll comes back to it
-	}
-	before := cg.DeepCopy()
-	var bareSince time.Time
-	cg.Status, bareSince = view.observe(&cg)
-	r.update(req.NamespacedName, func(d *declared) { d.bareSince = bareSince })
-	if !due(&before.Status, &cg.Status, view.now.Sub(d.written), groups) {
+		// The next poll queues it again.
 		return reconcile.Result{}, nil
 	}
-	// With the version that the status was made from: conditions go on from those before them.
-	err = r.client.Status().Patch(ctx, &cg, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	before := cg.DeepCopy()
+	status, bareSince := newStatus(in)
+	cg.Status = status
+	r.update(req.NamespacedName, func(d *declared) { d.bareSince = bareSince })
+	if !due(&before.Status, &cg.Status, in.now.Sub(d.written), groups) {
+		return reconcile.Result{}, nil
+	}
+	// The status continues that of one version, so it must not overwrite that of another.
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	err = r.client.Status().Patch(ctx, &cg, patch)
 	switch {
-	case apierrors.IsConflict(err): // somebody wrote it after the cache last heard of it, perhaps this process
+	case apierrors.IsConflict(err):
+		// The cache does not have the newest version yet. This process may have written that
+		// itself.
 		return reconcile.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	case err != nil:
 		return reconcile.Result{}, client.IgnoreNotFound(fmt.Errorf("write the status: %w", err))
 	}
-	r.update(req.NamespacedName, func(d *declared) { d.written = view.now })
-	r.tell(&cg, before.Status.Conditions, d.news, view.now)
+	r.update(req.NamespacedName, func(d *declared) { d.written = in.now })
+	r.recordEvents(&cg, before.Status.Conditions, d.limiter, in.now)
 	return reconcile.Result{}, nil
 }
 
-// view collects what the status is made of; false while it is better left as it is.
-func (r *reconciler) view(cg *v1alpha1.ConsumerGroup, d declared) (view, bool) {
-	v := view{now: r.now(), configured: r.names, bareSince: d.bareSince}
+// inputs collects what the status is computed from. It returns false if the status should stay as
+// it is for now.
+func (r *reconciler) inputs(cg *v1alpha1.ConsumerGroup, d declared) (inputs, bool) {
+	in := inputs{cg: cg, now: r.now(), configured: r.names(), bareSince: d.bareSince}
 	c := r.clusters[cg.Spec.Cluster]
 	if c == nil {
-		return v, true
+		return in, true
 	}
-	v.snapshot, v.interval = c.Snapshot(), c.Interval
+	in.snapshot, in.interval = c.Snapshot(), c.Interval
 	if topics := c.topics.Load(); topics != nil {
-		v.strimzi = *topics
+		in.strimzi = *topics
 	}
-	// A broker that restarts costs a poll or two, all of it or what that broker leads. That is no news.
+	// A broker that restarts makes a poll or two fail, in whole or in part. That is not worth a
+	// report.
 	grace := 3 * c.Interval
 	last := c.begun
-	if v.snapshot != nil {
-		last = v.snapshot.Time
+	if in.snapshot != nil {
+		last = in.snapshot.Time
 	}
-	if err := c.Err(); err != nil && v.now.Sub(last) > grace {
-		v.unreachable = fmt.Sprintf("cluster %s could not be read since %s: %s; the operator's log says more", c.Name, last.UTC().Format(time.RFC3339), cause(err))
-		return v, true
+	if err := c.Err(); err != nil && in.now.Sub(last) > grace {
+		in.unreachable = fmt.Sprintf("cluster %s could not be read since %s: %s; the operator's log says more",
+			c.Name, last.UTC().Format(time.RFC3339), cause(err))
+		return in, true
 	}
-	if v.snapshot == nil || v.snapshot.Time.Before(d.since) { // the poll began before the collector knew of the group
-		return v, false
+	if in.snapshot == nil || in.snapshot.Time.Before(d.since) {
+		// The poll began before the collector knew of the group, so it did not look for it.
+		return in, false
 	}
-	if v.complete(cg) {
-		r.update(client.ObjectKeyFromObject(cg), func(d *declared) { d.read = v.now })
-		return v, true
+	if in.complete() {
+		r.update(client.ObjectKeyFromObject(cg), func(d *declared) { d.complete = in.now })
+		return in, true
 	}
+	complete := d.complete
 	for _, t := range []time.Time{c.begun, d.since} {
-		if t.After(d.read) {
-			d.read = t
+		if t.After(complete) {
+			complete = t
 		}
 	}
-	return v, v.now.Sub(d.read) > grace
+	return in, in.now.Sub(complete) > grace
 }
 
-// declare remembers a ConsumerGroup, tells its collector if it is new or changed, and returns how many there are.
+// declare remembers a ConsumerGroup and returns how many there are. If it is new or changed, its
+// collector receives the new objectives.
 func (r *reconciler) declare(cg *v1alpha1.ConsumerGroup) (d declared, groups int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := client.ObjectKeyFromObject(cg)
 	known := r.groups[key]
 	if known == nil {
-		known = &declared{news: rate.NewLimiter(rate.Every(time.Minute), 10)} // a group that flaps tells less and less
+		known = &declared{limiter: rate.NewLimiter(rate.Every(time.Minute), 10)}
 		if t := cg.Status.LastPollTime; t != nil {
 			known.written = t.Time
 		}
 		r.groups[key] = known
 	}
 	if !equality.Semantic.DeepEqual(known.spec, cg.Spec) {
-		other := known.spec.Cluster // of one that was deleted and made anew
+		// The cluster differs if the ConsumerGroup was deleted and recreated.
+		other := known.spec.Cluster
 		known.spec = *cg.Spec.DeepCopy()
 		r.want(other)
 		r.want(cg.Spec.Cluster)
@@ -162,6 +257,7 @@ func (r *reconciler) declare(cg *v1alpha1.ConsumerGroup) (d declared, groups int
 	return *known, len(r.groups)
 }
 
+// forget removes a ConsumerGroup that is deleted, and its objective.
 func (r *reconciler) forget(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -171,15 +267,8 @@ func (r *reconciler) forget(key types.NamespacedName) {
 	}
 }
 
-func (r *reconciler) update(key types.NamespacedName, change func(*declared)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if d := r.groups[key]; d != nil {
-		change(d)
-	}
-}
-
-// want tells a collector what the ConsumerGroups of its cluster are about. Several may name one group.
+// want passes the objectives of a cluster's ConsumerGroups to its collector. Several ConsumerGroups
+// may name one group. The caller holds mu.
 func (r *reconciler) want(name string) {
 	c := r.clusters[name]
 	if c == nil {
@@ -199,44 +288,17 @@ func (r *reconciler) want(name string) {
 	c.Want(objectives)
 }
 
-// declareAll makes the first poll look for all that there is.
-func (r *reconciler) declareAll(ctx context.Context) error {
-	var all v1alpha1.ConsumerGroupList
-	if err := r.client.List(ctx, &all); err != nil {
-		return fmt.Errorf("list the ConsumerGroups: %w", err)
+// update changes what is remembered of a ConsumerGroup, if it still exists.
+func (r *reconciler) update(key types.NamespacedName, change func(*declared)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d := r.groups[key]; d != nil {
+		change(d)
 	}
-	for i := range all.Items {
-		r.declare(&all.Items[i])
-	}
-	return nil
 }
 
-// polls queues a cluster's ConsumerGroups after each of its polls.
-func (r *reconciler) polls(c *cluster) source.Source {
-	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-		c.begun = r.now()
-		go func() { // ends with the controller, as every source's
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-c.Polled():
-				}
-				topics, err := c.strimzi.topics(ctx, r.now())
-				if err != nil {
-					c.strimzi.log.Warn("the KafkaTopics could not be read", "err", err)
-				}
-				c.topics.Store(&topics)
-				for _, key := range r.of(c.Name) {
-					queue.Add(reconcile.Request{NamespacedName: key})
-				}
-			}
-		}()
-		return nil
-	})
-}
-
-func (r *reconciler) of(cluster string) (keys []types.NamespacedName) {
+// groupsIn returns the ConsumerGroups of a cluster.
+func (r *reconciler) groupsIn(cluster string) (keys []types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, d := range r.groups {
@@ -247,16 +309,20 @@ func (r *reconciler) of(cluster string) (keys []types.NamespacedName) {
 	return keys
 }
 
-// tell makes an Event of each condition that changed; of a new one only if it is not as it should be.
-func (r *reconciler) tell(cg *v1alpha1.ConsumerGroup, before []metav1.Condition, news *rate.Limiter, now time.Time) {
-	told := map[string]bool{} // conditions that change for one reason are one piece of news
+// recordEvents records an Event for each condition whose status or reason has changed. A condition
+// that is new and True needs none. Conditions that change for the same reason share an Event.
+func (r *reconciler) recordEvents(
+	cg *v1alpha1.ConsumerGroup, before []metav1.Condition, limiter *rate.Limiter, now time.Time,
+) {
+	recorded := map[string]bool{}
 	for _, c := range cg.Status.Conditions {
 		old := meta.FindStatusCondition(before, c.Type)
-		if old == nil && c.Status == metav1.ConditionTrue || old != nil && old.Status == c.Status && old.Reason == c.Reason ||
-			told[c.Reason] || !news.AllowN(now, 1) {
+		if old == nil && c.Status == metav1.ConditionTrue ||
+			old != nil && old.Status == c.Status && old.Reason == c.Reason ||
+			recorded[c.Reason] || !limiter.AllowN(now, 1) {
 			continue
 		}
-		told[c.Reason] = true
+		recorded[c.Reason] = true
 		kind := corev1.EventTypeWarning
 		if c.Status == metav1.ConditionTrue && c.Reason != fallingBehind && c.Reason != rewound {
 			kind = corev1.EventTypeNormal
@@ -265,7 +331,7 @@ func (r *reconciler) tell(cg *v1alpha1.ConsumerGroup, before []metav1.Condition,
 	}
 }
 
-// note cuts a message to what the API server takes in an Event.
+// note cuts a message to the length that the API server accepts in an Event.
 func note(message string) string {
 	const limit = 1024
 	if len(message) <= limit {

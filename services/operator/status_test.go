@@ -22,19 +22,26 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // ok is a partition of which all is read.
 func ok(number int32) lag.Partition {
-	return lag.Partition{Number: number, Committed: 100, Since: noon.Add(-time.Hour), Status: lag.StatusOK, LastProgress: noon}
+	return lag.Partition{
+		Number: number, Committed: 100, Since: noon.Add(-time.Hour), Status: lag.StatusOK, LastProgress: noon,
+	}
 }
 
 // behind is one of which something is unread.
 func behind(number int32, records int64, age time.Duration, status lag.Status) lag.Partition {
-	return lag.Partition{Number: number, Committed: 100 - records, Records: records, Age: age, Since: noon.Add(-time.Hour), Status: status, LastProgress: noon, Close: -1}
+	return lag.Partition{
+		Number: number, Committed: 100 - records, Records: records, Age: age, Since: noon.Add(-time.Hour),
+		Status: status, LastProgress: noon, Close: -1,
+	}
 }
 
-// snapshotOf is what a poll finds of the group readers, which has one member. Each topic's log has 100 records, all in
-// partitions that the group has to do with.
+// snapshotOf is what a poll finds of the group readers, which has one member. Each topic's log has
+// 100 records, all in partitions that the group has to do with.
 func snapshotOf(topics map[string][]lag.Partition) *lag.Snapshot {
 	s := &lag.Snapshot{Time: noon, Topics: map[string]*lag.Topic{}}
-	group := &lag.Group{Name: "readers", State: "Stable", Protocol: "consumer", Members: 1, Topics: map[string]*lag.GroupTopic{}}
+	group := &lag.Group{
+		Name: "readers", State: "Stable", Protocol: "consumer", Members: 1, Topics: map[string]*lag.GroupTopic{},
+	}
 	for name, partitions := range topics {
 		t := &lag.Topic{Name: name, Count: len(partitions), Ready: true}
 		for _, p := range partitions {
@@ -47,19 +54,24 @@ func snapshotOf(topics map[string][]lag.Partition) *lag.Snapshot {
 	return s
 }
 
-func viewOf(s *lag.Snapshot) view {
-	return view{now: noon, configured: []string{"main", "other"}, snapshot: s, interval: 5 * time.Second}
+func inputsOf(cg *v1alpha1.ConsumerGroup, s *lag.Snapshot) inputs {
+	return inputs{cg: cg, now: noon, configured: []string{"main", "other"}, snapshot: s, interval: 5 * time.Second}
 }
 
 func consumerGroup(topics ...v1alpha1.TopicName) *v1alpha1.ConsumerGroup {
 	return &v1alpha1.ConsumerGroup{
 		ObjectMeta: metav1.ObjectMeta{Name: "readers", Namespace: "here", Generation: 3},
-		Spec:       v1alpha1.ConsumerGroupSpec{Group: "readers", Cluster: "main", Topics: topics, Objective: v1alpha1.Objective{MaxLagSeconds: 10}},
+		Spec: v1alpha1.ConsumerGroupSpec{
+			Group: "readers", Cluster: "main", Topics: topics, Objective: v1alpha1.Objective{MaxLagSeconds: 10},
+		},
 	}
 }
 
 func condition(kind string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
-	return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: 3, LastTransitionTime: metav1.NewTime(noon)}
+	return metav1.Condition{
+		Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: 3,
+		LastTransitionTime: metav1.NewTime(noon),
+	}
 }
 
 func TestStatusOfAGroupThatReads(t *testing.T) {
@@ -67,10 +79,13 @@ func TestStatusOfAGroupThatReads(t *testing.T) {
 	p := behind(1, 5, 4200*time.Millisecond, lag.StatusOK)
 	p.Close = 2500 * time.Millisecond
 	cg := consumerGroup()
-	got, bare := viewOf(snapshotOf(map[string][]lag.Partition{"a": {ok(0), p}, "b": {ok(0)}})).observe(cg)
+	got, bare := newStatus(inputsOf(cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0), p}, "b": {ok(0)}})))
 	want := v1alpha1.ConsumerGroupStatus{
-		ObservedGeneration: 3, State: "Stable", Protocol: "consumer", Members: new(int32(1)), Lag: new(int64(5)), LagSeconds: new(int64(5)),
-		WorstPartition:     &v1alpha1.PartitionStatus{Topic: "a", Partition: 1, Lag: new(int64(5)), LagSeconds: new(int64(5)), Status: "ok"},
+		ObservedGeneration: 3, State: "Stable", Protocol: "consumer", Members: new(int32(1)),
+		Lag: new(int64(5)), LagSeconds: new(int64(5)),
+		WorstPartition: &v1alpha1.PartitionStatus{
+			Topic: "a", Partition: 1, Lag: new(int64(5)), LagSeconds: new(int64(5)), Status: "ok",
+		},
 		TimeToCloseSeconds: new(int64(3)),
 		Topics: []v1alpha1.TopicStatus{
 			{Name: "a", Ready: "True", Source: "Kafka", Lag: new(int64(5)), LagSeconds: new(int64(5))},
@@ -78,8 +93,14 @@ func TestStatusOfAGroupThatReads(t *testing.T) {
 		},
 		LastPollTime: new(metav1.NewTime(noon)),
 		Conditions: []metav1.Condition{
-			condition("Consuming", "True", "Reading", "1 member; 5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s"),
-			condition("WithinObjective", "True", "WithinObjective", "5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s; the objective is 10s"),
+			condition(
+				"Consuming", "True", "Reading",
+				"1 member; 5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s",
+			),
+			condition(
+				"WithinObjective", "True", "WithinObjective",
+				"5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s; the objective is 10s",
+			),
 			condition("TopicsReady", "True", "AllReady", "2 topics are ready"),
 		},
 	}
@@ -91,24 +112,31 @@ func TestStatusOfAGroupThatReads(t *testing.T) {
 func TestConditions(t *testing.T) {
 	t.Parallel()
 	type topics = map[string][]lag.Partition
-	none := lag.Partition{Number: 1, Committed: -1, Since: noon.Add(-time.Hour), Status: lag.StatusNoCommit, Close: -1}
-	empty := lag.Partition{Number: 1, Committed: -1, Since: noon.Add(-time.Hour), Status: lag.StatusOK, Close: -1} // and nothing to commit
+	anHourAgo := noon.Add(-time.Hour)
+	none := lag.Partition{Number: 1, Committed: -1, Since: anHourAgo, Status: lag.StatusNoCommit, Close: -1}
+	// empty has no commit either, but nothing to commit.
+	empty := lag.Partition{Number: 1, Committed: -1, Since: anHourAgo, Status: lag.StatusOK, Close: -1}
 	lost := behind(1, 40, time.Hour, lag.StatusLost)
 	lost.Lost = 7
-	lostBefore := behind(1, 40, time.Hour, lag.StatusLost) // before this process began
+	// lostBefore lost its records before this process began.
+	lostBefore := behind(1, 40, time.Hour, lag.StatusLost)
+	// beyond lost records too, but at another time.
 	beyond := behind(1, 0, 0, lag.StatusLost)
-	beyond.Lost = 7                                  // at another time
-	watched := func(d time.Duration) lag.Partition { // unmoved, and new to this process
+	beyond.Lost = 7
+	// watched has not moved since this process saw it for the first time.
+	watched := func(d time.Duration) lag.Partition {
 		p := behind(1, 40, time.Hour, lag.StatusOK)
 		p.LastProgress, p.Since = time.Time{}, noon.Add(-d)
 		return p
 	}
 	unmoved := watched(30 * time.Second)
-	ageless := behind(1, 40, 5*time.Second, lag.StatusOK) // at least
+	// ageless is as old as that at least.
+	ageless := behind(1, 40, 5*time.Second, lag.StatusOK)
 	ageless.AgeUnknown = true
 	old := behind(1, 40, time.Minute, lag.StatusStalled)
 	old.AgeUnknown = true
-	first := func(p lag.Partition) lag.Partition { // as this poll is the first that has read it
+	// first returns p as the first poll that reads it finds it.
+	first := func(p lag.Partition) lag.Partition {
 		p.Since, p.LastProgress = noon, time.Time{}
 		return p
 	}
@@ -119,7 +147,8 @@ func TestConditions(t *testing.T) {
 		}
 		return s
 	}
-	starts := func(offset int64) func(*lag.Snapshot) { // of a/1
+	// starts sets the first offset of a/1.
+	starts := func(offset int64) func(*lag.Snapshot) {
 		return func(s *lag.Snapshot) { s.Topics["a"].Partitions[len(s.Topics["a"].Partitions)-1].Start = offset }
 	}
 	members := func(n int) func(*lag.Snapshot) { return func(s *lag.Snapshot) { s.Groups["readers"].Members = n } }
@@ -127,15 +156,17 @@ func TestConditions(t *testing.T) {
 	fails := func(api, topic string, err error) func(*lag.Snapshot) {
 		return func(s *lag.Snapshot) { s.Errors = []*lag.ReadError{{API: api, Topic: topic, Err: err}} }
 	}
+	elsewhere := consumerGroup("a")
+	elsewhere.Spec.Cluster = "elsewhere"
 	gone := func(s *lag.Snapshot) {
 		s.Groups["readers"] = &lag.Group{Name: "readers", State: "Dead"}
 	}
 
-	// What each condition says: Status/Reason, and a part of the message.
+	// Each condition is wanted as Status/Reason, and with a part of its message.
 	for name, c := range map[string]struct {
 		cg                        *v1alpha1.ConsumerGroup
 		snapshot                  *lag.Snapshot
-		view                      func(*view)
+		inputs                    func(*inputs)
 		before                    string // Status/Reason of Consuming
 		ready, consuming, within  string
 		message, messageOfReady   string
@@ -143,125 +174,397 @@ func TestConditions(t *testing.T) {
 		lagIsUnknown, bareIsKnown bool
 		membersAreUnknown         bool
 	}{
-		"all is read":        {snapshot: with(topics{"a": {ok(0)}}, nil), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective", message: "1 member; all is read", messageOfWithin: "all is read; the objective is 10s"},
-		"at the objective":   {snapshot: with(topics{"a": {behind(0, 1, 10*time.Second, lag.StatusOK)}}, nil), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective"},
-		"past the objective": {snapshot: with(topics{"a": {behind(0, 1, 10001*time.Millisecond, lag.StatusOK)}}, nil), ready: "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed", messageOfWithin: "1 record unread, the oldest for 11s (a/0); the objective is 10s; the condition Consuming says why"},
-		"stalled": {snapshot: with(topics{"a": {ok(0), behind(1, 40, 2*time.Minute, lag.StatusStalled), behind(2, 50, 3*time.Minute, lag.StatusStalled)}}, nil),
-			ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed", message: "a member has a/2 and 1 other partition (50 records unread, the oldest for 3m0s) and does not move on"},
-		"stopped": {snapshot: with(topics{"a": {behind(0, 40, 2*time.Minute, lag.StatusStopped)}, "b": {behind(0, 90, 5*time.Minute, lag.StatusStalled)}}, members(0)),
-			ready: "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed", message: "no member reads a/0 (40 records unread, the oldest for 2m0s): start the consumer (the group has 0 members)",
-			messageOfWithin: "130 records unread, the oldest for 5m0s (b/0)"},
-		"retention was faster":                  {snapshot: with(topics{"a": {behind(0, 1, time.Hour, lag.StatusStopped), lost}}, starts(67)), ready: "True/AllReady", consuming: "False/RecordsLost", within: "False/ObjectiveMissed", message: "a/1 (40 records unread, the oldest for 1h0m0s): retention took 7 records before they were read"},
-		"retention was faster before":           {snapshot: with(topics{"a": {lostBefore}}, starts(67)), ready: "True/AllReady", consuming: "False/RecordsLost", within: "False/ObjectiveMissed", message: "): retention took records before they were read. "},
-		"retention took all there was":          {snapshot: with(topics{"a": {behind(1, 10, 0, lag.StatusLost)}}, starts(100)), ready: "True/AllReady", consuming: "False/RecordsLost", within: "True/WithinObjective", message: "): retention took records before they were read. "},
-		"a commit beyond the end":               {snapshot: with(topics{"a": {beyond}}, nil), ready: "True/AllReady", consuming: "False/RecordsLost", within: "True/WithinObjective", message: "its commit lies beyond the log's end"},
-		"a replay":                              {snapshot: with(topics{"a": {behind(0, 40, time.Hour, lag.StatusRewound), behind(1, 1, 0, lag.StatusSlow)}}, nil), ready: "True/AllReady", consuming: "True/Rewound", within: "False/ObjectiveMissed", message: "the commit went back in a/0"},
-		"too slow":                              {snapshot: with(topics{"a": {behind(0, 40, time.Hour, lag.StatusSlow)}}, nil), ready: "True/AllReady", consuming: "True/FallingBehind", within: "False/ObjectiveMissed", message: "records come faster than a/0"},
-		"shut down with all read":               {snapshot: with(topics{"a": {ok(0)}}, members(0)), ready: "True/AllReady", consuming: "True/NoMembers", within: "True/WithinObjective"},
-		"stalled, and nobody says who is there": {snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStalled)}}, members(-1)), ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed", message: "that it cannot get past$", membersAreUnknown: true},
-		"stopped, and nobody says who is there": {snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)), ready: "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed", message: "start the consumer; if", membersAreUnknown: true},
-		"slow, and nobody says who is there":    {snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusSlow)}}, members(-1)), ready: "True/AllReady", consuming: "True/FallingBehind", within: "False/ObjectiveMissed", message: "at most one for each partition$", membersAreUnknown: true},
-		"nobody says who is there":              {snapshot: with(topics{"a": {ok(0)}}, members(-1)), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective", message: "^all is read", membersAreUnknown: true},
-		"nothing to commit":                     {snapshot: with(topics{"a": {ok(0), empty}}, starts(100)), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective"},
-		"records and no commit, first":          {snapshot: with(topics{"a": {ok(0), none}}, nil), ready: "True/AllReady", consuming: "Unknown/NotKnownYet", within: "True/WithinObjective", bareIsKnown: true},
-		"records and no commit, while it reads": {snapshot: with(topics{"a": {ok(0), none}}, nil), view: func(v *view) { v.bareSince = noon.Add(-59 * time.Second) }, before: "True/Reading",
-			ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective", message: "as before", bareIsKnown: true},
-		"records and no commit for a minute": {snapshot: with(topics{"a": {ok(0), none}}, nil), view: func(v *view) { v.bareSince = noon.Add(-time.Minute) }, before: "True/Reading",
-			ready: "True/AllReady", consuming: "False/NoCommit", within: "True/WithinObjective", message: "there are records, and no commit, in a/1: either", bareIsKnown: true},
-		"no commit at all": {snapshot: with(topics{"a": {none}}, nil), view: func(v *view) { v.bareSince = noon.Add(-time.Minute) },
-			ready: "True/AllReady", consuming: "False/NoCommit", within: "Unknown/NoCommit", lagIsUnknown: true, bareIsKnown: true},
-		"nothing to read": {snapshot: with(topics{"a": {empty}}, starts(100)), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
-			messageOfWithin: "there is nothing to read; the objective is 10s", lagIsUnknown: true},
-		"a topic that it should read": {cg: consumerGroup("a", "b"), snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, func(s *lag.Snapshot) { delete(s.Groups["readers"].Topics, "b") }), view: func(v *view) { v.bareSince = noon.Add(-time.Minute) },
-			ready: "True/AllReady", consuming: "False/NotSubscribed", within: "True/WithinObjective", message: "nothing to do with b, where there are records", bareIsKnown: true},
-		"a topic of others": {cg: consumerGroup("a"), snapshot: with(topics{"a": {ok(0)}, "b": {behind(0, 9, time.Hour, lag.StatusStopped)}}, nil), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective"},
-		"unknown to Kafka":  {snapshot: with(nil, gone), ready: "Unknown/NotFound", consuming: "False/NotFound", within: "Unknown/NotFound", message: `Kafka knows no group "readers": start its consumer`, lagIsUnknown: true},
-		"without topics":    {snapshot: with(nil, nil), ready: "Unknown/NoTopics", consuming: "Unknown/NoTopics", within: "Unknown/NoTopics", lagIsUnknown: true},
+		"all is read": {
+			snapshot: with(topics{"a": {ok(0)}}, nil), ready: "True/AllReady", consuming: "True/Reading",
+			within: "True/WithinObjective", message: "1 member; all is read",
+			messageOfWithin: "all is read; the objective is 10s",
+		},
+		"at the objective": {
+			snapshot: with(topics{"a": {behind(0, 1, 10*time.Second, lag.StatusOK)}}, nil), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"past the objective": {
+			snapshot: with(topics{"a": {behind(0, 1, 10001*time.Millisecond, lag.StatusOK)}}, nil),
+			ready:    "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed",
+			messageOfWithin: "1 record unread, the oldest for 11s (a/0); the objective is 10s; " +
+				"the condition Consuming says why",
+		},
+		"stalled": {
+			snapshot: with(
+				topics{
+					"a": {
+						ok(0), behind(1, 40, 2*time.Minute, lag.StatusStalled),
+						behind(2, 50, 3*time.Minute, lag.StatusStalled),
+					},
+				},
+				nil,
+			),
+			ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
+			message: "a member has a/2 and 1 other partition (50 records unread, the oldest for 3m0s) " +
+				"and does not move on",
+		},
+		"stopped": {
+			snapshot: with(
+				topics{
+					"a": {behind(0, 40, 2*time.Minute, lag.StatusStopped)},
+					"b": {behind(0, 90, 5*time.Minute, lag.StatusStalled)},
+				},
+				members(0),
+			),
+			ready: "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
+			message: "no member reads a/0 (40 records unread, the oldest for 2m0s): start the consumer " +
+				"(the group has 0 members)",
+			messageOfWithin: "130 records unread, the oldest for 5m0s (b/0)",
+		},
+		"retention was faster": {
+			snapshot: with(topics{"a": {behind(0, 1, time.Hour, lag.StatusStopped), lost}}, starts(67)),
+			ready:    "True/AllReady", consuming: "False/RecordsLost", within: "False/ObjectiveMissed",
+			message: "a/1 (40 records unread, the oldest for 1h0m0s): retention took 7 records before they were read",
+		},
+		"retention was faster before": {
+			snapshot: with(topics{"a": {lostBefore}}, starts(67)), ready: "True/AllReady",
+			consuming: "False/RecordsLost", within: "False/ObjectiveMissed",
+			message: "): retention took records before they were read. ",
+		},
+		"retention took all there was": {
+			snapshot: with(topics{"a": {behind(1, 10, 0, lag.StatusLost)}}, starts(100)), ready: "True/AllReady",
+			consuming: "False/RecordsLost", within: "True/WithinObjective",
+			message: "): retention took records before they were read. ",
+		},
+		"a commit beyond the end": {
+			snapshot: with(topics{"a": {beyond}}, nil), ready: "True/AllReady", consuming: "False/RecordsLost",
+			within: "True/WithinObjective", message: "its commit lies beyond the log's end",
+		},
+		"a replay": {
+			snapshot: with(
+				topics{"a": {behind(0, 40, time.Hour, lag.StatusRewound), behind(1, 1, 0, lag.StatusSlow)}}, nil,
+			),
+			ready: "True/AllReady", consuming: "True/Rewound", within: "False/ObjectiveMissed",
+			message: "the commit went back in a/0",
+		},
+		"too slow": {
+			snapshot: with(topics{"a": {behind(0, 40, time.Hour, lag.StatusSlow)}}, nil), ready: "True/AllReady",
+			consuming: "True/FallingBehind", within: "False/ObjectiveMissed", message: "records come faster than a/0",
+		},
+		"shut down with all read": {
+			snapshot: with(topics{"a": {ok(0)}}, members(0)), ready: "True/AllReady", consuming: "True/NoMembers",
+			within: "True/WithinObjective",
+		},
+		"stalled, without known members": {
+			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStalled)}}, members(-1)),
+			ready:    "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
+			message: "that it cannot get past$", membersAreUnknown: true,
+		},
+		"stopped, without known members": {
+			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)),
+			ready:    "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
+			message: "start the consumer; if", membersAreUnknown: true,
+		},
+		"slow, without known members": {
+			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusSlow)}}, members(-1)),
+			ready:    "True/AllReady", consuming: "True/FallingBehind", within: "False/ObjectiveMissed",
+			message: "at most one for each partition$", membersAreUnknown: true,
+		},
+		"the members are not known": {
+			snapshot: with(topics{"a": {ok(0)}}, members(-1)), ready: "True/AllReady", consuming: "True/Reading",
+			within: "True/WithinObjective", message: "^all is read", membersAreUnknown: true,
+		},
+		"nothing to commit": {
+			snapshot: with(topics{"a": {ok(0), empty}}, starts(100)), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"records and no commit, first": {
+			snapshot: with(topics{"a": {ok(0), none}}, nil), ready: "True/AllReady", consuming: "Unknown/NotKnownYet",
+			within: "True/WithinObjective", bareIsKnown: true,
+		},
+		"records and no commit, while it reads": {
+			snapshot: with(topics{"a": {ok(0), none}}, nil),
+			inputs:   func(in *inputs) { in.bareSince = noon.Add(-59 * time.Second) },
+			before:   "True/Reading", ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
+			message: "as before", bareIsKnown: true,
+		},
+		"records and no commit for a minute": {
+			snapshot: with(topics{"a": {ok(0), none}}, nil),
+			inputs:   func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
+			before:   "True/Reading", ready: "True/AllReady", consuming: "False/NoCommit",
+			within: "True/WithinObjective", message: "there are records, and no commit, in a/1: either",
+			bareIsKnown: true,
+		},
+		"no commit at all": {
+			snapshot: with(topics{"a": {none}}, nil),
+			inputs:   func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
+			ready:    "True/AllReady", consuming: "False/NoCommit", within: "Unknown/NoCommit", lagIsUnknown: true,
+			bareIsKnown: true,
+		},
+		"nothing to read": {
+			snapshot: with(topics{"a": {empty}}, starts(100)),
+			ready:    "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
+			messageOfWithin: "there is nothing to read; the objective is 10s", lagIsUnknown: true,
+		},
+		"a topic that it should read": {
+			cg: consumerGroup("a", "b"),
+			snapshot: with(
+				topics{"a": {ok(0)}, "b": {ok(0)}}, func(s *lag.Snapshot) { delete(s.Groups["readers"].Topics, "b") },
+			),
+			inputs: func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
+			ready:  "True/AllReady", consuming: "False/NotSubscribed", within: "True/WithinObjective",
+			message: "nothing to do with b, where there are records", bareIsKnown: true,
+		},
+		"a topic of others": {
+			cg:       consumerGroup("a"),
+			snapshot: with(topics{"a": {ok(0)}, "b": {behind(0, 9, time.Hour, lag.StatusStopped)}}, nil),
+			ready:    "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"unknown to Kafka": {
+			snapshot: with(nil, gone), ready: "Unknown/NotFound", consuming: "False/NotFound",
+			within: "Unknown/NotFound", message: `Kafka knows no group "readers": start its consumer`,
+			lagIsUnknown: true,
+		},
+		"without topics": {
+			snapshot: with(nil, nil), ready: "Unknown/NoTopics", consuming: "Unknown/NoTopics",
+			within: "Unknown/NoTopics", lagIsUnknown: true,
+		},
 
-		"just found, and stuck before":     {snapshot: with(topics{"a": {unmoved}}, nil), before: "False/Stalled", ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed", message: "as before"},
-		"just found, and reading before":   {snapshot: with(topics{"a": {unmoved}}, nil), before: "True/Reading", ready: "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed", message: "as before"},
-		"just found, and unreadable":       {snapshot: with(topics{"a": {unmoved}}, nil), before: "Unknown/ClusterUnreachable", ready: "True/AllReady", consuming: "Unknown/NotKnownYet", within: "False/ObjectiveMissed", message: "40 records unread, the oldest for 1h0m0s (a/1); whether the group moves"},
-		"just found, and not there before": {snapshot: with(topics{"a": {unmoved}}, nil), before: "False/NotFound", ready: "True/AllReady", consuming: "Unknown/NotKnownYet", within: "False/ObjectiveMissed"},
-		"just found, and moving": {snapshot: with(topics{"a": {behind(1, 40, time.Hour, lag.StatusOK)}}, nil), before: "False/Stalled",
-			ready: "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed"},
-		"just found, with all read":                   {snapshot: with(topics{"a": {lag.Partition{Committed: 100, Since: noon, Status: lag.StatusOK}}}, nil), before: "False/Stalled", ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective"},
-		"watched long enough":                         {snapshot: with(topics{"a": {watched(65 * time.Second)}}, nil), before: "False/Stalled", ready: "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed"},
-		"just found, and losing records":              {snapshot: with(topics{"a": {unmoved, lost}}, nil), before: "True/Reading", ready: "True/AllReady", consuming: "False/RecordsLost", within: "False/ObjectiveMissed"},
-		"just found, with a commit below the start":   {snapshot: with(topics{"a": {first(behind(1, 40, time.Second, lag.StatusOK))}}, starts(61)), before: "False/RecordsLost", ready: "True/AllReady", consuming: "False/RecordsLost", within: "True/WithinObjective", message: "as before"},
-		"just found, with a commit beyond the end":    {snapshot: with(topics{"a": {first(behind(1, -1, 0, lag.StatusOK))}}, nil), before: "False/RecordsLost", ready: "True/AllReady", consuming: "False/RecordsLost", within: "True/WithinObjective", message: "as before"},
-		"found before, with a commit below the start": {snapshot: with(topics{"a": {behind(1, 40, time.Second, lag.StatusOK)}}, starts(61)), before: "True/Reading", ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective", message: "1 member; 40 records unread"},
-		"just found, and no commit as before":         {snapshot: with(topics{"a": {ok(0), none}}, nil), before: "False/NoCommit", ready: "True/AllReady", consuming: "False/NoCommit", within: "True/WithinObjective", message: "as before", bareIsKnown: true},
+		"just found, and stuck before": {
+			snapshot: with(topics{"a": {unmoved}}, nil), before: "False/Stalled", ready: "True/AllReady",
+			consuming: "False/Stalled", within: "False/ObjectiveMissed", message: "as before",
+		},
+		"just found, and reading before": {
+			snapshot: with(topics{"a": {unmoved}}, nil), before: "True/Reading", ready: "True/AllReady",
+			consuming: "True/Reading", within: "False/ObjectiveMissed", message: "as before",
+		},
+		"just found, and unreadable": {
+			snapshot: with(topics{"a": {unmoved}}, nil), before: "Unknown/ClusterUnreachable", ready: "True/AllReady",
+			consuming: "Unknown/NotKnownYet", within: "False/ObjectiveMissed",
+			message: "40 records unread, the oldest for 1h0m0s (a/1); whether the group moves",
+		},
+		"just found, and not there before": {
+			snapshot: with(topics{"a": {unmoved}}, nil), before: "False/NotFound", ready: "True/AllReady",
+			consuming: "Unknown/NotKnownYet", within: "False/ObjectiveMissed",
+		},
+		"just found, and moving": {
+			snapshot: with(topics{"a": {behind(1, 40, time.Hour, lag.StatusOK)}}, nil),
+			before:   "False/Stalled", ready: "True/AllReady", consuming: "True/Reading",
+			within: "False/ObjectiveMissed",
+		},
+		"just found, with all read": {
+			snapshot: with(topics{"a": {lag.Partition{Committed: 100, Since: noon, Status: lag.StatusOK}}}, nil),
+			before:   "False/Stalled", ready: "True/AllReady", consuming: "True/Reading",
+			within: "True/WithinObjective",
+		},
+		"watched long enough": {
+			snapshot: with(topics{"a": {watched(65 * time.Second)}}, nil), before: "False/Stalled",
+			ready: "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed",
+		},
+		"just found, and losing records": {
+			snapshot: with(topics{"a": {unmoved, lost}}, nil), before: "True/Reading", ready: "True/AllReady",
+			consuming: "False/RecordsLost", within: "False/ObjectiveMissed",
+		},
+		"just found, with a commit below the start": {
+			snapshot: with(topics{"a": {first(behind(1, 40, time.Second, lag.StatusOK))}}, starts(61)),
+			before:   "False/RecordsLost", ready: "True/AllReady", consuming: "False/RecordsLost",
+			within: "True/WithinObjective", message: "as before",
+		},
+		"just found, with a commit beyond the end": {
+			snapshot: with(topics{"a": {first(behind(1, -1, 0, lag.StatusOK))}}, nil), before: "False/RecordsLost",
+			ready: "True/AllReady", consuming: "False/RecordsLost", within: "True/WithinObjective",
+			message: "as before",
+		},
+		"found before, with a commit below the start": {
+			snapshot: with(topics{"a": {behind(1, 40, time.Second, lag.StatusOK)}}, starts(61)),
+			before:   "True/Reading", ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
+			message: "1 member; 40 records unread",
+		},
+		"just found, and no commit as before": {
+			snapshot: with(topics{"a": {ok(0), none}}, nil), before: "False/NoCommit", ready: "True/AllReady",
+			consuming: "False/NoCommit", within: "True/WithinObjective", message: "as before", bareIsKnown: true,
+		},
 
-		"another cluster": {cg: func() *v1alpha1.ConsumerGroup { cg := consumerGroup("a"); cg.Spec.Cluster = "elsewhere"; return cg }(),
-			ready: "Unknown/UnknownCluster", consuming: "Unknown/UnknownCluster", within: "Unknown/UnknownCluster", message: `the operator knows no cluster "elsewhere", only main, other: correct`, lagIsUnknown: true},
-		"an unreachable cluster": {snapshot: with(topics{"a": {ok(0)}}, nil), view: func(v *view) { v.unreachable = "could not be read since noon" }, before: "True/Reading",
-			ready: "Unknown/ClusterUnreachable", consuming: "Unknown/ClusterUnreachable", within: "Unknown/ClusterUnreachable", message: "could not be read since noon", lagIsUnknown: true},
-		"a group that may not be read": {snapshot: with(nil, func(s *lag.Snapshot) {
-			s.Groups = nil
-			s.Errors = []*lag.ReadError{{API: "OffsetFetch", Group: "readers", Err: kerr.GroupAuthorizationFailed}}
-		}), ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", message: "^OffsetFetch of group readers: GROUP_AUTHORIZATION_FAILED: see whether the operator's user may Describe it$", lagIsUnknown: true},
-		"a group whose broker is away": {snapshot: with(nil, func(s *lag.Snapshot) {
-			s.Groups = nil
-			s.Errors = []*lag.ReadError{{API: "OffsetFetch", Group: "readers", Err: errors.New("read tcp 10.0.0.7:41834->10.0.0.9:9092: connection reset by peer")}}
-		}), ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", message: "^OffsetFetch of group readers: CONNECTION$", lagIsUnknown: true},
-		"a partition without a leader": {snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, func(s *lag.Snapshot) { s.Topics["b"].Ready = false }),
-			ready: "False/NotReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", messageOfReady: "of 2 topics, b not ready: a partition has no leader", lagIsUnknown: true},
-		"a partition without a leader, and another that is stuck": {snapshot: with(topics{"a": {behind(0, 1, time.Hour, lag.StatusStalled)}, "b": {ok(0)}}, func(s *lag.Snapshot) { s.Topics["b"].Ready = false }),
-			ready: "False/NotReady", consuming: "False/Stalled", within: "False/ObjectiveMissed", messageOfWithin: "at least 1 record unread", lagIsUnknown: true},
-		"a partition whose leader does not answer": {snapshot: with(topics{"a": {ok(0)}}, func(s *lag.Snapshot) {
-			s.Topics["a"].Ready = false
-			partial(s)
-			fails("ListOffsets", "a", context.DeadlineExceeded)(s)
-		}), ready: "False/NotReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", messageOfReady: "a partition has no leader that answers", lagIsUnknown: true},
-		"a part of a topic":                                    {snapshot: with(topics{"a": {ok(0)}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", lagIsUnknown: true},
-		"a part of a topic, behind":                            {snapshot: with(topics{"a": {behind(0, 9, time.Minute, lag.StatusOK)}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable", within: "False/ObjectiveMissed", lagIsUnknown: true},
-		"a part of a topic, without a commit":                  {snapshot: with(topics{"a": {none}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", lagIsUnknown: true, bareIsKnown: true},
-		"an age that was not found":                            {snapshot: with(topics{"a": {ok(0), ageless}}, fails("ListOffsets", "a", context.DeadlineExceeded)), ready: "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", messageOfWithin: "how old what is unread there is", lagIsUnknown: true},
-		"no age that was found":                                {snapshot: with(topics{"a": {ageless}}, nil), ready: "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", lagIsUnknown: true},
-		"an age that was not found, and is past the objective": {snapshot: with(topics{"a": {old}}, nil), ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed", message: "a/1 (40 records unread, the oldest for at least 1m0s)", messageOfWithin: "at least 40 records unread, the oldest for 1m0s", lagIsUnknown: true},
-		"an age that was not found, and one that was":          {snapshot: with(topics{"a": {behind(0, 9, time.Minute, lag.StatusStopped), ageless}}, nil), ready: "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed", messageOfWithin: "at least 49 records unread, the oldest for 1m0s (a/0)", lagIsUnknown: true},
-		"an age that was not found, of another group":          {snapshot: with(topics{"a": {ok(0)}}, fails("ListOffsets", "a", context.DeadlineExceeded)), ready: "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective"},
-		"a topic that may not be read": {cg: consumerGroup("a", "b"), snapshot: with(topics{"a": {ok(0)}}, fails("Metadata", "b", kerr.TopicAuthorizationFailed)),
-			ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", messageOfReady: "of 2 topics, b not known: Metadata of topic b: TOPIC_AUTHORIZATION_FAILED: see whether the operator's user may Describe it$", lagIsUnknown: true},
-		"a topic that is being made": {cg: consumerGroup("a", "b"), snapshot: with(topics{"a": {ok(0)}}, fails("Metadata", "b", kerr.LeaderNotAvailable)),
-			ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable", messageOfReady: "of 2 topics, b not known: Metadata of topic b: LEADER_NOT_AVAILABLE$", lagIsUnknown: true},
+		"another cluster": {
+			cg:    elsewhere,
+			ready: "Unknown/UnknownCluster", consuming: "Unknown/UnknownCluster", within: "Unknown/UnknownCluster",
+			message: `the operator knows no cluster "elsewhere", only main, other: correct`, lagIsUnknown: true,
+		},
+		"an unreachable cluster": {
+			snapshot: with(topics{"a": {ok(0)}}, nil),
+			inputs:   func(in *inputs) { in.unreachable = "could not be read since noon" },
+			before:   "True/Reading", ready: "Unknown/ClusterUnreachable", consuming: "Unknown/ClusterUnreachable",
+			within: "Unknown/ClusterUnreachable", message: "could not be read since noon", lagIsUnknown: true,
+		},
+		"a group that may not be read": {
+			snapshot: with(nil, func(s *lag.Snapshot) {
+				s.Groups = nil
+				s.Errors = []*lag.ReadError{{API: "OffsetFetch", Group: "readers", Err: kerr.GroupAuthorizationFailed}}
+			}),
+			ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			message: "^OffsetFetch of group readers: GROUP_AUTHORIZATION_FAILED: " +
+				"see whether the operator's user may Describe it$",
+			lagIsUnknown: true,
+		},
+		"a group whose broker is away": {
+			snapshot: with(nil, func(s *lag.Snapshot) {
+				s.Groups = nil
+				s.Errors = []*lag.ReadError{
+					{
+						API: "OffsetFetch", Group: "readers",
+						Err: errors.New("read tcp 10.0.0.7:41834->10.0.0.9:9092: connection reset by peer"),
+					},
+				}
+			}),
+			ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			message: "^OffsetFetch of group readers: CONNECTION$", lagIsUnknown: true,
+		},
+		"a partition without a leader": {
+			snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, func(s *lag.Snapshot) { s.Topics["b"].Ready = false }),
+			ready:    "False/NotReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			messageOfReady: "of 2 topics, b not ready: a partition has no leader", lagIsUnknown: true,
+		},
+		"a partition without a leader, and another that is stuck": {
+			snapshot: with(
+				topics{"a": {behind(0, 1, time.Hour, lag.StatusStalled)}, "b": {ok(0)}},
+				func(s *lag.Snapshot) { s.Topics["b"].Ready = false },
+			),
+			ready: "False/NotReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
+			messageOfWithin: "at least 1 record unread", lagIsUnknown: true,
+		},
+		"a partition whose leader does not answer": {
+			snapshot: with(topics{"a": {ok(0)}}, func(s *lag.Snapshot) {
+				s.Topics["a"].Ready = false
+				partial(s)
+				fails("ListOffsets", "a", context.DeadlineExceeded)(s)
+			}),
+			ready: "False/NotReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			messageOfReady: "a partition has no leader that answers", lagIsUnknown: true,
+		},
+		"a part of a topic": {
+			snapshot: with(topics{"a": {ok(0)}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable",
+			within: "Unknown/Unreadable", lagIsUnknown: true,
+		},
+		"a part of a topic, behind": {
+			snapshot: with(topics{"a": {behind(0, 9, time.Minute, lag.StatusOK)}}, partial), ready: "True/AllReady",
+			consuming: "Unknown/Unreadable", within: "False/ObjectiveMissed", lagIsUnknown: true,
+		},
+		"a part of a topic, without a commit": {
+			snapshot: with(topics{"a": {none}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable",
+			within: "Unknown/Unreadable", lagIsUnknown: true, bareIsKnown: true,
+		},
+		"an age that was not found": {
+			snapshot: with(topics{"a": {ok(0), ageless}}, fails("ListOffsets", "a", context.DeadlineExceeded)),
+			ready:    "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			messageOfWithin: "how old what is unread there is", lagIsUnknown: true,
+		},
+		"no age that was found": {
+			snapshot: with(topics{"a": {ageless}}, nil), ready: "True/AllReady", consuming: "Unknown/Unreadable",
+			within: "Unknown/Unreadable", lagIsUnknown: true,
+		},
+		"an age that was not found, and is past the objective": {
+			snapshot: with(topics{"a": {old}}, nil), ready: "True/AllReady", consuming: "False/Stalled",
+			within: "False/ObjectiveMissed", message: "a/1 (40 records unread, the oldest for at least 1m0s)",
+			messageOfWithin: "at least 40 records unread, the oldest for 1m0s", lagIsUnknown: true,
+		},
+		"an age that was not found, and one that was": {
+			snapshot: with(topics{"a": {behind(0, 9, time.Minute, lag.StatusStopped), ageless}}, nil),
+			ready:    "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
+			messageOfWithin: "at least 49 records unread, the oldest for 1m0s (a/0)", lagIsUnknown: true,
+		},
+		"an age that was not found, of another group": {
+			snapshot: with(topics{"a": {ok(0)}}, fails("ListOffsets", "a", context.DeadlineExceeded)),
+			ready:    "True/AllReady", consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"a topic that may not be read": {
+			cg:       consumerGroup("a", "b"),
+			snapshot: with(topics{"a": {ok(0)}}, fails("Metadata", "b", kerr.TopicAuthorizationFailed)),
+			ready:    "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			messageOfReady: "of 2 topics, b not known: Metadata of topic b: TOPIC_AUTHORIZATION_FAILED: " +
+				"see whether the operator's user may Describe it$",
+			lagIsUnknown: true,
+		},
+		"a topic that is being made": {
+			cg:       consumerGroup("a", "b"),
+			snapshot: with(topics{"a": {ok(0)}}, fails("Metadata", "b", kerr.LeaderNotAvailable)),
+			ready:    "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			messageOfReady: "of 2 topics, b not known: Metadata of topic b: LEADER_NOT_AVAILABLE$",
+			lagIsUnknown:   true,
+		},
 
-		"a topic that is not there": {cg: consumerGroup("a", "b", "c"), snapshot: with(topics{"a": {ok(0)}}, nil), ready: "False/NotFound", consuming: "True/Reading", within: "True/WithinObjective",
-			messageOfReady: "of 3 topics, b and 1 more not ready: Kafka has no such topic"},
-		"a KafkaTopic that failed": {snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, nil), view: func(v *view) {
-			v.strimzi = map[string]kafkaTopic{"b": {object: "bee", ready: "False", reason: "NotSupported", message: "Decreasing partitions not supported"}}
-		}, ready: "False/NotSupported", consuming: "True/Reading", within: "True/WithinObjective", messageOfReady: "of 2 topics, b not ready: KafkaTopic bee is not ready: Decreasing partitions not supported"},
-		"a KafkaTopic that failed for no word": {snapshot: with(topics{"a": {ok(0)}}, nil), view: func(v *view) {
-			v.strimzi = map[string]kafkaTopic{"a": {object: "a", ready: "False", reason: "409 Conflict"}}
-		}, ready: "False/NotReady", consuming: "True/Reading", within: "True/WithinObjective", messageOfReady: "KafkaTopic a is not ready: 409 Conflict"},
-		"a KafkaTopic whose topic is not there": {cg: consumerGroup("a", "b"), snapshot: with(topics{"a": {ok(0)}}, nil), view: func(v *view) {
-			v.strimzi = map[string]kafkaTopic{"b": {object: "b", ready: "True"}}
-		}, ready: "False/NotFound", consuming: "True/Reading", within: "True/WithinObjective", messageOfReady: "KafkaTopic b is there and its topic is not"},
-		"KafkaTopics of an unreachable cluster": {cg: consumerGroup("a"), view: func(v *view) {
-			v.unreachable, v.strimzi = "could not be read", map[string]kafkaTopic{"a": {object: "a", ready: "True"}}
-		}, ready: "True/AllReady", consuming: "Unknown/ClusterUnreachable", within: "Unknown/ClusterUnreachable", lagIsUnknown: true},
+		"a topic that is not there": {
+			cg:       consumerGroup("a", "b", "c"),
+			snapshot: with(topics{"a": {ok(0)}}, nil),
+			ready:    "False/NotFound", consuming: "True/Reading", within: "True/WithinObjective",
+			messageOfReady: "of 3 topics, b and 1 more not ready: Kafka has no such topic",
+		},
+		"a KafkaTopic that failed": {
+			snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, nil),
+			inputs: func(in *inputs) {
+				in.strimzi = map[string]kafkaTopic{
+					"b": {
+						object: "bee", ready: "False", reason: "NotSupported",
+						message: "Decreasing partitions not supported",
+					},
+				}
+			},
+			ready: "False/NotSupported", consuming: "True/Reading", within: "True/WithinObjective",
+			messageOfReady: "of 2 topics, b not ready: KafkaTopic bee is not ready: " +
+				"Decreasing partitions not supported",
+		},
+		"a KafkaTopic that failed for no word": {
+			snapshot: with(topics{"a": {ok(0)}}, nil),
+			inputs: func(in *inputs) {
+				in.strimzi = map[string]kafkaTopic{"a": {object: "a", ready: "False", reason: "409 Conflict"}}
+			},
+			ready: "False/NotReady", consuming: "True/Reading", within: "True/WithinObjective",
+			messageOfReady: "KafkaTopic a is not ready: 409 Conflict",
+		},
+		"a KafkaTopic whose topic is not there": {
+			cg:       consumerGroup("a", "b"),
+			snapshot: with(topics{"a": {ok(0)}}, nil),
+			inputs: func(in *inputs) {
+				in.strimzi = map[string]kafkaTopic{"b": {object: "b", ready: "True"}}
+			},
+			ready: "False/NotFound", consuming: "True/Reading", within: "True/WithinObjective",
+			messageOfReady: "KafkaTopic b is there and its topic is not",
+		},
+		"KafkaTopics of an unreachable cluster": {
+			cg: consumerGroup("a"),
+			inputs: func(in *inputs) {
+				in.unreachable = "could not be read"
+				in.strimzi = map[string]kafkaTopic{"a": {object: "a", ready: "True"}}
+			},
+			ready: "True/AllReady", consuming: "Unknown/ClusterUnreachable", within: "Unknown/ClusterUnreachable",
+			lagIsUnknown: true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cg, v := c.cg, viewOf(c.snapshot)
+			cg := c.cg
 			if cg == nil {
 				cg = consumerGroup()
 			}
-			if c.view != nil {
-				c.view(&v)
+			in := inputsOf(cg, c.snapshot)
+			if c.inputs != nil {
+				c.inputs(&in)
 			}
 			if status, reason, ok := strings.Cut(c.before, "/"); ok {
-				cg.Status.Conditions = []metav1.Condition{condition("Consuming", metav1.ConditionStatus(status), reason, "as before")}
+				cg.Status.Conditions = []metav1.Condition{
+					condition("Consuming", metav1.ConditionStatus(status), reason, "as before"),
+				}
 			}
-			got, bareSince := v.observe(cg)
+			got, bareSince := newStatus(in)
 			for kind, want := range map[string]struct{ is, message string }{
-				"TopicsReady": {c.ready, c.messageOfReady}, "Consuming": {c.consuming, c.message}, "WithinObjective": {c.within, c.messageOfWithin},
+				"TopicsReady": {c.ready, c.messageOfReady}, "Consuming": {c.consuming, c.message}, "WithinObjective": {
+					c.within, c.messageOfWithin,
+				},
 			} {
 				is := meta.FindStatusCondition(got.Conditions, kind)
 				if is == nil {
 					t.Errorf("there is no condition %s", kind)
-				} else if text := fmt.Sprintf("%s/%s", is.Status, is.Reason); text != want.is || !strings.Contains("^"+is.Message+"$", want.message) || is.ObservedGeneration != 3 {
-					t.Errorf("%s is %s (generation %d), want %s\nit says %q\nwant    %q", kind, text, is.ObservedGeneration, want.is, is.Message, want.message)
+					continue
+				}
+				text := fmt.Sprintf("%s/%s", is.Status, is.Reason)
+				if text != want.is || is.ObservedGeneration != 3 ||
+					!strings.Contains("^"+is.Message+"$", want.message) {
+					t.Errorf("%s is %s (generation %d), want %s\nits message is %q\nwant           %q",
+						kind, text, is.ObservedGeneration, want.is, is.Message, want.message)
 				}
 			}
 			if unknown := got.Lag == nil && got.LagSeconds == nil; unknown != c.lagIsUnknown {
@@ -277,17 +580,25 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// What could not be read is not made up for: the topic that it is in has no numbers, and neither has the sum.
+// What could not be read is not made up for: the topic that it is in has no numbers, and neither
+// has the sum.
 func TestNumbersOfAPart(t *testing.T) {
 	t.Parallel()
 	ageless := behind(0, 9, time.Hour, lag.StatusStalled)
 	ageless.AgeUnknown = true
-	s := snapshotOf(map[string][]lag.Partition{"a": {ok(0)}, "b": {behind(0, 2, time.Second, lag.StatusOK)}, "c": {ageless, behind(1, 4, time.Second, lag.StatusOK)}})
+	s := snapshotOf(
+		map[string][]lag.Partition{
+			"a": {ok(0)}, "b": {behind(0, 2, time.Second, lag.StatusOK)},
+			"c": {ageless, behind(1, 4, time.Second, lag.StatusOK)},
+		},
+	)
 	s.Groups["readers"].Topics["a"].Partial = true
-	got, _ := viewOf(s).observe(consumerGroup())
+	got, _ := newStatus(inputsOf(consumerGroup(), s))
 	got.Conditions = nil
 	want := v1alpha1.ConsumerGroupStatus{
-		ObservedGeneration: 3, State: "Stable", Protocol: "consumer", Members: new(int32(1)), LastPollTime: new(metav1.NewTime(noon)),
+		ObservedGeneration: 3, State: "Stable", Protocol: "consumer", Members: new(int32(1)), LastPollTime: new(
+			metav1.NewTime(noon),
+		),
 		WorstPartition: &v1alpha1.PartitionStatus{Topic: "c", Lag: new(int64(9)), Status: "stalled"},
 		Topics: []v1alpha1.TopicStatus{
 			{Name: "a", Ready: "True", Source: "Kafka"},
@@ -300,7 +611,8 @@ func TestNumbersOfAPart(t *testing.T) {
 	}
 }
 
-// A broker that restarts leaves a status as it is, whatever of it cannot be read meanwhile, for three polls.
+// A broker that restarts leaves a status as it is, whatever of it cannot be read meanwhile, for
+// three polls.
 func TestPartIsGivenTime(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*lag.Snapshot){
@@ -325,7 +637,7 @@ func TestPartIsGivenTime(t *testing.T) {
 				change(s)
 			}
 			b.poll(s, nil)
-			if _, got := b.r.view(cg, *b.r.groups[key]); got != want {
+			if _, got := b.r.inputs(cg, *b.r.groups[key]); got != want {
 				t.Errorf("%s: after %d polls without, there is a status: %v", name, polls, got)
 			}
 			b.time = b.time.Add(5 * time.Second)
@@ -333,16 +645,27 @@ func TestPartIsGivenTime(t *testing.T) {
 	}
 }
 
-// An error that is another one each time, by its text, is the same one in a status: it would be written after each poll.
+// An error that is another one each time, by its text, is the same one in a status: it would be
+// written after each poll.
 func TestUnreachableStaysTheSame(t *testing.T) {
 	t.Parallel()
 	b, cg := newBench(&api{}), consumerGroup("a")
-	want := "cluster main could not be read since " + b.time.UTC().Format(time.RFC3339) + ": ListGroups: CONNECTION; the operator's log says more"
+	want := "cluster main could not be read since " + b.time.UTC().Format(time.RFC3339) +
+		": ListGroups: CONNECTION; the operator's log says more"
 	b.time = b.time.Add(time.Minute)
 	for port := range 2 {
-		b.poll(nil, fmt.Errorf("read cluster main: %w", &lag.ReadError{API: "ListGroups", Err: fmt.Errorf("read tcp 10.0.0.7:%d->10.0.0.9:9092: i/o timeout", 40000+port)}))
-		if v, ok := b.r.view(cg, declared{}); v.unreachable != want || !ok {
-			t.Errorf("it says %q, want %q", v.unreachable, want)
+		b.poll(
+			nil,
+			fmt.Errorf(
+				"read cluster main: %w",
+				&lag.ReadError{
+					API: "ListGroups",
+					Err: fmt.Errorf("read tcp 10.0.0.7:%d->10.0.0.9:9092: i/o timeout", 40000+port),
+				},
+			),
+		)
+		if in, ok := b.r.inputs(cg, declared{}); in.unreachable != want || !ok {
+			t.Errorf("the message is %q, want %q", in.unreachable, want)
 		}
 	}
 }
@@ -350,11 +673,13 @@ func TestUnreachableStaysTheSame(t *testing.T) {
 // The worst partition is that of the worst status, then that with the oldest record.
 func TestWorstPartition(t *testing.T) {
 	t.Parallel()
-	got, _ := viewOf(snapshotOf(map[string][]lag.Partition{
+	got, _ := newStatus(inputsOf(consumerGroup(), snapshotOf(map[string][]lag.Partition{
 		"a": {behind(0, 9, time.Hour, lag.StatusSlow), behind(1, 9, time.Minute, lag.StatusStalled)},
 		"b": {ok(0), behind(1, 2, 2*time.Minute, lag.StatusStalled)},
-	})).observe(consumerGroup())
-	want := &v1alpha1.PartitionStatus{Topic: "b", Partition: 1, Lag: new(int64(2)), LagSeconds: new(int64(120)), Status: "stalled"}
+	})))
+	want := &v1alpha1.PartitionStatus{
+		Topic: "b", Partition: 1, Lag: new(int64(2)), LagSeconds: new(int64(120)), Status: "stalled",
+	}
 	if diff := cmp.Diff(want, got.WorstPartition); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -374,7 +699,7 @@ func TestTimeToClose(t *testing.T) {
 		"another one does":             {[]lag.Partition{behind(1, 9, time.Second, lag.StatusOK), closing}, nil},
 		"there is nothing to catch up": {[]lag.Partition{ok(0)}, nil},
 	} {
-		got, _ := viewOf(snapshotOf(map[string][]lag.Partition{"a": c.partitions})).observe(consumerGroup())
+		got, _ := newStatus(inputsOf(consumerGroup(), snapshotOf(map[string][]lag.Partition{"a": c.partitions})))
 		if diff := cmp.Diff(c.want, got.TimeToCloseSeconds); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
@@ -390,11 +715,12 @@ func TestManyTopics(t *testing.T) {
 	}
 	s := snapshotOf(topics)
 	s.Topics["t250"].Ready = false
-	got, _ := viewOf(s).observe(consumerGroup())
+	got, _ := newStatus(inputsOf(consumerGroup(), s))
 	if len(got.Topics) != 100 || got.Topics[98].Name != "t098" || got.Topics[99].Name != "t250" {
 		t.Errorf("%d topics: %+v", len(got.Topics), got.Topics)
 	}
-	if text := meta.FindStatusCondition(got.Conditions, "TopicsReady").Message; !strings.HasPrefix(text, "of 300 topics, t250 not ready") {
+	text := meta.FindStatusCondition(got.Conditions, "TopicsReady").Message
+	if !strings.HasPrefix(text, "of 300 topics, t250 not ready") {
 		t.Error(text)
 	}
 }
@@ -402,16 +728,16 @@ func TestManyTopics(t *testing.T) {
 func TestTransitionTimes(t *testing.T) {
 	t.Parallel()
 	cg := consumerGroup()
-	v := viewOf(snapshotOf(map[string][]lag.Partition{"a": {ok(0)}}))
-	cg.Status, _ = v.observe(cg)
-	v.now = noon.Add(time.Minute)
-	cg.Status, _ = v.observe(cg)
-	v.snapshot = snapshotOf(map[string][]lag.Partition{"a": {behind(0, 1, time.Minute, lag.StatusStalled)}})
-	cg.Status, _ = v.observe(cg)
+	in := inputsOf(cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0)}}))
+	cg.Status, _ = newStatus(in)
+	in.now = noon.Add(time.Minute)
+	cg.Status, _ = newStatus(in)
+	in.snapshot = snapshotOf(map[string][]lag.Partition{"a": {behind(0, 1, time.Minute, lag.StatusStalled)}})
+	cg.Status, _ = newStatus(in)
 	for _, c := range cg.Status.Conditions {
 		want := noon
 		if c.Type != "TopicsReady" {
-			want = v.now
+			want = in.now
 		}
 		if !c.LastTransitionTime.Time.Equal(want) {
 			t.Errorf("%s has changed at %v, want %v", c.Type, c.LastTransitionTime, want)
@@ -431,18 +757,26 @@ func TestDue(t *testing.T) {
 		groups int
 		want   bool
 	}{
-		"nothing":                       {func(*status) {}, time.Hour, 1, false},
-		"a condition":                   {func(s *status) { s.Conditions[1].Reason = "Stalled" }, 0, 1, true},
-		"a condition's message":         {func(s *status) { s.Conditions[1].Message = "9 records" }, 9 * time.Second, 1, false},
-		"a condition's message, later":  {func(s *status) { s.Conditions[1].Message = "9 records" }, 10 * time.Second, 1, true},
-		"the state":                     {func(s *status) { s.State = "Empty" }, 0, 1, true},
-		"the protocol":                  {func(s *status) { s.Protocol = "consumer" }, 0, 1, true},
-		"members":                       {func(s *status) { s.Members = new(int32(2)) }, 0, 1, true},
-		"the generation":                {func(s *status) { s.ObservedGeneration++ }, 0, 1, true},
-		"the worst status":              {func(s *status) { s.WorstPartition.Status = "slow" }, 0, 1, true},
-		"the worst partition":           {func(s *status) { s.WorstPartition.Partition = 9 }, 9 * time.Second, 1, false},
-		"a topic's readiness":           {func(s *status) { s.Topics[0].Ready = "False" }, 0, 1, true},
-		"a topic's lag":                 {func(s *status) { s.Topics[0].Lag = new(int64(4)) }, 9 * time.Second, 1, false},
+		"nothing":     {func(*status) {}, time.Hour, 1, false},
+		"a condition": {func(s *status) { s.Conditions[1].Reason = "Stalled" }, 0, 1, true},
+		"a condition's message": {
+			func(s *status) { s.Conditions[1].Message = "9 records" }, 9 * time.Second, 1, false,
+		},
+		"a condition's message, later": {
+			func(s *status) { s.Conditions[1].Message = "9 records" }, 10 * time.Second, 1, true,
+		},
+		"the state":        {func(s *status) { s.State = "Empty" }, 0, 1, true},
+		"the protocol":     {func(s *status) { s.Protocol = "consumer" }, 0, 1, true},
+		"members":          {func(s *status) { s.Members = new(int32(2)) }, 0, 1, true},
+		"the generation":   {func(s *status) { s.ObservedGeneration++ }, 0, 1, true},
+		"the worst status": {func(s *status) { s.WorstPartition.Status = "slow" }, 0, 1, true},
+		"the worst partition": {
+			func(s *status) { s.WorstPartition.Partition = 9 }, 9 * time.Second, 1, false,
+		},
+		"a topic's readiness": {func(s *status) { s.Topics[0].Ready = "False" }, 0, 1, true},
+		"a topic's lag": {
+			func(s *status) { s.Topics[0].Lag = new(int64(4)) }, 9 * time.Second, 1, false,
+		},
 		"numbers, too soon":             {func(s *status) { s.Lag = new(int64(4)) }, 9 * time.Second, 1, false},
 		"numbers":                       {func(s *status) { s.Lag = new(int64(4)) }, 10 * time.Second, 200, true},
 		"numbers of one among 1,000":    {func(s *status) { s.Lag = new(int64(4)) }, 49 * time.Second, 1000, false},
@@ -455,7 +789,9 @@ func TestDue(t *testing.T) {
 			ObservedGeneration: 1, State: "Stable", Protocol: "classic", Members: new(int32(1)), Lag: new(int64(3)),
 			WorstPartition: &v1alpha1.PartitionStatus{Topic: "a", Status: "ok"},
 			Topics:         []v1alpha1.TopicStatus{{Name: "a", Ready: "True"}},
-			Conditions:     []metav1.Condition{condition("TopicsReady", "True", "AllReady", "2"), condition("Consuming", "True", "Reading", "3")},
+			Conditions: []metav1.Condition{
+				condition("TopicsReady", "True", "AllReady", "2"), condition("Consuming", "True", "Reading", "3"),
+			},
 		}
 		at(0)(&old)
 		next := *old.DeepCopy()

@@ -30,10 +30,16 @@ func kinds(t testing.TB, manifests []byte, kind string) (objects []document) {
 	return objects
 }
 
-// With each of the chart's values files: the operator itself reads what the ConfigMap says, and every file that it is to open then is in
-// a directory that its pod mounts.
+// With each of the chart's values files, the operator itself accepts what the ConfigMap holds. Every file that it opens is in a
+// directory that its pod mounts: only there are files in this test, below a directory of its own.
 func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 	t.Parallel()
+	ca := testenv.NewAuthority(t, "cluster-ca")
+	cert, key := ca.Issue(t, "lag-operator")
+	secrets := map[string][]byte{
+		"ca.crt": ca.PEM, "user.crt": cert, "tls.crt": cert, "user.key": key, "tls.key": key,
+		"username": []byte("lag-operator"), "password": []byte("secret"),
+	}
 	for _, c := range charts(t) {
 		if c.chart != lagOperator {
 			continue
@@ -41,8 +47,25 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 		t.Run(filepath.Base(c.values), func(t *testing.T) {
 			t.Parallel()
 			manifests := helmTemplate(t, "shop", c.chart, c.values)
-			file := filepath.Join(t.TempDir(), "config.yaml")
+			root := t.TempDir()
+			mounted := map[string]bool{"": true} // "": no file
+			for _, container := range field[[]any](kinds(t, manifests, "Deployment")[0], "spec", "template", "spec", "containers") {
+				for _, mount := range field[[]any](container.(document), "volumeMounts") {
+					path := filepath.Join(root, field[string](mount.(document), "mountPath"))
+					mounted[path] = true
+					if err := os.MkdirAll(path, 0o755); err != nil {
+						t.Fatal(err)
+					}
+					for name, text := range secrets {
+						if err := os.WriteFile(filepath.Join(path, name), text, 0o600); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			file := filepath.Join(root, "config.yaml")
 			text := field[string](kinds(t, manifests, "ConfigMap")[0], "data", "config.yaml")
+			text = strings.ReplaceAll(text, " /etc/kafka/", " "+root+"/etc/kafka/")
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -51,12 +74,6 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 			}))
 			if err != nil {
 				t.Fatalf("%v\n%s", err, text)
-			}
-			mounted := map[string]bool{"": true} // "": no file
-			for _, container := range field[[]any](kinds(t, manifests, "Deployment")[0], "spec", "template", "spec", "containers") {
-				for _, mount := range field[[]any](container.(document), "volumeMounts") {
-					mounted[field[string](mount.(document), "mountPath")] = true
-				}
 			}
 			for _, k := range cfg.Clusters {
 				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key), dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
