@@ -42,8 +42,8 @@ func (s *server) handler(reg prometheus.Registerer) http.Handler {
 // openAPI lets requests in.
 func (s *server) openAPI() { s.open.Store(true) }
 
-// create decodes a creation. The event is encoded here, in parallel with other requests, and not in
-// the transaction.
+// create handles the creation of an order. It encodes the event here, in parallel with other
+// requests, and not in the transaction.
 func (s *server) create(w http.ResponseWriter, r *http.Request) {
 	s.respond(w, r, "Order created successfully", func(body []byte, traceparent string) (change, error) {
 		req, err := contract.DecodeCreateOrder(body)
@@ -54,27 +54,28 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 		m, err := newEvent(contract.TypeCreated, newOrder(req, now), traceparent, now).Message()
 		return change{
 			orderID: req.OrderID, created: &m,
-			fingerprint: fingerprint("create", req.OrderID, strconv.Itoa(req.ItemsNum)),
+			fingerprint: fingerprintOf("create", req.OrderID, strconv.Itoa(req.ItemsNum)),
 		}, err
 	})
 }
 
-// update decodes an update. Its event depends on the stored order, so the store makes it.
+// update handles the update of an order. The event depends on the stored order, so it is made in the
+// transaction.
 func (s *server) update(w http.ResponseWriter, r *http.Request) {
 	s.respond(w, r, "Order updated successfully", func(body []byte, traceparent string) (change, error) {
 		req, err := contract.DecodeUpdateOrder(body)
 		if err != nil {
 			return change{}, invalid(err)
 		}
-		tags := ifMatch(r.Header.Values("If-Match"))
+		tags := parseIfMatch(r.Header.Values("If-Match"))
 		return change{
 			orderID: req.OrderID, status: req.Status, ifMatch: tags, traceparent: traceparent,
-			fingerprint: fingerprint(append([]string{"update", req.OrderID, req.Status}, tags...)...),
+			fingerprint: fingerprintOf(append([]string{"update", req.OrderID, req.Status}, tags...)...),
 		}, nil
 	})
 }
 
-// decoder makes a change of a request body. It gives its own traceparent to the event.
+// decoder makes a change of a request body. traceparent is for the event.
 type decoder func(body []byte, traceparent string) (change, error)
 
 // respond handles a request of either route: it reads the request, has it stored, and responds.
@@ -104,12 +105,12 @@ func (s *server) respond(w http.ResponseWriter, r *http.Request, done string, de
 	}{done, order.body})
 }
 
-// read reads and checks a request.
+// read makes a change of a request, and refuses it if the service is not open yet.
 func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (change, error) {
 	if !s.open.Load() {
 		return change{}, errNotRebuilt
 	}
-	key, err := idempotencyKey(r.Header.Values("Idempotency-Key"))
+	key, err := parseIdempotencyKey(r.Header.Values("Idempotency-Key"))
 	if err != nil {
 		return change{}, err
 	}
@@ -117,7 +118,7 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (c
 	if err != nil {
 		return change{}, fmt.Errorf("%w: %w", errUnread, err)
 	}
-	c, err := decode(body, traceparent(r.Header.Get("Traceparent")))
+	c, err := decode(body, continueTrace(r.Header.Get("Traceparent")))
 	c.key = key
 	return c, err
 }
@@ -202,9 +203,9 @@ func problem(err error, orderID string) web.Problem {
 	}
 }
 
-// ifMatch splits If-Match into its entity tags. It returns nil if there are none, and for *, which
+// parseIfMatch splits If-Match into its entity tags. It returns nil if there are none, and for *, which
 // every order matches.
-func ifMatch(headers []string) []string {
+func parseIfMatch(headers []string) []string {
 	var tags []string
 	for _, h := range headers {
 		for tag := range strings.SplitSeq(h, ",") {
@@ -217,9 +218,9 @@ func ifMatch(headers []string) []string {
 	return tags
 }
 
-// idempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header. The draft wants a
+// parseIdempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header. The draft wants a
 // quoted string. Many clients leave the quotes out, so a key is the same with and without them.
-func idempotencyKey(headers []string) (string, error) {
+func parseIdempotencyKey(headers []string) (string, error) {
 	if len(headers) == 0 {
 		return "", nil
 	}
@@ -234,8 +235,8 @@ func idempotencyKey(headers []string) (string, error) {
 	return key, nil
 }
 
-// fingerprint identifies a request by its parts, which contain no NUL.
-func fingerprint(parts ...string) []byte {
+// fingerprintOf identifies a request by its parts, which contain no NUL.
+func fingerprintOf(parts ...string) []byte {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return sum[:]
 }
@@ -243,8 +244,8 @@ func fingerprint(parts ...string) []byte {
 // validTraceparent matches version 00 of the header: trace, parent and flags.
 var validTraceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})$`)
 
-// traceparent returns a new span of the caller's trace (W3C Trace Context), or of a new trace.
-func traceparent(header string) string {
+// continueTrace returns a new span of the caller's trace (W3C Trace Context), or of a new trace.
+func continueTrace(header string) string {
 	var id [24]byte
 	_, _ = rand.Read(id[:]) // never fails
 	trace, flags := hex.EncodeToString(id[:16]), "00"

@@ -333,10 +333,10 @@ func TestTracesAreContinued(t *testing.T) {
 		"00-00000000000000000000000000000000-b7ad6b7169203331-01": "00-",
 		"nonsense": "00-",
 	} {
-		got := traceparent(header)
+		got := continueTrace(header)
 		if !validTraceparent.MatchString(got) || !strings.HasPrefix(got, want) || got == header ||
 			strings.HasPrefix(got, "00-0000000000000000") {
-			t.Errorf("traceparent(%q) = %q, want a new span of %s…", header, got, want)
+			t.Errorf("continueTrace(%q) = %q, want a new span of %s…", header, got, want)
 		}
 	}
 }
