@@ -166,9 +166,9 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 	last := fmt.Sprintf("a%d", taken-1)
 	pages(1 << 20)
 	// The store recovers by itself, without a request.
-	for deadline := time.Now().Add(10 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); c.err() != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("10 s after there is room again: %v", c.err())
+			t.Fatalf("30 s after there is room again: %v", c.err())
 		}
 	}
 	if a, err := c.submit(t.Context(), creation(t, last)); err != nil || a.version != 1 {
@@ -191,7 +191,7 @@ func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 	}
 	// A batch has failed.
 	c.setHealth(errors.New("disk is full"))
-	for i, deadline := 0, time.Now().Add(5*probeEvery); c.err() != nil; i++ {
+	for i, deadline := 0, time.Now().Add(30*time.Second); c.err() != nil; i++ {
 		if time.Now().After(deadline) {
 			t.Fatalf("after %d orders were stored: %v", i, c.err())
 		}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -23,18 +25,16 @@ func (j *journal) add(event string) {
 	j.events = append(j.events, event)
 }
 
-// task runs until it is stopped.
-func (j *journal) task(name string, fail error) Task {
+// task runs until it is stopped, and then takes a second to end.
+func (j *journal) task(name string) Task {
 	return func(ctx context.Context) error {
 		<-ctx.Done()
 		j.add(name + " is stopped")
+		time.Sleep(time.Second)
 		j.add(name + " has ended")
-		return fail
+		return nil
 	}
 }
-
-// sorted makes the order of events within one stage, which is free, the alphabetical one.
-func sorted(events []string, from, to int) { slices.Sort(events[from:to]) }
 
 func TestStagesStopOneAfterTheOther(t *testing.T) {
 	t.Parallel()
@@ -46,20 +46,21 @@ func TestStagesStopOneAfterTheOther(t *testing.T) {
 		"when ctx ends":         {func(stop context.CancelFunc) error { stop(); return nil }, nil},
 		"after a first failure": {func(context.CancelFunc) error { return broken }, broken},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		// In a bubble the second is no real one, and whatever can happen before it happens first.
+		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			var j journal
 			err := run(ctx, func() { j.add("stopping is shown") }, []Stage{
-				{j.task("a1", nil), j.task("a2", nil)},
-				{j.task("b", nil), func(context.Context) error { return nil }},
-				{j.task("c", nil), func(context.Context) error { return c.fail(stop) }},
+				{j.task("a1"), j.task("a2")},
+				{j.task("b"), func(context.Context) error { return nil }},
+				{j.task("c"), func(context.Context) error { return c.fail(stop) }},
 			})
 			if !errors.Is(err, c.want) {
-				t.Errorf("run: %v, want %v", err, c.want)
+				t.Errorf("%s: run returns %v, want %v", name, err, c.want)
 			}
-			sorted(j.events, 1, 5)
+			// The order within a stage is free.
+			slices.Sort(j.events[1:5])
 			want := []string{
 				"stopping is shown",
 				"a1 has ended", "a1 is stopped", "a2 has ended", "a2 is stopped",
@@ -67,7 +68,7 @@ func TestStagesStopOneAfterTheOther(t *testing.T) {
 				"c is stopped", "c has ended",
 			}
 			if diff := cmp.Diff(want, j.events); diff != "" {
-				t.Errorf("events (-want +got):\n%s", diff)
+				t.Errorf("%s: events (-want +got):\n%s", name, diff)
 			}
 		})
 	}
