@@ -8,16 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/service"
 )
 
 var errRebuilding = errors.New("rebuilding the store from the topics")
-
-// orderTopics are the topics that the service writes, and rebuilds its store from.
-var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 
 // preparation brings a service that has just started to the point where it is ready.
 type preparation struct {

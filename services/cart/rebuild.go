@@ -2,7 +2,6 @@ package cart
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -10,15 +9,18 @@ import (
 	"ordersystem.dev/services/internal/broker"
 )
 
+// orderTopics are the topics that the service writes, and rebuilds its store from.
+var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
+
 // rebuild fills a new store with the orders of the topics, so that no version is given twice and no
 // order is created twice. It reads up to the ends that the topics have at its start, as only this
 // service writes to them. A rebuild that was cut off starts again from the beginning.
 func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger) error {
-	first, end, err := admin.Bounds(ctx, contract.TopicCreated, contract.TopicUpdated)
+	first, end, err := admin.Bounds(ctx, orderTopics...)
 	if err != nil {
-		return fmt.Errorf("rebuild: %w", err)
+		return err
 	}
-	// total counts offsets. There are fewer records, as compaction has removed some.
+	// total counts offsets. There may be fewer records, as compaction removes some.
 	var records, skipped, total int64
 	for p := range end {
 		total += end[p] - first[p]
@@ -51,12 +53,11 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 		}
 		return s.restore(ctx, newest)
 	}
-	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch)
-	if err != nil {
-		return fmt.Errorf("rebuild: %w", err)
+	if err := broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch); err != nil {
+		return err
 	}
 	if err := s.markRebuilt(ctx, time.Now()); err != nil {
-		return fmt.Errorf("rebuild: %w", err)
+		return err
 	}
 	log.Info("the store is rebuilt", "records", records, "skipped", skipped)
 	return nil
