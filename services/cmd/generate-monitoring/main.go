@@ -1,5 +1,6 @@
-// Command generate-monitoring writes the rules of Prometheus and the dashboards of Grafana that are committed in k8s/monitoring, both from one
-// source: a panel shows the line at which an alert fires because it is the same constant. It runs in the repository's root.
+// Command generate-monitoring writes Prometheus' rules and Grafana's dashboards in k8s/monitoring.
+// Both have one source: a panel shows the line at which an alert fires because it is the same
+// constant. The command runs in the root of the repository.
 package main
 
 import (
@@ -15,7 +16,7 @@ func main() {
 	}
 }
 
-// write brings everything into dir, and removes the dashboards that are no more.
+// write writes all files into dir. It removes dashboards that are no longer generated.
 func write(dir string) error {
 	old, err := filepath.Glob(filepath.Join(dir, "dashboards", "*.json"))
 	if err != nil {
@@ -48,10 +49,12 @@ func write(dir string) error {
 	return nil
 }
 
-// files are everything that is made, by its path in k8s/monitoring.
+// files returns the generated files by their paths in k8s/monitoring.
 func files() (map[string][]byte, error) {
 	made := map[string][]byte{}
-	for _, d := range []dashboard{lagDashboard(), orderWayDashboard(), kafkaDashboard(), cartDashboard(), orderDashboard()} {
+	for _, d := range []dashboard{
+		lagDashboard(), orderWayDashboard(), kafkaDashboard(), cartDashboard(), orderDashboard(),
+	} {
 		text, err := d.json()
 		if err != nil {
 			return nil, fmt.Errorf("dashboard %s: %w", d.name, err)

@@ -29,7 +29,7 @@ const (
 	promtoolDoc = "promtool, which comes with Prometheus (Debian and Ubuntu: prometheus)"
 )
 
-func TestCommittedIsWhatTheSourceMakes(t *testing.T) {
+func TestCommittedFilesAreUpToDate(t *testing.T) {
 	t.Parallel()
 	made, err := files()
 	if err != nil {
@@ -49,16 +49,16 @@ func TestCommittedIsWhatTheSourceMakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(string(text), string(made[filepath.ToSlash(name)])); diff != "" {
-			t.Errorf("%s is not what the source makes; `make generate` (-committed +made):\n%s", name, diff)
+			t.Errorf("%s is out of date: run `make generate` (-committed +generated):\n%s", name, diff)
 		}
 		delete(made, filepath.ToSlash(name))
 	}
 	for name := range made {
-		t.Errorf("%s is not committed; `make generate`", name)
+		t.Errorf("%s is not committed: run `make generate`", name)
 	}
 }
 
-func TestWriteRemovesWhatIsNoMore(t *testing.T) {
+func TestWriteRemovesFormerDashboards(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := write(dir); err != nil {
@@ -76,7 +76,7 @@ func TestWriteRemovesWhatIsNoMore(t *testing.T) {
 	}
 }
 
-// alerts are the rules that fire, by their names.
+// alerts returns the alert rules by the name of their alert.
 func alerts() map[string][]rulefmt.Rule {
 	all := map[string][]rulefmt.Rule{}
 	for _, g := range ruleGroups() {
@@ -89,7 +89,7 @@ func alerts() map[string][]rulefmt.Rule {
 	return all
 }
 
-// kind is what tells rules of one alert apart.
+// kind distinguishes the rules of one alert.
 func kind(labels map[string]string) string { return " " + labels["severity"] + " " + labels["cause"] }
 
 func dashboards(t *testing.T) map[string]map[string]any {
@@ -110,7 +110,7 @@ func dashboards(t *testing.T) map[string]map[string]any {
 	return all
 }
 
-// panels are a dashboard's, without the headings of rows.
+// panels returns the panels of a dashboard, without the headings of rows.
 func panels(d map[string]any) (all []map[string]any) {
 	for _, p := range d["panels"].([]any) {
 		if p := p.(map[string]any); p["type"] != "row" {
@@ -120,7 +120,7 @@ func panels(d map[string]any) (all []map[string]any) {
 	return all
 }
 
-func TestEachAlertSaysWhatToDo(t *testing.T) {
+func TestEachAlertHasARunbookAndTexts(t *testing.T) {
 	t.Parallel()
 	for name, rules := range alerts() {
 		if _, err := os.Stat(filepath.Join(runbookDir, name+".md")); err != nil {
@@ -136,7 +136,7 @@ func TestEachAlertSaysWhatToDo(t *testing.T) {
 			}
 			causes[kind(r.Labels)] = true
 			if r.Annotations["summary"] == "" || !strings.Contains(r.Annotations["description"], "$value") {
-				t.Errorf("%s says too little: %v", name, r.Annotations)
+				t.Errorf("%s has no summary, or a description without its value: %v", name, r.Annotations)
 			}
 			if want := runbooks + name + ".md"; r.Annotations["runbook_url"] != want {
 				t.Errorf("%s has the runbook %s, want %s", name, r.Annotations["runbook_url"], want)
@@ -191,7 +191,7 @@ func TestPanelsExplainThemselvesAndDoNotOverlap(t *testing.T) {
 		for _, p := range panels(d) {
 			about, _ := p["description"].(string)
 			if means, _, _ := strings.Cut(about, "\n\nAlert: "); len(means) < 20 {
-				t.Errorf("%s, %s: the description says nothing: %q", name, p["title"], about)
+				t.Errorf("%s, %s: the description is too short: %q", name, p["title"], about)
 			}
 			for _, m := range link.FindAllStringSubmatch(about, -1) {
 				if alerts()[m[1]] == nil || m[1] != m[2] {
@@ -203,7 +203,7 @@ func TestPanelsExplainThemselvesAndDoNotOverlap(t *testing.T) {
 			for x := at["x"].(float64); x < at["x"].(float64)+at["w"].(float64); x++ {
 				for y := at["y"].(float64); y < at["y"].(float64)+at["h"].(float64); y++ {
 					if other := taken[[2]float64{x, y}]; other != "" || x >= 24 {
-						t.Fatalf("%s, %s lies on %q, or beside the page", name, p["title"], other)
+						t.Fatalf("%s, %s overlaps %q, or is outside the grid", name, p["title"], other)
 					}
 					taken[[2]float64{x, y}] = p["title"].(string)
 				}
@@ -212,7 +212,7 @@ func TestPanelsExplainThemselvesAndDoNotOverlap(t *testing.T) {
 	}
 	for name := range alerts() {
 		if !watched[name] {
-			t.Errorf("no panel shows what %s watches", name)
+			t.Errorf("no panel is about %s", name)
 		}
 	}
 }
@@ -239,7 +239,7 @@ func TestTheObjectiveIsTheDeclaredOne(t *testing.T) {
 	}
 }
 
-// expressions are all that Prometheus is asked, by where it is asked, with the viewer's choices filled in.
+// expressions returns all queries by the places where they are, with the viewer's choices filled in.
 func expressions(t *testing.T) map[string]string {
 	choices := strings.NewReplacer("$__rate_interval", "5m", "$__range", "1h",
 		"$kafka_cluster", ".+", "$consumergroup", ".+", "$topic", ".+", "$namespace", ".*")
@@ -252,7 +252,8 @@ func expressions(t *testing.T) map[string]string {
 	for name, d := range dashboards(t) {
 		for _, p := range panels(d) {
 			for i, target := range p["targets"].([]any) {
-				all[fmt.Sprintf("%s, %s, query %d", name, p["title"], i)] = choices.Replace(target.(map[string]any)["expr"].(string))
+				expr := target.(map[string]any)["expr"].(string)
+				all[fmt.Sprintf("%s, %s, query %d", name, p["title"], i)] = choices.Replace(expr)
 			}
 		}
 		for _, v := range d["templating"].(map[string]any)["list"].([]any) {
@@ -263,7 +264,7 @@ func expressions(t *testing.T) map[string]string {
 			q := v["query"].(map[string]any)["query"].(string)
 			m := regexp.MustCompile(`^label_values\((.+), \w+\)$`).FindStringSubmatch(q)
 			if m == nil {
-				t.Errorf("%s: variable %s asks %q", name, v["name"], q)
+				t.Errorf("%s: the query of variable %s is %q", name, v["name"], q)
 				continue
 			}
 			all[fmt.Sprintf("%s, variable %s", name, v["name"])] = choices.Replace(m[1])
@@ -272,7 +273,7 @@ func expressions(t *testing.T) map[string]string {
 	return all
 }
 
-// inRunbooks are the queries that runbooks tell to ask.
+// inRunbooks returns the queries in runbooks.
 func inRunbooks(t *testing.T) map[string]string {
 	pages, err := filepath.Glob(runbookDir + "/*.md")
 	if err != nil {
@@ -293,7 +294,7 @@ func inRunbooks(t *testing.T) map[string]string {
 		}
 	}
 	if len(all) == 0 {
-		t.Error("the runbooks ask nothing")
+		t.Error("the runbooks have no queries")
 	}
 	return all
 }
@@ -315,18 +316,19 @@ func TestExpressionsParse(t *testing.T) {
 			continue
 		}
 		if strings.Contains(expr, "$") {
-			t.Errorf("%s: what is that variable? %s", where, expr)
+			t.Errorf("%s: an unknown variable: %s", where, expr)
 		}
 		parser.Inspect(tree, func(node parser.Node, _ []parser.Node) error {
 			if s, ok := node.(*parser.VectorSelector); ok && strings.Contains(s.Name, ":") && !recorded[s.Name] {
-				t.Errorf("%s: %s is recorded nowhere", where, s.Name)
+				t.Errorf("%s: no rule records %s", where, s.Name)
 			}
 			return nil
 		})
 	}
 }
 
-// Another leader of the lag operator, or another pod of a service, must neither fire an alert nor fire it twice.
+// Another leader of the lag operator, or another pod of a service, must neither fire an alert nor
+// fire it twice.
 func TestAlertsDoNotDependOnPods(t *testing.T) {
 	t.Parallel()
 	for name, rules := range alerts() {
@@ -337,7 +339,8 @@ func TestAlertsDoNotDependOnPods(t *testing.T) {
 			}
 			parser.Inspect(tree, func(node parser.Node, path []parser.Node) error {
 				s, ok := node.(*parser.VectorSelector)
-				if !ok || strings.Contains(s.Name, ":") { // recorded: aggregated where it is recorded
+				// A recorded series was aggregated when it was recorded.
+				if !ok || strings.Contains(s.Name, ":") {
 					return nil
 				}
 				if !slices.ContainsFunc(path, func(n parser.Node) bool {
@@ -357,7 +360,7 @@ func TestAlertsDoNotDependOnPods(t *testing.T) {
 	}
 }
 
-// ruleTest is what these tests read of a file for promtool.
+// ruleTest is the part of a file for promtool that these tests read.
 type ruleTest struct {
 	Interval string `yaml:"evaluation_interval"`
 	Tests    []struct {
@@ -391,12 +394,12 @@ func ruleTests(t *testing.T) map[string]ruleTest {
 	return all
 }
 
-func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
+func TestEachAlertHasTestsInWhichItFiresAndDoesNot(t *testing.T) {
 	t.Parallel()
 	fires, silent := map[string]bool{}, map[string]bool{}
 	for path, f := range ruleTests(t) {
 		if f.Interval != evaluation.String() {
-			t.Errorf("%s evaluates each %s, but Prometheus each %s", path, f.Interval, evaluation.String())
+			t.Errorf("%s evaluates every %s, but Prometheus every %s", path, f.Interval, evaluation.String())
 		}
 		for _, test := range f.Tests {
 			if test.Name == "" {
@@ -415,11 +418,11 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 	for name, rules := range alerts() {
 		for _, r := range rules {
 			if !fires[name+kind(r.Labels)] {
-				t.Errorf("no test sees %s fire:%s", name, kind(r.Labels))
+				t.Errorf("in no test %s fires:%s", name, kind(r.Labels))
 			}
 		}
 		if !silent[name] {
-			t.Errorf("no test sees %s not fire", name)
+			t.Errorf("in no test %s does not fire", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(silent)) {
@@ -429,7 +432,7 @@ func TestEachAlertIsSeenToFireAndNotTo(t *testing.T) {
 	}
 }
 
-// Prometheus reads the rules: their names, labels and expressions, and the templates of their texts.
+// Prometheus itself checks names, labels and expressions, and the templates in texts.
 func TestPrometheusAcceptsTheRules(t *testing.T) {
 	t.Parallel()
 	groups, err := yaml.Marshal(rulefmt.RuleGroups{Groups: ruleGroups()})
@@ -444,7 +447,7 @@ func TestPrometheusAcceptsTheRules(t *testing.T) {
 	}
 }
 
-// The tests in k8s/monitoring/tests, by Prometheus itself.
+// promtool runs the tests in k8s/monitoring/tests.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	testenv.RequireProgram(t, "promtool", promtoolDoc)
@@ -460,13 +463,13 @@ func TestRules(t *testing.T) {
 	if err := yaml.Unmarshal(text, &object); err != nil {
 		t.Fatal(err)
 	}
-	// Promtool compares all annotations; what the tests say of an alert is its description.
+	// promtool compares all annotations, and the tests have only descriptions.
 	for _, g := range object.Spec.Groups {
 		for _, r := range g.Rules {
 			maps.DeleteFunc(r.Annotations, func(key, _ string) bool { return key != "description" })
 		}
 	}
-	// It wants the rules as Prometheus gets them: without the Kubernetes object round them.
+	// promtool reads the rules without the Kubernetes object around them.
 	spec, err := yaml.Marshal(object.Spec)
 	if err != nil {
 		t.Fatal(err)

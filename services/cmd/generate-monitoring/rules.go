@@ -6,59 +6,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"go.yaml.in/yaml/v3"
-)
-
-// runbooks is the folder of the alerts' runbooks. Each is named as its alert. A fork changes it here.
-const runbooks = "https://github.com/ordersystem/ordersystem/blob/main/docs/runbooks/"
-
-// Prometheus writes durations in its own units, "1d" for a day.
-const (
-	minute = model.Duration(time.Minute)
-	hour   = model.Duration(time.Hour)
-	day    = 24 * hour
-)
-
-// The thresholds at which an alert fires and its panel draws a line.
-const (
-	// target is the part of the time that a group should be within its objective.
-	target = 0.99
-
-	// A burn rate of 1 uses up in 30 days what the target leaves. fastBurn uses it up in two days,
-	// slowBurn in five and steadyBurn in ten.
-	fastBurn   = 14.4
-	slowBurn   = 6
-	steadyBurn = 3
-
-	// headroomLow is the part of the log before a group's first unread record.
-	headroomLow = 0.1
-	// collectorOld is the age in seconds of the collector's last poll of a cluster.
-	collectorOld = 120
-	// outboxOld is how long, in seconds, an order waits for Kafka.
-	outboxOld = 60
-)
-
-const (
-	// evaluation is the interval of all rules, whatever Prometheus' own: the recorded ratios count
-	// evaluations.
-	evaluation = model.Duration(30 * time.Second)
-
-	// remembered is how long a series that ended still counts as missing. A day: a page of the night
-	// lasts until the morning.
-	remembered = day
-)
-
-// Alerts have these labels and never a pod's. Another leader of the collector therefore neither
-// fires an alert nor doubles it. The namespace is that of the collector or the service:
-// Alertmanager's routes for a namespace match on it.
-const (
-	byCluster = "namespace, kafka_cluster"
-	byGroup   = byCluster + ", consumergroup"
-	byTopic   = byGroup + ", topic"
 )
 
 // What the alerts' texts call their subject.
@@ -69,21 +20,12 @@ const (
 	jobName     = "{{ $labels.job }}"
 )
 
-const (
-	// breached is 1 while a group is outside its objective. It has no gap when the leader changes.
-	breached   = "consumergroup:kafka_consumergroup_objective_breached:max"
-	lastPolled = "lag_collector_last_success_timestamp_seconds"
-)
-
 // Severities. A critical alert wakes somebody: users wait, or data is being lost. A warning is for
 // working hours.
 const (
 	critical = "critical"
 	warning  = "warning"
 )
-
-// budget is the part of the time that a group may be outside its objective.
-var budget = fmt.Sprintf("%.2g", 1-target)
 
 // rulesYAML returns all rules as a PrometheusRule of the Prometheus operator.
 func rulesYAML() ([]byte, error) {
@@ -130,20 +72,20 @@ func objectiveRules() []rulefmt.Rule {
 			Alert:         "ConsumerGroupObjectiveBurnFast",
 			Expr:          burns(fastBurn, hour, 5*minute),
 			KeepFiringFor: 5 * minute,
-			Annotations: text(groupName+" reads too late, and goes on to.",
-				groupName+" was outside of its objective for {{ $value | humanizePercentage }} of the last hour; "+
-					"what the month allows is gone in two days. "+
-					"`kubectl get consumergroups -A` says how late it is, and whether it reads at all."),
+			Annotations: text(groupName+" reads too late, and has not recovered.",
+				groupName+" was outside its objective for {{ $value | humanizePercentage }} of the last hour. "+
+					"At this rate the month's budget is used up in two days. "+
+					"`kubectl get consumergroups -A` shows how late it is and whether it reads at all."),
 		}),
 		alert(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupObjectiveBurnSlow",
 			Expr:          burns(slowBurn, 6*hour, 30*minute) + "\nor\n" + burns(steadyBurn, day, 2*hour),
 			For:           15 * minute,
 			KeepFiringFor: 15 * minute,
-			Annotations: text(groupName+" reads too late, again and again.",
-				groupName+" was outside of its objective for {{ $value | humanizePercentage }} of the last hours; "+
-					"what the month allows is gone in days. "+
-					"The dashboard \"Consumer lag\" shows when, and whether more came in or less was read then."),
+			Annotations: text(groupName+" repeatedly reads too late.",
+				groupName+" was outside its objective for {{ $value | humanizePercentage }} of the last hours. "+
+					"At this rate the month's budget is used up in days. "+
+					"The dashboard \"Consumer lag\" shows when, and whether more records arrived or fewer were read."),
 		}),
 	)
 }
@@ -161,26 +103,26 @@ func groupRules() []rulefmt.Rule {
 			Expr:          status("stalled"),
 			For:           2 * minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": its consumers stand still.",
-				topicName+": in {{ $value }} partitions there are unread records and a consumer that does not move. "+
-					"Look at the consumer's log; a restart frees one that hangs."),
+			Annotations: text(topicName+": its consumers make no progress.",
+				topicName+": {{ $value }} partitions have unread records and a consumer that makes no progress. "+
+					"Look at the consumer's log. A restart frees a consumer that hangs."),
 		}),
 		alert(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupStopped",
 			Expr:          status("stopped"),
 			For:           5 * minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": nobody reads it.",
-				topicName+": in {{ $value }} partitions there are unread records and no consumer. "+
-					"Start it again, or delete the group if it is not needed any more."),
+			Annotations: text(topicName+": no consumer reads it.",
+				topicName+": {{ $value }} partitions have unread records and no consumer. "+
+					"Start the consumer again, or delete the group if it is not needed any more."),
 		}),
 		alert(warning, "", rulefmt.Rule{
 			Alert: "ConsumerGroupRewound",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_offset_rewinds_total[15m])) > 0", byTopic),
 			Annotations: text(topicName+": its position went back.",
-				topicName+": its position went back about "+`{{ printf "%.0f" $value }}`+" times in the last 15 minutes, "+
-					"in all partitions together, so records are read again. "+
-					"If nobody reset it, look for consumers that commit what they lost."),
+				topicName+": its position went back about "+`{{ printf "%.0f" $value }}`+" times "+
+					"in the last 15 minutes, in all partitions together, so records are read again. "+
+					"If nobody reset it on purpose, look for consumers that commit partitions that they have lost."),
 		}),
 		alert(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupWithoutPosition",
@@ -188,9 +130,9 @@ func groupRules() []rulefmt.Rule {
 			For:           15 * minute,
 			KeepFiringFor: 5 * minute,
 			Annotations: text(groupName+" has an objective and no position.",
-				groupName+" should be at most {{ $value | humanizeDuration }} behind, and has committed in no topic, "+
-					"so nobody can tell. "+
-					"See that its name is right in the ConsumerGroup, that it runs, and that it commits."),
+				groupName+" should be at most {{ $value | humanizeDuration }} behind, "+
+					"but has committed in no topic, so its lag is unknown. "+
+					"Check that its name in the ConsumerGroup is right, that it runs, and that it commits."),
 		}),
 	}
 	return slices.Concat(rules,
@@ -207,9 +149,9 @@ func groupRules() []rulefmt.Rule {
 			Expr:          status("lost"),
 			For:           minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": its position is outside of the log.",
-				topicName+": in {{ $value }} partitions the position is before the log's first record, or behind its last. "+
-					"See that the consumer goes on, and from where."),
+			Annotations: text(topicName+": its position is outside the log.",
+				topicName+": in {{ $value }} partitions the position is before the first record of the log "+
+					"or after the last. Check whether the consumer continues, and from which position."),
 		}),
 		losing("", rulefmt.Rule{
 			Alert:         "ConsumerGroupRetentionHeadroomLow",
@@ -217,8 +159,8 @@ func groupRules() []rulefmt.Rule {
 			For:           5 * minute,
 			KeepFiringFor: 15 * minute,
 			Annotations: text(topicName+": retention is about to delete what it has not read.",
-				topicName+": only {{ $value | humanizePercentage }} of the log lie before the first unread record, "+
-					"and the group is not gaining. Make the topic's retention longer now."),
+				topicName+": only {{ $value | humanizePercentage }} of the log lies before the first unread record, "+
+					"and the group is not catching up. Make the topic's retention longer now."),
 		}),
 	)
 }
@@ -231,12 +173,14 @@ func collectorRules() []rulefmt.Rule {
 	return []rulefmt.Rule{
 		alert(critical, "old", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
-			Expr:  fmt.Sprintf("time() - max by (%s) (%s) > %d", byCluster, lately(lastPolled, remembered), collectorOld),
-			For:   minute,
+			Expr: fmt.Sprintf("time() - max by (%s) (%s) > %d",
+				byCluster, lately(lastPolled, remembered), collectorOld),
+			For: minute,
 			Annotations: text(clusterName+": consumer lag is not known.",
 				clusterName+": its consumer groups were last read {{ $value | humanizeDuration }} ago, "+
 					"so no alert on them can fire. "+
-					"`kubectl logs -n {{ $labels.namespace }} -l app.kubernetes.io/name=lag-operator --tail=-1` says why."),
+					"`kubectl logs -n {{ $labels.namespace }} -l app.kubernetes.io/name=lag-operator --tail=-1` "+
+					"shows why."),
 		}),
 		alert(critical, "never", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
@@ -244,16 +188,16 @@ func collectorRules() []rulefmt.Rule {
 				byCluster, lately(lastPolled, before)),
 			For: 2 * minute,
 			Annotations: text(clusterName+": consumer lag is not known.",
-				clusterName+": the lag operator has started and could not read it once (lag_collector_up is {{ $value }}). "+
-					"Its log says why: address, certificates or rights."),
+				clusterName+": the lag operator has never read it since it started "+
+					"(lag_collector_up is {{ $value }}). Its log shows why: address, certificates or rights."),
 		}),
 		alert(critical, "absent", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
 			Expr:  fmt.Sprintf("absent_over_time(%s[%s])\nunless on ()\nmax(lag_collector_up)", lastPolled, before),
 			For:   5 * minute,
 			Annotations: text("Consumer lag is not known.",
-				"Prometheus has no data of the lag operator, for a day or since it began (absent: {{ $value }}). "+
-					"See that it is installed, runs and is scraped: "+
+				"Prometheus has had no data of the lag operator for a day, or never (absent: {{ $value }}). "+
+					"Check that it is installed, runs and is scraped: "+
 					"`kubectl get pods,podmonitors -A -l app.kubernetes.io/name=lag-operator`."),
 		}),
 		alert(warning, "", rulefmt.Rule{
@@ -279,18 +223,18 @@ max by (namespace, job) (%s) * 0
 unless on (namespace, job)
 max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 			For: 5 * minute,
-			Annotations: text(jobName+" serves nobody.",
+			Annotations: text(jobName+" has no ready instance.",
 				"{{ $value }} instances of "+jobName+" are ready. "+
-					"/readyz of a pod, and its log, say what is missing."),
+					"/readyz of a pod and its log show what is missing."),
 		}),
 		alert(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",
-			Expr: fmt.Sprintf("max by (namespace, job) (cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d",
-				outboxOld),
+			Expr: fmt.Sprintf("max by (namespace, job) "+
+				"(cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d", outboxOld),
 			For: 2 * minute,
 			Annotations: text(jobName+" cannot publish.",
-				"What "+jobName+" accepted has waited for Kafka for {{ $value | humanizeDuration }}; "+
-					"lag does not show it. See whether Kafka is there, and what the relay logs."),
+				"Messages that "+jobName+" accepted have waited for Kafka for {{ $value | humanizeDuration }}. "+
+					"Lag does not show them. Check whether Kafka is reachable, and what the relay logs."),
 		}),
 		alert(warning, "", rulefmt.Rule{
 			Alert: "DeliveryFailing",
@@ -308,7 +252,7 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 			Annotations: text("Records that are no orders: {{ $labels.reason }}.",
 				`{{ printf "%.0f" $value }}`+" records in the last 15 minutes held no order ({{ $labels.reason }}) "+
 					"and are in order-dead-letter-topic. "+
-					"Find who wrote them; the orders around them are not delayed."),
+					"Find the producer that wrote them. The orders around them are not delayed."),
 		}),
 	}
 }
@@ -318,7 +262,8 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 // can wait until the morning. The objective counts if it was there in the last hour, so that a new
 // leader of the collector does not turn a page into a warning.
 func losing(cause string, r rulefmt.Rule) []rulefmt.Rule {
-	declared := fmt.Sprintf("on (%[1]s) max by (%[1]s) (%[2]s)", byGroup, lately("kafka_consumergroup_objective_seconds", hour))
+	declared := fmt.Sprintf("on (%[1]s) max by (%[1]s) (%[2]s)",
+		byGroup, lately("kafka_consumergroup_objective_seconds", hour))
 	page, note := r, r
 	page.Expr = strings.TrimSpace(r.Expr) + "\nand " + declared
 	note.Expr = strings.TrimSpace(r.Expr) + "\nunless " + declared
@@ -343,36 +288,11 @@ func text(summary, description string) map[string]string {
 	return map[string]string{"summary": summary, "description": description}
 }
 
-func runbook(alert string) string { return runbooks + alert + ".md" }
-
 // burns is true while the budget is used up factor times as fast as it may be, over the long window
 // and still over the short one.
 func burns(factor float64, long, short model.Duration) string {
 	limit := fmt.Sprintf("> %g * %s", factor, budget)
 	return fmt.Sprintf("(%s %s and %s %s)", outside(long), limit, outside(short), limit)
-}
-
-// outside returns the name of the recorded part of a window that a group was outside its objective.
-func outside(window model.Duration) string {
-	return "consumergroup:kafka_consumergroup_objective_breached:ratio_" + window.String()
-}
-
-// withoutPosition selects the groups that have an objective, and its seconds, and a commit in no
-// topic. A group whose topics never had a record has nothing to commit and is left out. So is a
-// group whose topics cannot be read. A dashboard passes label matchers in braces to choose groups.
-func withoutPosition(matchers string) string {
-	return fmt.Sprintf(`
-max by (%[1]s) (kafka_consumergroup_objective_seconds%[2]s)
-unless on (%[1]s)
-max by (%[1]s) (kafka_consumergroup_topic_lag%[2]s or kafka_consumergroup_current_offset%[2]s)
-unless on (%[1]s)
-max by (%[1]s) (
-  max by (%[3]s) (kafka_consumergroup_uncommitted_partitions%[2]s)
-  * on (%[4]s, topic) group_left ()
-  max by (%[4]s, topic) (kafka_topic_partition_current_offset)
-  or
-  max by (%[3]s) (kafka_consumergroup_uncommitted_partitions%[2]s)
-) == 0`, byGroup, matchers, byTopic, byCluster)
 }
 
 // headroomFalls selects topics of which retention is about to delete records that a group has not
