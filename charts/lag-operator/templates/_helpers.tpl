@@ -2,20 +2,20 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* As helm create does it, but seven characters shorter: room for "-topics" in 63. */}}
+{{/* Like that of helm create, but seven characters shorter, so that "-topics" fits into the 63. */}}
 {{- define "lag-operator.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
 {{- default $full .Values.fullnameOverride | trunc 56 | trimSuffix "-" }}
 {{- end }}
 
-{{/* What a selector selects by: never changes between versions of the chart. */}}
+{{/* The labels that selectors use. They never change between versions of the chart. */}}
 {{- define "lag-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "lag-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Of pods: without the chart's version, or every new chart would restart them; podLabels come on top. */}}
+{{/* The labels of pods. The chart's version is not among them, or each new version would restart the pods. */}}
 {{- define "lag-operator.podLabels" -}}
 {{- $own := merge (include "lag-operator.selectorLabels" . | fromYaml) (deepCopy .Values.podLabels) }}
 {{- merge $own (include "lag-operator.standardLabels" . | fromYaml) | toYaml }}
@@ -50,7 +50,7 @@ labels:
 {{- default (.Values.serviceAccount.create | ternary (include "lag-operator.fullname" .) "default") .Values.serviceAccount.name }}
 {{- end }}
 
-{{/* The namespaces whose ConsumerGroups it looks after, as a list; the release's own is always one of them. */}}
+{{/* The namespaces whose ConsumerGroups the operator watches, as a list with the release's own. */}}
 {{- define "lag-operator.watchNamespaces" -}}
 {{- prepend (.Values.watchNamespaces | default list) .Release.Namespace | uniq | toYaml }}
 {{- end }}

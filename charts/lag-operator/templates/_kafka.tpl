@@ -1,6 +1,6 @@
 {{/*
-The clusters, Strimzi's and others in the same words: name, brokers, protocol, discover, and where they apply caSecret, certSecret with
-its keys cert and key, mechanism and saslSecret, kafkaTopics.
+The Kafka clusters, in the same form for Strimzi and for others: name, brokers, protocol, discover, and
+where they apply caSecret, certSecret with its keys cert and key, mechanism, saslSecret and kafkaTopics.
 */}}
 {{- define "lag-operator.clusters" -}}
 {{- with .Values.kafka.strimzi }}
@@ -36,7 +36,7 @@ its keys cert and key, mechanism and saslSecret, kafkaTopics.
 {{- end }}
 {{- end }}
 
-{{/* What the operator reads. */}}
+{{/* The operator's configuration file. */}}
 {{- define "lag-operator.config" -}}
 interval: {{ .Values.interval }}
 maxSeries: {{ int64 .Values.maxSeries }}
@@ -75,8 +75,8 @@ watchNamespaces: {{ .Values.watchAnyNamespace | ternary "[]" (include "lag-opera
 {{- end }}
 
 {{/*
-Directories, not single files: only these follow a renewal. A Secret that is not there yet keeps the pods in ContainerCreating: that is
-how the operator waits for its KafkaUser.
+Secrets are mounted as directories, because the kubelet updates only these when a certificate is renewed.
+The pods stay in ContainerCreating until the Secrets exist, so the operator waits for its KafkaUser.
 */}}
 {{- define "lag-operator.volumeMounts" -}}
 {{- range include "lag-operator.clusters" . | fromYamlArray }}

@@ -1,4 +1,4 @@
-{{/* A Role and its binding to the one account. Takes root, namespace ("" for all), name and rules. */}}
+{{/* A Role and its binding to the operator's account. Takes root, namespace ("" is all), name and rules. */}}
 {{- define "lag-operator.role" }}
 {{- $kind := empty .namespace | ternary "ClusterRole" "Role" }}
 ---
@@ -52,7 +52,7 @@ subjects:
 {{- end }}
 
 {{- define "lag-operator.rules.leader" -}}
-# Nobody can be given the right to create only what has a certain name.
+# RBAC cannot restrict the verb create to a name.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]

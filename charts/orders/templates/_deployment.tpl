@@ -8,7 +8,8 @@ spec:
   replicas: {{ int $v.replicaCount }}
   revisionHistoryLimit: 3
   strategy:
-    type: Recreate # the database file has one process at a time
+    # Only one process at a time can open the database.
+    type: Recreate
   selector:
     matchLabels:
       {{- include "orders.selectorLabels" . | nindent 6 }}
@@ -31,7 +32,8 @@ spec:
       {{- with $v.priorityClassName }}
       priorityClassName: {{ . }}
       {{- end }}
-      terminationGracePeriodSeconds: 30 # a service drains, flushes and closes in less than 20 s
+      # A service drains, flushes and closes in less than 20 s.
+      terminationGracePeriodSeconds: 30
       securityContext:
         {{- toYaml .root.Values.podSecurityContext | nindent 8 }}
       containers:
@@ -71,8 +73,10 @@ spec:
           envFrom:
             {{- toYaml . | nindent 12 }}
           {{- end }}
-          # /healthz answers as soon as the database is open, also while the service catches up or rebuilds; /readyz when it can do its work.
-          startupProbe: # a big database may need a while to open or to migrate
+          # /healthz succeeds once the database is open, also while the service catches up or
+          # rebuilds. /readyz succeeds when the service can do its work. A big database may need
+          # some time to open or to migrate.
+          startupProbe:
             httpGet:
               path: /healthz
               port: ops
@@ -109,7 +113,8 @@ spec:
         - name: data
           persistentVolumeClaim:
             claimName: {{ $v.persistence.existingClaim | default (include "orders.componentName" .) }}
-        - name: tmp # SQLite sorts here what does not fit into its memory
+        # SQLite sorts here what does not fit into its memory.
+        - name: tmp
           emptyDir:
             sizeLimit: 256Mi
         {{- include "orders.kafka.volumes" . | trim | nindent 8 }}

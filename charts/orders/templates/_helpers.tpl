@@ -1,10 +1,13 @@
-{{/* Most templates here take a context: root (the chart's own), component (cart, order, test), and for a service its port. */}}
+{{/*
+Most templates here take a dictionary: root is the chart's context, component is cart, order or test,
+and port is the port of a service.
+*/}}
 
 {{- define "orders.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* As helm create does it, but six characters shorter: room for "-order" in 63. */}}
+{{/* Like that of helm create, but six characters shorter, so that "-order" fits into the 63. */}}
 {{- define "orders.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
@@ -15,7 +18,7 @@
 {{ include "orders.fullname" .root }}-{{ .component }}
 {{- end }}
 
-{{/* What a selector selects by: never changes between versions of the chart. */}}
+{{/* The labels that selectors use. They never change between versions of the chart. */}}
 {{- define "orders.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "orders.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
@@ -24,7 +27,7 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* Of pods: without the chart's version, or every new chart would restart them; podLabels come on top. */}}
+{{/* The labels of pods. The chart's version is not among them, or each new version would restart the pods. */}}
 {{- define "orders.podLabels" -}}
 {{- $standard := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/part-of" "ordersystem" }}
 {{- merge (include "orders.selectorLabels" . | fromYaml) (deepCopy (.podLabels | default dict)) (deepCopy .root.Values.commonLabels) $standard | toYaml }}
@@ -36,7 +39,7 @@ app.kubernetes.io/component: {{ . }}
 {{- merge (include "orders.podLabels" . | fromYaml) $standard | toYaml }}
 {{- end }}
 
-{{/* Takes root and image. */}}
+{{/* The full name of an image. Takes root and image. */}}
 {{- define "orders.image" -}}
 {{- with .root.Values.image.registry }}{{ . }}/{{ end }}{{ .image.repository }}
 {{- if .image.digest }}@{{ .image.digest }}

@@ -1,6 +1,6 @@
 {{/*
-How a service reaches Kafka, the same for Strimzi and any other: brokers, protocol, and where they apply caSecret, certSecret with its
-keys cert and key, mechanism and saslSecret.
+How a service connects to Kafka, in the same form for Strimzi and for any other Kafka: brokers, protocol,
+and where they apply caSecret, certSecret with its keys cert and key, mechanism and saslSecret.
 */}}
 {{- define "orders.kafka" -}}
 {{- $kafka := .root.Values.kafka }}
@@ -58,8 +58,9 @@ saslSecret: {{ $own.saslSecret | quote }}
 {{- end }}
 
 {{/*
-Directories, not single files: only these follow a renewal, for which the services watch. A Secret that is not there yet keeps its pod in
-ContainerCreating: that is how a service waits for its KafkaUser.
+Secrets are mounted as directories, because the kubelet updates only these when a certificate is renewed.
+The services watch the files. A pod stays in ContainerCreating until its Secrets exist, so a service waits
+for its KafkaUser.
 */}}
 {{- define "orders.kafka.volumeMounts" -}}
 {{- with include "orders.kafka" . | fromYaml -}}

@@ -1,4 +1,7 @@
-{{/* Into a service: the API and the metrics, from those whom the values name. Out of it: DNS and Kafka. Nothing else. */}}
+{{/*
+Ingress to a service is allowed to its API and its metrics, from the peers in the values. Egress is allowed
+to DNS and Kafka.
+*/}}
 {{- define "orders.networkPolicy" -}}
 {{- $policy := .root.Values.networkPolicy }}
 {{- $cluster := .root.Values.kafka.strimzi.cluster }}
@@ -49,7 +52,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{/* To anywhere: a node's DNS cache has an address that no selector selects. */}}
+{{/* Any address is allowed, because no selector selects the address of a node's DNS cache. */}}
 {{- define "orders.networkPolicy.dns" -}}
 - ports:
     - port: 53

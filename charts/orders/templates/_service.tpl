@@ -1,4 +1,4 @@
-{{/* All that one service consists of. */}}
+{{/* All objects of one service. */}}
 {{- define "orders.service" -}}
 {{- $v := index .root.Values .component }}
 {{- $parts := list "orders.deployment" "orders.kubernetesService" }}
@@ -13,7 +13,7 @@
 {{- end }}
 {{- end }}
 
-{{/* name is the component's, unless given. */}}
+{{/* The metadata of an object. Takes name too, which is the component's unless given. */}}
 {{- define "orders.metadata" -}}
 name: {{ .name | default (include "orders.componentName" .) }}
 namespace: {{ .root.Release.Namespace }}
