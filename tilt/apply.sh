@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Applies a kustomization and returns when the cluster says that all objects of the given kinds are Ready.
-# On stdout, for Tilt: what was applied.
+# Applies a kustomization and waits until all objects of the given kinds are Ready. Prints what it
+# applied, for Tilt.
 set -euo pipefail
 directory=$1 kinds=$2 timeout=$3
 

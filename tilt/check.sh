@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a program in the cluster as a Job, made from the CronJob of check.yaml or poison.yaml. Shows the
-# log and ends with the result of the Job:
+# Runs a program in the cluster as a Job, made from the CronJob of check.yaml or poison.yaml. Shows
+# the log and ends with the result of the Job:
 #   tilt/check.sh check -n 10 place update find
 #   tilt/check.sh poison
 set -euo pipefail

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs or upgrades a release and returns when its pods run. Its CRDs go in first and by themselves: Helm never upgrades any.
-# On stdout, for Tilt: the workloads. The namespace is the release's own.
+# Installs or upgrades a release and waits until its pods run. It applies the CRDs first, because
+# Helm never upgrades them. Prints the workloads, for Tilt: all that the namespace has, as it is the
+# release's own.
 set -euo pipefail
 release=$1 namespace=$2 chart=$3 version=$4 values=$5
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Takes the only broker away and returns when it is back. Cart answers all the while; Order shows what it has.
+# Deletes the pod of the only broker and waits until it is back. Meanwhile Cart accepts orders, and
+# Order responds with what it has.
 set -euo pipefail
 kubectl() { command kubectl --context "${KUBE_CONTEXT:-kind-orders}" --namespace orders "$@"; }
 
 kubectl delete pod orders-dual-role-0
-kubectl wait pod/orders-dual-role-0 --for create --timeout 2m # a pod that is not there yet cannot be waited for otherwise
+# kubectl cannot wait for a condition of a pod that does not exist yet.
+kubectl wait pod/orders-dual-role-0 --for create --timeout 2m
 kubectl wait pod/orders-dual-role-0 --for condition=Ready --timeout 5m
