@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // newDemo prepares the demo at ports of its own.
@@ -50,12 +52,7 @@ func welcome(t testing.TB, d *process) (requests []string) {
 // run does what a user does with a printed request.
 func run(t testing.TB, request string) string {
 	t.Helper()
-	if _, err := exec.LookPath("curl"); err != nil {
-		if os.Getenv("TEST_REQUIRE") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("%v (TEST_REQUIRE=1 makes this a failure)", err)
-	}
+	testenv.RequireProgram(t, "curl", "curl")
 	out, err := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(request, "curl ", "curl -sS ", 1)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v %s", request, err, out)

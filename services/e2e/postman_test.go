@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // The requests that come with the reference system, and those of this one, on the real programs and a real Kafka.
@@ -18,13 +20,13 @@ func TestPostmanRequests(t *testing.T) {
 // postman sends the collection; every assertion in it must hold.
 func postman(t *testing.T, cart, order string) {
 	t.Helper()
-	if _, err := exec.LookPath("npx"); err != nil {
-		if os.Getenv("TEST_REQUIRE") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("%v: Node.js is needed (TEST_REQUIRE=1 makes this a failure)", err)
+	testenv.RequireProgram(t, "bash", "bash")
+	testenv.RequireProgram(t, "node", "Node.js")
+	if _, err := os.Stat("../../docs/postman/node_modules/.bin/newman"); err != nil {
+		testenv.RequireProgram(t, "npm", "npm, which some systems package apart from Node.js")
 	}
-	if out, err := exec.CommandContext(t.Context(), "../../docs/postman/run.sh", cart, order, "--color", "off").CombinedOutput(); err != nil {
+	send := exec.CommandContext(t.Context(), "../../docs/postman/run.sh", cart, order, "--color", "off")
+	if out, err := send.CombinedOutput(); err != nil {
 		t.Errorf("newman: %v\n%s", err, out)
 	}
 }

@@ -33,6 +33,7 @@ func TestMakefileListsThePrograms(t *testing.T) {
 	for _, p := range programs {
 		want = append(want, "registry.example/ordersystem/"+p+":1.2.3")
 	}
+	testenv.RequireProgram(t, "make", "make")
 	got := strings.Fields(run(t, "make", "-s", "-C", root, "image-names", "REGISTRY=registry.example", "VERSION=1.2.3"))
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -40,7 +41,7 @@ func TestMakefileListsThePrograms(t *testing.T) {
 }
 
 func TestImageHoldsNothingButTheProgram(t *testing.T) {
-	needDocker(t)
+	testenv.RequireBuildKit(t)
 	for _, p := range programs {
 		t.Run(p, func(t *testing.T) {
 			name := build(t, p, "")
@@ -68,7 +69,7 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 }
 
 func TestImageStarts(t *testing.T) {
-	needDocker(t)
+	testenv.RequireBuildKit(t)
 	for program, says := range map[string]string{
 		"cart":         "KAFKA_BROKERS is not set",
 		"order":        "KAFKA_BROKERS is not set",
@@ -86,7 +87,7 @@ func TestImageStarts(t *testing.T) {
 }
 
 func TestImageForTheOtherArchitecture(t *testing.T) {
-	needDocker(t)
+	testenv.RequireBuildKit(t)
 	other, machine := "arm64", elf.EM_AARCH64
 	if strings.Contains(run(t, testenv.Docker(), "version", "--format", "{{.Server.Arch}}"), other) {
 		other, machine = "amd64", elf.EM_X86_64
@@ -101,7 +102,7 @@ func TestImageForTheOtherArchitecture(t *testing.T) {
 // The second build shares nothing with the first: neither caches, nor modules, nor a path. Layers are compared, not whole images: a
 // BuildKit before 0.11 does not heed SOURCE_DATE_EPOCH and writes the time of the build into an image's configuration.
 func TestImageIsReproducible(t *testing.T) {
-	needDocker(t)
+	testenv.RequireBuildKit(t)
 	b, err := os.ReadFile(filepath.Join(root, "services/Dockerfile"))
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +149,7 @@ func checkStatic(t *testing.T, program []byte, machine elf.Machine) {
 // build runs `make images` for one program, with a further flag for Docker and more of make's variables, and returns the image's name.
 func build(t *testing.T, program, flag string, variables ...string) string {
 	t.Helper()
+	testenv.RequireProgram(t, "make", "make")
 	args := append([]string{"-s", "-C", root, "PROGRAMS=" + program, "IMAGE_FLAGS=" + os.Getenv("IMAGE_FLAGS") + " " + flag}, variables...)
 	run(t, "make", append(args, "images")...)
 	return strings.TrimSpace(run(t, "make", append(args, "image-names")...))
@@ -229,13 +231,6 @@ func decode(t *testing.T, b []byte, into any) {
 	t.Helper()
 	if err := json.Unmarshal(b, into); err != nil {
 		t.Fatalf("%v in %q", err, b)
-	}
-}
-
-func needDocker(t *testing.T) {
-	t.Helper()
-	if err := exec.CommandContext(t.Context(), testenv.Docker(), "info").Run(); err != nil {
-		testenv.Missing(t, "Docker", "it, and start its daemon (docker info: "+err.Error()+")")
 	}
 }
 

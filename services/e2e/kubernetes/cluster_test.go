@@ -49,12 +49,13 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	testenv.RequireCluster(t)
 	if os.Getenv("TEST_IMAGE_LOAD") == "" {
-		testenv.Missing(t, "a loader of images",
-			`one by TEST_IMAGE_LOAD, for kind: TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'`)
+		testenv.CannotRun(t, "TEST_IMAGE_LOAD is not set, which loads images into the cluster; "+
+			`for kind it is 'kind load docker-image --name orders "$@"'`)
 	}
-	for _, program := range []string{"kubectl", "helm", testenv.Docker(), "node", "prometheus"} {
+	for _, program := range []string{"kubectl", "helm", "node", "prometheus"} {
 		testenv.RequireProgram(t, program, "it")
 	}
+	testenv.RequireDocker(t)
 	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test looks into, and that they have changed:
 	// without this it would go on telling the result for an older chart.
 	for _, dir := range []string{"charts", "k8s", "services", "strimzi"} {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.starlark.net/starlark"
+
+	"ordersystem.dev/services/internal/testenv"
 )
 
 const kindContext = "kind-orders"
@@ -226,6 +228,7 @@ func TestTiltsCommandsParse(t *testing.T) {
 
 func parses(t *testing.T, name, script string) {
 	t.Helper()
+	testenv.RequireProgram(t, "bash", "bash")
 	cmd := exec.CommandContext(t.Context(), "bash", "-n")
 	cmd.Stdin = strings.NewReader(script)
 	if out, err := cmd.CombinedOutput(); err != nil {
