@@ -1,5 +1,5 @@
-// Package e2e tests the whole system: the real programs as processes of their own, on a real Kafka, by what they answer, publish and
-// store. Nothing here looks inside them.
+// Package e2e tests the whole system: the real programs as processes of their own, on a real Kafka,
+// by what they answer, publish and store. Nothing here looks inside them.
 package e2e
 
 import (
@@ -20,17 +20,22 @@ import (
 type outcome int
 
 const (
-	unknown  outcome = iota // the connection broke before an answer came
-	accepted                // 200
-	refused                 // any other answer
+	// The connection broke before an answer came.
+	unknown  outcome = iota
+	accepted         // 200
+	// Any other answer.
+	refused
 )
 
-// operation is what a client wanted, and was told: one request, or several with one Idempotency-Key.
+// operation is what a client wanted, and was told: one request, or several with one
+// Idempotency-Key.
 type operation struct {
-	order      string
-	create     bool
-	status     string   // that an update sets
-	traces     []string // the trace ID of each request; the event carries that of the request which made it
+	order  string
+	create bool
+	// That an update sets.
+	status string
+	// The trace ID of each request; the event carries that of the request which made it.
+	traces     []string
 	outcome    outcome
 	version    int64 // when accepted
 	begin, end time.Time
@@ -60,30 +65,37 @@ type place struct {
 // row is an order in a store.
 type row struct {
 	version int64
-	eventID string // Cart's store has none
+	// Cart's store has none.
+	eventID string
 	body    string
 }
 
 // state is Order's store at one moment.
 type state struct {
-	when    string
-	orders  map[string]row
-	offsets map[place]int64 // what is read next
+	when   string
+	orders map[string]row
+	// What is read next.
+	offsets map[place]int64
 }
 
 // evidence is all that is left to look at when the faults are over and everything came to rest.
 type evidence struct {
 	operations []operation
 	lookups    []lookup
-	records    []testenv.Record // of both order topics
-	letters    []testenv.Record
-	cart       map[string]row
-	outbox     int     // rows left in Cart's
-	order      state   // at the end
-	crashes    []state // Order's store as each kill -9 left it
+	// Of both order topics.
+	records []testenv.Record
+	letters []testenv.Record
+	cart    map[string]row
+	// Rows left in Cart's.
+	outbox int
+	// At the end.
+	order state
+	// Order's store as each kill -9 left it.
+	crashes []state
 }
 
-// event is a record as this checker reads it, by itself: were it to use the services' code, both would make the same mistake.
+// event is a record as this checker reads it, by itself: were it to use the services' code, both
+// would make the same mistake.
 type event struct {
 	record  *testenv.Record
 	id      string
@@ -94,7 +106,8 @@ type event struct {
 	status  string
 }
 
-// violation is a promise that was broken. The kind is one of a fixed set, which the checker's own test goes through.
+// violation is a promise that was broken. The kind is one of a fixed set, which the checker's own
+// test goes through.
 type violation struct{ kind, detail string }
 
 func (v violation) String() string { return v.kind + ": " + v.detail }
@@ -102,8 +115,9 @@ func (v violation) String() string { return v.kind + ": " + v.detail }
 // checker collects violations.
 type checker struct {
 	evidence
-	events  []event
-	byOrder map[string][]*event // first occurrences, by version
+	events []event
+	// First occurrences, by version.
+	byOrder map[string][]*event
 	found   []violation
 }
 
@@ -111,8 +125,9 @@ func (c *checker) add(kind, format string, args ...any) {
 	c.found = append(c.found, violation{kind, fmt.Sprintf(format, args...)})
 }
 
-// check holds the evidence against what the system promises: every order answered 200 is in its topic and in both stores, each at
-// its newest version, none twice in effect, and nothing that was refused is anywhere.
+// check holds the evidence against what the system promises: every order answered 200 is in its
+// topic and in both stores, each at its newest version, none twice in effect, and nothing that was
+// refused is anywhere.
 func check(e evidence) []violation {
 	c := &checker{evidence: e, byOrder: map[string][]*event{}}
 	c.read()
@@ -157,7 +172,8 @@ func parse(r *testenv.Record) (event, error) {
 	if err := json.Unmarshal(r.Value, &body); err != nil {
 		return event{}, fmt.Errorf("%s/%d at %d: %w", r.Topic, r.Partition, r.Offset, err)
 	}
-	e := event{record: r, order: body.OrderID, version: body.Version, status: body.Status, created: r.Topic == contract.TopicCreated}
+	e := event{record: r, order: body.OrderID, version: body.Version, status: body.Status,
+		created: r.Topic == contract.TopicCreated}
 	for _, h := range r.Headers {
 		switch h.Key {
 		case contract.HeaderID:
@@ -169,7 +185,9 @@ func parse(r *testenv.Record) (event, error) {
 		}
 	}
 	if e.id == "" || e.trace == "" || string(r.Key) != e.order {
-		return event{}, fmt.Errorf("%s/%d at %d: key %q, order %q, event %q, trace %q", r.Topic, r.Partition, r.Offset, r.Key, e.order, e.id, e.trace)
+		return event{},
+			fmt.Errorf("%s/%d at %d: key %q, order %q, event %q, trace %q", r.Topic, r.Partition, r.Offset, r.Key,
+				e.order, e.id, e.trace)
 	}
 	return e, nil
 }
@@ -186,7 +204,8 @@ func (c *checker) topics() {
 			c.add("two partitions", "order %s is in %d and %d", e.order, p, e.record.Partition)
 		}
 		partition[e.order] = e.record.Partition
-		// What was sent again after a failure is a repetition, which may go back. A new event must not.
+		// What was sent again after a failure is a repetition, which may go back. A new event must
+		// not.
 		if !seen[e.id] && e.version < newest[k] {
 			c.add("version went back", "order %s in %s: %d after %d", e.order, e.record.Topic, e.version, newest[k])
 		}
@@ -197,15 +216,18 @@ func (c *checker) topics() {
 		}
 	}
 	for k, version := range last {
-		if version != newest[k] { // compaction would keep the older one
-			c.add("newest is not last", "order %s in %s ends with version %d, the newest is %d", k.order, k.topic, version, newest[k])
+		// Compaction would keep the older one.
+		if version != newest[k] {
+			c.add("newest is not last", "order %s in %s ends with version %d, the newest is %d", k.order, k.topic,
+				version, newest[k])
 		}
 	}
 	for order, events := range c.byOrder {
 		for i, e := range events {
 			switch {
 			case i > 0 && e.version == events[i-1].version:
-				c.add("version given twice", "order %s has version %d by events %s and %s", order, e.version, events[i-1].id, e.id)
+				c.add("version given twice", "order %s has version %d by events %s and %s", order, e.version,
+					events[i-1].id, e.id)
 			case i == 0 && e.version != 1, i > 0 && e.version != events[i-1].version+1:
 				c.add("gap", "order %s has no version %d in the topics", order, e.version-1)
 			}
@@ -240,8 +262,10 @@ func (c *checker) clients() {
 		case o.outcome == accepted && made[0].version != o.version:
 			c.add("another version", "%s was answered version %d and is %d", o, o.version, made[0].version)
 		}
-		if len(made) > 0 && (made[0].order != o.order || made[0].created != o.create || (!o.create && made[0].status != o.status)) {
-			c.add("another event", "%s made version %d of %s, status %q", o, made[0].version, made[0].order, made[0].status)
+		if len(made) > 0 &&
+			(made[0].order != o.order || made[0].created != o.create || (!o.create && made[0].status != o.status)) {
+			c.add("another event", "%s made version %d of %s, status %q", o, made[0].version, made[0].order,
+				made[0].status)
 		}
 	}
 	for trace, events := range byTrace {
@@ -253,7 +277,8 @@ func (c *checker) clients() {
 		c.inTime(operations)
 	}
 	for _, l := range c.lookups {
-		if i := slices.IndexFunc(c.byOrder[l.order], func(e *event) bool { return e.version == l.version }); i < 0 || c.byOrder[l.order][i].status != l.status {
+		if i := slices.IndexFunc(c.byOrder[l.order], func(e *event) bool { return e.version == l.version }); i < 0 ||
+			c.byOrder[l.order][i].status != l.status {
 			c.add("seen, yet not published", "a look-up told version %d of %s, status %q", l.version, l.order, l.status)
 		}
 	}
@@ -263,10 +288,12 @@ func (c *checker) clients() {
 func (c *checker) inTime(operations []*operation) {
 	done := slices.DeleteFunc(slices.Clone(operations), func(o *operation) bool { return o.outcome != accepted })
 	slices.SortFunc(done, func(a, b *operation) int { return cmp.Compare(a.version, b.version) })
-	var latest *operation // of those with lower versions, the one that began last
+	// Of those with lower versions, the one that began last.
+	var latest *operation
 	for _, o := range done {
 		if latest != nil && o.end.Before(latest.begin) {
-			c.add("out of time", "%s got version %d before %s began, which got %d", o, o.version, latest, latest.version)
+			c.add("out of time", "%s got version %d before %s began, which got %d", o, o.version, latest,
+				latest.version)
 		}
 		if latest == nil || o.begin.After(latest.begin) {
 			latest = o
@@ -303,7 +330,8 @@ func (c *checker) stores() {
 	}
 }
 
-// fold is the state that the topics tell, up to some offsets: of each order the highest version, as the first event with it has it.
+// fold is the state that the topics tell, up to some offsets: of each order the highest version, as
+// the first event with it has it.
 func (c *checker) fold(upTo map[place]int64) map[string]row {
 	state := map[string]row{}
 	for i := range c.events {
@@ -320,7 +348,8 @@ func (c *checker) compare(kind string, want, got map[string]row) {
 		if g, ok := got[id]; !ok {
 			c.add(kind, "it lacks %s, which is at version %d", id, w.version)
 		} else if g != w {
-			c.add(kind, "%s: it has version %d by event %q: %.200s; want %d by %q: %.200s", id, g.version, g.eventID, g.body, w.version, w.eventID, w.body)
+			c.add(kind, "%s: it has version %d by event %q: %.200s; want %d by %q: %.200s", id, g.version, g.eventID,
+				g.body, w.version, w.eventID, w.body)
 		}
 	}
 	for id, g := range got {

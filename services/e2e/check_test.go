@@ -32,8 +32,9 @@ func published(offset int64, id, trace, order string, version int64, status stri
 	return r
 }
 
-// history is one in which every promise is kept: two orders, one of them updated four times by events of which two are repeated, a
-// refusal, and two operations of unknown outcome, one of which came about.
+// history is one in which every promise is kept: two orders, one of them updated four times by
+// events of which two are repeated, a refusal, and two operations of unknown outcome, one of which
+// came about.
 func history() evidence {
 	created, updated := place{contract.TopicCreated, 0}, place{contract.TopicUpdated, 0}
 	e := evidence{
@@ -41,11 +42,13 @@ func history() evidence {
 			{order: "A", create: true, traces: []string{"t1"}, outcome: accepted, version: 1, begin: at(1), end: at(2)},
 			{order: "B", create: true, traces: []string{"t2"}, outcome: accepted, version: 1, begin: at(1), end: at(2)},
 			{order: "A", create: true, traces: []string{"t3"}, outcome: refused, begin: at(3), end: at(3)},
-			{order: "A", status: "s2", traces: []string{"t4", "t5"}, outcome: accepted, version: 2, begin: at(3), end: at(4)},
+			{order: "A", status: "s2", traces: []string{"t4", "t5"}, outcome: accepted, version: 2, begin: at(3),
+				end: at(4)},
 			{order: "A", status: "s3", traces: []string{"t6"}, outcome: accepted, version: 3, begin: at(5), end: at(6)},
 			{order: "A", status: "s4", traces: []string{"t7"}, outcome: unknown, begin: at(7), end: at(8)},
 			{order: "A", status: "never", traces: []string{"t8"}, outcome: unknown, begin: at(9), end: at(10)},
-			{order: "A", status: "s5", traces: []string{"t9"}, outcome: accepted, version: 5, begin: at(11), end: at(12)},
+			{order: "A", status: "s5", traces: []string{"t9"}, outcome: accepted, version: 5, begin: at(11),
+				end: at(12)},
 		},
 		lookups: []lookup{{"A", 1, "new"}, {"A", 4, "s4"}, {"B", 1, "new"}},
 		records: []testenv.Record{
@@ -100,22 +103,28 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		falsify func(*evidence)
-		want    []string // the kinds that are found
+		// The kinds that are found.
+		want []string
 	}{
 		{"nothing is wrong", func(*evidence) {}, nil},
-		{"an order was lost", func(e *evidence) { drop(e, 1); delete(e.cart, "B"); delete(e.order.orders, "B"); e.lookups = nil }, []string{"lost"}},
+		{"an order was lost",
+			func(e *evidence) { drop(e, 1); delete(e.cart, "B"); delete(e.order.orders, "B"); e.lookups = nil },
+			[]string{"lost"}},
 		{"an update was lost", func(e *evidence) { drop(e, 3, 5) }, []string{"gap", "lost"}},
 		{"the last update was lost", func(e *evidence) {
 			drop(e, 7)
 			set(e.cart, "A", func(r *row) { *r = row{4, "", string(e.records[6].Value)} })
 			set(e.order.orders, "A", func(r *row) { *r = row{4, "e5", string(e.records[6].Value)} })
 		}, []string{"lost"}},
-		{"what was refused was published", func(e *evidence) { e.operations[7].outcome = refused }, []string{"refused, yet published"}},
+		{"what was refused was published", func(e *evidence) { e.operations[7].outcome = refused },
+			[]string{"refused, yet published"}},
 		{"what was refused was published as another version", func(e *evidence) {
 			publish(e, published(2, "e7", "t3", "A", 1, "new"))
 		}, []string{"refused, yet published", "version given twice"}},
-		{"an answer told another version", func(e *evidence) { e.operations[4].version = 7 }, []string{"another version", "out of time"}},
-		{"an event differs from what was asked for", func(e *evidence) { e.operations[4].status = "other" }, []string{"another event"}},
+		{"an answer told another version", func(e *evidence) { e.operations[4].version = 7 },
+			[]string{"another version", "out of time"}},
+		{"an event differs from what was asked for", func(e *evidence) { e.operations[4].status = "other" },
+			[]string{"another event"}},
 		{"versions were given against time", func(e *evidence) {
 			e.operations[7].begin, e.operations[7].end = at(3), at(4)
 		}, []string{"out of time"}},
@@ -144,15 +153,18 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		}, []string{"changed repetition"}},
 		{"an order is in two partitions", func(e *evidence) {
 			e.records[7].Partition, e.records[7].Offset = 1, 0
-			e.order.offsets = map[place]int64{{contract.TopicCreated, 0}: 2, {contract.TopicUpdated, 0}: 5, {contract.TopicUpdated, 1}: 1}
+			e.order.offsets = map[place]int64{{contract.TopicCreated, 0}: 2, {contract.TopicUpdated, 0}: 5,
+				{contract.TopicUpdated, 1}: 1}
 		}, []string{"two partitions"}},
 		{"a creation is in the topic of updates", func(e *evidence) {
 			e.records[1].Topic, e.records[1].Offset = contract.TopicUpdated, 6
 			e.order.offsets = map[place]int64{{contract.TopicCreated, 0}: 1, {contract.TopicUpdated, 0}: 7}
 		}, []string{"another event", "wrong topic"}},
 		{"a record cannot be read", func(e *evidence) { e.records[4].Value = []byte("{") }, []string{"unreadable"}},
-		{"a record has another key than its order", func(e *evidence) { e.records[4].Key = []byte("B") }, []string{"unreadable"}},
-		{"there is a dead letter", func(e *evidence) { e.letters = []testenv.Record{{Key: []byte("A")}} }, []string{"dead letter"}},
+		{"a record has another key than its order", func(e *evidence) { e.records[4].Key = []byte("B") },
+			[]string{"unreadable"}},
+		{"there is a dead letter", func(e *evidence) { e.letters = []testenv.Record{{Key: []byte("A")}} },
+			[]string{"dead letter"}},
 		{"a look-up told what was never published", func(e *evidence) {
 			e.lookups = append(e.lookups, lookup{"A", 6, "s6"})
 		}, []string{"seen, yet not published"}},
@@ -167,7 +179,8 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"Order's store is stale", func(e *evidence) {
 			set(e.order.orders, "A", func(r *row) { *r = row{4, "e5", string(e.records[6].Value)} })
 		}, []string{"order's store differs"}},
-		{"Order's store lacks an order", func(e *evidence) { delete(e.order.orders, "B") }, []string{"order's store differs"}},
+		{"Order's store lacks an order", func(e *evidence) { delete(e.order.orders, "B") },
+			[]string{"order's store differs"}},
 		{"Order's store has one that nobody published", func(e *evidence) {
 			e.order.orders["C"] = row{1, "e9", "{}"}
 		}, []string{"order's store differs"}},
@@ -177,7 +190,8 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"Order's store took another event for the version", func(e *evidence) {
 			set(e.order.orders, "B", func(r *row) { r.eventID = "e9" })
 		}, []string{"order's store differs"}},
-		{"Order has not read to the end", func(e *evidence) { e.order.offsets[place{contract.TopicCreated, 0}] = 1 }, []string{"order is not at the end"}},
+		{"Order has not read to the end", func(e *evidence) { e.order.offsets[place{contract.TopicCreated, 0}] = 1 },
+			[]string{"order is not at the end"}},
 		{"a crash left the offset ahead of the state", func(e *evidence) {
 			e.crashes[1].offsets[place{contract.TopicCreated, 0}] = 2
 		}, []string{"order's store differs after a crash"}},

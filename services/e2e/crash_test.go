@@ -14,11 +14,13 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Order is stopped again and again while it reads as fast as it can: what is on disk is always what the topics tell up to the
-// offsets on disk, not one record more or less. The records repeat and contradict themselves, too.
+// Order is stopped again and again while it reads as fast as it can: what is on disk is always what
+// the topics tell up to the offsets on disk, not one record more or less. The records repeat and
+// contradict themselves, too.
 //
-// A process that is frozen has left on disk what it would have left had it been killed then. That is as good as a kill and takes no
-// second, so there can be many; some real ones show that it goes on from there.
+// A process that is frozen has left on disk what it would have left had it been killed then. That
+// is as good as a kill and takes no second, so there can be many; some real ones show that it goes
+// on from there.
 func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	t.Parallel()
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
@@ -26,7 +28,8 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
 		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Settings: map[string]string{ // what a killed member held is free again soon
+		// What a killed member held is free again soon.
+		Settings: map[string]string{
 			"group.consumer.min.session.timeout.ms": "1000", "group.consumer.session.timeout.ms": "1000",
 			"group.consumer.heartbeat.interval.ms": "200", "group.consumer.min.heartbeat.interval.ms": "200",
 		},
@@ -52,19 +55,22 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 			}
 		}
 	}
-	// Versions of different orders mix, so that a batch holds many orders once and each order is in many batches.
+	// Versions of different orders mix, so that a batch holds many orders once and each order is in
+	// many batches.
 	rng.Shuffle(len(ms), func(i, j int) { ms[i], ms[j] = ms[j], ms[i] })
 	order := newOrder(t, kafka.Addr)
 	var taken []string
 	for chunk := range slices.Chunk(ms, len(ms)/kills+1) {
-		testenv.Produce(t, kafka.Addr, chunk...) // while it is down, so that there is much to read at once
+		// While it is down, so that there is much to read at once.
+		testenv.Produce(t, kafka.Addr, chunk...)
 		order.start()
 		eventually(t, 30*time.Second, "Order reads", func() (bool, string) {
 			got, err := send("GET", order.ops+"/metrics", "")
 			return err == nil && metric(t, got.body, "order_apply_batch_records_sum") > 0, got.body
 		})
 		for range images {
-			time.Sleep(time.Duration(rng.Int64N(int64(15 * time.Millisecond)))) // and is somewhere in the midst of it
+			// And is somewhere in the midst of it.
+			time.Sleep(time.Duration(rng.Int64N(int64(15 * time.Millisecond))))
 			order.signal(syscall.SIGSTOP)
 			frozen(t, order.cmd.Process.Pid)
 			taken = append(taken, image(t, order))
@@ -100,20 +106,24 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	c.order, c.cart = orderStore(t, order, "at the end"), nil
 	c.compare("at the end", c.fold(c.order.offsets), c.order.orders)
 	if len(c.found) > 0 || len(c.order.orders) != orders {
-		t.Errorf("at the end Order knows %d orders of %d: %v", len(c.order.orders), orders, c.found[:min(10, len(c.found))])
+		t.Errorf("at the end Order knows %d orders of %d: %v", len(c.order.orders), orders,
+			c.found[:min(10, len(c.found))])
 	}
 }
 
-// Cart is killed again and again while it publishes what piled up during an outage: some of it is on its way, acknowledged in some
-// partitions and not in others, and rows are being deleted. Kafka freezes now and then, so that these states last. All of it is
-// published in the end, in order; what is repeated is known by its event ID.
+// Cart is killed again and again while it publishes what piled up during an outage: some of it is
+// on its way, acknowledged in some partitions and not in others, and rows are being deleted. Kafka
+// freezes now and then, so that these states last. All of it is published in the end, in order;
+// what is repeated is known by its event ID.
 func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Parallel()
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	dir := t.TempDir()
-	kafka, err := localkafka.Start(t.Context(), localkafka.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	kafka,
+		err := localkafka.Start(t.Context(),
+		localkafka.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	declare(t, kafka.Addr)
@@ -154,10 +164,12 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 				t.Fatal(err)
 			}
 			frozen(t, broker)
-			// What was acknowledged is deleted meanwhile, but for what is behind a row that was not, and that nobody can tell from here.
+			// What was acknowledged is deleted meanwhile, but for what is behind a row that was
+			// not, and that nobody can tell from here.
 			time.Sleep(150 * time.Millisecond)
 		} else {
-			time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Millisecond)))) // and is somewhere in the midst of it
+			// And is somewhere in the midst of it.
+			time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Millisecond))))
 		}
 		cart.kill()
 		if err := syscall.Kill(broker, syscall.SIGCONT); err != nil {

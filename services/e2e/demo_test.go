@@ -19,7 +19,8 @@ import (
 func newDemo(t testing.TB) *process {
 	t.Helper()
 	port := freePorts(5)
-	d := newProcess(t, "demo", "LAG_OPS_ADDR="+local(port+4), "CART_HTTP_ADDR="+local(port), "ORDER_HTTP_ADDR="+local(port+2))
+	d := newProcess(t, "demo", "LAG_OPS_ADDR="+local(port+4), "CART_HTTP_ADDR="+local(port),
+		"ORDER_HTTP_ADDR="+local(port+2))
 	d.api, d.ops = "http://"+local(port), "http://"+local(port+1)
 	return d
 }
@@ -53,7 +54,9 @@ func welcome(t testing.TB, d *process) (requests []string) {
 func run(t testing.TB, request string) string {
 	t.Helper()
 	testenv.RequireProgram(t, "curl", "curl")
-	out, err := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(request, "curl ", "curl -sS ", 1)).CombinedOutput()
+	out,
+		err := exec.CommandContext(t.Context(), "sh", "-c",
+		strings.Replace(request, "curl ", "curl -sS ", 1)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v %s", request, err, out)
 	}
@@ -70,7 +73,8 @@ func TestDemo(t *testing.T) {
 	}
 	shown := func(request string, parts ...string) {
 		t.Helper()
-		eventually(t, 10*time.Second, request, func() (bool, string) { // events arrive a moment after the answer
+		// Events arrive a moment after the answer.
+		eventually(t, 10*time.Second, request, func() (bool, string) {
 			got := run(t, request)
 			for _, part := range parts {
 				if !strings.Contains(got, part) {
@@ -84,11 +88,13 @@ func TestDemo(t *testing.T) {
 		t.Helper()
 		shown(requests[2], `"orderId":"test-order-101"`, `"status":"Shipped"`, `"version":2`, `"shippingCost":`)
 		shown(requests[3], "Total orders in topic 'order-updated-topic': 1", `"orderId":"test-order-101"`)
-		eventually(t, 10*time.Second, "the lag is known", func() (bool, string) { // a moment after the start, and grep calls nothing a failure
+		// A moment after the start, and grep calls nothing a failure.
+		eventually(t, 10*time.Second, "the lag is known", func() (bool, string) {
 			page := do(t, http.MethodGet, strings.Fields(requests[4])[1], "").body
 			return strings.Contains(page, "kafka_consumergroup_topic_max_lag_seconds{"), page
 		})
-		shown(requests[4], `{consumergroup="order-service",kafka_cluster="demo",topic="order-created-topic"} 0`, `topic="order-updated-topic"} 0`)
+		shown(requests[4], `{consumergroup="order-service",kafka_cluster="demo",topic="order-created-topic"} 0`,
+			`topic="order-updated-topic"} 0`)
 	}
 	if got := run(t, requests[0]); got != "Order created successfully" {
 		t.Errorf("%s: %s", requests[0], got)
@@ -110,7 +116,8 @@ func TestDemo(t *testing.T) {
 	second := newDemo(t)
 	second.env = append(second.env, "DATA_DIR="+d.dir)
 	second.start().ends(30 * time.Second)
-	if code, log := second.cmd.ProcessState.ExitCode(), second.log(); code != 1 || !strings.Contains(log, "a demo runs in "+d.dir+" already") {
+	if code, log := second.cmd.ProcessState.ExitCode(),
+		second.log(); code != 1 || !strings.Contains(log, "a demo runs in "+d.dir+" already") {
 		t.Errorf("a second demo with the same DATA_DIR ended with %d: %s", code, log)
 	}
 	holds()
@@ -125,14 +132,16 @@ func TestLagOfTheDemo(t *testing.T) {
 	page := func() string { return do(t, http.MethodGet, metrics, "").body }
 	const orders = 20
 	for i := range orders {
-		if got := do(t, http.MethodPost, d.api+"/order/create-order", fmt.Sprintf(`{"orderId":"lag-%d","itemsNum":1}`, i)); got.status != http.StatusOK {
+		if got := do(t, http.MethodPost, d.api+"/order/create-order",
+			fmt.Sprintf(`{"orderId":"lag-%d","itemsNum":1}`, i)); got.status != http.StatusOK {
 			t.Fatalf("%d %s", got.status, got.body)
 		}
 	}
 	sum := func(page, name, labels string) (sum float64, series int) {
 		for line := range strings.Lines(page) {
 			of, value, ok := strings.Cut(strings.TrimSpace(line), "} ")
-			if v, err := strconv.ParseFloat(value, 64); ok && err == nil && strings.HasPrefix(of, name+"{") && strings.Contains(of, labels) {
+			if v, err := strconv.ParseFloat(value, 64); ok && err == nil && strings.HasPrefix(of, name+"{") &&
+				strings.Contains(of, labels) {
 				sum, series = sum+v, series+1
 			}
 		}
@@ -159,14 +168,16 @@ func TestLagOfTheDemo(t *testing.T) {
 	} {
 		eventually(t, 30*time.Second, want.name, func() (bool, string) {
 			got, series := sum(page(), want.name, want.labels)
-			return got == want.sum && series == want.series, fmt.Sprintf("%d series, sum %v, want %d and %v", series, got, want.series, want.sum)
+			return got == want.sum && series == want.series,
+				fmt.Sprintf("%d series, sum %v, want %d and %v", series, got, want.series, want.sum)
 		})
 	}
 	if body := page(); !strings.Contains(body, "service_ready 1\n") || strings.Contains(body, `group="cart`) {
 		t.Errorf("%s", body)
 	}
 	d.stop()
-	if log := d.log(); strings.Contains(log, `"level":"WARN","msg":"some of kafka`) || strings.Contains(log, `"level":"ERROR"`) {
+	if log := d.log(); strings.Contains(log, `"level":"WARN","msg":"some of kafka`) ||
+		strings.Contains(log, `"level":"ERROR"`) {
 		t.Errorf("the log has complaints: %s", log)
 	}
 }
@@ -183,7 +194,8 @@ func TestDemoAtTakenPort(t *testing.T) {
 		d.env = append(d.env, variable+"="+ln.Addr().String())
 		d.start().ends(30 * time.Second)
 		want := fmt.Sprintf("port of %s is taken by another program", ln.Addr())
-		if code, log := d.cmd.ProcessState.ExitCode(), d.log(); code != 1 || !strings.Contains(log, want) || !strings.Contains(log, "set "+variable+" to move it") {
+		if code, log := d.cmd.ProcessState.ExitCode(), d.log(); code != 1 || !strings.Contains(log, want) ||
+			!strings.Contains(log, "set "+variable+" to move it") {
 			t.Errorf("%s taken: it ended with %d: %s", variable, code, log)
 		}
 	}

@@ -13,8 +13,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// smallDisk gives a program a disk of its own for its data, almost full, and returns where the test finds it. It is skipped where
-// processes may not have mounts of their own.
+// smallDisk gives a program a disk of its own for its data, almost full, and returns where the test
+// finds it. It is skipped where processes may not have mounts of their own.
 func smallDisk(t *testing.T, p *process, sizeKB, freeKB int) {
 	t.Helper()
 	p.command = []string{"/bin/sh", "-c", fmt.Sprintf(`mount -t tmpfs -o size=%dk tmpfs "$DATA_DIR" || exit 99
@@ -36,7 +36,8 @@ func smallDisk(t *testing.T, p *process, sizeKB, freeKB int) {
 	p.disk = fmt.Sprintf("/proc/%d/root%s", p.cmd.Process.Pid, p.dir)
 }
 
-// A full disk is said, and costs nobody what was accepted: what was refused changes nothing, and when there is room again all goes on.
+// A full disk is said, and costs nobody what was accepted: what was refused changes nothing, and
+// when there is room again all goes on.
 func TestDiskIsFull(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
@@ -46,7 +47,8 @@ func TestDiskIsFull(t *testing.T) {
 	cart.ready()
 	order.start().ready()
 
-	kafka.Stop() // else what is published makes room
+	// Else what is published makes room.
+	kafka.Stop()
 	l := startLoad(t, cart, nil, 1, 4, time.Millisecond)
 	defer l.end()
 	eventually(t, time.Minute, "the disk is full", func() (bool, string) {
@@ -64,13 +66,16 @@ func TestDiskIsFull(t *testing.T) {
 	}
 	const trace = "00000000000000000000000000000001"
 	eventually(t, 30*time.Second, "orders are taken again", func() (bool, string) {
-		got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "room", "ItemsNum": 1}`, "traceparent", "00-"+trace+"-00000000000000ff-01")
+		got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "room", "ItemsNum": 1}`,
+			"traceparent", "00-"+trace+"-00000000000000ff-01")
 		return got.status == http.StatusOK, got.body
 	})
 	l.end()
-	l.operations = append(l.operations, operation{order: "room", create: true, traces: []string{trace}, outcome: accepted, version: 1})
+	l.operations = append(l.operations,
+		operation{order: "room", create: true, traces: []string{trace}, outcome: accepted, version: 1})
 	settle(t, kafka.Addr, cart, order)
-	keep := filepath.Join(t.TempDir(), "cart") // the disk goes with the process
+	// The disk goes with the process.
+	keep := filepath.Join(t.TempDir(), "cart")
 	if err := os.CopyFS(keep, os.DirFS(cart.disk)); err != nil {
 		t.Fatal(err)
 	}

@@ -23,8 +23,8 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// The OpenAPI documents against the running services: each answer is one that the document describes, to the last field, and each
-// answer that the document describes is provoked.
+// The OpenAPI documents against the running services: each answer is one that the document
+// describes, to the last field, and each answer that the document describes is provoked.
 func TestDocumentsDescribeTheServices(t *testing.T) {
 	t.Parallel()
 	_, cart, order := startSystem(t)
@@ -49,18 +49,23 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		want     int
 	}{
 		{inOrder, order, "GET", auditPath, created, "", nil, 404},
-		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, []string{"Idempotency-Key", "K %d"}, 200},
-		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 4}`, []string{"Idempotency-Key", "K %d"}, 422},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`,
+			[]string{"Idempotency-Key", "K %d"}, 200},
+		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 4}`,
+			[]string{"Idempotency-Key", "K %d"}, 422},
 		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 409},
 		{inCart, cart, "POST", createPath, "", `{"OrderId": " ", "ItemsNum": 3.5}`, nil, 400},
 		{inCart, cart, "POST", createPath, "", big, nil, 413},
 		{inCart, cart, "DELETE", createPath, "", "", nil, 405},
 		{inCart, lonelyCart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 503},
 
-		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, []string{"If-Match", `"1"`, "Idempotency-Key", "L %d"}, 200},
-		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`, []string{"Idempotency-Key", "L %d"}, 422},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`,
+			[]string{"If-Match", `"1"`, "Idempotency-Key", "L %d"}, 200},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`,
+			[]string{"Idempotency-Key", "L %d"}, 422},
 		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, nil, 409},
-		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`, []string{"If-Match", `"1"`}, 412},
+		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Lost"}`, []string{"If-Match", `"1"`},
+			412},
 		{inCart, cart, "PUT", updatePath, "", `{"orderId": "nobody's", "status": "Lost"}`, nil, 404},
 		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d"`, nil, 400},
 		{inCart, cart, "PUT", updatePath, "", big, nil, 413},
@@ -81,7 +86,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inOrder, order, "POST", auditPath, "", "", nil, 405},
 		{inOrder, lonelyOrder, "GET", auditPath, updated, "", nil, 503},
 	} {
-		for n, accept := range []string{"*/*", "application/json"} { // what answers in two forms gets an order for each
+		// What answers in two forms gets an order for each.
+		for n, accept := range []string{"*/*", "application/json"} {
 			number := func(s string) string { return strings.ReplaceAll(s, "%d", fmt.Sprint(n)) }
 			headers := []string{"Accept", accept}
 			for _, h := range tt.headers {
@@ -89,7 +95,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 			}
 			got := do(t, tt.method, tt.service.api+tt.path+number(tt.query), number(tt.body), headers...)
 			if got.status != tt.want {
-				t.Errorf("%s %s%s %.80s: %d %.300s, want %d", tt.method, tt.path, tt.query, tt.body, got.status, got.body, tt.want)
+				t.Errorf("%s %s%s %.80s: %d %.300s, want %d", tt.method, tt.path, tt.query, tt.body, got.status,
+					got.body, tt.want)
 				continue
 			}
 			tt.document.covers(t, tt.path, got)
@@ -107,7 +114,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 					t.Errorf("%s serves another description of the topics than the one in the repository", p.name)
 				}
 			}
-			document.covers(t, "/metrics", do(t, http.MethodGet, p.ops+"/metrics", "", "Accept", "application/openmetrics-text"))
+			document.covers(t, "/metrics",
+				do(t, http.MethodGet, p.ops+"/metrics", "", "Accept", "application/openmetrics-text"))
 		}
 	}
 	keyInFlight(t, cart, inCart, http.MethodPost, createPath, `{"OrderId": "in-flight-%d", "ItemsNum": 1}`)
@@ -121,34 +129,39 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 	})
 }
 
-// keyInFlight provokes the refusal of a second request with the same key while the first one is under way.
+// keyInFlight provokes the refusal of a second request with the same key while the first one is
+// under way.
 func keyInFlight(t *testing.T, cart *process, d *document, method, path, body string) {
 	t.Helper()
 	seen, n := false, 0
-	eventually(t, 20*time.Second, "a second request with the same key comes while the first is under way", func() (bool, string) {
-		n++
-		var wg sync.WaitGroup
-		var mu sync.Mutex
-		for range 8 {
-			wg.Go(func() {
-				got, err := send(method, cart.api+path, fmt.Sprintf(body, n), "Idempotency-Key", fmt.Sprint(path, n))
-				mu.Lock()
-				defer mu.Unlock()
-				if err == nil && got.header.Get("Retry-After") != "" && got.status == http.StatusConflict {
-					seen = true
-					d.covers(t, path, got)
-				}
-			})
-		}
-		wg.Wait()
-		return seen, ""
-	})
+	eventually(t, 20*time.Second, "a second request with the same key comes while the first is under way",
+		func() (bool, string) {
+			n++
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			for range 8 {
+				wg.Go(func() {
+					got,
+						err := send(method, cart.api+path, fmt.Sprintf(body, n), "Idempotency-Key", fmt.Sprint(path, n))
+					mu.Lock()
+					defer mu.Unlock()
+					if err == nil && got.header.Get("Retry-After") != "" && got.status == http.StatusConflict {
+						seen = true
+						d.covers(t, path, got)
+					}
+				})
+			}
+			wg.Wait()
+			return seen, ""
+		})
 }
 
-// brokenStore provokes 500: what is on disk is overwritten while Order runs. It must say so, and live.
+// brokenStore provokes 500: what is on disk is overwritten while Order runs. It must say so, and
+// live.
 func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
 	t.Helper()
-	do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "big", "ItemsNum": 1000}`) // takes pages of its own
+	// Takes pages of its own.
+	do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "big", "ItemsNum": 1000}`)
 	if got := order.find("big", 1); got.status != http.StatusOK {
 		t.Fatalf("%d %s", got.status, got.body)
 	}
@@ -170,7 +183,8 @@ func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
 		}
 		f.Close()
 	}
-	cart.create("the store changes") // else Order answers from its memory
+	// Else Order answers from its memory.
+	cart.create("the store changes")
 	for _, accept := range []string{"*/*", "application/json"} {
 		var got reply
 		eventually(t, 20*time.Second, "Order cannot read its store", func() (bool, string) {
@@ -333,7 +347,8 @@ func (s *schema) add(o schema) {
 	s.required = append(s.required, o.required...)
 }
 
-// valid holds a value against a schema. A keyword that it does not know is an error: nothing goes unchecked.
+// valid holds a value against a schema. A keyword that it does not know is an error: nothing goes
+// unchecked.
 func (d *document) valid(t *testing.T, at string, node, value any) {
 	t.Helper()
 	s := d.gather(node)

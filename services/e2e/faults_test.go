@@ -27,11 +27,12 @@ func number(t testing.TB, name string, fallback uint64) uint64 {
 	return n
 }
 
-// Whatever is killed, stopped and started under load, in any order: every order answered 200 is in its topic and in both stores, each
-// at its newest version, none twice in effect, none that was refused; and each crash left Order's store as the topics tell it up to
-// the offsets in it.
+// Whatever is killed, stopped and started under load, in any order: every order answered 200 is in
+// its topic and in both stores, each at its newest version, none twice in effect, none that was
+// refused; and each crash left Order's store as the topics tell it up to the offsets in it.
 //
-// E2E_SECONDS makes it longer; E2E_SEED repeats the faults and the requests of a run, though not their timing to the microsecond.
+// E2E_SECONDS makes it longer; E2E_SEED repeats the faults and the requests of a run, though not
+// their timing to the microsecond.
 func TestFaultsUnderLoad(t *testing.T) {
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
 	duration := time.Duration(number(t, "E2E_SECONDS", 20)) * time.Second
@@ -53,7 +54,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 		}
 	}
 	begin := time.Now()
-	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) } // lets the system run, and stay down, for a while
+	// Lets the system run, and stay down, for a while.
+	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
 	faults := map[string]func(){
 		"kill cart":  func() { cart.kill(); pause(300 * time.Millisecond); cart.start() },
 		"kill order": func() { killOrder(); pause(300 * time.Millisecond); order.start() },
@@ -72,14 +74,16 @@ func TestFaultsUnderLoad(t *testing.T) {
 			kafka.Kill()
 			cart.kill()
 			killOrder()
-			cart.start() // its store is whole: it takes orders without Kafka
+			// Its store is whole: it takes orders without Kafka.
+			cart.start()
 			pause(500 * time.Millisecond)
 			cart.kill()
 			again()
 			cart.start()
 			order.start()
 		},
-		// Cart dies in the midst of sending again what piled up, which repeats some of it once more.
+		// Cart dies in the midst of sending again what piled up, which repeats some of it once
+		// more.
 		"kill cart as kafka comes back": func() {
 			kafka.Stop()
 			pause(time.Second)
@@ -93,7 +97,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 		"kill cart", "kill order", "kill both", "restart cart", "restart order", "stop kafka", "kill kafka", "kill all",
 		"kill cart as kafka comes back",
 	}
-	var next []string // of the faults: each once, before any comes again
+	// Of the faults: each once, before any comes again.
+	var next []string
 	for time.Since(begin) < duration {
 		if len(next) == 0 {
 			next = append(next, names...)
@@ -124,7 +129,8 @@ func settle(t testing.TB, kafka string, cart, order *process) {
 	awaitRead(t, kafka, order)
 }
 
-// verify holds what clients were told against the topics and the stores of the services, which have ended.
+// verify holds what clients were told against the topics and the stores of the services, which have
+// ended.
 func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []state) {
 	t.Helper()
 	e := l.evidence()
@@ -157,12 +163,15 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 			}
 		}
 	}
-	t.Logf("%d accepted, %d refused, %d unknown, %d asked again; %d look-ups; %d records, %d of them repeated; %d orders; %d crashes of Order",
-		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups), len(e.records), repeated, len(e.cart), len(crashes))
+	t.Logf(
+		"%d accepted, %d refused, %d unknown, %d asked again; %d look-ups; %d records, %d of them repeated; %d orders; %d crashes of Order",
+		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups), len(e.records), repeated,
+		len(e.cart), len(crashes))
 	if outcomes[accepted] < 100 {
 		t.Errorf("there was hardly any load: %v", outcomes)
 	}
-	for _, p := range []*process{cart, order} { // an error is no failure of the test, as faults are what it is about
+	// An error is no failure of the test, as faults are what it is about.
+	for _, p := range []*process{cart, order} {
 		if n := strings.Count(p.log(), `"level":"ERROR"`); n > 0 {
 			_, first, _ := strings.Cut(p.log(), `"level":"ERROR"`)
 			t.Logf("%s logged %d errors, the first: %.300s", p.name, n, first)

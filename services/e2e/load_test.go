@@ -14,32 +14,41 @@ import (
 	"time"
 )
 
-// load is clients that work on orders, whatever happens to the services, and write down what they did and what they were told.
+// load is clients that work on orders, whatever happens to the services, and write down what they
+// did and what they were told.
 type load struct {
 	t           testing.TB
 	cart, order *process
 	seed        uint64
-	every       time.Duration // pause of each client between its operations
-	headers     []string      // of every request
-	items       int           // of an order at most; 5 by default
+	// Pause of each client between its operations.
+	every time.Duration
+	// Of every request.
+	headers []string
+	// Of an order at most; 5 by default.
+	items int
 
 	stop    context.CancelFunc
 	clients sync.WaitGroup
 	readers sync.WaitGroup
-	news    chan lookup // accepted, for the readers
-	count   atomic.Int64
+	// Accepted, for the readers.
+	news  chan lookup
+	count atomic.Int64
 
 	mu         sync.Mutex
 	operations []operation
 	lookups    []lookup
 }
 
-const sharedOrders = 5 // that all clients update at once
+// That all clients update at once.
+const sharedOrders = 5
 
 // startLoad starts clients; end stops them. Without an Order service nothing is looked up.
-func startLoad(t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, set ...func(*load)) *load {
+func startLoad(
+	t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, set ...func(*load),
+) *load {
 	ctx, stop := context.WithCancel(t.Context())
-	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, items: 5, stop: stop, news: make(chan lookup, 64)}
+	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, items: 5, stop: stop,
+		news: make(chan lookup, 64)}
 	for _, f := range set {
 		f(l)
 	}
@@ -69,7 +78,8 @@ func (l *load) evidence() evidence {
 	return evidence{operations: l.operations, lookups: l.lookups}
 }
 
-// client makes orders of its own, updates them and some that it shares with the others, and asks for things that must be refused.
+// client makes orders of its own, updates them and some that it shares with the others, and asks
+// for things that must be refused.
 func (l *load) client(ctx context.Context, n int) {
 	rng := rand.New(rand.NewPCG(l.seed, uint64(n)))
 	news := l.news
@@ -78,17 +88,22 @@ func (l *load) client(ctx context.Context, n int) {
 		o := operation{status: fmt.Sprintf("status-%d", l.count.Add(1))}
 		var ifMatch string
 		switch dice := rng.IntN(100); {
-		case dice < 5: // most are refused: one client makes it
+		case dice < 5:
+			// Most are refused: one client makes it.
 			o.create, o.order = true, fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
 		case dice < 25:
 			o.order = fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
-		case dice < 28: // refused: there is no such order
+		case dice < 28:
+			// Refused: there is no such order.
 			o.order = fmt.Sprintf("never-%d-%d", n, rng.IntN(10))
-		case dice < 31 && len(mine) > 0: // refused: it exists
+		case dice < 31 && len(mine) > 0:
+			// Refused: it exists.
 			o.create, o.order = true, mine[rng.IntN(len(mine))]
-		case dice < 34 && len(mine) > 0: // refused: it has no such version
+		case dice < 34 && len(mine) > 0:
+			// Refused: it has no such version.
 			o.order, ifMatch = mine[rng.IntN(len(mine))], `"1000000"`
-		case dice < 36: // refused: too many items
+		case dice < 36:
+			// Refused: too many items.
 			o.create, o.order = true, fmt.Sprintf("invalid-%d-%d", n, len(mine))
 		case dice < 60 || len(mine) == 0:
 			o.create, o.order = true, fmt.Sprintf("order-%d-%d", n, len(mine))
@@ -107,7 +122,8 @@ func (l *load) client(ctx context.Context, n int) {
 		if o.outcome == accepted && rng.IntN(3) == 0 {
 			select {
 			case news <- lookup{order: o.order, version: o.version}:
-			default: // the readers wait for Order
+			default:
+				// The readers wait for Order.
 			}
 		}
 		select {
@@ -117,20 +133,24 @@ func (l *load) client(ctx context.Context, n int) {
 	}
 }
 
-// operate carries an operation out. With an Idempotency-Key it goes on asking until it knows; without one an answer that got lost
-// leaves it in the dark. The services are up again before the test ends, so it comes to an end.
+// operate carries an operation out. With an Idempotency-Key it goes on asking until it knows;
+// without one an answer that got lost leaves it in the dark. The services are up again before the
+// test ends, so it comes to an end.
 func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
-	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
+	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order",
+		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
 	if o.create {
 		items := 1 + rng.IntN(l.items)
 		if o.order[0] == 'i' {
 			items = 0
 		}
-		method, url, body = http.MethodPost, l.cart.api+"/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.order, items)
+		method, url, body = http.MethodPost, l.cart.api+"/Order/create-order",
+			fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.order, items)
 	}
 	o.begin = time.Now()
 	defer func() { o.end = time.Now() }()
-	sent := false // a request may have been carried out though it was not answered
+	// A request may have been carried out though it was not answered.
+	sent := false
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		trace := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()|1)
 		headers := append([]string{"traceparent", "00-" + trace + "-00000000000000ff-01"}, l.headers...)
@@ -142,7 +162,8 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 		}
 		got, err := send(method, url, body, headers...)
 		if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
-			continue // nobody has heard of it
+			// Nobody has heard of it.
+			continue
 		}
 		o.traces = append(o.traces, trace)
 		switch {
@@ -166,9 +187,13 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 // reader looks up what was accepted.
 func (l *load) reader() {
 	for want := range l.news {
-		got, err := send(http.MethodGet, fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "", "Prefer", "wait=5")
+		got,
+			err := send(http.MethodGet,
+			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "",
+			"Prefer", "wait=5")
 		if err != nil || got.status != http.StatusOK {
-			continue // Order or Kafka is down: what it must know in the end is checked then
+			// Order or Kafka is down: what it must know in the end is checked then.
+			continue
 		}
 		if got.version() < want.version {
 			l.t.Errorf("a look-up of %s at version %d or later told %d", want.order, want.version, got.version())
@@ -177,7 +202,8 @@ func (l *load) reader() {
 			OrderID, Status string
 			Version         int64
 		}
-		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != want.order || body.Version != got.version() {
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != want.order ||
+			body.Version != got.version() {
 			l.t.Errorf("a look-up of %s, ETag %d, told %s (%v)", want.order, got.version(), got.body, err)
 		}
 		l.mu.Lock()

@@ -13,11 +13,13 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// A member that sleeps for longer than its session (a stopped virtual machine, a long swap) has lost its partitions when it wakes up,
-// and goes on in the belief that they are its own. It must notice, join again, and end with the state that the topics tell.
+// A member that sleeps for longer than its session (a stopped virtual machine, a long swap) has
+// lost its partitions when it wakes up, and goes on in the belief that they are its own. It must
+// notice, join again, and end with the state that the topics tell.
 //
-// SQLite cannot be shared, so the second member has a store of its own: this shows the group's part and the way back. That the one
-// who slept cannot write to a *shared* store is shown where it is decided, by the tests of the order package.
+// SQLite cannot be shared, so the second member has a store of its own: this shows the group's part
+// and the way back. That the one who slept cannot write to a *shared* store is shown where it is
+// decided, by the tests of the order package.
 func TestStalledMember(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
@@ -38,7 +40,8 @@ func TestStalledMember(t *testing.T) {
 		cart.update(id(n), "while it sleeps")
 	}
 	begin := time.Now()
-	other.start().ready() // when the session of the one that sleeps has ended
+	// When the session of the one that sleeps has ended.
+	other.start().ready()
 	t.Logf("its partitions were taken over after %s", time.Since(begin).Round(time.Millisecond))
 	for n := range orders {
 		other.sees(id(n), 2, "while it sleeps")
@@ -80,10 +83,12 @@ func TestReadYourWrite(t *testing.T) {
 		wg.Go(func() {
 			for n := 0; time.Now().Before(until) && !t.Failed(); n++ {
 				id, status := fmt.Sprintf("order-%d-%d", c, n/5), contract.StatusNew
-				method, url, body := http.MethodPost, "/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 3}`, id)
+				method, url, body := http.MethodPost, "/Order/create-order",
+					fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 3}`, id)
 				if n%5 != 0 {
 					status = fmt.Sprint("status-", n)
-					method, url, body = http.MethodPut, "/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, id, status)
+					method, url, body = http.MethodPut, "/Order/update-order",
+						fmt.Sprintf(`{"orderId": %q, "status": %q}`, id, status)
 				}
 				wrote, err := send(method, cart.api+url, body)
 				if err != nil || wrote.status != http.StatusOK {
@@ -98,7 +103,8 @@ func TestReadYourWrite(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d writes, each seen; the slowest after %s", writes.Load(), time.Duration(slowest.Load()).Round(time.Millisecond))
+	t.Logf("%d writes, each seen; the slowest after %s", writes.Load(),
+		time.Duration(slowest.Load()).Round(time.Millisecond))
 	if writes.Load() < 100 {
 		t.Errorf("only %d writes", writes.Load())
 	}

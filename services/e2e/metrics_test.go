@@ -31,13 +31,15 @@ import (
 	"ordersystem.dev/services/lag"
 )
 
-// A panel that names a metric or a label that does not exist is empty, and an alert never fires: nothing tells. So every expression of
-// k8s/ is held against what the running system shows, as Prometheus would see it.
+// A panel that names a metric or a label that does not exist is empty, and an alert never fires:
+// nothing tells. So every expression of k8s/ is held against what the running system shows, as
+// Prometheus would see it.
 func TestWhatPanelsAndRulesNameExists(t *testing.T) {
 	t.Parallel()
 	found := scrapeSystem(t)
 	expressions := declaredExpressions(t)
-	for _, e := range expressions { // in order: a rule may use what was recorded before it
+	// In order: a rule may use what was recorded before it.
+	for _, e := range expressions {
 		at, err := found.labels(e.text)
 		if err != nil {
 			t.Errorf("%s: %v\n%s", e.where, err, e.text)
@@ -45,7 +47,8 @@ func TestWhatPanelsAndRulesNameExists(t *testing.T) {
 		}
 		for _, name := range e.shown {
 			if !slices.Contains(at, name) {
-				t.Errorf("%s shows the label %s, which the result does not have: it has %q\n%s", e.where, name, at, e.text)
+				t.Errorf("%s shows the label %s, which the result does not have: it has %q\n%s", e.where, name, at,
+					e.text)
 			}
 		}
 		if e.records != "" {
@@ -69,7 +72,8 @@ took_seconds_bucket{topic="x",le="1"} 2
 	for _, tt := range []struct{ expression, want string }{
 		{`max by (topic) (age_seconds{topic="x"}) > on (topic) limit_seconds`, ""},
 		{`age_seconds > on (job, topic) group_left limit_seconds`, ""},
-		{`histogram_quantile(0.9, sum by (le, topic) (rate(took_seconds_bucket{topic=~"$topic"}[$__rate_interval])))`, ""},
+		{`histogram_quantile(0.9, sum by (le, topic) (rate(took_seconds_bucket{topic=~"$topic"}[$__rate_interval])))`,
+			""},
 		{`sum(age_seconds) / 2 or vector(0)`, ""},
 		{`old_seconds`, "there is no metric"},
 		{`absent(old_seconds)`, "there is no metric"},
@@ -86,7 +90,8 @@ took_seconds_bucket{topic="x",le="1"} 2
 		{`histogram_quantile(0.9, sum by (topic) (rate(took_seconds_bucket[5m])))`, "no le"},
 		{`sum(`, "parse"},
 	} {
-		if _, err := found.labels(tt.expression); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+		if _, err := found.labels(tt.expression); (err == nil) != (tt.want == "") || err != nil &&
+			!strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want an error about %q", tt.expression, err, tt.want)
 		}
 	}
@@ -95,24 +100,29 @@ took_seconds_bucket{topic="x",le="1"} 2
 // samples are the series that there are, by metric.
 type samples map[string][]map[string]string
 
-// failures are metrics that have no series before something fails, which nothing does here, with their own labels.
+// failures are metrics that have no series before something fails, which nothing does here, with
+// their own labels.
 var failures = map[string][]string{
 	"cart_delivery_failures_total":  {"code"},
 	"order_delivery_failures_total": {"code"},
 	"lag_collector_errors_total":    {"kafka_cluster", "api", "code"},
 }
 
-// scrapeSystem runs the whole system, has everything happen in it that panels show, and returns what it measured of itself.
+// scrapeSystem runs the whole system, has everything happen in it that panels show, and returns
+// what it measured of itself.
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
 	reporter := local(localkafka.FreePort())
-	kafka, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: localkafka.MetricsSettings(reporter)})
+	kafka,
+		err := localkafka.Start(t.Context(),
+		localkafka.Options{Dir: t.TempDir(), Settings: localkafka.MetricsSettings(reporter)})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
 	collector, err := lag.New(lag.Config{
-		Name: "orders", Kafka: kafkaconfig.Client{Brokers: []string{kafka.Addr}}, Interval: 100 * time.Millisecond, Groups: regexp.MustCompile(""),
+		Name: "orders", Kafka: kafkaconfig.Client{Brokers: []string{kafka.Addr}}, Interval: 100 * time.Millisecond,
+		Groups: regexp.MustCompile(""),
 	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +140,8 @@ func scrapeSystem(t *testing.T) samples {
 
 	cart.create("measured")
 	order.sees("measured", cart.update("measured", "Shipped"), "Shipped")
-	testenv.Produce(t, kafka.Addr, contract.Message{Topic: contract.TopicCreated, Key: []byte("bad"), Value: []byte("{")})
+	testenv.Produce(t, kafka.Addr,
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("bad"), Value: []byte("{")})
 	eventually(t, 30*time.Second, "there is a dead letter", func() (bool, string) {
 		return order.metric("order_dead_letters_total") == 1 && order.metric("order_produce_ack_seconds_count") == 1, ""
 	})
@@ -147,9 +158,12 @@ func scrapeSystem(t *testing.T) samples {
 			{"lag-operator", gathered(registry)},
 			{"monitoring/kafka", do(t, http.MethodGet, "http://"+reporter+"/metrics", "").body},
 		} {
-			at := map[string]string{"job": target.job, "namespace": "orders", "pod": "p", "container": "c", "instance": "i", "endpoint": "e"}
+			at := map[string]string{"job": target.job, "namespace": "orders", "pod": "p", "container": "c",
+				"instance": "i", "endpoint": "e"}
 			if target.job == "monitoring/kafka" { // by k8s/monitoring/pod-monitors.yaml
-				maps.Copy(at, map[string]string{"strimzi_io_cluster": "orders", "strimzi_io_name": "orders-kafka", "strimzi_io_pool_name": "dual-role", "kubernetes_pod_name": "p"})
+				maps.Copy(at,
+					map[string]string{"strimzi_io_cluster": "orders", "strimzi_io_name": "orders-kafka",
+						"strimzi_io_pool_name": "dual-role", "kubernetes_pod_name": "p"})
 			}
 			shown.parse(t, at, target.text+"\nup 1\n")
 		}
@@ -171,7 +185,8 @@ func scrapeSystem(t *testing.T) samples {
 
 func gathered(registry *prometheus.Registry) string {
 	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
+		httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	return answer.Body.String()
 }
 
@@ -214,12 +229,14 @@ const variable = "ANY"
 
 // resolved is an expression without Grafana's variables.
 func resolved(text string) string {
-	text = regexp.MustCompile(`\$__(rate_interval|interval|range)\b|\$\{__(rate_interval|interval|range)\}`).ReplaceAllString(text, "5m")
+	text = regexp.MustCompile(
+		`\$__(rate_interval|interval|range)\b|\$\{__(rate_interval|interval|range)\}`).ReplaceAllString(text, "5m")
 	text = regexp.MustCompile(`"[^"]*\$[^"]*"`).ReplaceAllString(text, `"`+variable+`"`)
 	return regexp.MustCompile(`\$\w+|\$\{[^}]*\}`).ReplaceAllString(text, "5")
 }
 
-// labels returns the labels that the result of an expression has, and an error about what it names that is not there.
+// labels returns the labels that the result of an expression has, and an error about what it names
+// that is not there.
 func (s samples) labels(text string) ([]string, error) {
 	expr, err := promql.ParseExpr(resolved(text))
 	if err != nil {
@@ -273,9 +290,11 @@ func matches(m *labels.Matcher, series map[string]string) bool {
 	switch {
 	case m.Name == nameLabel:
 		return true
-	case !is: // also where that would match: who names a label thinks that it is there
+	case !is:
+		// Also where that would match: who names a label thinks that it is there.
 		return false
-	case m.Value == variable, value == variable, m.Name == "code": // what goes wrong has other codes than what went right in this test
+	case m.Value == variable, value == variable, m.Name == "code":
+		// What goes wrong has other codes than what went right in this test.
 		return true
 	}
 	return m.Matches(value)
@@ -413,8 +432,10 @@ func unique(names []string) []string { return slices.Compact(slices.Sorted(slice
 // expression is one that is declared somewhere in k8s/.
 type expression struct {
 	where, text string
-	shown       []string // labels of the result that a legend or a text names
-	records     string   // the metric that a rule makes of it
+	// Labels of the result that a legend or a text names.
+	shown []string
+	// The metric that a rule makes of it.
+	records string
 }
 
 // declaredExpressions are all of the rules, then of the dashboards, then of the autoscaler.
@@ -442,7 +463,8 @@ func declaredExpressions(t *testing.T) (all []expression) {
 		for _, r := range group.Rules {
 			e := expression{where: "rule " + r.Alert + r.Record, text: r.Expr, records: r.Record}
 			for _, annotation := range r.Annotations {
-				e.shown = append(e.shown, without(named(`\$labels\.(\w+)`, annotation), slices.Collect(maps.Keys(r.Labels))...)...)
+				e.shown = append(e.shown,
+					without(named(`\$labels\.(\w+)`, annotation), slices.Collect(maps.Keys(r.Labels))...)...)
 			}
 			all = append(all, e)
 		}
@@ -458,15 +480,18 @@ func declaredExpressions(t *testing.T) (all []expression) {
 }
 
 type panels []struct {
-	Title   string
-	Panels  panels // of a row that is collapsed
+	Title string
+	// Of a row that is collapsed.
+	Panels  panels
 	Targets []struct{ Expr, LegendFormat string }
 }
 
 func (ps panels) expressions(file string) (all []expression) {
 	for _, p := range ps {
 		for _, target := range p.Targets {
-			all = append(all, expression{where: fmt.Sprintf("%s, panel %q", file, p.Title), text: target.Expr, shown: named(`\{\{ *(\w+) *\}\}`, target.LegendFormat)})
+			all = append(all,
+				expression{where: fmt.Sprintf("%s, panel %q", file, p.Title), text: target.Expr,
+					shown: named(`\{\{ *(\w+) *\}\}`, target.LegendFormat)})
 		}
 		all = append(all, p.Panels.expressions(file)...)
 	}
@@ -507,7 +532,8 @@ func ofDashboard(t *testing.T, file string) []expression {
 			t.Errorf("%s, variable %s: this test does not know %s", file, v.Name, query)
 			continue
 		}
-		all = append(all, expression{where: fmt.Sprintf("%s, variable %s", file, v.Name), text: m[1], shown: []string{m[2]}})
+		all = append(all,
+			expression{where: fmt.Sprintf("%s, variable %s", file, v.Name), text: m[1], shown: []string{m[2]}})
 	}
 	for _, a := range dashboard.Annotations.List {
 		if a.Expr != "" {
@@ -542,7 +568,9 @@ func ofAutoscalers(t *testing.T, dir string) (all []expression) {
 				t.Fatalf("%s: %v", file, err)
 			}
 			for _, trigger := range scaled.Spec.Triggers {
-				query := regexp.MustCompile(`consumergroup="[^"]*"`).ReplaceAllString(trigger.Metadata["query"], `consumergroup=~"$$any"`) // of a service that may scale
+				// Of a service that may scale.
+				query := regexp.MustCompile(`consumergroup="[^"]*"`).ReplaceAllString(trigger.Metadata["query"],
+					`consumergroup=~"$$any"`)
 				all = append(all, expression{where: file, text: query})
 			}
 		}

@@ -27,19 +27,22 @@ func TestKafkaIsDown(t *testing.T) {
 	}
 	cart.ready() // still
 	order.sees("before", 1, "new")
-	if got := do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, ""); got.status != http.StatusServiceUnavailable {
+	if got := do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated,
+		""); got.status != http.StatusServiceUnavailable {
 		t.Errorf("an audit without Kafka: %d %s, want 503", got.status, got.body)
 	}
 
 	// Both services stop in time though Kafka is away, and what was accepted survives it.
 	cart.stop()
 	order.stop()
-	cart.start().readyIn(3 * time.Second) // its store is whole
+	// Its store is whole.
+	cart.start().readyIn(3 * time.Second)
 	cart.update("during", "after Cart's restart")
 	cart.create("after Cart's restart")
 	order.start()
 	order.notReady("Kafka is unreachable")
-	if got := do(t, http.MethodGet, order.api+"/order/order-details?orderId=before", ""); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
+	if got := do(t, http.MethodGet, order.api+"/order/order-details?orderId=before",
+		""); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
 		t.Errorf("a look-up before the view has caught up: %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 	if rows := cart.metric("cart_outbox_rows"); rows != 53 {
@@ -73,7 +76,8 @@ func TestKafkaIsDown(t *testing.T) {
 	order.stop()
 }
 
-// A new Cart cannot know which orders exist before it has read the topics: it refuses rather than give a version twice.
+// A new Cart cannot know which orders exist before it has read the topics: it refuses rather than
+// give a version twice.
 func TestNewCartNeedsKafkaOnce(t *testing.T) {
 	t.Parallel()
 	cart := newCart(t, local(freePorts(1)))
@@ -92,7 +96,8 @@ func TestMissingTopics(t *testing.T) {
 	kafka := testenv.StartKafka(t)
 	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
 	cart.start().notReady("missing topics: " + contract.TopicCreated + ", " + contract.TopicUpdated)
-	order.start().notReady("missing topics: " + strings.Join([]string{contract.TopicCreated, contract.TopicDeadLetter, contract.TopicUpdated}, ", "))
+	order.start().notReady("missing topics: " +
+		strings.Join([]string{contract.TopicCreated, contract.TopicDeadLetter, contract.TopicUpdated}, ", "))
 
 	topics := contract.Topics()
 	declare(t, kafka.Addr, topics[0])
@@ -100,7 +105,8 @@ func TestMissingTopics(t *testing.T) {
 	order.notReady("missing topics: " + contract.TopicDeadLetter + ", " + contract.TopicUpdated)
 
 	declare(t, kafka.Addr, topics[1])
-	within := 5 * time.Second // they are looked for once a second; the rest is for slow machines
+	// They are looked for once a second; the rest is for slow machines.
+	within := 5 * time.Second
 	cart.readyIn(within)
 	cart.create("A")
 	order.notReady("missing topics: " + contract.TopicDeadLetter)
@@ -109,7 +115,8 @@ func TestMissingTopics(t *testing.T) {
 	order.readyIn(within)
 	order.sees("A", 1, "new")
 
-	// A store that is whole does not make Cart ready on a reachable Kafka that lost its topics, but one that has seen them stays so.
+	// A store that is whole does not make Cart ready on a reachable Kafka that lost its topics, but
+	// one that has seen them stays so.
 	for _, topic := range topics {
 		if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, topic.Name); err != nil {
 			t.Fatal(err)
@@ -118,7 +125,8 @@ func TestMissingTopics(t *testing.T) {
 	cart.ready()
 	cart.stop()
 	cart.start().notReady("missing topics: " + contract.TopicCreated + ", " + contract.TopicUpdated)
-	cart.create("B") // it is whole: what it takes goes out when there are topics
+	// It is whole: what it takes goes out when there are topics.
+	cart.create("B")
 	declare(t, kafka.Addr)
 	cart.readyIn(within)
 	order.sees("B", 1, "new")
@@ -130,7 +138,8 @@ func TestMissingTopics(t *testing.T) {
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	// A connection for each request: one that is kept can be closed for being idle in the moment in which it carries a request again.
+	// A connection for each request: one that is kept can be closed for being idle in the moment in
+	// which it carries a request again.
 	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, func(l *load) {
 		l.headers = []string{"Connection", "close"}
 	})
@@ -151,7 +160,8 @@ func TestGracefulStopUnderLoad(t *testing.T) {
 		}()
 		cart.stop()
 		order.stop()
-		if got := <-waiting; got.status != http.StatusServiceUnavailable && got.status != 0 { // 0: it had not arrived yet
+		// 0: it had not arrived yet.
+		if got := <-waiting; got.status != http.StatusServiceUnavailable && got.status != 0 {
 			t.Errorf("a look-up that waits while Order stops: %d %s, want 503", got.status, got.body)
 		}
 		cart.start().ready()

@@ -8,7 +8,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// The requests that come with the reference system, and those of this one, on the real programs and a real Kafka.
+// The requests that come with the reference system, and those of this one, on the real programs and
+// a real Kafka.
 func TestPostmanRequests(t *testing.T) {
 	t.Parallel()
 	_, cart, order := startSystem(t)

@@ -33,12 +33,14 @@ var (
 
 // build makes the programs once, as a user would.
 var build = sync.OnceValue(func() error {
-	// `go test` does not know that the result depends on the programs. It does notice which folders a test looks into, and that they
-	// have changed: without this it would go on telling the result for older programs.
+	// `go test` does not know that the result depends on the programs. It does notice which folders
+	// a test looks into, and that they have changed: without this it would go on telling the result
+	// for older programs.
 	if err := filepath.WalkDir("..", func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
 		return err
 	}
-	args := slices.Concat([]string{"build"}, buildFlags, []string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo"})
+	args := slices.Concat([]string{"build"}, buildFlags,
+		[]string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
@@ -55,25 +57,30 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// process is one of the project's programs, running by itself. It keeps its address and its data over any number of starts.
+// process is one of the project's programs, running by itself. It keeps its address and its data
+// over any number of starts.
 type process struct {
 	t    testing.TB
 	name string
 	env  []string
-	home string // holds its output
+	// Holds its output.
+	home string
 	dir  string // DATA_DIR
 	api  string // URL
 	ops  string
 
-	command    []string // instead of the program, which is its last argument
+	// Instead of the program, which is its last argument.
+	command    []string
 	attributes *syscall.SysProcAttr
-	disk       string // where DATA_DIR is found, when the program has a disk of its own
+	// Where DATA_DIR is found, when the program has a disk of its own.
+	disk string
 
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
-// newProcess prepares a program. What it logged is looked through when the test ends: no race, no panic.
+// newProcess prepares a program. What it logged is looked through when the test ends: no race, no
+// panic.
 func newProcess(t testing.TB, name string, env ...string) *process {
 	t.Helper()
 	if err := build(); err != nil {
@@ -101,7 +108,8 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 	return p
 }
 
-// newCart and newOrder prepare the services; the port above the API's, for operations, is their default.
+// newCart and newOrder prepare the services; the port above the API's, for operations, is their
+// default.
 func newCart(t testing.TB, kafka string, env ...string) *process {
 	return newService(t, "cart", kafka, env...)
 }
@@ -110,7 +118,8 @@ func newOrder(t testing.TB, kafka string, env ...string) *process {
 	return newService(t, "order", kafka, env...)
 }
 
-// startSystem starts both services on a Kafka of their own with its topics, and waits until they are ready.
+// startSystem starts both services on a Kafka of their own with its topics, and waits until they
+// are ready.
 func startSystem(t testing.TB) (kafka *localkafka.Broker, cart, order *process) {
 	t.Helper()
 	kafka = testenv.StartKafka(t)
@@ -136,8 +145,8 @@ var ports = struct {
 	next int
 }{next: 30_000 + rand.IntN(2_000)}
 
-// freePorts returns the first of n free ports in a row. They are below those which the system gives to outgoing connections: one of
-// these could take a service's port while the service is down.
+// freePorts returns the first of n free ports in a row. They are below those which the system gives
+// to outgoing connections: one of these could take a service's port while the service is down.
 func freePorts(n int) int {
 	ports.Lock()
 	defer ports.Unlock()
@@ -189,13 +198,15 @@ func (p *process) start() *process {
 	p.cmd.Stderr, p.cmd.Stdout = stderr, stdout
 	done, started := make(chan struct{}), make(chan error, 1)
 	go func() {
-		// The parent-death signal comes when the thread that forked ends, and Go ends idle threads: this one stays.
+		// The parent-death signal comes when the thread that forked ends, and Go ends idle threads:
+		// this one stays.
 		runtime.LockOSThread()
 		defer close(done)
 		err := p.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = p.cmd.Wait() // how it ended stands in ProcessState
+			// How it ended stands in ProcessState.
+			_ = p.cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
@@ -235,7 +246,8 @@ func (p *process) kill() {
 // grace is what Kubernetes is told to give a service for its end.
 const grace = 20 * time.Second
 
-// stop asks it to end, as Kubernetes does, and demands that it does so within the grace period and in order.
+// stop asks it to end, as Kubernetes does, and demands that it does so within the grace period and
+// in order.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGTERM)
@@ -252,7 +264,8 @@ func (p *process) ends(within time.Duration) {
 	select {
 	case <-p.done:
 	case <-time.After(within):
-		p.signal(syscall.SIGQUIT) // shows in its log what it hangs on
+		// Shows in its log what it hangs on.
+		p.signal(syscall.SIGQUIT)
 		p.t.Fatalf("%s has not ended in %s", p.name, within)
 	}
 	p.t.Logf("%s ended after %s", p.name, time.Since(begin).Round(time.Millisecond))
@@ -331,7 +344,9 @@ func send(method, target, body string, headers ...string) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	req.GetBody = nil // else the client sends a request with an Idempotency-Key again by itself, and we could not tell
+	// Else the client sends a request with an Idempotency-Key again by itself, and we could not
+	// tell.
+	req.GetBody = nil
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
@@ -356,12 +371,14 @@ func do(t testing.TB, method, target, body string, headers ...string) reply {
 // create and update send Cart what must succeed, and return the version.
 func (p *process) create(id string) int64 {
 	p.t.Helper()
-	return p.accepted(do(p.t, http.MethodPost, p.api+"/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 2}`, id)))
+	return p.accepted(do(p.t, http.MethodPost, p.api+"/Order/create-order",
+		fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 2}`, id)))
 }
 
 func (p *process) update(id, status string) int64 {
 	p.t.Helper()
-	return p.accepted(do(p.t, http.MethodPut, p.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, id, status)))
+	return p.accepted(do(p.t, http.MethodPut, p.api+"/Order/update-order",
+		fmt.Sprintf(`{"orderId": %q, "status": %q}`, id, status)))
 }
 
 func (p *process) accepted(got reply) int64 {
@@ -375,9 +392,13 @@ func (p *process) accepted(got reply) int64 {
 // find asks Order for a version of an order, and waits for it.
 func (p *process) find(id string, version int64) reply {
 	p.t.Helper()
-	got, err := send(http.MethodGet, fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", p.api, url.QueryEscape(id), version), "", "Prefer", "wait=30")
+	got,
+		err := send(http.MethodGet,
+		fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", p.api, url.QueryEscape(id), version), "",
+		"Prefer", "wait=30")
 	if err != nil {
-		p.t.Error(err) // not Fatal: goroutines of a test ask, too
+		// Not Fatal: goroutines of a test ask, too.
+		p.t.Error(err)
 	}
 	return got
 }
@@ -386,8 +407,10 @@ func (p *process) find(id string, version int64) reply {
 func (p *process) sees(id string, version int64, status string) {
 	p.t.Helper()
 	got := p.find(id, version)
-	if got.status != http.StatusOK || got.version() != version || !strings.Contains(got.body, fmt.Sprintf(`"status":%q`, status)) {
-		p.t.Errorf("%s knows order %s as %d, version %d: %s; want version %d, status %s", p.name, id, got.status, got.version(), got.body, version, status)
+	if got.status != http.StatusOK || got.version() != version ||
+		!strings.Contains(got.body, fmt.Sprintf(`"status":%q`, status)) {
+		p.t.Errorf("%s knows order %s as %d, version %d: %s; want version %d, status %s", p.name, id, got.status,
+			got.version(), got.body, version, status)
 	}
 }
 

@@ -14,8 +14,9 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// The topics are all there is to a store: deleted, it is made again from them, and is the same, also from topics that were compacted
-// meanwhile. A Cart that lost its store goes on counting where it was.
+// The topics are all there is to a store: deleted, it is made again from them, and is the same,
+// also from topics that were compacted meanwhile. A Cart that lost its store goes on counting where
+// it was.
 func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	t.Parallel()
 	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
@@ -25,7 +26,8 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	topics := contract.Topics()
-	for i := range topics { // so that compaction comes at once: it leaves the segment that is being written alone
+	// So that compaction comes at once: it leaves the segment that is being written alone.
+	for i := range topics {
 		config := maps.Clone(topics[i].Config)
 		config["segment.ms"], config["min.cleanable.dirty.ratio"] = "300", "0.001"
 		topics[i].Config = config
@@ -42,7 +44,8 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	}
 	for u := range updates {
 		for n := range orders {
-			if n%3 != 0 { // some are never updated
+			// Some are never updated.
+			if n%3 != 0 {
 				cart.update(id(n), fmt.Sprint("step ", u))
 			}
 		}
@@ -99,11 +102,13 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 				left++
 			}
 		}
-		return left <= orders+2*orders/3, fmt.Sprintf("%d of %d records", left, old) // the creations, and one update of each updated order
+		// The creations, and one update of each updated order.
+		return left <= orders+2*orders/3, fmt.Sprintf("%d of %d records", left, old)
 	})
 	rebuilt("Order's store lost after compaction", order)
 	rebuilt("Cart's store lost after compaction", cart)
-	if got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "order-1", "ItemsNum": 1}`); got.status != http.StatusConflict {
+	if got := do(t, http.MethodPost, cart.api+"/Order/create-order",
+		`{"OrderId": "order-1", "ItemsNum": 1}`); got.status != http.StatusConflict {
 		t.Errorf("creating an order again after Cart lost its store: %d %s, want 409", got.status, got.body)
 	}
 	if v := cart.update(id(1), "after the rebuild"); v != updates+2 {
@@ -118,11 +123,13 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	order.stop()
 }
 
-// A topic that is deleted and made anew while Order runs counts from 0 again: it is noticed, said loudly, and read from its beginning.
+// A topic that is deleted and made anew while Order runs counts from 0 again: it is noticed, said
+// loudly, and read from its beginning.
 func TestTopicMadeAnew(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	for n := range 30 { // in most partitions, so that the old offsets are beyond the new topic's ends
+	// In most partitions, so that the old offsets are beyond the new topic's ends.
+	for n := range 30 {
 		id := fmt.Sprint("old-", n)
 		cart.create(id)
 		cart.update(id, "Shipped")

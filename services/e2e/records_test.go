@@ -21,7 +21,8 @@ import (
 
 // body is an order as any producer could write it.
 func body(id, status string, version int64) []byte {
-	text := fmt.Sprintf(`{"orderId":%q,"customerId":"c","orderDate":"2026-01-02T03:04:05Z","items":[{"productId":"P","quantity":2,"price":10.5}],"totalAmount":21,"currency":"USD","status":%q`, id, status)
+	text := fmt.Sprintf(
+		`{"orderId":%q,"customerId":"c","orderDate":"2026-01-02T03:04:05Z","items":[{"productId":"P","quantity":2,"price":10.5}],"totalAmount":21,"currency":"USD","status":%q`, id, status)
 	if version != 0 {
 		text += fmt.Sprintf(`,"version":%d`, version)
 	}
@@ -35,7 +36,8 @@ func message(id, eventID, status string, version int64) contract.Message {
 	if version == 1 {
 		m.Topic = contract.TopicCreated
 	}
-	m.Headers = []contract.Header{{Key: contract.HeaderSpecVersion, Value: []byte("1.0")}, {Key: contract.HeaderID, Value: []byte(eventID)}}
+	m.Headers = []contract.Header{{Key: contract.HeaderSpecVersion, Value: []byte("1.0")},
+		{Key: contract.HeaderID, Value: []byte(eventID)}}
 	return m
 }
 
@@ -48,8 +50,8 @@ func plain(id, status string, version int64) contract.Message {
 	return m
 }
 
-// Events in any order and any number, records of other producers, and records that are none: look-ups tell the newest version, each
-// dead letter is complete, and nobody is delayed.
+// Events in any order and any number, records of other producers, and records that are none:
+// look-ups tell the newest version, each dead letter is complete, and nobody is delayed.
 func TestRecordsOfAnyKind(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
@@ -57,7 +59,8 @@ func TestRecordsOfAnyKind(t *testing.T) {
 	order := newOrder(t, kafka.Addr).start().ready()
 
 	t.Run("created after updated", func(t *testing.T) {
-		readInSteps(t, kafka.Addr, order, message("late", "l2", "Shipped", 2), message("late", "l1", contract.StatusNew, 1))
+		readInSteps(t, kafka.Addr, order, message("late", "l2", "Shipped", 2),
+			message("late", "l1", contract.StatusNew, 1))
 		order.sees("late", 2, "Shipped")
 	})
 	t.Run("duplicates", func(t *testing.T) {
@@ -85,36 +88,52 @@ func TestRecordsOfAnyKind(t *testing.T) {
 		order.sees("reversed", 6, "step 6")
 		readInSteps(t, kafka.Addr, order, all...)
 		order.sees("reversed", 6, "step 6")
-		if got := order.metric("order_stale_events_total") - before; got != 10 { // 5 of each pass; the newest is a duplicate then
+		// 5 of each pass; the newest is a duplicate then.
+		if got := order.metric("order_stale_events_total") - before; got != 10 {
 			t.Errorf("order_stale_events_total rose by %v, want 10", got)
 		}
 	})
 	t.Run("a plain JSON producer", func(t *testing.T) {
 		readInSteps(t, kafka.Addr, order, plain("plain", contract.StatusNew, 0))
 		order.sees("plain", 1, contract.StatusNew)
-		written := testenv.Produce(t, kafka.Addr, plain("plain", "Packed", 0), plain("plain", "Shipped", 0)) // in one batch
+		// In one batch.
+		written := testenv.Produce(t, kafka.Addr, plain("plain", "Packed", 0), plain("plain", "Shipped", 0))
 		order.sees("plain", 2+written[1].Offset, "Shipped")
-		if got := order.find("plain", 1); !strings.Contains(got.body, `"totalAmount":21,`) || !strings.Contains(got.body, `"shippingCost":0.42`) {
+		if got := order.find("plain", 1); !strings.Contains(got.body, `"totalAmount":21,`) ||
+			!strings.Contains(got.body, `"shippingCost":0.42`) {
 			t.Errorf("the order of a plain producer is answered as %s", got.body)
 		}
 	})
 
 	t.Run("dead letters", func(t *testing.T) {
-		readInSteps(t, kafka.Addr, order, message("good", "g1", contract.StatusNew, 1), message("good", "g2", "Shipped", 2))
-		headers := []contract.Header{{Key: "mine", Value: []byte{0, 255}}, {Key: "empty", Value: nil}, {Key: "mine", Value: []byte("again")}}
+		readInSteps(t, kafka.Addr, order, message("good", "g1", contract.StatusNew, 1),
+			message("good", "g2", "Shipped", 2))
+		headers := []contract.Header{{Key: "mine", Value: []byte{0, 255}}, {Key: "empty", Value: nil},
+			{Key: "mine", Value: []byte("again")}}
 		bad := []struct {
 			reason contract.Reason
 			m      contract.Message
 		}{
-			{contract.ReasonUndecodable, contract.Message{Topic: contract.TopicCreated, Key: []byte("good"), Value: []byte("{\"orderId\""), Headers: headers}},
-			{contract.ReasonUndecodable, contract.Message{Topic: contract.TopicUpdated, Key: []byte("good"), Value: []byte{0, 1, 2, 0xff}}},
-			{contract.ReasonUndecodable, contract.Message{Topic: contract.TopicUpdated, Key: []byte{}, Value: []byte{}}}, // no key at all is refused by Kafka, in a compacted topic
+			{contract.ReasonUndecodable,
+				contract.Message{Topic: contract.TopicCreated, Key: []byte("good"), Value: []byte("{\"orderId\""),
+					Headers: headers}},
+			{contract.ReasonUndecodable,
+				contract.Message{Topic: contract.TopicUpdated, Key: []byte("good"), Value: []byte{0, 1, 2, 0xff}}},
+			// No key at all is refused by Kafka, in a compacted topic.
+			{contract.ReasonUndecodable,
+				contract.Message{Topic: contract.TopicUpdated, Key: []byte{}, Value: []byte{}}},
 			{contract.ReasonUndecodable, message("good", "g1", "new", -1)},
-			{contract.ReasonUndecodable, contract.Message{Topic: contract.TopicCreated, Key: []byte("good"), Value: bytes.Repeat([]byte("x"), 900_000)}},
-			{contract.ReasonTombstone, contract.Message{Topic: contract.TopicCreated, Key: []byte("good"), Value: nil, Headers: headers}},
+			{contract.ReasonUndecodable,
+				contract.Message{Topic: contract.TopicCreated, Key: []byte("good"),
+					Value: bytes.Repeat([]byte("x"), 900_000)}},
+			{contract.ReasonTombstone,
+				contract.Message{Topic: contract.TopicCreated, Key: []byte("good"), Value: nil, Headers: headers}},
 			{contract.ReasonTombstone, contract.Message{Topic: contract.TopicUpdated, Key: []byte("good"), Value: nil}},
-			{contract.ReasonKeyMismatch, contract.Message{Topic: contract.TopicUpdated, Key: []byte("another"), Value: body("good", "Stolen", 9)}},
-			{contract.ReasonKeyMismatch, contract.Message{Topic: contract.TopicUpdated, Key: []byte{}, Value: body("good", "Stolen", 9)}},
+			{contract.ReasonKeyMismatch,
+				contract.Message{Topic: contract.TopicUpdated, Key: []byte("another"),
+					Value: body("good", "Stolen", 9)}},
+			{contract.ReasonKeyMismatch,
+				contract.Message{Topic: contract.TopicUpdated, Key: []byte{}, Value: body("good", "Stolen", 9)}},
 			{contract.ReasonConflict, message("good", "g2-other", "Stolen", 2)},
 		}
 		var want []string
@@ -174,8 +193,8 @@ func TestRecordsOfAnyKind(t *testing.T) {
 	order.stop()
 }
 
-// readInSteps publishes one message after the other, each when Order has read the one before: within a batch Order could put them in
-// order by chance.
+// readInSteps publishes one message after the other, each when Order has read the one before:
+// within a batch Order could put them in order by chance.
 func readInSteps(t *testing.T, kafka string, order *process, ms ...contract.Message) {
 	t.Helper()
 	for _, m := range ms {
@@ -188,7 +207,8 @@ func readInSteps(t *testing.T, kafka string, order *process, ms ...contract.Mess
 	}
 }
 
-// awaitRead waits until Order has read what is in the topics, by the offsets that it commits once it has stored them.
+// awaitRead waits until Order has read what is in the topics, by the offsets that it commits once
+// it has stored them.
 func awaitRead(t testing.TB, kafka string, order *process) {
 	t.Helper()
 	ends := map[place]int64{}
@@ -242,7 +262,8 @@ func describe(from testenv.Record, reason string, r testenv.Record) string {
 	if len(value) > 200 {
 		value = fmt.Sprintf("%s... of %d bytes", value[:50], len(r.Value))
 	}
-	parts := []string{fmt.Sprintf("%s/%d at %d, %s: key %q value %s", from.Topic, from.Partition, from.Offset, reason, r.Key, value)}
+	parts := []string{fmt.Sprintf("%s/%d at %d, %s: key %q value %s", from.Topic, from.Partition, from.Offset, reason,
+		r.Key, value)}
 	for _, h := range r.Headers {
 		if !strings.HasPrefix(h.Key, "dlt-") {
 			parts = append(parts, fmt.Sprintf("%s=%q", h.Key, h.Value))
@@ -251,8 +272,8 @@ func describe(from testenv.Record, reason string, r testenv.Record) string {
 	return strings.Join(parts, " ")
 }
 
-// A dead-letter topic that refuses delays nobody but the dead letters, and these are complete once it takes them: also across a crash
-// of Order, as they are stored with the offset.
+// A dead-letter topic that refuses delays nobody but the dead letters, and these are complete once
+// it takes them: also across a crash of Order, as they are stored with the offset.
 func TestDeadLetterTopicRefuses(t *testing.T) {
 	t.Parallel()
 	letterTopic := contract.Topics()[2]
@@ -262,7 +283,9 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 		code   string
 	}{
 		{"it does not exist", nil, "UNKNOWN_TOPIC"},
-		{"it takes only small records", []contract.Topic{{Name: letterTopic.Name, Partitions: 1, Config: map[string]string{"max.message.bytes": "2000"}}}, "MSG_SIZE_TOO_LARGE"},
+		{"it takes only small records",
+			[]contract.Topic{{Name: letterTopic.Name, Partitions: 1,
+				Config: map[string]string{"max.message.bytes": "2000"}}}, "MSG_SIZE_TOO_LARGE"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -286,10 +309,12 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 			for n := range bad {
 				id := fmt.Sprint("order-", n)
 				value := make([]byte, 3000)
-				for i := range value { // what can be compressed would be small enough
+				// What can be compressed would be small enough.
+				for i := range value {
 					value[i] = byte(rng.Uint32())
 				}
-				written := testenv.Produce(t, kafka.Addr, contract.Message{Topic: contract.TopicCreated, Key: []byte(id), Value: value})[0]
+				written := testenv.Produce(t, kafka.Addr,
+					contract.Message{Topic: contract.TopicCreated, Key: []byte(id), Value: value})[0]
 				want = append(want, describe(written, string(contract.ReasonUndecodable), written))
 				begin := time.Now()
 				testenv.Produce(t, kafka.Addr, message(id, "e", contract.StatusNew, 1))
@@ -308,7 +333,8 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 				t.Errorf("order_delivery_failures_total has no code %s", tt.code)
 			}
 			order.kill()
-			order.start() // it waits for the topic, if that is missing
+			// It waits for the topic, if that is missing.
+			order.start()
 			if tt.refuse == nil {
 				order.notReady("missing topics: " + letterTopic.Name)
 				declare(t, kafka.Addr)
@@ -327,7 +353,8 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 			}
 			slices.Sort(want)
 			slices.Sort(got)
-			if diff := cmp.Diff(want, slices.Compact(got)); diff != "" { // sent again after a crash, one may be there twice
+			// Sent again after a crash, one may be there twice.
+			if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
 				t.Errorf("dead letters (-want +got):\n%s", diff)
 			}
 			order.stop()

@@ -12,22 +12,24 @@ import (
 	"slices"
 	"testing"
 
-	_ "github.com/mattn/go-sqlite3" // the stores are looked at without the services
+	// The stores are looked at without the services.
+	_ "github.com/mattn/go-sqlite3"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// image copies a service's store, so that nothing that a crash left behind is changed by looking at it. Of a process that is frozen
-// it is what a kill at this moment would leave.
+// image copies a service's store, so that nothing that a crash left behind is changed by looking at
+// it. Of a process that is frozen it is what a kill at this moment would leave.
 func image(t testing.TB, p *process) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	for _, ending := range []string{"", "-wal"} {
 		data, err := os.ReadFile(filepath.Join(p.dir, p.name+".db"+ending))
 		if ending != "" && errors.Is(err, os.ErrNotExist) {
-			continue // it was closed in order
+			// It was closed in order.
+			continue
 		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, "copy.db"+ending), data, 0o644)
@@ -139,7 +141,8 @@ func hash(orders map[string]row) string {
 // readTopics reads both order topics.
 func readTopics(t testing.TB, kafka string) []testenv.Record {
 	t.Helper()
-	return slices.Concat(testenv.ReadAll(t, kafka, contract.TopicCreated), testenv.ReadAll(t, kafka, contract.TopicUpdated))
+	return slices.Concat(testenv.ReadAll(t, kafka, contract.TopicCreated),
+		testenv.ReadAll(t, kafka, contract.TopicUpdated))
 }
 
 // declare makes the declared topics.

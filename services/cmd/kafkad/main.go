@@ -1,5 +1,5 @@
-// Command kafkad starts and stops a real Kafka broker for development. It is what `make kafka` and `make kafka-stop` run; the
-// broker goes on when the command has ended.
+// Command kafkad starts and stops a real Kafka broker for development. It is what `make kafka` and
+// `make kafka-stop` run; the broker goes on when the command has ended.
 package main
 
 import (
@@ -42,7 +42,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	flags := flag.NewFlagSet("kafkad", flag.ContinueOnError)
 	flags.SetOutput(out)
 	dir := flags.String("dir", defaultDir, "where the broker keeps its data and its log")
-	port := flags.String("port", getenv("KAFKA_PORT"), "start: the port to serve at, 0 for a free one (also $KAFKA_PORT; default "+strconv.Itoa(defaultPort)+")")
+	port := flags.String("port", getenv("KAFKA_PORT"),
+		"start: the port to serve at, 0 for a free one (also $KAFKA_PORT; default "+strconv.Itoa(defaultPort)+")")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -87,7 +88,8 @@ func start(ctx context.Context, dir, portText string, out io.Writer) error {
 		addr = k.Addr
 	}
 	if err := localkafka.CreateTopics(ctx, addr, contract.Topics(), 1); err != nil {
-		return fmt.Errorf("kafka runs, but not with the declared topics (stop it and delete %s to begin anew): %w", dir, err)
+		return fmt.Errorf("kafka runs, but not with the declared topics (stop it and delete %s to begin anew): %w",
+			dir, err)
 	}
 	how := "make kafka-stop"
 	if dir != defaultDir {
@@ -113,8 +115,9 @@ func stop(dir string, out io.Writer) error {
 	return nil
 }
 
-// end ends the broker that works on dir. It is not this process's child, so its disappearance is all there is to wait for; where
-// nobody collects ended processes, as in some containers, that is the disappearance of its lock.
+// end ends the broker that works on dir. It is not this process's child, so its disappearance is
+// all there is to wait for; where nobody collects ended processes, as in some containers, that is
+// the disappearance of its lock.
 func end(dir string, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err

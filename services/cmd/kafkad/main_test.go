@@ -24,9 +24,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// One story, since each broker takes seconds: start, start again, stop, stop again, start with what was there.
+// One story, since each broker takes seconds: start, start again, stop, stop again, start with what
+// was there.
 func TestStartStop(t *testing.T) {
-	other := testenv.StartKafka(t) // skips where no broker can run
+	// Skips where no broker can run.
+	other := testenv.StartKafka(t)
 	dir := t.TempDir()
 	t.Cleanup(func() { run(context.Background(), []string{"stop", "-dir", dir}, noEnv, t.Output()) })
 
@@ -43,7 +45,8 @@ func TestStartStop(t *testing.T) {
 	addr := brokers(t, string(out))
 	kafkad(t, "status", dir, "KAFKA_BROKERS="+addr)
 	kafkad(t, "start", dir, "already runs")
-	want := testenv.Produce(t, addr, contract.Message{Topic: contract.TopicDeadLetter, Key: []byte("k"), Value: []byte("v")})
+	want := testenv.Produce(t, addr,
+		contract.Message{Topic: contract.TopicDeadLetter, Key: []byte("k"), Value: []byte("v")})
 
 	_, port, _ := net.SplitHostPort(other.Addr)
 	err = run(t.Context(), []string{"start", "-dir", t.TempDir()}, func(string) string { return port }, t.Output())

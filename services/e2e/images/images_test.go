@@ -1,5 +1,5 @@
-// Package images_test holds the images that `make images` builds to what the documents promise of them. The first run takes some
-// minutes, further ones a few seconds: Docker's caches are kept.
+// Package images_test holds the images that `make images` builds to what the documents promise of
+// them. The first run takes some minutes, further ones a few seconds: Docker's caches are kept.
 package images_test
 
 import (
@@ -55,7 +55,8 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 			if diff := cmp.Diff(files, i.names); diff != "" {
 				t.Error(diff)
 			}
-			for name, f := range i.files { // Docker's cache does not look at times, the layer's hash does
+			// Docker's cache does not look at times, the layer's hash does.
+			for name, f := range i.files {
 				if f.modified.Unix() != 0 {
 					t.Errorf("%s is of %v, so that no other build gives the same layer", name, f.modified)
 				}
@@ -63,7 +64,8 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 			if !x509.NewCertPool().AppendCertsFromPEM(i.files["etc/ssl/certs/ca-certificates.crt"].content) {
 				t.Error("no CA certificate in the bundle")
 			}
-			checkStatic(t, i.files["app"].content, map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[i.arch])
+			checkStatic(t, i.files["app"].content,
+				map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[i.arch])
 		})
 	}
 }
@@ -77,7 +79,9 @@ func TestImageStarts(t *testing.T) {
 		"check":        "no step is given",
 	} {
 		t.Run(program, func(t *testing.T) {
-			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none", "--read-only", build(t, program, "")).CombinedOutput()
+			out,
+				err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none",
+				"--read-only", build(t, program, "")).CombinedOutput()
 			exit, ok := errors.AsType[*exec.ExitError](err)
 			if !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), says) {
 				t.Errorf("got %v and %q, want exit code 2 and %q", err, out, says)
@@ -99,8 +103,9 @@ func TestImageForTheOtherArchitecture(t *testing.T) {
 	checkStatic(t, i.files["app"].content, machine)
 }
 
-// The second build shares nothing with the first: neither caches, nor modules, nor a path. Layers are compared, not whole images: a
-// BuildKit before 0.11 does not heed SOURCE_DATE_EPOCH and writes the time of the build into an image's configuration.
+// The second build shares nothing with the first: neither caches, nor modules, nor a path. Layers
+// are compared, not whole images: a BuildKit before 0.11 does not heed SOURCE_DATE_EPOCH and writes
+// the time of the build into an image's configuration.
 func TestImageIsReproducible(t *testing.T) {
 	testenv.RequireBuildKit(t)
 	b, err := os.ReadFile(filepath.Join(root, "services/Dockerfile"))
@@ -146,11 +151,13 @@ func checkStatic(t *testing.T, program []byte, machine elf.Machine) {
 	}
 }
 
-// build runs `make images` for one program, with a further flag for Docker and more of make's variables, and returns the image's name.
+// build runs `make images` for one program, with a further flag for Docker and more of make's
+// variables, and returns the image's name.
 func build(t *testing.T, program, flag string, variables ...string) string {
 	t.Helper()
 	testenv.RequireProgram(t, "make", "make")
-	args := append([]string{"-s", "-C", root, "PROGRAMS=" + program, "IMAGE_FLAGS=" + os.Getenv("IMAGE_FLAGS") + " " + flag}, variables...)
+	args := append([]string{"-s", "-C", root, "PROGRAMS=" + program,
+		"IMAGE_FLAGS=" + os.Getenv("IMAGE_FLAGS") + " " + flag}, variables...)
 	run(t, "make", append(args, "images")...)
 	return strings.TrimSpace(run(t, "make", append(args, "image-names")...))
 }
@@ -204,7 +211,8 @@ func untar(t *testing.T, archive []byte) map[string]file {
 	t.Helper()
 	files := map[string]file{}
 	var plain io.Reader = bytes.NewReader(archive)
-	if bytes.HasPrefix(archive, []byte("\x1f\x8b")) { // newer Dockers keep their layers compressed
+	// Newer Dockers keep their layers compressed.
+	if bytes.HasPrefix(archive, []byte("\x1f\x8b")) {
 		var err error
 		if plain, err = gzip.NewReader(plain); err != nil {
 			t.Fatal(err)

@@ -17,13 +17,15 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// rights are all that each user may do. It stands here once more so that no ACL too many in strimzi/topics can pass.
+// rights are all that each user may do. It stands here once more so that no ACL too many in
+// strimzi/topics can pass.
 var rights = map[string][]string{
 	"cart": {
 		"Read topic order-created-topic", "Write topic order-created-topic", "Describe topic order-created-topic",
 		"Read topic order-updated-topic", "Write topic order-updated-topic", "Describe topic order-updated-topic",
 		"Describe group cart-rebuild",
-		"IdempotentWrite cluster", // comes with Write on any topic
+		// Comes with Write on any topic.
+		"IdempotentWrite cluster",
 	},
 	"order": {
 		"Read topic order-created-topic", "Describe topic order-created-topic",
@@ -34,22 +36,26 @@ var rights = map[string][]string{
 		"IdempotentWrite cluster",
 	},
 	"lag-operator": {
-		"Describe topic order-created-topic", "Describe topic order-updated-topic", "Describe topic order-dead-letter-topic",
+		"Describe topic order-created-topic", "Describe topic order-updated-topic",
+		"Describe topic order-dead-letter-topic",
 		"Describe topic __consumer_offsets", "Describe topic any-other-topic",
-		"Describe group order-service", "Describe group order-audit", "Describe group cart-rebuild", "Describe group any-other-group",
+		"Describe group order-service", "Describe group order-audit", "Describe group cart-rebuild",
+		"Describe group any-other-group",
 	},
 }
 
 // resources are what there is to have rights on.
 var resources = map[string][]string{
-	"topic":           {contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter, "__consumer_offsets", "any-other-topic"},
+	"topic": {contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter, "__consumer_offsets",
+		"any-other-topic"},
 	"group":           {contract.GroupOrder, contract.GroupAudit, contract.GroupRebuild, "any-other-group"},
 	"cluster":         {""},
 	"transactionalId": {"any-transaction"},
 }
 
-// attempt asks the broker for something that takes one right, and returns its answer. Who has the right gets another error or none;
-// nothing is changed, as each asks for a trial or is wrong in some other way, which the broker sees after the rights.
+// attempt asks the broker for something that takes one right, and returns its answer. Who has the
+// right gets another error or none; nothing is changed, as each asks for a trial or is wrong in
+// some other way, which the broker sees after the rights.
 type attempt struct {
 	operation, resource string
 	ask                 func(ctx context.Context, broker *kgo.Broker, name string) error
@@ -68,15 +74,18 @@ var attempts = []attempt{
 		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
 		req := kmsg.NewPtrFetchRequest()
 		req.MaxBytes, req.Topics = 1, append(req.Topics, topic)
-		return ask(ctx, broker, req, func(resp *kmsg.FetchResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.FetchResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
 	}},
 	{"Write", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic, partition := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
-		partition.Records = []byte{} // no batch; a broken one would be seen before the rights
+		// No batch; a broken one would be seen before the rights.
+		partition.Records = []byte{}
 		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
 		req := kmsg.NewPtrProduceRequest()
 		req.Acks, req.TimeoutMillis, req.Topics = -1, 1000, append(req.Topics, topic)
-		return ask(ctx, broker, req, func(resp *kmsg.ProduceResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.ProduceResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
 	}},
 	{"Create", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic := kmsg.NewCreateTopicsRequestTopic()
@@ -87,17 +96,20 @@ var attempts = []attempt{
 	}},
 	{"Delete", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic, partition := kmsg.NewDeleteRecordsRequestTopic(), kmsg.NewDeleteRecordsRequestTopicPartition()
-		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition) // those before offset 0
+		// Those before offset 0.
+		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
 		req := kmsg.NewPtrDeleteRecordsRequest()
 		req.Topics = append(req.Topics, topic)
-		return ask(ctx, broker, req, func(resp *kmsg.DeleteRecordsResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.DeleteRecordsResponse) int16 { return resp.Topics[0].Partitions[0].ErrorCode })
 	}},
 	{"Alter", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic := kmsg.NewCreatePartitionsRequestTopic()
 		topic.Topic, topic.Count = name, 100
 		req := kmsg.NewPtrCreatePartitionsRequest()
 		req.ValidateOnly, req.Topics = true, append(req.Topics, topic)
-		return ask(ctx, broker, req, func(resp *kmsg.CreatePartitionsResponse) int16 { return resp.Topics[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.CreatePartitionsResponse) int16 { return resp.Topics[0].ErrorCode })
 	}},
 	describeConfigs("topic", kmsg.ConfigResourceTypeTopic),
 	alterConfigs("topic", kmsg.ConfigResourceTypeTopic, "retention.ms"),
@@ -111,7 +123,8 @@ var attempts = []attempt{
 	}},
 	{"Read", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
-		req.Group, req.MemberID, req.MemberEpoch = name, "nobody", 7 // of a member that there is not
+		// Of a member that there is not.
+		req.Group, req.MemberID, req.MemberEpoch = name, "nobody", 7
 		return ask(ctx, broker, req, func(resp *kmsg.ConsumerGroupHeartbeatResponse) int16 { return resp.ErrorCode })
 	}},
 	{"Delete", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
@@ -126,13 +139,15 @@ var attempts = []attempt{
 
 	{"Describe", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
 		req := kmsg.NewPtrDescribeACLsRequest()
-		req.ResourceType, req.ResourcePatternType, req.Operation, req.PermissionType = kmsg.ACLResourceTypeAny, kmsg.ACLResourcePatternTypeAny,
+		req.ResourceType, req.ResourcePatternType, req.Operation, req.PermissionType = kmsg.ACLResourceTypeAny,
+			kmsg.ACLResourcePatternTypeAny,
 			kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
 		return ask(ctx, broker, req, func(resp *kmsg.DescribeACLsResponse) int16 { return resp.ErrorCode })
 	}},
 	{"Alter", "cluster", func(ctx context.Context, broker *kgo.Broker, _ string) error {
 		filter := kmsg.NewDeleteACLsRequestFilter() // matches nothing
-		filter.ResourceType, filter.ResourceName, filter.ResourcePatternType = kmsg.ACLResourceTypeTopic, new("no-such-topic"), kmsg.ACLResourcePatternTypeLiteral
+		filter.ResourceType, filter.ResourceName, filter.ResourcePatternType = kmsg.ACLResourceTypeTopic,
+			new("no-such-topic"), kmsg.ACLResourcePatternTypeLiteral
 		filter.Operation, filter.PermissionType = kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
 		req := kmsg.NewPtrDeleteACLsRequest()
 		req.Filters = append(req.Filters, filter)
@@ -163,7 +178,8 @@ var attempts = []attempt{
 	{"Describe", "transactionalId", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		req := kmsg.NewPtrDescribeTransactionsRequest()
 		req.TransactionalIDs = append(req.TransactionalIDs, name)
-		return ask(ctx, broker, req, func(resp *kmsg.DescribeTransactionsResponse) int16 { return resp.TransactionStates[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.DescribeTransactionsResponse) int16 { return resp.TransactionStates[0].ErrorCode })
 	}},
 }
 
@@ -173,7 +189,8 @@ func describeConfigs(resource string, kind kmsg.ConfigResourceType) attempt {
 		r.ResourceType, r.ResourceName = kind, name
 		req := kmsg.NewPtrDescribeConfigsRequest()
 		req.Resources = append(req.Resources, r)
-		return ask(ctx, broker, req, func(resp *kmsg.DescribeConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.DescribeConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
 	}}
 }
 
@@ -185,7 +202,8 @@ func alterConfigs(resource string, kind kmsg.ConfigResourceType, setting string)
 		r.ResourceType, r.ResourceName, r.Configs = kind, name, append(r.Configs, config)
 		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
 		req.ValidateOnly, req.Resources = true, append(req.Resources, r)
-		return ask(ctx, broker, req, func(resp *kmsg.IncrementalAlterConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
+		return ask(ctx, broker, req,
+			func(resp *kmsg.IncrementalAlterConfigsResponse) int16 { return resp.Resources[0].ErrorCode })
 	}}
 }
 
@@ -209,7 +227,8 @@ func isRefused(err error) bool {
 	return false
 }
 
-// usersMayDoWhatTheyNeedAndNothingElse tries every operation on everything as every user, with the certificate of each.
+// usersMayDoWhatTheyNeedAndNothingElse tries every operation on everything as every user, with the
+// certificate of each.
 func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 	for _, u := range s.users {
 		if rights[u.Metadata.Name] == nil {
@@ -230,8 +249,9 @@ func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 		mayDo(t, s, admin, everything)
 	})
 	for name, opts := range map[string][]kgo.Opt{
-		"nobody without a certificate":         s.with(),
-		"nobody with another CA's certificate": (&strimzi{cluster: s.cluster, clusterCA: s.clusterCA, clientsCA: testenv.NewAuthority(t, "clients-ca"), forwarded: s.forwarded}).as(t, "cart"),
+		"nobody without a certificate": s.with(),
+		"nobody with another CA's certificate": (&strimzi{cluster: s.cluster, clusterCA: s.clusterCA,
+			clientsCA: testenv.NewAuthority(t, "clients-ca"), forwarded: s.forwarded}).as(t, "cart"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, err := kgo.NewClient(append(opts, kgo.RetryTimeout(2*time.Second))...)
@@ -247,7 +267,8 @@ func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 }
 
 func mayDo(t *testing.T, s *strimzi, user string, may []string) {
-	byName := kversion.Stable() // later versions name topics by ID, which who may not know a topic cannot
+	// Later versions name topics by ID, which who may not know a topic cannot.
+	byName := kversion.Stable()
 	byName.SetMaxKeyVersion(int16(kmsg.Fetch), 12)
 	byName.SetMaxKeyVersion(int16(kmsg.Produce), 12)
 	client, err := kgo.NewClient(append(s.as(t, user), kgo.MaxVersions(byName))...)
@@ -257,7 +278,8 @@ func mayDo(t *testing.T, s *strimzi, user string, may []string) {
 	defer client.Close()
 	for _, right := range may {
 		if !slices.ContainsFunc(attempts, func(a attempt) bool {
-			return slices.ContainsFunc(resources[a.resource], func(name string) bool { return rightOf(a, name) == right })
+			return slices.ContainsFunc(resources[a.resource],
+				func(name string) bool { return rightOf(a, name) == right })
 		}) {
 			t.Errorf("%q is not tried", right)
 		}

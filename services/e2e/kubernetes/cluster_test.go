@@ -33,15 +33,19 @@ const root = "../../.."
 // kafkaImage is the test's own broker; its tag changes with what is in it.
 var kafkaImage = "ordersystem/test-kafka:" + localkafka.Version()
 
-// cluster is a namespace of this run's own in the cluster that KUBECONFIG names. Everything is done by kubectl and helm, as a user does it.
+// cluster is a namespace of this run's own in the cluster that KUBECONFIG names. Everything is done
+// by kubectl and helm, as a user does it.
 type cluster struct {
-	t         *testing.T // the whole test
+	// The whole test.
+	t         *testing.T
 	namespace string
 
-	forwards []*atomic.Pointer[context.CancelFunc] // each ends one kubectl port-forward
+	// Each ends one kubectl port-forward.
+	forwards []*atomic.Pointer[context.CancelFunc]
 
-	mu       sync.Mutex
-	warnings []string // of Pod Security
+	mu sync.Mutex
+	// Of Pod Security.
+	warnings []string
 }
 
 // newCluster makes the namespace, which goes with all that is in it when the test ends.
@@ -56,10 +60,12 @@ func newCluster(t *testing.T) *cluster {
 		testenv.RequireProgram(t, program, "it")
 	}
 	testenv.RequireDocker(t)
-	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test looks into, and that they have changed:
-	// without this it would go on telling the result for an older chart.
+	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test
+	// looks into, and that they have changed: without this it would go on telling the result for an
+	// older chart.
 	for _, dir := range []string{"charts", "k8s", "services", "strimzi"} {
-		if err := filepath.WalkDir(filepath.Join(root, dir), func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
+		if err := filepath.WalkDir(filepath.Join(root, dir),
+			func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,7 +75,9 @@ func newCluster(t *testing.T) *cluster {
 		"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}}}`, c.namespace))
 	t.Cleanup(func() {
 		// Not the test's context, which has ended.
-		if out, err := exec.Command("kubectl", "delete", "namespace", c.namespace, "--timeout=2m").CombinedOutput(); err != nil {
+		if out,
+			err := exec.Command("kubectl", "delete", "namespace", c.namespace,
+			"--timeout=2m").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
@@ -81,7 +89,8 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// loadImages brings the images into the cluster: those that the charts name, as `make images` has built them, and the test's broker.
+// loadImages brings the images into the cluster: those that the charts name, as `make images` has
+// built them, and the test's broker.
 func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
 	var images []string
@@ -93,7 +102,9 @@ func loadImages(t *testing.T, c *cluster) {
 	slices.Sort(images)
 	images = slices.Compact(images)
 	for _, image := range images {
-		if out, err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect", image).CombinedOutput(); err != nil {
+		if out,
+			err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect",
+			image).CombinedOutput(); err != nil {
 			t.Fatalf("the image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
 		}
 	}
@@ -111,7 +122,8 @@ func loadImages(t *testing.T, c *cluster) {
 	t.Logf("loaded %s in %s", strings.Join(images, ", "), time.Since(begin).Round(time.Second))
 }
 
-// run runs a program in the repository's root, demands that it succeeds, and returns what it prints.
+// run runs a program in the repository's root, demands that it succeeds, and returns what it
+// prints.
 func (c *cluster) run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := c.try(t.Context(), "", program, args...)
@@ -140,7 +152,9 @@ func (c *cluster) apply(t *testing.T, manifest string) {
 
 func (c *cluster) secret(t *testing.T, name string, data map[string][]byte) {
 	t.Helper()
-	manifest, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Secret", "metadata": map[string]any{"name": name}, "data": data})
+	manifest,
+		err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Secret",
+		"metadata": map[string]any{"name": name}, "data": data})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,13 +175,15 @@ func (c *cluster) try(ctx context.Context, stdin, program string, args ...string
 		}
 	}
 	if err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w\n%s%s", program, strings.Join(args, " "), err, stdout.String(), stderr.String())
+		return stdout.String(),
+			fmt.Errorf("%s %s: %w\n%s%s", program, strings.Join(args, " "), err, stdout.String(), stderr.String())
 	}
 	return stdout.String(), nil
 }
 
-// forward makes ports in the cluster reachable at the addresses that it returns, until the whole test ends. kubectl ends with the pod
-// that it is connected to: it is started again, on the same ports, and finds the next pod.
+// forward makes ports in the cluster reachable at the addresses that it returns, until the whole
+// test ends. kubectl ends with the pod that it is connected to: it is started again, on the same
+// ports, and finds the next pod.
 func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	args := []string{"-n", c.namespace, "port-forward", target}
 	for _, port := range ports {
@@ -177,14 +193,16 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	end := &atomic.Pointer[context.CancelFunc]{}
-	end.Store(new(context.CancelFunc(func() {}))) // until kubectl runs
+	// Until kubectl runs.
+	end.Store(new(context.CancelFunc(func() {})))
 	c.forwards = append(c.forwards, end)
 	var forwarder sync.WaitGroup
 	forwarder.Go(func() {
 		for ctx.Err() == nil {
 			once, cancel := context.WithCancel(ctx)
 			end.Store(&cancel)
-			_ = exec.CommandContext(once, "kubectl", args...).Run() // that there is no pod now is no news
+			// That there is no pod now is no news.
+			_ = exec.CommandContext(once, "kubectl", args...).Run()
 			cancel()
 			select {
 			case <-ctx.Done():
@@ -199,7 +217,8 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	return addresses
 }
 
-// reconnect has every forward begin anew: when a pod goes while requests are under way, kubectl sometimes hangs instead of ending.
+// reconnect has every forward begin anew: when a pod goes while requests are under way, kubectl
+// sometimes hangs instead of ending.
 func (c *cluster) reconnect() {
 	for _, end := range c.forwards {
 		(*end.Load())()
@@ -215,7 +234,8 @@ type event struct {
 // watch sends what kubectl prints about objects and their changes, until the test ends.
 func (c *cluster) watch(t *testing.T, args ...string) <-chan event {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "kubectl", append([]string{"-n", c.namespace, "get", "--watch"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), "kubectl",
+		append([]string{"-n", c.namespace, "get", "--watch"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -229,7 +249,8 @@ func (c *cluster) watch(t *testing.T, args ...string) <-chan event {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			events <- event{time.Now(), lines.Text()}
 		}
-		_ = cmd.Wait() // the end of the test kills it
+		// The end of the test kills it.
+		_ = cmd.Wait()
 	}()
 	return events
 }
@@ -237,9 +258,11 @@ func (c *cluster) watch(t *testing.T, args ...string) <-chan event {
 // objects are all objects in the namespace, as kind/name, but events and measurements.
 func (c *cluster) objects(t *testing.T) []string {
 	t.Helper()
-	kinds := slices.DeleteFunc(strings.Fields(c.run(t, "kubectl", "api-resources", "--namespaced", "--verbs=list", "--output=name")), func(kind string) bool {
-		return strings.HasPrefix(kind, "events") || strings.HasSuffix(kind, ".metrics.k8s.io")
-	})
+	kinds := slices.DeleteFunc(
+		strings.Fields(c.run(t, "kubectl", "api-resources", "--namespaced", "--verbs=list", "--output=name")),
+		func(kind string) bool {
+			return strings.HasPrefix(kind, "events") || strings.HasSuffix(kind, ".metrics.k8s.io")
+		})
 	names := strings.Fields(c.kubectl(t, "get", strings.Join(kinds, ","), "--output=name", "--ignore-not-found"))
 	slices.Sort(names)
 	return slices.Compact(names)
@@ -262,7 +285,8 @@ func (c *cluster) dump(t *testing.T) {
 	t.Logf("events:\n%s", show("get", "events", "--sort-by=.lastTimestamp"))
 	for pod := range strings.FieldsSeq(show("get", "pods", "--output=name")) {
 		t.Logf("log of %s:\n%s", pod, show("logs", pod, "--all-containers", "--tail=200"))
-		if previous, err := c.try(ctx, "", "kubectl", "-n", c.namespace, "logs", pod, "--previous", "--tail=200"); err == nil {
+		if previous,
+			err := c.try(ctx, "", "kubectl", "-n", c.namespace, "logs", pod, "--previous", "--tail=200"); err == nil {
 			t.Logf("log of %s before its restart:\n%s", pod, previous)
 		}
 	}
@@ -270,8 +294,9 @@ func (c *cluster) dump(t *testing.T) {
 
 // reply is an answer to a request.
 type reply struct {
-	status  int
-	version int64 // by its ETag
+	status int
+	// By its ETag.
+	version int64
 	body    string
 }
 
@@ -297,7 +322,8 @@ func send(ctx context.Context, method, url, body string, headers ...string) (rep
 	return reply{resp.StatusCode, version, string(text)}, err
 }
 
-// answered sends a request until it is answered: kubectl learns only then that the pod has gone to which it forwards.
+// answered sends a request until it is answered: kubectl learns only then that the pod has gone to
+// which it forwards.
 func answered(t *testing.T, request func() (reply, error)) (got reply) {
 	t.Helper()
 	eventually(t, 30*time.Second, "there is an answer", func() (bool, string) {

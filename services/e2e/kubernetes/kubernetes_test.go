@@ -1,8 +1,9 @@
-// Package kubernetes tests the chart as it is installed: on a real cluster, with the images as they are built, beside a real Kafka with
-// TLS and ACLs as strimzi/ declares it.
+// Package kubernetes tests the chart as it is installed: on a real cluster, with the images as they
+// are built, beside a real Kafka with TLS and ACLs as strimzi/ declares it.
 //
-// The cluster is the one of KUBECONFIG. TEST_IMAGE_LOAD is a shell command that brings the local Docker daemon's images "$@" into it,
-// for kind TEST_IMAGE_LOAD='kind load docker-image --name orders "$@"'. TEST_JAVA_BASE is the base of the test's Kafka image, if not the Dockerfile's.
+// The cluster is the one of KUBECONFIG. TEST_IMAGE_LOAD is a shell command that brings the local
+// Docker daemon's images "$@" into it, for kind TEST_IMAGE_LOAD='kind load docker-image --name
+// orders "$@"'. TEST_JAVA_BASE is the base of the test's Kafka image, if not the Dockerfile's.
 package kubernetes
 
 import (
@@ -22,10 +23,14 @@ type installation struct {
 	strimzi     *strimzi
 	cart, order *service
 	prometheus  *prometheus
-	watched     time.Time // since when no alert is due
-	before      []string  // what was there before the release
-	secrets     []string  // what Strimzi wrote after it
-	placed      answer    // an order that has to be found at the end
+	// Since when no alert is due.
+	watched time.Time
+	// What was there before the release.
+	before []string
+	// What Strimzi wrote after it.
+	secrets []string
+	// An order that has to be found at the end.
+	placed answer
 }
 
 // service is one of the two, as it is reached from here.
@@ -42,7 +47,8 @@ func (s *service) selector() string {
 // The steps are one story: each begins where the one before ended.
 func TestInstallation(t *testing.T) {
 	c := newCluster(t)
-	i := &installation{cluster: c, strimzi: newStrimzi(t, c), cart: &service{name: "cart", port: 5000}, order: &service{name: "order", port: 7000}}
+	i := &installation{cluster: c, strimzi: newStrimzi(t, c), cart: &service{name: "cart", port: 5000},
+		order: &service{name: "order", port: 7000}}
 	i.strimzi.prepareKafka(t)
 	i.strimzi.startKafka(t)
 	i.strimzi.allow(t)
@@ -58,7 +64,8 @@ func TestInstallation(t *testing.T) {
 		{"services are ready within a second of their topics and their pods at the next probe", i.readyWithTopics},
 		{"helm test passes", i.helmTest},
 		{"the Postman requests pass through kubectl port-forward", i.postman},
-		{"users may do what they need and nothing else", func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
+		{"users may do what they need and nothing else",
+			func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
 		{"the lag operator sees a group that keeps its objective", i.installLagOperator},
 		{"another replica leads when the leader goes, and nobody is alarmed", i.loseLeader},
 		{"a consumer that stops is told by status, Event and alert, and so is its recovery", i.stopConsumer},
@@ -89,8 +96,10 @@ func (i *installation) waitForSecrets(t *testing.T) {
 	for _, s := range []*service{i.cart, i.order} {
 		want := fmt.Sprintf("secret %q not found", s.name)
 		eventually(t, 30*time.Second, "the pod waits: "+want, func() (bool, string) {
-			waiting := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o", "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}")
-			events := i.kubectl(t, "get", "events", "--field-selector", "reason=FailedMount", "-o", `jsonpath={range .items[*]}{.message}{"\n"}{end}`)
+			waiting := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o",
+				"jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}")
+			events := i.kubectl(t, "get", "events", "--field-selector", "reason=FailedMount", "-o",
+				`jsonpath={range .items[*]}{.message}{"\n"}{end}`)
 			return waiting == "ContainerCreating" && strings.Contains(events, want), waiting + "\n" + events
 		})
 	}
@@ -115,28 +124,34 @@ func (i *installation) waitForTopics(t *testing.T) {
 	i.notReady(t, i.order, "missing topics: order-dead-letter-topic, order-updated-topic")
 }
 
-// notReady demands that a service comes to say why it is not ready, and that Kubernetes knows that it is not.
+// notReady demands that a service comes to say why it is not ready, and that Kubernetes knows that
+// it is not.
 func (i *installation) notReady(t *testing.T, s *service, why string) {
 	t.Helper()
 	eventually(t, time.Minute, s.name+" says that it is not ready: "+why, func() (bool, string) {
 		got, err := send(t.Context(), http.MethodGet, s.ops+"/readyz", "")
-		ready := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why) && ready == "False",
+		ready := i.kubectl(t, "get", "pods", "-l", s.selector(), "-o",
+			`jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why) &&
+				ready == "False",
 			fmt.Sprintf("%d %q %v, Ready is %s", got.status, got.body, err, ready)
 	})
 }
 
 func (i *installation) readyWithTopics(t *testing.T) {
 	changes := i.watch(t, "pods", "-l", "app.kubernetes.io/instance=orders",
-		"-o", `jsonpath={.metadata.labels.app\.kubernetes\.io/component} {.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
-	now := []string{(<-changes).line, (<-changes).line} // kubectl watches from here on
+		"-o",
+		`jsonpath={.metadata.labels.app\.kubernetes\.io/component} {.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
+	// Kubectl watches from here on.
+	now := []string{(<-changes).line, (<-changes).line}
 	slices.Sort(now)
 	if want := []string{"cart False", "order False"}; !slices.Equal(now, want) {
 		t.Fatalf("the pods are %q, want %q", now, want)
 	}
 	i.strimzi.createTopics(t, contract.TopicUpdated, contract.TopicDeadLetter)
 	begin := time.Now()
-	const within = 2 * time.Second // the service's second, and the probe's period
+	// The service's second, and the probe's period.
+	const within = 2 * time.Second
 	for ready, timeout := 0, time.After(30*time.Second); ready < 2; {
 		select {
 		case <-timeout:
@@ -155,7 +170,8 @@ func (i *installation) readyWithTopics(t *testing.T) {
 	i.strimzi.topicsAreReady(t)
 	// What docs/kubernetes.md waits for.
 	i.kubectl(t, "wait", "kafka/orders", "--for=condition=Ready", "--timeout=1m")
-	i.kubectl(t, "wait", "kafkatopics,kafkausers", "-l", "strimzi.io/cluster=orders", "--for=condition=Ready", "--timeout=1m")
+	i.kubectl(t, "wait", "kafkatopics,kafkausers", "-l", "strimzi.io/cluster=orders", "--for=condition=Ready",
+		"--timeout=1m")
 }
 
 func (i *installation) helmTest(t *testing.T) {
@@ -176,7 +192,8 @@ func (i *installation) disturbPods(t *testing.T) {
 		{"Order ends in order", func() { i.kubectl(t, "delete", "pods", "-l", i.order.selector()) }},
 		{"Cart is killed", func() { i.kubectl(t, "delete", "pods", "-l", i.cart.selector(), "--grace-period=1") }},
 		{"the release is upgraded", func() {
-			i.helm(t, "upgrade", "orders", "charts/orders", "--set", "cart.logLevel=debug", "--set", "order.podAnnotations.changed=yes")
+			i.helm(t, "upgrade", "orders", "charts/orders", "--set", "cart.logLevel=debug", "--set",
+				"order.podAnnotations.changed=yes")
 		}},
 		{"the release is rolled back", func() { i.helm(t, "rollback", "orders") }},
 	} {
@@ -184,8 +201,10 @@ func (i *installation) disturbPods(t *testing.T) {
 		disturb.do()
 		i.rollout(t)
 		at := l.count()
-		t.Logf("%s: %d answers until all was ready after %s", disturb.what, at-before, time.Since(begin).Round(100*time.Millisecond))
-		eventually(t, 30*time.Second, "more orders are answered", func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
+		t.Logf("%s: %d answers until all was ready after %s", disturb.what, at-before,
+			time.Since(begin).Round(100*time.Millisecond))
+		eventually(t, 30*time.Second, "more orders are answered",
+			func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
 	}
 	answers := l.end()
 	t.Logf("%d answers", len(answers))
@@ -204,12 +223,14 @@ func (i *installation) rollout(t *testing.T) {
 
 func (i *installation) disturbBroker(t *testing.T) {
 	l := i.startLoad(t, "broker")
-	eventually(t, 30*time.Second, "orders are answered", func() (bool, string) { return l.count() > 20, fmt.Sprint(l.count()) })
+	eventually(t, 30*time.Second, "orders are answered",
+		func() (bool, string) { return l.count() > 20, fmt.Sprint(l.count()) })
 	i.strimzi.stopKafka(t)
 	at := l.count()
 	accepts := func(what string) {
 		before := l.count()
-		eventually(t, 30*time.Second, what, func() (bool, string) { return l.count() > before+100, fmt.Sprint(l.count()) })
+		eventually(t, 30*time.Second, what,
+			func() (bool, string) { return l.count() > before+100, fmt.Sprint(l.count()) })
 	}
 	accepts("Cart accepts orders without Kafka")
 	i.kubectl(t, "delete", "pods", "-l", i.cart.selector())
@@ -233,17 +254,20 @@ func (i *installation) disturbBroker(t *testing.T) {
 	}
 }
 
-// renewCertificates writes new certificates into the users' Secrets, as Strimzi does some time before the old ones expire.
+// renewCertificates writes new certificates into the users' Secrets, as Strimzi does some time
+// before the old ones expire.
 func (i *installation) renewCertificates(t *testing.T) {
 	pods := i.kubectl(t, "get", "pods", "-o", "name")
 	l := i.startLoad(t, "renewed")
 	i.strimzi.writeSecrets(t)
-	i.kubectl(t, "annotate", "pods", "--all", "e2e/look=now") // else the kubelet takes up to a minute and a half to bring them
+	// Else the kubelet takes up to a minute and a half to bring them.
+	i.kubectl(t, "annotate", "pods", "--all", "e2e/look=now")
 	for _, s := range []*service{i.cart, i.order} {
 		i.logs(t, s, "the TLS files have changed: all clients are recreated")
 	}
 	at := l.count()
-	eventually(t, 30*time.Second, "orders are answered", func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
+	eventually(t, 30*time.Second, "orders are answered",
+		func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
 	i.nothingIsLost(t, l.end())
 	if now := i.kubectl(t, "get", "pods", "-o", "name"); now != pods {
 		t.Errorf("the pods were\n%sand are\n%s", pods, now)
@@ -272,11 +296,13 @@ func (i *installation) missRights(t *testing.T) {
 		i.accepts(t, order)
 	}
 
-	writeUpdated, writeCreated := newACL("topic", contract.TopicUpdated, "Write"), newACL("topic", contract.TopicCreated, "Write")
+	writeUpdated, writeCreated := newACL("topic", contract.TopicUpdated, "Write"),
+		newACL("topic", contract.TopicCreated, "Write")
 	i.strimzi.revoke(t, "cart", writeUpdated)
 	update()
 	i.logs(t, i.cart, "no permission on the topic: a producer needs the ACL Write")
-	i.strimzi.revoke(t, "cart", writeCreated) // now not even a producer's ID is given out
+	// Now not even a producer's ID is given out.
+	i.strimzi.revoke(t, "cart", writeCreated)
 	i.logs(t, i.cart, "no Write permission on the topic: its ACL is missing")
 	i.strimzi.grant(t, "cart", writeUpdated)
 	i.strimzi.grant(t, "cart", writeCreated)
@@ -297,7 +323,8 @@ func (i *installation) missRights(t *testing.T) {
 	i.strimzi.produce(t, contract.TopicCreated, order.order, "no order")
 	i.logs(t, i.order, "no Write permission on the topic: its ACL is missing")
 	update()
-	i.finds(t, order) // the bad record before it holds nothing up
+	// The bad record before it holds nothing up.
+	i.finds(t, order)
 	i.strimzi.grant(t, "order", writeLetters)
 	eventually(t, 30*time.Second, "the dead letter is written", func() (bool, string) {
 		letters := i.strimzi.read(t, contract.TopicDeadLetter)
@@ -344,7 +371,8 @@ func (i *installation) installAgain(t *testing.T) {
 	i.install(t)
 	i.rollout(t)
 	i.finds(t, i.placed)
-	i.accepts(t, i.placed) // Cart gives the answer of then to the request of then
+	// Cart gives the answer of then to the request of then.
+	i.accepts(t, i.placed)
 	next := answer{i.placed.order, i.placed.version + 1, "installed again"}
 	i.accepts(t, next)
 	i.finds(t, next)
@@ -354,7 +382,9 @@ func (i *installation) noWarnings(t *testing.T) {
 	if len(i.warnings) > 0 {
 		t.Errorf("kubectl and helm said: %q", i.warnings)
 	}
-	if _, err := i.try(t.Context(), "", "kubectl", "-n", i.namespace, "create", "deployment", "careless", "--image=careless", "--dry-run=server"); err != nil {
+	if _,
+		err := i.try(t.Context(), "", "kubectl", "-n", i.namespace, "create", "deployment", "careless",
+		"--image=careless", "--dry-run=server"); err != nil {
 		t.Fatal(err)
 	}
 	if len(i.warnings) == 0 {

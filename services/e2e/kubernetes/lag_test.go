@@ -24,19 +24,23 @@ func (i *installation) installLagOperator(t *testing.T) {
 	i.shows(t, []string{"NAME", "GROUP", "STATE", "MEMBERS", "LAG", "SECONDS", "OBJECTIVE", "WITHIN", "CONSUMING"},
 		[]string{"order-service", "order-service", "Stable", "1", "0", "0", "30", "True", "True"})
 	i.measures(t, `count(up{job="lag-operator"} == 1)`, 2)
-	i.measures(t, `count(lag_collector_up == 1)`, 1) // of the leader
+	// Of the leader.
+	i.measures(t, `count(lag_collector_up == 1)`, 1)
 	i.measures(t, `count(up{job=~"cart|order"} == 1)`, 2)
-	i.measures(t, `sum by (kubernetes_pod_name) (kafka_server_replicamanager_leadercount{strimzi_io_cluster="orders"} > bool 0)`, 1)
+	i.measures(t,
+		`sum by (kubernetes_pod_name) (kafka_server_replicamanager_leadercount{strimzi_io_cluster="orders"} > bool 0)`, 1)
 	i.watched = time.Now()
 }
 
-// shows demands what `kubectl get consumergroups` comes to print. The last column, the age, is left out.
+// shows demands what `kubectl get consumergroups` comes to print. The last column, the age, is left
+// out.
 func (i *installation) shows(t *testing.T, header, row []string) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("kubectl shows %q", row), func() (bool, string) {
 		lines := strings.Split(i.kubectl(t, "get", "consumergroups"), "\n")
 		names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
-		return slices.Equal(names[:len(names)-1], header) && slices.Equal(values[:len(values)-1], row), strings.Join(lines, "\n")
+		return slices.Equal(names[:len(names)-1], header) && slices.Equal(values[:len(values)-1], row),
+			strings.Join(lines, "\n")
 	})
 }
 
@@ -57,15 +61,19 @@ func (i *installation) loseLeader(t *testing.T) {
 		return pod
 	}
 	before := leader()
-	conditions := i.watch(t, group, "--output", `jsonpath={.status.conditions[*].status} {.status.conditions[*].type}{"\n"}`) // {range} shows no changes
-	changes := []event{<-conditions}                                                                                          // kubectl watches from here on
+	// {range} shows no changes.
+	conditions := i.watch(t, group, "--output",
+		`jsonpath={.status.conditions[*].status} {.status.conditions[*].type}{"\n"}`)
+	// Kubectl watches from here on.
+	changes := []event{<-conditions}
 	l := i.startLoad(t, "leader")
 	begin := time.Now()
 	i.kubectl(t, "delete", "pod", before, "--grace-period=1")
 	eventually(t, time.Minute, "another one leads and has read the groups", func() (bool, string) {
 		now := leader()
 		value, is := i.prometheus.value(t, fmt.Sprintf(`lag_collector_up{pod=%q}`, now))
-		return now != before && is && value == 1, fmt.Sprintf("%s after %s, %v", now, before, i.prometheus.query(t, "lag_collector_up"))
+		return now != before && is && value == 1,
+			fmt.Sprintf("%s after %s, %v", now, before, i.prometheus.query(t, "lag_collector_up"))
 	})
 	t.Logf("%s: another one leads and has read the groups", time.Since(begin).Round(100*time.Millisecond))
 	begin = time.Now()
@@ -93,7 +101,8 @@ func (i *installation) loseLeader(t *testing.T) {
 // nobodyWasAlarmed demands that no such alert was even pending since then.
 func (i *installation) nobodyWasAlarmed(t *testing.T, alerts string, since time.Time) {
 	t.Helper()
-	for name := range i.prometheus.query(t, fmt.Sprintf("last_over_time(ALERTS{%s}[%dms])", alerts, time.Since(since).Milliseconds())) {
+	for name := range i.prometheus.query(t,
+		fmt.Sprintf("last_over_time(ALERTS{%s}[%dms])", alerts, time.Since(since).Milliseconds())) {
 		t.Errorf("there was an alert: %s", name)
 	}
 }
@@ -112,10 +121,13 @@ func (i *installation) stopConsumer(t *testing.T) {
 	t.Logf("%s: the objective is missed", time.Since(begin).Round(time.Second))
 	i.becomes(t, "Consuming", "False", time.Minute)
 	t.Logf("%s: %s", time.Since(begin).Round(time.Second), i.kubectl(t, "get", "consumergroups", "--output=wide"))
-	if reason := i.kubectl(t, "get", group, "--output", `jsonpath={.status.conditions[?(@.type=="Consuming")].reason}`); reason != "Stopped" {
+	if reason := i.kubectl(t, "get", group, "--output",
+		`jsonpath={.status.conditions[?(@.type=="Consuming")].reason}`); reason != "Stopped" {
 		t.Errorf("the reason is %q, want Stopped", reason)
 	}
-	if age, _ := i.prometheus.value(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 || age > time.Since(begin).Seconds()+1 {
+	if age,
+		_ := i.prometheus.value(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 ||
+		age > time.Since(begin).Seconds()+1 {
 		t.Errorf("the first unread record is %.1f s old, want about %.1f", age, time.Since(begin).Seconds())
 	}
 	const alert = `ALERTS{alertname="ConsumerGroupStopped",consumergroup="order-service"}`
@@ -145,7 +157,8 @@ func (i *installation) stopConsumer(t *testing.T) {
 func (i *installation) becomes(t *testing.T, condition, status string, within time.Duration) {
 	t.Helper()
 	eventually(t, within, condition+" is "+status, func() (bool, string) {
-		conditions := i.kubectl(t, "get", group, "--output", `jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{"\n"}{end}`)
+		conditions := i.kubectl(t, "get", group, "--output",
+			`jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{"\n"}{end}`)
 		return strings.Contains(conditions, condition+"="+status+" "), conditions
 	})
 }
@@ -160,19 +173,22 @@ func (i *installation) tells(t *testing.T, event string) {
 	})
 }
 
-// lastSight is after all that pods, broker, certificates and rights went through: the operator came through it as it is, and what it says is
-// right again. Only that the view was read anew from the start is worth an alert.
+// lastSight is after all that pods, broker, certificates and rights went through: the operator came
+// through it as it is, and what it says is right again. Only that the view was read anew from the
+// start is worth an alert.
 func (i *installation) lastSight(t *testing.T) {
 	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, 0)
 	i.becomes(t, "Consuming", "True", 30*time.Second)
 	i.becomes(t, "WithinObjective", "True", 30*time.Second)
 	i.nobodyWasAlarmed(t, `alertname=~"ConsumerGroup.*|Lag.*",alertname!="ConsumerGroupRewound"`, i.watched)
-	if restarts := i.kubectl(t, "get", "pods", "-l", "app.kubernetes.io/name=lag-operator", "--output", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0" {
+	if restarts := i.kubectl(t, "get", "pods", "-l", "app.kubernetes.io/name=lag-operator", "--output",
+		"jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0" {
 		t.Errorf("the operator's restarts are %q, want none", restarts)
 	}
 }
 
-// uninstallLagOperator finds that what was declared is still there, and takes it away: the rest is as if it had never been installed.
+// uninstallLagOperator finds that what was declared is still there, and takes it away: the rest is
+// as if it had never been installed.
 func (i *installation) uninstallLagOperator(t *testing.T) {
 	i.helm(t, "uninstall", "lag-operator", "--wait")
 	i.kubectl(t, "delete", group)

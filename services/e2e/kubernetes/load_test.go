@@ -58,8 +58,8 @@ func (l *load) count() int {
 	return len(l.answers)
 }
 
-// handle places an order and updates it until the load ends, at most three times. A request that is not answered 200 is sent again with its
-// Idempotency-Key, until it is.
+// handle places an order and updates it until the load ends, at most three times. A request that is
+// not answered 200 is sent again with its Idempotency-Key, until it is.
 func (l *load) handle(t *testing.T, ctx context.Context, i *installation, order string) {
 	for version := int64(1); version <= 4 && (version == 1 || ctx.Err() == nil); version++ {
 		a := answer{order, version, "new"}
@@ -75,7 +75,8 @@ func (l *load) handle(t *testing.T, ctx context.Context, i *installation, order 
 				}
 				break
 			}
-			if t.Context().Err() != nil { // the test has failed already
+			// The test has failed already.
+			if t.Context().Err() != nil {
 				return
 			}
 			if time.Now().After(deadline) {
@@ -89,16 +90,20 @@ func (l *load) handle(t *testing.T, ctx context.Context, i *installation, order 
 	}
 }
 
-// change asks Cart for a creation, with version 1, or else for an update. Asked again, it is still one change.
+// change asks Cart for a creation, with version 1, or else for an update. Asked again, it is still
+// one change.
 func (i *installation) change(ctx context.Context, a answer) (reply, error) {
 	key := fmt.Sprintf("%s-%d", a.order, a.version)
 	if a.version == 1 {
-		return send(ctx, http.MethodPost, i.cart.api+"/Order/create-order", fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 2}`, a.order), "Idempotency-Key", key)
+		return send(ctx, http.MethodPost, i.cart.api+"/Order/create-order",
+			fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 2}`, a.order), "Idempotency-Key", key)
 	}
-	return send(ctx, http.MethodPut, i.cart.api+"/Order/update-order", fmt.Sprintf(`{"orderId": %q, "status": %q}`, a.order, a.status), "Idempotency-Key", key)
+	return send(ctx, http.MethodPut, i.cart.api+"/Order/update-order",
+		fmt.Sprintf(`{"orderId": %q, "status": %q}`, a.order, a.status), "Idempotency-Key", key)
 }
 
-// nothingIsLost demands that Order comes to know each order as it was answered last, and that each answer is in its topic.
+// nothingIsLost demands that Order comes to know each order as it was answered last, and that each
+// answer is in its topic.
 func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
 	t.Helper()
 	last := map[string]answer{}
@@ -136,9 +141,13 @@ func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
 func (i *installation) finds(t *testing.T, a answer) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("Order knows %+v", a), func() (bool, string) {
-		got, err := send(t.Context(), http.MethodGet, fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", i.order.api, a.order, a.version), "", "Prefer", "wait=2")
+		got,
+			err := send(t.Context(), http.MethodGet,
+			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", i.order.api, a.order, a.version), "",
+			"Prefer", "wait=2")
 		var body struct{ Status string }
-		_ = json.Unmarshal([]byte(got.body), &body) // what is no JSON has no status
+		// What is no JSON has no status.
+		_ = json.Unmarshal([]byte(got.body), &body)
 		return err == nil && got.status == http.StatusOK && got.version == a.version && body.Status == a.status,
 			fmt.Sprintf("%d, version %d, %s %v", got.status, got.version, got.body, err)
 	})

@@ -26,12 +26,14 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// prometheus is a real one, on this machine. It scrapes the pods that the PodMonitors of the charts and of k8s/monitoring choose, as the
-// Prometheus operator would have it do, and evaluates the rules of k8s/monitoring. The operator's image may be out of reach: the test plays its part, in this file.
-// Debian's Prometheus cannot discover pods by itself: the test tells it which there are.
+// prometheus is a real one, on this machine. It scrapes the pods that the PodMonitors of the charts
+// and of k8s/monitoring choose, as the Prometheus operator would have it do, and evaluates the
+// rules of k8s/monitoring. The operator's image may be out of reach: the test plays its part, in
+// this file. Debian's Prometheus cannot discover pods by itself: the test tells it which there are.
 type prometheus struct {
-	url   string
-	rules map[string]string // expressions by the name of their alert
+	url string
+	// Expressions by the name of their alert.
+	rules map[string]string
 }
 
 // podMonitor has those fields of a PodMonitor which this test knows; another one is an error.
@@ -44,7 +46,8 @@ type podMonitor struct {
 		Selector struct {
 			MatchLabels map[string]string `yaml:"matchLabels"`
 		}
-		NamespaceSelector   any `yaml:"namespaceSelector"` // always the test's own here
+		// Always the test's own here.
+		NamespaceSelector   any `yaml:"namespaceSelector"`
 		PodMetricsEndpoints []struct {
 			Port, Path        string
 			HonorLabels       bool `yaml:"honorLabels"`
@@ -61,8 +64,8 @@ type rules struct {
 	}
 }
 
-// take remembers the expressions, and returns the groups as Prometheus shall evaluate them: at once, except those that record, which
-// count evaluations.
+// take remembers the expressions, and returns the groups as Prometheus shall evaluate them: at
+// once, except those that record, which count evaluations.
 func (p *prometheus) take(r rules) (groups []any) {
 	for _, group := range r.Spec.Groups {
 		records := false
@@ -81,15 +84,16 @@ func (p *prometheus) take(r rules) (groups []any) {
 	return groups
 }
 
-// startPrometheus starts it for the rest of the test. Pods are found and read through the API server, so that it works wherever
-// kubectl does.
+// startPrometheus starts it for the rest of the test. Pods are found and read through the API
+// server, so that it works wherever kubectl does.
 func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 	t.Helper()
 	server := c.serve(t, "kubectl", "proxy", "--port=%d")
 	discovery := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		targets, err := pods(r.Context(), server, c.namespace)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway) // then Prometheus keeps those that it knows
+			// Then Prometheus keeps those that it knows.
+			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -98,7 +102,9 @@ func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 	c.t.Cleanup(discovery.Close)
 	manifests := []string{c.run(t, "kubectl", "kustomize", "k8s/monitoring")}
 	for _, chart := range charts {
-		manifests = append(manifests, c.helm(t, "template", filepath.Base(chart), chart, "--set", "monitoring.podMonitor.enabled=true", "--show-only", "templates/podmonitor.yaml"))
+		manifests = append(manifests,
+			c.helm(t, "template", filepath.Base(chart), chart, "--set", "monitoring.podMonitor.enabled=true",
+				"--show-only", "templates/podmonitor.yaml"))
 	}
 	const next = "\n---\n"
 	var scrapes, groups []any
@@ -121,7 +127,8 @@ func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 		}
 	}
 
-	dir := c.t.TempDir() // it outlives the step
+	// It outlives the step.
+	dir := c.t.TempDir()
 	err := errors.Join(writeJSON(filepath.Join(dir, "rules.json"), map[string]any{"groups": groups}),
 		writeJSON(filepath.Join(dir, "prometheus.json"), map[string]any{
 			"global":         map[string]string{"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -131,35 +138,45 @@ func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.url = "http://" + c.serve(t, "prometheus", "--web.listen-address=127.0.0.1:%d", "--config.file="+filepath.Join(dir, "prometheus.json"),
+	p.url = "http://" + c.serve(t, "prometheus", "--web.listen-address=127.0.0.1:%d",
+		"--config.file="+filepath.Join(dir, "prometheus.json"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--log.level=warn")
 	return p
 }
 
-// scrapes is what the Prometheus operator makes of a PodMonitor, except that the way to the pods is through the API server.
+// scrapes is what the Prometheus operator makes of a PodMonitor, except that the way to the pods is
+// through the API server.
 func (m *podMonitor) scrapes(namespace, server, discovery string) (configs []any) {
 	type relabel = map[string]any
 	for n, endpoint := range m.Spec.PodMetricsEndpoints {
-		steps := []relabel{{"action": "drop", "source_labels": []string{meta("pod_phase")}, "regex": "(Failed|Succeeded)"}}
+		steps := []relabel{{"action": "drop", "source_labels": []string{meta("pod_phase")},
+			"regex": "(Failed|Succeeded)"}}
 		for _, label := range slices.Sorted(maps.Keys(m.Spec.Selector.MatchLabels)) {
-			steps = append(steps, relabel{"action": "keep", "source_labels": []string{meta("pod_label_" + label)}, "regex": m.Spec.Selector.MatchLabels[label]})
+			steps = append(steps,
+				relabel{"action": "keep", "source_labels": []string{meta("pod_label_" + label)},
+					"regex": m.Spec.Selector.MatchLabels[label]})
 		}
 		job := fmt.Sprintf("%s/%s", namespace, m.Metadata["name"])
 		steps = append(steps,
-			relabel{"action": "keep", "source_labels": []string{meta("pod_container_port_name")}, "regex": endpoint.Port},
+			relabel{"action": "keep", "source_labels": []string{meta("pod_container_port_name")},
+				"regex": endpoint.Port},
 			relabel{"source_labels": []string{meta("namespace")}, "target_label": "namespace"},
 			relabel{"source_labels": []string{meta("pod_container_name")}, "target_label": "container"},
 			relabel{"source_labels": []string{meta("pod_name")}, "target_label": "pod"},
 			relabel{"target_label": "job", "replacement": job})
 		if m.Spec.JobLabel != "" {
-			steps = append(steps, relabel{"source_labels": []string{meta("pod_label_" + m.Spec.JobLabel)}, "regex": "(.+)", "target_label": "job"})
+			steps = append(steps,
+				relabel{"source_labels": []string{meta("pod_label_" + m.Spec.JobLabel)}, "regex": "(.+)",
+					"target_label": "job"})
 		}
 		steps = append(steps,
 			relabel{"target_label": "endpoint", "replacement": endpoint.Port},
 			relabel{"source_labels": []string{"__address__"}, "target_label": "instance"})
 		steps = append(append(steps, inPrometheus(endpoint.Relabelings)...),
-			relabel{"source_labels": []string{meta("namespace"), meta("pod_name"), meta("pod_container_port_number"), "__metrics_path__"},
-				"regex": "(.+);(.+);(.+);(.+)", "target_label": "__metrics_path__", "replacement": "/api/v1/namespaces/$1/pods/$2:$3/proxy$4"},
+			relabel{"source_labels": []string{meta("namespace"), meta("pod_name"), meta("pod_container_port_number"),
+				"__metrics_path__"},
+				"regex": "(.+);(.+);(.+);(.+)", "target_label": "__metrics_path__",
+				"replacement": "/api/v1/namespaces/$1/pods/$2:$3/proxy$4"},
 			relabel{"target_label": "__address__", "replacement": server})
 		configs = append(configs, map[string]any{
 			"job_name":               fmt.Sprintf("podMonitor/%s/%d", job, n),
@@ -216,7 +233,8 @@ func pods(ctx context.Context, server, namespace string) ([]target, error) {
 		for _, container := range pod.Spec.Containers {
 			for _, port := range container.Ports {
 				labels := map[string]string{
-					meta("namespace"): namespace, meta("pod_name"): pod.Metadata.Name, meta("pod_phase"): pod.Status.Phase,
+					meta("namespace"): namespace, meta("pod_name"): pod.Metadata.Name,
+					meta("pod_phase"):          pod.Status.Phase,
 					meta("pod_container_name"): container.Name, meta("pod_container_port_name"): port.Name,
 					meta("pod_container_port_number"): strconv.Itoa(port.ContainerPort),
 				}
@@ -224,7 +242,8 @@ func pods(ctx context.Context, server, namespace string) ([]target, error) {
 					labels[meta("pod_label_"+name)] = value
 				}
 				if pod.Status.PodIP != "" {
-					targets = append(targets, target{[]string{net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(port.ContainerPort))}, labels})
+					targets = append(targets,
+						target{[]string{net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(port.ContainerPort))}, labels})
 				}
 			}
 		}
@@ -232,12 +251,14 @@ func pods(ctx context.Context, server, namespace string) ([]target, error) {
 	return targets, nil
 }
 
-// inPrometheus are relabelings with the names that their fields have in Prometheus' own configuration.
+// inPrometheus are relabelings with the names that their fields have in Prometheus' own
+// configuration.
 func inPrometheus(relabelings []map[string]any) (steps []map[string]any) {
 	for _, r := range relabelings {
 		step := map[string]any{}
 		for name, value := range r {
-			step[regexp.MustCompile("[A-Z]").ReplaceAllStringFunc(name, func(capital string) string { return "_" + strings.ToLower(capital) })] = value
+			step[regexp.MustCompile("[A-Z]").ReplaceAllStringFunc(name,
+				func(capital string) string { return "_" + strings.ToLower(capital) })] = value
 		}
 		steps = append(steps, step)
 	}
@@ -252,8 +273,8 @@ func writeJSON(file string, v any) error {
 	return os.WriteFile(file, text, 0o600)
 }
 
-// serve runs a program until the whole test ends, with a free port instead of %d in its arguments, and returns the address once
-// something listens there.
+// serve runs a program until the whole test ends, with a free port instead of %d in its arguments,
+// and returns the address once something listens there.
 func (c *cluster) serve(t *testing.T, program string, args ...string) (address string) {
 	t.Helper()
 	port := localkafka.FreePort()

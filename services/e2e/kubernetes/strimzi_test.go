@@ -30,9 +30,10 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Strimzi's operator cannot run wherever this test does: its image may be out of reach. In this file, and nowhere else, the test plays
-// its part: it applies strimzi/cluster/dev and strimzi/topics/dev, starts a real Kafka as they say, issues certificates, writes the
-// Secrets, creates the topics and the users' rights, and sets the conditions of all these.
+// Strimzi's operator cannot run wherever this test does: its image may be out of reach. In this
+// file, and nowhere else, the test plays its part: it applies strimzi/cluster/dev and
+// strimzi/topics/dev, starts a real Kafka as they say, issues certificates, writes the Secrets,
+// creates the topics and the users' rights, and sets the conditions of all these.
 
 // strimzi is what the operators know.
 type strimzi struct {
@@ -40,7 +41,8 @@ type strimzi struct {
 	kafka, pool          resource
 	topics, users        []resource
 	clusterCA, clientsCA *testenv.Authority
-	forwarded            string // where the broker is reached from here
+	// Where the broker is reached from here.
+	forwarded string
 }
 
 // resource is any of Strimzi's, with those of its fields which matter here.
@@ -56,13 +58,16 @@ type resource struct {
 			Listeners       []listener
 			MetricsConfig   struct{ Type string } `yaml:"metricsConfig"`
 		}
-		JVMOptions     map[string]string `yaml:"jvmOptions"` // of a KafkaNodePool, from here
-		Resources      map[string]map[string]any
-		Roles          []string
-		Replicas       int16 // of a KafkaTopic too
-		Partitions     int32
-		Config         map[string]any
-		Authentication struct{ Type string } // of a KafkaUser, from here
+		// Of a KafkaNodePool, from here.
+		JVMOptions map[string]string `yaml:"jvmOptions"`
+		Resources  map[string]map[string]any
+		Roles      []string
+		// Of a KafkaTopic too.
+		Replicas   int16
+		Partitions int32
+		Config     map[string]any
+		// Of a KafkaUser, from here.
+		Authentication struct{ Type string }
 		Authorization  struct {
 			Type string
 			ACLs []acl `yaml:"acls"`
@@ -95,10 +100,12 @@ func newACL(kind, name string, operations ...string) acl {
 // admin may do everything on the broker: who creates topics and rights for Strimzi.
 const admin = "admin"
 
-// newStrimzi reads the manifests. What this stand-in cannot play is an error, not silently left out.
+// newStrimzi reads the manifests. What this stand-in cannot play is an error, not silently left
+// out.
 func newStrimzi(t *testing.T, c *cluster) *strimzi {
 	t.Helper()
-	s := &strimzi{cluster: c, clusterCA: testenv.NewAuthority(t, "cluster-ca"), clientsCA: testenv.NewAuthority(t, "clients-ca")}
+	s := &strimzi{cluster: c, clusterCA: testenv.NewAuthority(t, "cluster-ca"),
+		clientsCA: testenv.NewAuthority(t, "clients-ca")}
 	declared := s.declare(t)
 	for manifests := yaml.NewDecoder(strings.NewReader(declared)); ; {
 		var r resource
@@ -121,8 +128,10 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 		}
 	}
 	want := listener{Name: "tls", Port: 9093, Type: "internal", TLS: true, Authentication: struct{ Type string }{"tls"}}
-	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) || k.Version != localkafka.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
-		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", localkafka.Version(), want, k)
+	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) ||
+		k.Version != localkafka.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
+		t.Fatalf(
+			"strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", localkafka.Version(), want, k)
 	}
 	if p := s.pool; p.Metadata.Name != "dual-role" || p.Spec.Replicas != 1 {
 		t.Fatalf("strimzi/cluster/dev has %d nodes in pool %s, want one in dual-role", p.Spec.Replicas, p.Metadata.Name)
@@ -135,8 +144,8 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 	return s
 }
 
-// declare applies the manifests to the test's namespace, as a user would to one of his own, and returns them. They are paused: an
-// operator that does run in this cluster leaves them to the test.
+// declare applies the manifests to the test's namespace, as a user would to one of his own, and
+// returns them. They are paused: an operator that does run in this cluster leaves them to the test.
 func (s *strimzi) declare(t *testing.T) string {
 	t.Helper()
 	testenv.Require(t, schemas.Install(t.Context()))
@@ -152,7 +161,8 @@ func (s *strimzi) declare(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kustomization := fmt.Sprintf(`{"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": %q,
+	kustomization := fmt.Sprintf(
+		`{"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": %q,
 		"resources": [%q, %q], "commonAnnotations": {"strimzi.io/pause-reconciliation": "true"}}`,
 		s.cluster.namespace, overlays+"/cluster/dev", overlays+"/topics/dev")
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o600); err != nil {
@@ -167,12 +177,14 @@ func (s *strimzi) declare(t *testing.T) string {
 func (s *strimzi) isReady(t *testing.T, r resource, status map[string]any) {
 	t.Helper()
 	status["observedGeneration"] = 1
-	status["conditions"] = []map[string]string{{"type": "Ready", "status": "True", "lastTransitionTime": time.Now().UTC().Format(time.RFC3339)}}
+	status["conditions"] = []map[string]string{{"type": "Ready", "status": "True",
+		"lastTransitionTime": time.Now().UTC().Format(time.RFC3339)}}
 	patch, err := json.Marshal(map[string]any{"status": status})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.cluster.kubectl(t, "patch", r.Kind+".kafka.strimzi.io/"+r.Metadata.Name, "--subresource=status", "--type=merge", "--patch", string(patch))
+	s.cluster.kubectl(t, "patch", r.Kind+".kafka.strimzi.io/"+r.Metadata.Name, "--subresource=status", "--type=merge",
+		"--patch", string(patch))
 }
 
 // bootstrap is the broker's address for clients in the cluster.
@@ -183,7 +195,8 @@ func (s *strimzi) bootstrap() string {
 //go:embed kafka/broker.yaml
 var brokerManifest string
 
-// startKafka starts the broker, or starts it again after stopKafka with the data that it had, and waits until it serves.
+// startKafka starts the broker, or starts it again after stopKafka with the data that it had, and
+// waits until it serves.
 func (s *strimzi) startKafka(t *testing.T) {
 	t.Helper()
 	resources, err := json.Marshal(s.pool.Spec.Resources)
@@ -196,7 +209,8 @@ func (s *strimzi) startKafka(t *testing.T) {
 	}
 	var manifest bytes.Buffer
 	if err := template.Must(template.New("").Parse(brokerManifest)).Execute(&manifest, map[string]any{
-		"Image": kafkaImage, "MetadataVersion": s.kafka.Spec.Kafka.MetadataVersion, "JVM": jvm, "Resources": string(resources),
+		"Image": kafkaImage, "MetadataVersion": s.kafka.Spec.Kafka.MetadataVersion, "JVM": jvm,
+		"Resources": string(resources),
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +223,8 @@ func (s *strimzi) startKafka(t *testing.T) {
 		brokers, err := s.client(t, admin).ListBrokers(t.Context())
 		return err == nil && len(brokers) == 1, fmt.Sprint(brokers, err)
 	})
-	s.isReady(t, s.kafka, map[string]any{"listeners": []any{map[string]any{"name": "tls", "bootstrapServers": s.bootstrap()}}})
+	s.isReady(t, s.kafka,
+		map[string]any{"listeners": []any{map[string]any{"name": "tls", "bootstrapServers": s.bootstrap()}}})
 }
 
 // stopKafka deletes the broker; its volume stays.
@@ -249,7 +264,9 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
 		fmt.Fprintf(&file, "%s=%s\n", name, properties[name])
 	}
-	cert, key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker, fmt.Sprintf("orders-kafka-bootstrap.%s.svc", ns))
+	cert,
+		key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker,
+		fmt.Sprintf("orders-kafka-bootstrap.%s.svc", ns))
 	s.cluster.secret(t, "orders-dual-role-0", map[string][]byte{
 		"server.properties": file.Bytes(),
 		"broker.pem":        append(key, cert...),
@@ -325,14 +342,16 @@ func (s *strimzi) writeSecrets(t *testing.T) (names []string) {
 	names = append(names, "orders-cluster-ca-cert")
 	for _, u := range s.users {
 		cert, key := s.clientsCA.Issue(t, u.Metadata.Name)
-		s.cluster.secret(t, u.Metadata.Name, map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
+		s.cluster.secret(t, u.Metadata.Name,
+			map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
 		names = append(names, u.Metadata.Name)
 		s.isReady(t, u, map[string]any{"username": "CN=" + u.Metadata.Name, "secret": u.Metadata.Name})
 	}
 	return names
 }
 
-// createTopics creates those declared topics that are named, as the Topic Operator does, and returns when the broker has answered.
+// createTopics creates those declared topics that are named, as the Topic Operator does, and
+// returns when the broker has answered.
 func (s *strimzi) createTopics(t *testing.T, names ...string) {
 	t.Helper()
 	for _, topic := range s.topics {
@@ -343,13 +362,16 @@ func (s *strimzi) createTopics(t *testing.T, names ...string) {
 		for name, value := range texts(topic.Spec.Config) {
 			config[name] = &value
 		}
-		if _, err := s.client(t, admin).CreateTopic(t.Context(), topic.Spec.Partitions, topic.Spec.Replicas, config, topic.Metadata.Name); err != nil {
+		if _,
+			err := s.client(t, admin).CreateTopic(t.Context(), topic.Spec.Partitions, topic.Spec.Replicas, config,
+			topic.Metadata.Name); err != nil {
 			t.Fatalf("create topic %s: %v", topic.Metadata.Name, err)
 		}
 	}
 }
 
-// topicsAreReady tells of all topics that they are. It comes after createTopics, so that nobody waits for kubectl meanwhile.
+// topicsAreReady tells of all topics that they are. It comes after createTopics, so that nobody
+// waits for kubectl meanwhile.
 func (s *strimzi) topicsAreReady(t *testing.T) {
 	t.Helper()
 	for _, topic := range s.topics {
@@ -357,8 +379,9 @@ func (s *strimzi) topicsAreReady(t *testing.T) {
 	}
 }
 
-// as are the options of a Kafka client that comes as one of the users, or as admin. Whatever broker it asks for, the connection goes
-// through the port-forward; that the broker has the name which was asked for is still checked.
+// as are the options of a Kafka client that comes as one of the users, or as admin. Whatever broker
+// it asks for, the connection goes through the port-forward; that the broker has the name which was
+// asked for is still checked.
 func (s *strimzi) as(t *testing.T, user string) []kgo.Opt {
 	t.Helper()
 	certPEM, keyPEM := s.clientsCA.Issue(t, user)
@@ -372,14 +395,15 @@ func (s *strimzi) as(t *testing.T, user string) []kgo.Opt {
 func (s *strimzi) with(certificates ...tls.Certificate) []kgo.Opt {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.clusterCA.PEM)
-	return []kgo.Opt{kgo.SeedBrokers(s.bootstrap()), kgo.Dialer(func(ctx context.Context, network, broker string) (net.Conn, error) {
-		host, _, err := net.SplitHostPort(broker)
-		if err != nil {
-			return nil, err
-		}
-		d := tls.Dialer{Config: &tls.Config{ServerName: host, RootCAs: roots, Certificates: certificates}}
-		return d.DialContext(ctx, network, s.forwarded)
-	})}
+	return []kgo.Opt{kgo.SeedBrokers(s.bootstrap()),
+		kgo.Dialer(func(ctx context.Context, network, broker string) (net.Conn, error) {
+			host, _, err := net.SplitHostPort(broker)
+			if err != nil {
+				return nil, err
+			}
+			d := tls.Dialer{Config: &tls.Config{ServerName: host, RootCAs: roots, Certificates: certificates}}
+			return d.DialContext(ctx, network, s.forwarded)
+		})}
 }
 
 // client is a Kafka client of a user, until the test ends.
@@ -411,7 +435,8 @@ func (s *strimzi) produce(t *testing.T, topic, key, value string) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(value)}).FirstErr(); err != nil {
+	if err := client.ProduceSync(t.Context(),
+		&kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(value)}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -21,7 +21,8 @@ func kindConfig(t *testing.T) (config v1alpha4.Cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text)) // as kind does it
+	// As kind does it.
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&config); err != nil {
 		t.Fatal(err)
@@ -62,11 +63,13 @@ func TestKindNodesAreOfOneImageByItsDigest(t *testing.T) {
 	}
 }
 
-// kind itself reads the file, fills in and checks what it says, and gets as far as Docker, which is none.
+// kind itself reads the file, fills in and checks what it says, and gets as far as Docker, which is
+// none.
 func TestKindTakesTheConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	asked := filepath.Join(dir, "asked")
-	docker := "#!/bin/sh\necho \"$*\" >>" + asked + "\ncase $1 in info) echo '{}' ;; ps | inspect) ;; *) echo 'no Docker' >&2; exit 1 ;; esac\n"
+	docker := "#!/bin/sh\necho \"$*\" >>" + asked +
+		"\ncase $1 in info) echo '{}' ;; ps | inspect) ;; *) echo 'no Docker' >&2; exit 1 ;; esac\n"
 	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(docker), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,8 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 			for _, k := range cfg.Clusters {
 				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key), dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
 					if !mounted[path] {
-						t.Errorf("cluster %s: nothing is mounted at %s, but at %q", k.Name, path, slices.Sorted(maps.Keys(mounted)))
+						t.Errorf("cluster %s: nothing is mounted at %s, but at %q", k.Name, path,
+							slices.Sorted(maps.Keys(mounted)))
 					}
 				}
 			}

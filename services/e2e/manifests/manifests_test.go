@@ -1,5 +1,6 @@
-// Package manifests_test checks what is deployed, without deploying it: charts/, strimzi/ and k8s/ are rendered as their users render
-// them, and held against the schemas, against each other, against the code, and against a real API server where KUBECONFIG names one.
+// Package manifests_test checks what is deployed, without deploying it: charts/, strimzi/ and k8s/
+// are rendered as their users render them, and held against the schemas, against each other,
+// against the code, and against a real API server where KUBECONFIG names one.
 package manifests_test
 
 import (
@@ -43,7 +44,8 @@ func kustomize(t testing.TB, dir string) []byte {
 	return []byte(out)
 }
 
-// helmTemplate renders the chart with what else is in its values file; an empty name means the chart's own values alone.
+// helmTemplate renders the chart with what else is in its values file; an empty name means the
+// chart's own values alone.
 func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
 	t.Helper()
 	testenv.RequireProgram(t, "helm", "Helm 4")
@@ -82,7 +84,8 @@ func charts(t testing.TB) (all []struct{ chart, values string }) {
 	return all
 }
 
-// overlays returns the directories that a user applies: every kustomization but those that only others build on.
+// overlays returns the directories that a user applies: every kustomization but those that only
+// others build on.
 func overlays(t testing.TB) (dirs []string) {
 	t.Helper()
 	for _, top := range []string{"strimzi", "k8s"} {
@@ -116,7 +119,8 @@ func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests 
 			check(t, kustomize(t, dir))
 		})
 	}
-	for _, file := range glob(t, "k8s/keda/*.yaml") { // an example, in no kustomization
+	// An example, in no kustomization.
+	for _, file := range glob(t, "k8s/keda/*.yaml") {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
 			text, err := os.ReadFile(filepath.Join(root, file))
@@ -178,7 +182,8 @@ func TestChartsPassTheirUnitTests(t *testing.T) {
 	testenv.RequireProgram(t, "helm-unittest", "helm-unittest, as a program or linked from the plugin's directory")
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
 		chart := filepath.Dir(file)
-		glob(t, chart+"/tests/*_test.yaml") // without any, helm-unittest is content too
+		// Without any, helm-unittest is content too.
+		glob(t, chart+"/tests/*_test.yaml")
 		run(t, nil, "helm-unittest", "--strict", chart)
 	}
 }

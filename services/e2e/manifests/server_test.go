@@ -12,25 +12,29 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Everything is sent to a real API server, which checks it and keeps nothing: defaults, validation, admission, Pod Security.
+// Everything is sent to a real API server, which checks it and keeps nothing: defaults, validation,
+// admission, Pod Security.
 func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 	t.Parallel()
 	namespace := newNamespace(t)
 	forEach(t, namespace, func(t *testing.T, manifests []byte) {
 		_, warnings := run(t, moved(t, manifests, namespace), "kubectl", "apply", "--namespace", namespace,
-			"--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-") // a CRD is there already, perhaps an older one
+			// A CRD is there already, perhaps an older one.
+			"--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-")
 		if warnings != "" {
 			t.Error(warnings)
 		}
 	})
 }
 
-// newNamespace makes a namespace for this test alone, as strict as k8s/namespaces makes `orders`, in a cluster with the CRDs.
+// newNamespace makes a namespace for this test alone, as strict as k8s/namespaces makes `orders`,
+// in a cluster with the CRDs.
 func newNamespace(t *testing.T) string {
 	t.Helper()
 	testenv.RequireProgram(t, "kubectl", "kubectl")
 	testenv.RequireCluster(t)
-	testenv.Require(t, schemas.Install(t.Context())) // and never deleted: that would delete every Kafka
+	// And never deleted: that would delete every Kafka.
+	testenv.Require(t, schemas.Install(t.Context()))
 	name := "manifests-" + strings.ToLower(rand.Text()[:8])
 	for _, o := range documents(t, kustomize(t, "k8s/namespaces")) {
 		metadata := o["metadata"].(document)
@@ -38,13 +42,16 @@ func newNamespace(t *testing.T) string {
 			metadata["name"] = name
 			run(t, encode(t, o), "kubectl", "create", "--filename", "-")
 			t.Cleanup(func() {
-				if out, err := exec.Command("kubectl", "delete", "namespace", name, "--wait=false").CombinedOutput(); err != nil {
+				if out,
+					err := exec.Command("kubectl", "delete", "namespace", name,
+					"--wait=false").CombinedOutput(); err != nil {
 					t.Errorf("delete the namespace %s: %v\n%s", name, err, out)
 				}
 			})
 		}
 	}
-	run(t, nil, "kubectl", "wait", "--namespace", name, "--for=create", "--timeout=30s", "serviceaccount/default") // pods need it
+	// Pods need it.
+	run(t, nil, "kubectl", "wait", "--namespace", name, "--for=create", "--timeout=30s", "serviceaccount/default")
 	return name
 }
 
@@ -57,7 +64,8 @@ func moved(t *testing.T, manifests []byte, namespace string) []byte {
 		switch o["kind"] {
 		case "Namespace":
 			metadata["name"] = namespace + "-" + metadata["name"].(string)
-		case "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding": // are in none
+		case "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding":
+			// Are in none.
 		default:
 			metadata["namespace"] = namespace
 		}

@@ -15,31 +15,41 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// tiltfile is what a Tiltfile declares. It is evaluated as Tilt does it, with those of Tilt's functions that ours calls: a function or a
-// parameter that is not below is an error, as one is that Tilt does not have.
+// tiltfile is what a Tiltfile declares. It is evaluated as Tilt does it, with those of Tilt's
+// functions that ours calls: a function or a parameter that is not below is an error, as one is
+// that Tilt does not have.
 type tiltfile struct {
-	context string                    // the current one of Kubernetes
-	args    map[string]starlark.Value // flags on Tilt's command line
+	// The current one of Kubernetes.
+	context string
+	// Flags on Tilt's command line.
+	args map[string]starlark.Value
 
 	flags     []string
 	resources map[string]*resource
-	builds    map[string]build // by image, without a tag
+	// By image, without a tag.
+	builds map[string]build
 
-	objects []document     // given to k8s_yaml and in no resource yet
-	later   []func() error // what k8s_resource changes, when everything is declared
+	// Given to k8s_yaml and in no resource yet.
+	objects []document
+	// What k8s_resource changes, when everything is declared.
+	later []func() error
 }
 
 // resource is a line on Tilt's page.
 type resource struct {
-	objects  []document
-	files    []string // that it watches, beside what it was rendered from
+	objects []document
+	// That it watches, beside what it was rendered from.
+	files    []string
 	commands []string
 	images   []string
 	needs    []string // resource_deps
 	labels   []string
-	ports    []int // on this machine
-	button   bool  // runs when it is pressed, and only then
-	custom   bool  // Tilt gives its commands a kubeconfig with no context but this one
+	// On this machine.
+	ports []int
+	// Runs when it is pressed, and only then.
+	button bool
+	// Tilt gives its commands a kubeconfig with no context but this one.
+	custom bool
 }
 
 type build struct {
@@ -65,7 +75,8 @@ func (f *tiltfile) load(t testing.TB, path string) (starlark.StringDict, error) 
 		}
 		return f.load(t, filepath.Join(filepath.Dir(path), name))
 	}}
-	options := &syntax.FileOptions{Set: true, GlobalReassign: true, Recursion: true, TopLevelControl: true, While: true} // Tilt's
+	// Tilt's.
+	options := &syntax.FileOptions{Set: true, GlobalReassign: true, Recursion: true, TopLevelControl: true, While: true}
 	globals, err := starlark.ExecFileOptions(options, thread, filepath.Join(root, path), nil, f.api(t))
 	if inside, ok := errors.AsType[*starlark.EvalError](err); ok {
 		err = errors.New(inside.Backtrace())
@@ -77,7 +88,8 @@ func (f *tiltfile) load(t testing.TB, path string) (starlark.StringDict, error) 
 type function = func(unpack func(pairs ...any) error) (starlark.Value, error)
 
 func builtin(name string, do function) *starlark.Builtin {
-	call := func(_ *starlark.Thread, _ *starlark.Builtin, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
+	call := func(_ *starlark.Thread, _ *starlark.Builtin, args starlark.Tuple,
+		kwargs []starlark.Tuple) (starlark.Value, error) {
 		value, err := do(func(pairs ...any) error { return starlark.UnpackArgs(name, args, kwargs, pairs...) })
 		if value == nil {
 			value = starlark.None
@@ -99,7 +111,10 @@ func (f *tiltfile) api(t testing.TB) starlark.StringDict {
 		}),
 	}
 	for name, do := range map[string]function{
-		"k8s_context":       func(func(...any) error) (starlark.Value, error) { return starlark.String(f.context), nil },
+		"k8s_context": func(func(...any) error) (starlark.Value, error) {
+			return starlark.String(f.context),
+				nil
+		},
 		"kustomize":         func(unpack func(...any) error) (starlark.Value, error) { return f.kustomize(t, unpack) },
 		"helm":              func(unpack func(...any) error) (starlark.Value, error) { return f.helm(t, unpack) },
 		"k8s_yaml":          func(unpack func(...any) error) (starlark.Value, error) { return f.k8sYAML(t, unpack) },
@@ -110,7 +125,8 @@ func (f *tiltfile) api(t testing.TB) starlark.StringDict {
 	} {
 		api[name] = builtin(name, do)
 	}
-	for name, parameters := range map[string][]string{ // these only describe
+	// These only describe.
+	for name, parameters := range map[string][]string{
 		"version_settings":   {"constraint"},
 		"analytics_settings": {"enable"},
 		"update_settings":    {"k8s_upsert_timeout_secs"},
@@ -195,7 +211,8 @@ func (f *tiltfile) k8sYAML(t testing.TB, unpack func(...any) error) (starlark.Va
 func (f *tiltfile) k8sResource(unpack func(...any) error) (starlark.Value, error) {
 	var name, newName, readiness string
 	var objects, needs, labels, forwards, links *starlark.List
-	err := unpack("workload?", &name, "new_name?", &newName, "objects?", &objects, "resource_deps?", &needs, "labels?", &labels,
+	err := unpack("workload?", &name, "new_name?", &newName, "objects?", &objects, "resource_deps?", &needs,
+		"labels?", &labels,
 		"port_forwards?", &forwards, "links?", &links, "pod_readiness?", &readiness)
 	f.later = append(f.later, func() error {
 		r := f.resources[name]
@@ -236,7 +253,8 @@ func (f *tiltfile) k8sCustomDeploy(unpack func(...any) error) (starlark.Value, e
 	var files, images *starlark.List
 	err := unpack("name", &name, "apply_cmd", &apply, "delete_cmd", &remove, "deps", &files, "image_deps?", &images)
 	return nil, errors.Join(err, f.add(name, &resource{
-		commands: []string{apply, remove}, files: elements[string](files), images: elements[string](images), custom: true,
+		commands: []string{apply, remove}, files: elements[string](files), images: elements[string](images),
+		custom: true,
 	}))
 }
 
@@ -282,8 +300,9 @@ func (f *tiltfile) add(name string, r *resource) error {
 	return nil
 }
 
-// assemble makes a resource of each workload and the Services that select its pods, and then what k8s_resource says. The objects that
-// are left in no resource are those that Tilt would apply first of all.
+// assemble makes a resource of each workload and the Services that select its pods, and then what
+// k8s_resource says. The objects that are left in no resource are those that Tilt would apply first
+// of all.
 func (f *tiltfile) assemble() error {
 	all := f.objects
 	f.objects = nil
@@ -293,7 +312,8 @@ func (f *tiltfile) assemble() error {
 			f.objects = append(f.objects, o)
 			continue
 		}
-		if err := f.add(field[string](o, "metadata", "name"), &resource{objects: []document{o}, images: images}); err != nil {
+		if err := f.add(field[string](o, "metadata", "name"),
+			&resource{objects: []document{o}, images: images}); err != nil {
 			return err
 		}
 	}

@@ -80,7 +80,8 @@ func TestStrimziServesTheAPIVersion(t *testing.T) {
 		if strings.HasPrefix(dir, "strimzi") {
 			for _, r := range decode(t, kustomize(t, dir)) {
 				if r.APIVersion != "kafka.strimzi.io/v1" {
-					t.Errorf("%s: %s %s is %s; Strimzi 1.x serves kafka.strimzi.io/v1 only", dir, r.Kind, r.Metadata.Name, r.APIVersion)
+					t.Errorf("%s: %s %s is %s; Strimzi 1.x serves kafka.strimzi.io/v1 only", dir, r.Kind,
+						r.Metadata.Name, r.APIVersion)
 				}
 			}
 		}
@@ -100,12 +101,15 @@ func TestTopicsAreTheContracts(t *testing.T) {
 				if r.Spec.Replicas != replication.replicas {
 					t.Errorf("%s has %d replicas, want %d", r.Metadata.Name, r.Spec.Replicas, replication.replicas)
 				}
-				topic := contract.Topic{Name: r.Metadata.Name, Partitions: r.Spec.Partitions, Config: map[string]string{}}
+				topic := contract.Topic{Name: r.Metadata.Name, Partitions: r.Spec.Partitions,
+					Config: map[string]string{}}
 				for name, value := range r.Spec.Config {
 					topic.Config[name] = fmt.Sprint(value)
 				}
-				if replication.replicas > 1 { // the minimum is replication's business too
-					if got, want := topic.Config["min.insync.replicas"], fmt.Sprint(replication.minInSync); got != want {
+				// The minimum is replication's business too.
+				if replication.replicas > 1 {
+					if got, want := topic.Config["min.insync.replicas"],
+						fmt.Sprint(replication.minInSync); got != want {
 						t.Errorf("%s has min.insync.replicas %q, want %s", r.Metadata.Name, got, want)
 					}
 					delete(topic.Config, "min.insync.replicas")
@@ -113,7 +117,8 @@ func TestTopicsAreTheContracts(t *testing.T) {
 				got = append(got, topic)
 			}
 			byName := func(a, b contract.Topic) int { return strings.Compare(a.Name, b.Name) }
-			if diff := cmp.Diff(slices.SortedFunc(slices.Values(contract.Topics()), byName), slices.SortedFunc(slices.Values(got), byName)); diff != "" {
+			if diff := cmp.Diff(slices.SortedFunc(slices.Values(contract.Topics()), byName),
+				slices.SortedFunc(slices.Values(got), byName)); diff != "" {
 				t.Errorf("not the topics of services/contract (-want +got):\n%s", diff)
 			}
 		})
@@ -147,8 +152,10 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 				continue
 			}
 			for _, a := range r.Spec.Authorization.ACLs {
-				line := fmt.Sprintf("%s %s: %s", a.Resource.Type, a.Resource.Name, strings.Join(slices.Sorted(slices.Values(a.Operations)), " "))
-				if a.Type != "" || a.Host != "" || a.Resource.PatternType != "" { // the defaults: allow, from anywhere, this name only
+				line := fmt.Sprintf("%s %s: %s", a.Resource.Type, a.Resource.Name,
+					strings.Join(slices.Sorted(slices.Values(a.Operations)), " "))
+				// The defaults: allow, from anywhere, this name only.
+				if a.Type != "" || a.Host != "" || a.Resource.PatternType != "" {
 					line += fmt.Sprintf(" (type %q, host %q, pattern %q)", a.Type, a.Host, a.Resource.PatternType)
 				}
 				got[r.Metadata.Name] = append(got[r.Metadata.Name], line)
@@ -168,12 +175,14 @@ func TestNothingHasFewerReplicasThanItsEnvironment(t *testing.T) {
 			switch r.Kind {
 			case "KafkaNodePool":
 				if r.Spec.Replicas != replication.replicas {
-					t.Errorf("%s: node pool %s has %d nodes, want %d", environment, r.Metadata.Name, r.Spec.Replicas, replication.replicas)
+					t.Errorf("%s: node pool %s has %d nodes, want %d", environment, r.Metadata.Name, r.Spec.Replicas,
+						replication.replicas)
 				}
 			case "Kafka":
 				got := map[string]any{}
 				for name, value := range r.Spec.Kafka.Config {
-					if strings.HasSuffix(name, "replication.factor") || strings.HasSuffix(name, "min.isr") || name == "min.insync.replicas" {
+					if strings.HasSuffix(name, "replication.factor") || strings.HasSuffix(name, "min.isr") ||
+						name == "min.insync.replicas" {
 						got[name] = value
 					}
 				}

@@ -18,7 +18,8 @@ import (
 
 const kindContext = "kind-orders"
 
-// eachTiltfile calls check with what the Tiltfile declares, by each combination of flags that changes it.
+// eachTiltfile calls check with what the Tiltfile declares, by each combination of flags that
+// changes it.
 func eachTiltfile(t *testing.T, check func(t *testing.T, f *tiltfile)) {
 	for name, args := range map[string]map[string]starlark.Value{
 		"all":              nil,
@@ -73,7 +74,8 @@ func TestTiltStartsEachAfterWhatItNeeds(t *testing.T) {
 		"grafana":              {"monitoring"},
 		"prometheus":           {"monitoring"},
 		"check":                {"namespaces"},
-		"place-and-update":     buttons, "load": buttons, "audit": buttons, "poison": buttons, "restart-broker": buttons,
+		"place-and-update":     buttons, "load": buttons, "audit": buttons, "poison": buttons,
+		"restart-broker": buttons,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("resource_deps (-want +got):\n%s", diff)
@@ -84,9 +86,11 @@ func TestTiltWaitsForNothingThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	eachTiltfile(t, func(t *testing.T, f *tiltfile) {
 		done := map[string]bool{}
-		for range f.resources { // each round, what has all that it needs
+		// Each round, what has all that it needs.
+		for range f.resources {
 			for name, r := range f.resources {
-				done[name] = done[name] || !slices.ContainsFunc(r.needs, func(needed string) bool { return !done[needed] })
+				done[name] = done[name] ||
+					!slices.ContainsFunc(r.needs, func(needed string) bool { return !done[needed] })
 			}
 		}
 		for name, r := range f.resources {
@@ -106,7 +110,8 @@ func TestTiltAppliesNoObjectBeforeItsTime(t *testing.T) {
 	t.Parallel()
 	eachTiltfile(t, func(t *testing.T, f *tiltfile) {
 		for _, o := range f.objects {
-			t.Errorf("%s %s is in no resource: it would be applied before the namespaces", o["kind"], field[string](o, "metadata", "name"))
+			t.Errorf("%s %s is in no resource: it would be applied before the namespaces", o["kind"],
+				field[string](o, "metadata", "name"))
 		}
 	})
 }
@@ -255,7 +260,8 @@ func TestTiltsLocalCommandsNameTheContext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				text = strings.ReplaceAll(string(content), "${KUBE_CONTEXT:-kind-orders}", "$KUBE_CONTEXT") // for those who call it by hand
+				// For those who call it by hand.
+				text = strings.ReplaceAll(string(content), "${KUBE_CONTEXT:-kind-orders}", "$KUBE_CONTEXT")
 			}
 			if !strings.Contains(text, named) {
 				t.Errorf("%s: %s does not say %s", name, command, named)
@@ -306,7 +312,8 @@ func TestTiltsButtonsRunWhatIsThere(t *testing.T) {
 			}
 			continue
 		}
-		// A step that there is not, at the end: it is refused after everything before it was understood.
+		// A step that there is not, at the end: it is refused after everything before it was
+		// understood.
 		args := append([]string{"run", "./services/cmd/check"}, append(words[2:], "nonsense")...)
 		cmd := exec.CommandContext(t.Context(), "go", args...)
 		cmd.Dir = root
@@ -348,9 +355,12 @@ func TestTiltBuildsEachProgramFromItsPackages(t *testing.T) {
 		if want := "ghcr.io/ordersystem/" + program; image != want {
 			t.Errorf("PROGRAM=%s builds %s", program, image)
 		}
-		out, _ := run(t, nil, "go", "list", "-deps", "-f", "{{if .Module}}{{if .Module.Main}}{{.Dir}}{{end}}{{end}}", "./services/cmd/"+program)
+		out,
+			_ := run(t, nil, "go", "list", "-deps", "-f", "{{if .Module}}{{if .Module.Main}}{{.Dir}}{{end}}{{end}}",
+			"./services/cmd/"+program)
 		sent := func(dir string) bool {
-			return slices.ContainsFunc(b.only, func(path string) bool { return dir == path || strings.HasPrefix(dir, path+"/") })
+			return slices.ContainsFunc(b.only,
+				func(path string) bool { return dir == path || strings.HasPrefix(dir, path+"/") })
 		}
 		needed := map[string]bool{}
 		for dir := range strings.Lines(out) {

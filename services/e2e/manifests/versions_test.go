@@ -11,7 +11,8 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// The release of another project stands where a reader copies a command, and in what runs it: in the same version everywhere.
+// The release of another project stands where a reader copies a command, and in what runs it: in
+// the same version everywhere.
 func TestOneVersionOfEachProject(t *testing.T) {
 	t.Parallel()
 	pom, err := os.ReadFile("schemas/pom.xml")
@@ -36,26 +37,32 @@ func TestOneVersionOfEachProject(t *testing.T) {
 		}
 	}
 	strimzi := regexp.MustCompile(`<strimzi\.version>(.*)</`).FindStringSubmatch(string(pom))[1]
-	stack := regexp.MustCompile(`kube-prometheus-stack ([\d.]+)`).FindStringSubmatch(text[filepath.Join(root, "tilt/observability.Tiltfile")])[1]
+	stack := regexp.MustCompile(`kube-prometheus-stack ([\d.]+)`).FindStringSubmatch(
+		text[filepath.Join(root, "tilt/observability.Tiltfile")])[1]
 	for _, project := range []struct {
 		name, version string
 		stands        *regexp.Regexp
 		least         int // how often
 	}{
-		{"Strimzi", strimzi, regexp.MustCompile(`(?:Strimzi |strimzi-kafka-operator (?:--version )?|strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
-		{"Kafka in Strimzi's image", localkafka.Version(), regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
+		{"Strimzi", strimzi,
+			regexp.MustCompile(
+				`(?:Strimzi |strimzi-kafka-operator (?:--version )?|strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
+		{"Kafka in Strimzi's image", localkafka.Version(),
+			regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
 		{"kube-prometheus-stack", stack, regexp.MustCompile(`kube-prometheus-stack (?:--version )?(\d+\.\d+\.\d+)`), 5},
 	} {
 		found := 0
 		for path, content := range text {
 			for _, m := range project.stands.FindAllStringSubmatch(content, -1) {
 				if found++; m[1] != project.version {
-					t.Errorf("%s says %q, want %s %s", strings.TrimPrefix(path, root+"/"), m[0], project.name, project.version)
+					t.Errorf("%s says %q, want %s %s", strings.TrimPrefix(path, root+"/"), m[0], project.name,
+						project.version)
 				}
 			}
 		}
 		if found < project.least {
-			t.Errorf("the version of %s was found %d times, want at least %d: is it written in another way now?", project.name, found, project.least)
+			t.Errorf("the version of %s was found %d times, want at least %d: is it written in another way now?",
+				project.name, found, project.least)
 		}
 	}
 }

@@ -37,7 +37,8 @@ func serve(dir string) {
 	select {}
 }
 
-// A kill at any moment loses nothing that was answered, topic IDs included: the Order store keeps its offsets by these.
+// A kill at any moment loses nothing that was answered, topic IDs included: the Order store keeps
+// its offsets by these.
 func TestKillKeepsWhatWasAcknowledged(t *testing.T) {
 	dir := t.TempDir()
 	type state struct {
@@ -63,8 +64,9 @@ func TestKillKeepsWhatWasAcknowledged(t *testing.T) {
 		var messages []contract.Message
 		for i := range 1000 {
 			topic := []string{contract.TopicCreated, contract.TopicUpdated}[i%2]
-			messages = append(messages, contract.Message{Topic: topic, Key: fmt.Append(nil, i%100), Value: fmt.Append(nil, life, i),
-				Headers: []contract.Header{{Key: "ce_id", Value: fmt.Append(nil, i)}}})
+			messages = append(messages,
+				contract.Message{Topic: topic, Key: fmt.Append(nil, i%100), Value: fmt.Append(nil, life, i),
+					Headers: []contract.Header{{Key: "ce_id", Value: fmt.Append(nil, i)}}})
 		}
 		testenv.Produce(t, addr, messages...)
 		commit(t, addr, int64(100*life+1))

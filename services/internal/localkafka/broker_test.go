@@ -83,7 +83,8 @@ func TestKafkaEndsWithItsOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells a process of its parent's death")
 	}
-	testenv.SharedKafka(t) // skips where no broker can run
+	// Skips where no broker can run.
+	testenv.SharedKafka(t)
 	dir := t.TempDir()
 	owner := exec.Command(os.Args[0])
 	owner.Env = append(os.Environ(), "LOCALKAFKA_OWNER_OF="+dir)
@@ -120,7 +121,8 @@ func ownBroker(dir string) {
 }
 
 func TestStartRefuses(t *testing.T) {
-	testenv.SharedKafka(t) // skips where no broker can run
+	// Skips where no broker can run.
+	testenv.SharedKafka(t)
 	dir := t.TempDir()
 	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: dir})
 	if err != nil {
@@ -137,9 +139,12 @@ func TestStartRefuses(t *testing.T) {
 		options localkafka.Options
 		want    string
 	}{
-		{"a taken port", localkafka.Options{Dir: t.TempDir(), Port: taken.Addr().(*net.TCPAddr).Port}, "listen on " + taken.Addr().String()},
+		{"a taken port", localkafka.Options{Dir: t.TempDir(), Port: taken.Addr().(*net.TCPAddr).Port},
+			"listen on " + taken.Addr().String()},
 		{"a directory in use", localkafka.Options{Dir: dir}, "already works on it"},
-		{"a broker that ends at once", localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{"num.io.threads": "none"}}, "num.io.threads"},
+		{"a broker that ends at once",
+			localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{"num.io.threads": "none"}},
+			"num.io.threads"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := localkafka.Start(t.Context(), tt.options)
@@ -167,7 +172,8 @@ func TestBrokerSettings(t *testing.T) {
 	if diff := cmp.Diff(want, only(want, brokerConfig(t, testenv.SharedKafka(t).Addr))); diff != "" {
 		t.Errorf("settings of a real broker (-want +got):\n%s", diff)
 	}
-	known := map[string]string{ // kfake rebalances at once and creates no topics without being asked to
+	// Kfake rebalances at once and creates no topics without being asked to.
+	known := map[string]string{
 		"group.consumer.heartbeat.interval.ms": "500",
 		"group.consumer.session.timeout.ms":    "6000",
 	}

@@ -22,7 +22,8 @@ import (
 //go:embed pom.xml
 var pom []byte
 
-// install fetches Kafka unless it is there. The first of several processes does it while the others wait.
+// install fetches Kafka unless it is there. The first of several processes does it while the others
+// wait.
 func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	java, err := exec.LookPath("java")
 	if err != nil {
@@ -32,7 +33,8 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	if err != nil {
 		return installation{}, fmt.Errorf("find the cache directory: %w", err)
 	}
-	// The sum makes any change of the pom another installation, so that none is ever altered while a broker runs from it.
+	// The sum makes any change of the pom another installation, so that none is ever altered while
+	// a broker runs from it.
 	sum := sha256.Sum256(pom)
 	dir := filepath.Join(cache, "ordersystem", "kafka-"+Version()+"-"+hex.EncodeToString(sum[:4]))
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -56,7 +58,8 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	if in.jars, err = filepath.Glob(filepath.Join(dir, "*.jar")); err != nil {
 		return installation{}, err
 	}
-	slices.Sort(in.jars) // the archive holds for one order of the class path only
+	// The archive holds for one order of the class path only.
+	slices.Sort(in.jars)
 	archive := filepath.Join(dir, "classes.jsa")
 	if fresh {
 		if err := archiveClasses(ctx, in, archive); err != nil {
@@ -99,7 +102,8 @@ func fetch(ctx context.Context, dir string) error {
 	return os.Rename(tmp, dir)
 }
 
-// archiveClasses lets a broker start and stop once so that the JVM writes down the classes it loaded.
+// archiveClasses lets a broker start and stop once so that the JVM writes down the classes it
+// loaded.
 func archiveClasses(ctx context.Context, in installation, path string) error {
 	dir, err := os.MkdirTemp("", "kafka-archive-")
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// However many packages are tested at once, Kafka is fetched once; what fails leaves nothing behind that looks complete.
+// However many packages are tested at once, Kafka is fetched once; what fails leaves nothing behind
+// that looks complete.
 func TestInstall(t *testing.T) {
 	bin, count := t.TempDir(), filepath.Join(t.TempDir(), "count")
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())

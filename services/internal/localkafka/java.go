@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// quickJVM starts quickly and stays small: it has no optimizing compiler to warm up and no collector
-// threads. It is wrong for a benchmark.
+// quickJVM starts quickly and stays small: it has no optimizing compiler to warm up and no
+// collector threads. It is wrong for a benchmark.
 var quickJVM = []string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"}
 
 // installation is a JVM with Kafka's class path. Everything that starts a broker shares it.

@@ -10,8 +10,9 @@ import (
 
 // process is a child process and its end.
 type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	cmd *exec.Cmd
+	// Closed when it has ended.
+	done chan struct{}
 }
 
 // startProcess starts cmd; detached means that it survives this process.
@@ -23,7 +24,8 @@ func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	failed := make(chan error)
 	go func() {
-		// The parent-death signal comes when the *thread* that forked ends, and Go ends idle threads: this one stays.
+		// The parent-death signal comes when the *thread* that forked ends, and Go ends idle
+		// threads: this one stays.
 		runtime.LockOSThread()
 		defer close(p.done)
 		if err := cmd.Start(); err != nil {
@@ -31,7 +33,8 @@ func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
 			return
 		}
 		close(failed)
-		_ = cmd.Wait() // how it ended stands in ProcessState
+		// How it ended stands in ProcessState.
+		_ = cmd.Wait()
 	}()
 	err := <-failed
 	if err != nil {
@@ -66,6 +69,7 @@ func (p *process) kill() {
 
 func (p *process) signal(s os.Signal) {
 	if p.running() {
-		_ = p.cmd.Process.Signal(s) // an error means that it has just ended
+		// An error means that it has just ended.
+		_ = p.cmd.Process.Signal(s)
 	}
 }

@@ -11,10 +11,12 @@ func TestProcessStop(t *testing.T) {
 		name     string
 		script   string
 		patience time.Duration
-		want     string // how it ended
+		// How it ended.
+		want string
 	}{
 		{"one that listens", "trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done", time.Minute, "exit status 3"},
-		{"one that does not", "trap '' TERM; echo up; while :; do sleep 0.01; done", 50 * time.Millisecond, "signal: killed"},
+		{"one that does not", "trap '' TERM; echo up; while :; do sleep 0.01; done", 50 * time.Millisecond,
+			"signal: killed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -27,7 +29,8 @@ func TestProcessStop(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := out.Read(make([]byte, 3)); err != nil { // the trap is set
+			// The trap is set.
+			if _, err := out.Read(make([]byte, 3)); err != nil {
 				t.Fatal(err)
 			}
 			p.stop(tt.patience)
@@ -45,6 +48,7 @@ func TestProcessThatCannotStart(t *testing.T) {
 	if err == nil {
 		t.Fatal("it started")
 	}
-	p.stop(time.Minute) // must not wait for the end of what never was
+	// Must not wait for the end of what never was.
+	p.stop(time.Minute)
 	p.kill()
 }

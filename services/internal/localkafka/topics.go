@@ -17,8 +17,9 @@ import (
 
 const topicsPatience = 60 * time.Second
 
-// CreateTopics makes the topics that are missing and waits until clients can use them. One that is there and not as declared is an
-// error: it is never altered, since more partitions would move keys.
+// CreateTopics makes the topics that are missing and waits until clients can use them. One that is
+// there and not as declared is an error: it is never altered, since more partitions would move
+// keys.
 func CreateTopics(ctx context.Context, addr string, topics []contract.Topic, replication int16) error {
 	admin, err := newAdmin(addr)
 	if err != nil {
@@ -52,8 +53,9 @@ func createTopic(ctx context.Context, admin *kadm.Client, topic contract.Topic, 
 	return checkTopic(ctx, admin, topic, partitions)
 }
 
-// awaitTopic waits until the broker, which learns of a topic after the controller has answered, knows it with all its leaders. With
-// an ID that is the topic of that ID, not one of the same name that was deleted just before.
+// awaitTopic waits until the broker, which learns of a topic after the controller has answered,
+// knows it with all its leaders. With an ID that is the topic of that ID, not one of the same name
+// that was deleted just before.
 func awaitTopic(ctx context.Context, admin *kadm.Client, name string, id kadm.TopicID) (partitions int, err error) {
 	for {
 		topics, err := admin.ListTopics(ctx, name)

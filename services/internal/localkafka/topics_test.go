@@ -37,7 +37,8 @@ func TestDeclaredTopics(t *testing.T) {
 
 func TestCreateTopics(t *testing.T) {
 	onBoth(t, func(t *testing.T, addr string) {
-		declared := contract.Topic{Name: testenv.NewTopic(t, addr, 2), Partitions: 2, Config: maps.Clone(contract.Topics()[0].Config)}
+		declared := contract.Topic{Name: testenv.NewTopic(t, addr, 2), Partitions: 2,
+			Config: maps.Clone(contract.Topics()[0].Config)}
 		otherPartitions, otherConfig := declared, declared
 		otherPartitions.Partitions = 3
 		otherConfig.Config = map[string]string{"cleanup.policy": "delete"}

@@ -18,9 +18,10 @@ import (
 type Authority struct {
 	PEM []byte // its certificate
 
-	cert  *x509.Certificate
-	key   *ecdsa.PrivateKey
-	chain []byte // what goes behind a certificate, from an authority that is not trusted by itself
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	// What goes behind a certificate, from an authority that is not trusted by itself.
+	chain []byte
 }
 
 // NewAuthority makes an authority that signs itself.
@@ -42,7 +43,8 @@ func (a *Authority) Intermediate(t testing.TB, name string) *Authority {
 	return b
 }
 
-// Issue makes a certificate for a user or for a broker on this machine or on other hosts, as PEM text.
+// Issue makes a certificate for a user or for a broker on this machine or on other hosts, as PEM
+// text.
 func (a *Authority) Issue(t testing.TB, name string, hosts ...string) (cert, key []byte) {
 	t.Helper()
 	c, k := sign(t, name, a, hosts...)
@@ -66,7 +68,8 @@ func sign(t testing.TB, name string, by *Authority, hosts ...string) (*x509.Cert
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), // a cluster's clocks may be behind
+		// A cluster's clocks may be behind.
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: hosts,
 	}

@@ -41,15 +41,18 @@ func ReadAll(t testing.TB, addr, topic string) []Record {
 	return records
 }
 
-// Read is ReadAll outside a test. Control records are fetched too, and left out of the result: without them a partition that
-// ends with the marker of a transaction would never seem to end. The options say how to get in where that takes more than an address.
+// Read is ReadAll outside a test. Control records are fetched too, and left out of the result:
+// without them a partition that ends with the marker of a transaction would never seem to end. The
+// options say how to get in where that takes more than an address.
 func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, error) {
 	left, start, err := bounds(ctx, addr, topic, opts)
 	if err != nil {
 		return nil, fmt.Errorf("read the bounds of topic %s: %w", topic, err)
 	}
-	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start})}, opts...)...)
+	client,
+		err := kgo.NewClient(
+		append([]kgo.Opt{kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start})}, opts...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +78,9 @@ func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, e
 }
 
 // bounds returns, for each partition that is not empty, its end and where to start.
-func bounds(ctx context.Context, addr, topic string, opts []kgo.Opt) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
+func bounds(
+	ctx context.Context, addr, topic string, opts []kgo.Opt,
+) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
 	admin, err := kadm.NewOptClient(append([]kgo.Opt{kgo.SeedBrokers(addr)}, opts...)...)
 	if err != nil {
 		return nil, nil, err
@@ -100,7 +105,9 @@ func bounds(ctx context.Context, addr, topic string, opts []kgo.Opt) (ends map[i
 	return ends, starts, nil
 }
 
-func list(ctx context.Context, ask func(context.Context, ...string) (kadm.ListedOffsets, error), topic string) (map[int32]int64, error) {
+func list(
+	ctx context.Context, ask func(context.Context, ...string) (kadm.ListedOffsets, error), topic string,
+) (map[int32]int64, error) {
 	listed, err := ask(ctx, topic)
 	if err == nil {
 		err = listed.Error()
@@ -116,15 +123,16 @@ func list(ctx context.Context, ask func(context.Context, ...string) (kadm.Listed
 }
 
 func newRecord(r *kgo.Record) Record {
-	record := Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key, Value: r.Value}
+	record := Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key,
+		Value: r.Value}
 	for _, h := range r.Headers {
 		record.Headers = append(record.Headers, contract.Header{Key: h.Key, Value: h.Value})
 	}
 	return record
 }
 
-// Produce writes messages as any other producer would: keys go to partitions as Java's clients place them (murmur2), nothing is
-// checked, a nil value is a tombstone. It returns them as written.
+// Produce writes messages as any other producer would: keys go to partitions as Java's clients
+// place them (murmur2), nothing is checked, a nil value is a tombstone. It returns them as written.
 func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
@@ -176,7 +184,8 @@ func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int
 	return offsets
 }
 
-// fetchOffsets waits for the group's coordinator: a broker only makes the topic behind it when it is first asked.
+// fetchOffsets waits for the group's coordinator: a broker only makes the topic behind it when it
+// is first asked.
 func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.OffsetResponses, error) {
 	for {
 		fetched, err := admin.FetchOffsets(ctx, group)

@@ -47,8 +47,10 @@ func TestReadAll(t *testing.T) {
 
 func TestReadAllWithGaps(t *testing.T) {
 	onBoth(t, func(t *testing.T, addr string) {
-		topic := "gaps-" + uuid.NewString() // the broker deletes no records of a compacted topic
-		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{{Name: topic, Partitions: 1}}, 1); err != nil {
+		// The broker deletes no records of a compacted topic.
+		topic := "gaps-" + uuid.NewString()
+		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{{Name: topic, Partitions: 1}},
+			1); err != nil {
 			t.Fatal(err)
 		}
 		Produce(t, addr, message(topic, "a", "deleted"), message(topic, "a", "kept"))
@@ -56,7 +58,8 @@ func TestReadAllWithGaps(t *testing.T) {
 		transact(t, addr, message(topic, "a", "aborted"), kgo.TryAbort)
 		transact(t, addr, message(topic, "a", "committed"), kgo.TryCommit)
 
-		var got []string // the topic ends with the marker of the last transaction
+		// The topic ends with the marker of the last transaction.
+		var got []string
 		for _, r := range ReadAll(t, addr, topic) {
 			got = append(got, fmt.Sprint(r.Offset, " ", string(r.Value)))
 		}
@@ -110,7 +113,8 @@ func message(topic, key, value string) contract.Message {
 }
 
 func byPartition(records []Record) []Record {
-	return slices.SortedStableFunc(slices.Values(records), func(a, b Record) int { return int(a.Partition - b.Partition) })
+	return slices.SortedStableFunc(slices.Values(records),
+		func(a, b Record) int { return int(a.Partition - b.Partition) })
 }
 
 func adminOf(t *testing.T, addr string) *kadm.Client {

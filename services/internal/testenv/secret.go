@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Secret is a directory of files as Kubernetes mounts a Secret: each is a symbolic link through another one, ..data, and a change
-// swaps that.
+// Secret is a directory of files as Kubernetes mounts a Secret: each is a symbolic link through
+// another one, ..data, and a change swaps that.
 type Secret struct{ Dir string }
 
 // Change puts other files in place of all that there are.
@@ -28,7 +28,8 @@ func (s Secret) Change(t testing.TB, files map[string][]byte) {
 		must(os.WriteFile(filepath.Join(data, name), text, 0o600))
 	}
 	link := filepath.Join(s.Dir, "..data")
-	former, _ := os.Readlink(link) // none at first
+	// None at first.
+	former, _ := os.Readlink(link)
 	must(os.Symlink(filepath.Base(data), link+"_tmp"))
 	must(os.Rename(link+"_tmp", link))
 	entries, err := os.ReadDir(s.Dir)
@@ -39,7 +40,8 @@ func (s Secret) Change(t testing.TB, files map[string][]byte) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(s.Dir, name)); err != nil && !os.IsExist(err) {
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(s.Dir, name)); err != nil &&
+			!os.IsExist(err) {
 			t.Fatal(err)
 		}
 	}

@@ -15,11 +15,12 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// SecureKafka is a broker as Strimzi runs it: at TLSAddr, it wants certificates of its clients and does for them what ACLs allow. At
-// Addr it is open to whoever makes topics and reads along.
+// SecureKafka is a broker as Strimzi runs it: at TLSAddr, it wants certificates of its clients and
+// does for them what ACLs allow. At Addr it is open to whoever makes topics and reads along.
 type SecureKafka struct {
 	*localkafka.Broker
-	Cluster *Authority // signs the broker's certificate
+	// Signs the broker's certificate.
+	Cluster *Authority
 	Clients *Authority // signs users
 
 	dir string
@@ -49,7 +50,8 @@ func StartSecureKafka(t testing.TB) *SecureKafka {
 	return k
 }
 
-// Certify gives the broker a certificate of its Cluster authority, and clients to trust. Both are in use from its next start on.
+// Certify gives the broker a certificate of its Cluster authority, and clients to trust. Both are
+// in use from its next start on.
 func (k *SecureKafka) Certify(t testing.TB, clients ...*Authority) {
 	t.Helper()
 	var trusted []byte
@@ -64,7 +66,8 @@ func (k *SecureKafka) Certify(t testing.TB, clients ...*Authority) {
 	}
 }
 
-// Restart ends the broker as a crash does and starts it again: every connection has to be made anew.
+// Restart ends the broker as a crash does and starts it again: every connection has to be made
+// anew.
 func (k *SecureKafka) Restart(t testing.TB) {
 	t.Helper()
 	k.Kill()
@@ -73,7 +76,8 @@ func (k *SecureKafka) Restart(t testing.TB) {
 	}
 }
 
-// Allow gives a user ACLs, such as "topic orders Read" or "group readers Describe", and waits until the broker knows them.
+// Allow gives a user ACLs, such as "topic orders Read" or "group readers Describe", and waits until
+// the broker knows them.
 func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	t.Helper()
 	admin, err := kadm.NewOptClient(kgo.SeedBrokers(k.Addr))
@@ -86,7 +90,8 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	operations := map[string]kadm.ACLOperation{"Read": kadm.OpRead, "Write": kadm.OpWrite, "Describe": kadm.OpDescribe}
 	for _, acl := range acls {
 		words := strings.Fields(acl)
-		b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
+		b := kadm.NewACLs().Allow("User:CN=" +
+			user).AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
 		if words[0] == "topic" {
 			b = b.Topics(words[1])
 		} else {
@@ -111,8 +116,10 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 
 // User is a client of a SecureKafka, with the two Secrets that Strimzi keeps for it.
 type User struct {
-	CA   Secret // ca.crt, whom it trusts
-	Cert Secret // user.crt and user.key
+	// ca.crt, whom it trusts.
+	CA Secret
+	// user.crt and user.key.
+	Cert Secret
 
 	kafka *SecureKafka
 	name  string

@@ -16,8 +16,8 @@ func Location(dir string) string {
 	return filepath.Join(dir, "{{.ResourceKind}}{{.KindSuffix}}.json")
 }
 
-// Write makes JSON schemas of Kubernetes' own types and of the CRDs, for kubeconform: one file for each kind, strict, so that a
-// misspelt field is an error.
+// Write makes JSON schemas of Kubernetes' own types and of the CRDs, for kubeconform: one file for
+// each kind, strict, so that a misspelt field is an error.
 func Write(ctx context.Context, dir string) error {
 	source, err := module(ctx, kubernetes)
 	if err != nil {
@@ -56,7 +56,8 @@ func writeKubernetes(swagger, dir string) error {
 	for name, definition := range spec.Definitions {
 		beStrict(definition)
 		kinds, _ := definition["x-kubernetes-group-version-kind"].([]any)
-		if len(kinds) != 1 { // the options of requests are of every group
+		// The options of requests are of every group.
+		if len(kinds) != 1 {
 			continue
 		}
 		kind := kinds[0].(schema)
@@ -90,7 +91,8 @@ func writeCRD(file, dir string) error {
 	}
 	for _, version := range crd.Spec.Versions {
 		beStrict(version.Schema.OpenAPIV3Schema)
-		if err := write(dir, crd.Spec.Group, version.Name, crd.Spec.Names.Kind, version.Schema.OpenAPIV3Schema); err != nil {
+		if err := write(dir, crd.Spec.Group, version.Name, crd.Spec.Names.Kind,
+			version.Schema.OpenAPIV3Schema); err != nil {
 			return err
 		}
 	}
@@ -100,7 +102,8 @@ func writeCRD(file, dir string) error {
 // beStrict refuses fields that the schema does not name, where it names any.
 func beStrict(s schema) {
 	properties, _ := s["properties"].(schema)
-	if _, says := s["additionalProperties"]; properties != nil && !says && s["x-kubernetes-preserve-unknown-fields"] != true {
+	if _, says := s["additionalProperties"]; properties != nil && !says &&
+		s["x-kubernetes-preserve-unknown-fields"] != true {
 		s["additionalProperties"] = false
 	}
 	for _, property := range properties {
@@ -113,7 +116,8 @@ func beStrict(s schema) {
 	}
 }
 
-// write names the file as kubeconform asks for it: the kind, the first word of its group, the version.
+// write names the file as kubeconform asks for it: the kind, the first word of its group, the
+// version.
 func write(dir, group, version, kind string, s schema) error {
 	name := kind
 	if group != "" {

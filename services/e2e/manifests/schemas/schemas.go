@@ -1,5 +1,5 @@
-// Package schemas finds what the manifests are checked against: the CRDs that they use and Kubernetes' own types, each from what its
-// project publishes. None of it is committed.
+// Package schemas finds what the manifests are checked against: the CRDs that they use and
+// Kubernetes' own types, each from what its project publishes. None of it is committed.
 package schemas
 
 import (
@@ -57,7 +57,8 @@ func CRDs(ctx context.Context) ([]string, error) {
 	), nil
 }
 
-// Install creates those CRDs that the cluster of kubectl's configuration lacks. Those that are there stay as they are.
+// Install creates those CRDs that the cluster of kubectl's configuration lacks. Those that are
+// there stay as they are.
 func Install(ctx context.Context) error {
 	crds, err := CRDs(ctx)
 	if err != nil {
@@ -75,7 +76,8 @@ func Install(ctx context.Context) error {
 	return nil
 }
 
-// established waits until the API server serves a CRD. `kubectl wait` fails on one that is so new that it has no conditions.
+// established waits until the API server serves a CRD. `kubectl wait` fails on one that is so new
+// that it has no conditions.
 func established(ctx context.Context, crd string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -96,7 +98,8 @@ func established(ctx context.Context, crd string) error {
 // module returns the directory of a Go module's source.
 func module(ctx context.Context, version string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", version)
-	cmd.Dir = os.TempDir() // outside of this module, whose go.sum is none of its business
+	// Outside of this module, whose go.sum is none of its business.
+	cmd.Dir = os.TempDir()
 	out, failed := cmd.Output()
 	var m struct{ Dir, Error string }
 	if err := json.Unmarshal(out, &m); err != nil {

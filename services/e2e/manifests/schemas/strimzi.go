@@ -18,7 +18,8 @@ import (
 //go:embed pom.xml
 var pom []byte
 
-// strimzi returns the files of Strimzi's CRDs, which its own generator makes once, into the user's cache.
+// strimzi returns the files of Strimzi's CRDs, which its own generator makes once, into the user's
+// cache.
 func strimzi(ctx context.Context) ([]string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -74,7 +75,8 @@ func generate(ctx context.Context, dir string) error {
 			return fmt.Errorf("make Strimzi's CRDs: %s: %w\n%s", filepath.Base(cmd.Path), err, out)
 		}
 	}
-	if err := os.Rename(crds, dir); err != nil && !exists(dir) { // another process may have been first
+	// Another process may have been first.
+	if err := os.Rename(crds, dir); err != nil && !exists(dir) {
 		return err
 	}
 	return nil
@@ -85,7 +87,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// findJava looks for a Java of at least that version: a machine's default is often an older one beside it.
+// findJava looks for a Java of at least that version: a machine's default is often an older one
+// beside it.
 func findJava(ctx context.Context, version int) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/jvm/*/bin/java")
 	for _, java := range append([]string{filepath.Join(os.Getenv("JAVA_HOME"), "bin", "java"), "java"}, found...) {
@@ -100,6 +103,7 @@ func findJava(ctx context.Context, version int) (string, error) {
 	}
 	return "", &localkafka.MissingError{
 		Program: fmt.Sprintf("Java %d", version),
-		Install: fmt.Sprintf("a JDK, %d or newer, beside any other, and set JAVA_HOME if it is not below /usr/lib/jvm", version),
+		Install: fmt.Sprintf(
+			"a JDK, %d or newer, beside any other, and set JAVA_HOME if it is not below /usr/lib/jvm", version),
 	}
 }
