@@ -121,8 +121,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	dir := t.TempDir()
-	kafka,
-		err := localkafka.Start(t.Context(),
+	kafka, err := localkafka.Start(t.Context(),
 		localkafka.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)

@@ -54,8 +54,7 @@ func welcome(t testing.TB, d *process) (requests []string) {
 func run(t testing.TB, request string) string {
 	t.Helper()
 	testenv.RequireProgram(t, "curl", "curl")
-	out,
-		err := exec.CommandContext(t.Context(), "sh", "-c",
+	out, err := exec.CommandContext(t.Context(), "sh", "-c",
 		strings.Replace(request, "curl ", "curl -sS ", 1)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v %s", request, err, out)

@@ -102,7 +102,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 			tt.document.covers(t, tt.path, got)
 		}
 	}
-	for document, services := range map[*document][]*process{inCart: {cart, lonelyCart}, inOrder: {order, lonelyOrder}} {
+	for document, services := range map[*document][]*process{inCart: {cart, lonelyCart},
+		inOrder: {order, lonelyOrder}} {
 		for _, p := range services {
 			for _, path := range []string{"/healthz", "/readyz", "/metrics", "/openapi.yaml", "/asyncapi.yaml"} {
 				got := do(t, http.MethodGet, p.ops+path, "")
@@ -141,8 +142,8 @@ func keyInFlight(t *testing.T, cart *process, d *document, method, path, body st
 			var mu sync.Mutex
 			for range 8 {
 				wg.Go(func() {
-					got,
-						err := send(method, cart.api+path, fmt.Sprintf(body, n), "Idempotency-Key", fmt.Sprint(path, n))
+					got, err := send(method, cart.api+path, fmt.Sprintf(body, n), "Idempotency-Key",
+						fmt.Sprint(path, n))
 					mu.Lock()
 					defer mu.Unlock()
 					if err == nil && got.header.Get("Retry-After") != "" && got.status == http.StatusConflict {

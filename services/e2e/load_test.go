@@ -187,8 +187,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 // reader looks up what was accepted.
 func (l *load) reader() {
 	for want := range l.news {
-		got,
-			err := send(http.MethodGet,
+		got, err := send(http.MethodGet,
 			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "",
 			"Prefer", "wait=5")
 		if err != nil || got.status != http.StatusOK {

@@ -113,8 +113,7 @@ var failures = map[string][]string{
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
 	reporter := local(localkafka.FreePort())
-	kafka,
-		err := localkafka.Start(t.Context(),
+	kafka, err := localkafka.Start(t.Context(),
 		localkafka.Options{Dir: t.TempDir(), Settings: localkafka.MetricsSettings(reporter)})
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
@@ -168,7 +167,8 @@ func scrapeSystem(t *testing.T) samples {
 			shown.parse(t, at, target.text+"\nup 1\n")
 		}
 		// What is there only after a while: a commit, statistics of the clients.
-		for _, name := range []string{"kafka_consumergroup_lag", "kafka_consumergroup_last_progress_timestamp_seconds", "order_consumer_lag", "kafka_client_rtt_seconds"} {
+		for _, name := range []string{"kafka_consumergroup_lag",
+			"kafka_consumergroup_last_progress_timestamp_seconds", "order_consumer_lag", "kafka_client_rtt_seconds"} {
 			if shown[name] == nil {
 				return false, name
 			}

@@ -392,8 +392,7 @@ func (p *process) accepted(got reply) int64 {
 // find asks Order for a version of an order, and waits for it.
 func (p *process) find(id string, version int64) reply {
 	p.t.Helper()
-	got,
-		err := send(http.MethodGet,
+	got, err := send(http.MethodGet,
 		fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", p.api, url.QueryEscape(id), version), "",
 		"Prefer", "wait=30")
 	if err != nil {

@@ -158,7 +158,8 @@ func TestRecordsOfAnyKind(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
 		}
-		for reason, n := range map[contract.Reason]float64{contract.ReasonUndecodable: 5, contract.ReasonTombstone: 2, contract.ReasonKeyMismatch: 2, contract.ReasonConflict: 1} {
+		for reason, n := range map[contract.Reason]float64{contract.ReasonUndecodable: 5, contract.ReasonTombstone: 2,
+			contract.ReasonKeyMismatch: 2, contract.ReasonConflict: 1} {
 			if got := order.metric(`order_dead_letters_total\{reason="` + string(reason) + `"\}`); got != n {
 				t.Errorf("order_dead_letters_total of reason %s is %v, want %v", reason, got, n)
 			}

@@ -79,8 +79,7 @@ func TestImageStarts(t *testing.T) {
 		"check":        "no step is given",
 	} {
 		t.Run(program, func(t *testing.T) {
-			out,
-				err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none",
+			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none",
 				"--read-only", build(t, program, "")).CombinedOutput()
 			exit, ok := errors.AsType[*exec.ExitError](err)
 			if !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), says) {

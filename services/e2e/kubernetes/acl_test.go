@@ -219,7 +219,8 @@ func ask[R kmsg.Response](ctx context.Context, broker *kgo.Broker, req kmsg.Requ
 }
 
 func isRefused(err error) bool {
-	for _, refusal := range []error{kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed} {
+	for _, refusal := range []error{kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed,
+		kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed} {
 		if errors.Is(err, refusal) {
 			return true
 		}

@@ -75,8 +75,7 @@ func newCluster(t *testing.T) *cluster {
 		"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}}}`, c.namespace))
 	t.Cleanup(func() {
 		// Not the test's context, which has ended.
-		if out,
-			err := exec.Command("kubectl", "delete", "namespace", c.namespace,
+		if out, err := exec.Command("kubectl", "delete", "namespace", c.namespace,
 			"--timeout=2m").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -95,15 +94,15 @@ func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
 	var images []string
 	for _, chart := range []string{"charts/orders", "charts/lag-operator"} {
-		for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(c.run(t, "helm", "template", "release", chart), -1) {
+		for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(
+			c.run(t, "helm", "template", "release", chart), -1) {
 			images = append(images, m[1])
 		}
 	}
 	slices.Sort(images)
 	images = slices.Compact(images)
 	for _, image := range images {
-		if out,
-			err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect",
+		if out, err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect",
 			image).CombinedOutput(); err != nil {
 			t.Fatalf("the image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
 		}
@@ -152,8 +151,7 @@ func (c *cluster) apply(t *testing.T, manifest string) {
 
 func (c *cluster) secret(t *testing.T, name string, data map[string][]byte) {
 	t.Helper()
-	manifest,
-		err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Secret",
+	manifest, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Secret",
 		"metadata": map[string]any{"name": name}, "data": data})
 	if err != nil {
 		t.Fatal(err)
@@ -285,8 +283,8 @@ func (c *cluster) dump(t *testing.T) {
 	t.Logf("events:\n%s", show("get", "events", "--sort-by=.lastTimestamp"))
 	for pod := range strings.FieldsSeq(show("get", "pods", "--output=name")) {
 		t.Logf("log of %s:\n%s", pod, show("logs", pod, "--all-containers", "--tail=200"))
-		if previous,
-			err := c.try(ctx, "", "kubectl", "-n", c.namespace, "logs", pod, "--previous", "--tail=200"); err == nil {
+		if previous, err := c.try(ctx, "", "kubectl", "-n", c.namespace, "logs", pod, "--previous",
+			"--tail=200"); err == nil {
 			t.Logf("log of %s before its restart:\n%s", pod, previous)
 		}
 	}

@@ -382,8 +382,7 @@ func (i *installation) noWarnings(t *testing.T) {
 	if len(i.warnings) > 0 {
 		t.Errorf("kubectl and helm said: %q", i.warnings)
 	}
-	if _,
-		err := i.try(t.Context(), "", "kubectl", "-n", i.namespace, "create", "deployment", "careless",
+	if _, err := i.try(t.Context(), "", "kubectl", "-n", i.namespace, "create", "deployment", "careless",
 		"--image=careless", "--dry-run=server"); err != nil {
 		t.Fatal(err)
 	}

@@ -125,8 +125,8 @@ func (i *installation) stopConsumer(t *testing.T) {
 		`jsonpath={.status.conditions[?(@.type=="Consuming")].reason}`); reason != "Stopped" {
 		t.Errorf("the reason is %q, want Stopped", reason)
 	}
-	if age,
-		_ := i.prometheus.value(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 ||
+	if age, _ := i.prometheus.value(t,
+		`max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 ||
 		age > time.Since(begin).Seconds()+1 {
 		t.Errorf("the first unread record is %.1f s old, want about %.1f", age, time.Since(begin).Seconds())
 	}

@@ -141,8 +141,7 @@ func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
 func (i *installation) finds(t *testing.T, a answer) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("Order knows %+v", a), func() (bool, string) {
-		got,
-			err := send(t.Context(), http.MethodGet,
+		got, err := send(t.Context(), http.MethodGet,
 			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", i.order.api, a.order, a.version), "",
 			"Prefer", "wait=2")
 		var body struct{ Status string }

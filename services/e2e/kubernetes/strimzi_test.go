@@ -264,8 +264,7 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
 		fmt.Fprintf(&file, "%s=%s\n", name, properties[name])
 	}
-	cert,
-		key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker,
+	cert, key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker,
 		fmt.Sprintf("orders-kafka-bootstrap.%s.svc", ns))
 	s.cluster.secret(t, "orders-dual-role-0", map[string][]byte{
 		"server.properties": file.Bytes(),
@@ -362,8 +361,7 @@ func (s *strimzi) createTopics(t *testing.T, names ...string) {
 		for name, value := range texts(topic.Spec.Config) {
 			config[name] = &value
 		}
-		if _,
-			err := s.client(t, admin).CreateTopic(t.Context(), topic.Spec.Partitions, topic.Spec.Replicas, config,
+		if _, err := s.client(t, admin).CreateTopic(t.Context(), topic.Spec.Partitions, topic.Spec.Replicas, config,
 			topic.Metadata.Name); err != nil {
 			t.Fatalf("create topic %s: %v", topic.Metadata.Name, err)
 		}

@@ -76,7 +76,8 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 				t.Fatalf("%v\n%s", err, text)
 			}
 			for _, k := range cfg.Clusters {
-				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key), dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
+				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key),
+					dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
 					if !mounted[path] {
 						t.Errorf("cluster %s: nothing is mounted at %s, but at %q", k.Name, path,
 							slices.Sorted(maps.Keys(mounted)))

@@ -42,8 +42,7 @@ func newNamespace(t *testing.T) string {
 			metadata["name"] = name
 			run(t, encode(t, o), "kubectl", "create", "--filename", "-")
 			t.Cleanup(func() {
-				if out,
-					err := exec.Command("kubectl", "delete", "namespace", name,
+				if out, err := exec.Command("kubectl", "delete", "namespace", name,
 					"--wait=false").CombinedOutput(); err != nil {
 					t.Errorf("delete the namespace %s: %v\n%s", name, err, out)
 				}

@@ -355,8 +355,7 @@ func TestTiltBuildsEachProgramFromItsPackages(t *testing.T) {
 		if want := "ghcr.io/ordersystem/" + program; image != want {
 			t.Errorf("PROGRAM=%s builds %s", program, image)
 		}
-		out,
-			_ := run(t, nil, "go", "list", "-deps", "-f", "{{if .Module}}{{if .Module.Main}}{{.Dir}}{{end}}{{end}}",
+		out, _ := run(t, nil, "go", "list", "-deps", "-f", "{{if .Module}}{{if .Module.Main}}{{.Dir}}{{end}}{{end}}",
 			"./services/cmd/"+program)
 		sent := func(dir string) bool {
 			return slices.ContainsFunc(b.only,

@@ -1,6 +1,7 @@
-// Package fakekafka is a Kafka inside the process, for the demo and for tests: franz-go's kfake
-// with the declared topics and with group timings like those of every broker that we declare. It is
-// no broker to trust data to; `make kafka` starts a real one.
+// Package fakekafka runs a fake Kafka inside the process, for the demo and for tests.
+//
+// It is franz-go's kfake with the declared topics, and with the group timings of this project's
+// brokers. Do not trust it with data; `make kafka` starts a real broker.
 package fakekafka
 
 import (
@@ -13,17 +14,17 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// settings repeats those of localkafka/broker.properties that kfake knows; a test there holds the
-// two together.
+// settings repeats those settings of localkafka/broker.properties that kfake knows. A test of
+// localkafka checks that the values are equal.
 var settings = map[string]string{
 	"group.consumer.heartbeat.interval.ms": "500",
 	"group.consumer.session.timeout.ms":    "6000",
 }
 
-// New starts the fake on 127.0.0.1 with the topics declared. With a dir it keeps topics, records
-// and committed offsets there, and goes on from them at the next start, after a kill too; without
-// one everything is lost at the end. Port 0 takes a free one. Nothing guards dir against a second
-// process.
+// New starts the fake on 127.0.0.1 with the declared topics. Port 0 takes a free port.
+//
+// If dir is not empty, the fake keeps topics, records and committed offsets there, also when it is
+// killed. Nothing guards dir against a second process.
 func New(dir string, port int) (*kfake.Cluster, error) {
 	options := []kfake.Opt{kfake.NumBrokers(1), kfake.Ports(port), kfake.BrokerConfigs(settings)}
 	if dir != "" {
@@ -42,6 +43,7 @@ func New(dir string, port int) (*kfake.Cluster, error) {
 	return cluster, nil
 }
 
+// declare makes a topic. It returns an error if the data directory holds it with other settings.
 func declare(cluster *kfake.Cluster, topic contract.Topic) error {
 	err := cluster.CreateTopic(topic.Name, int32(topic.Partitions), topic.Config)
 	if !errors.Is(err, kerr.TopicAlreadyExists) {

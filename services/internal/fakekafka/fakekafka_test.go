@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is the process that a test kills.
+// serve runs in the process that a test kills.
 func serve(dir string) {
 	cluster, err := fakekafka.New(dir, 0)
 	if err != nil {
@@ -37,8 +37,8 @@ func serve(dir string) {
 	select {}
 }
 
-// A kill at any moment loses nothing that was answered, topic IDs included: the Order store keeps
-// its offsets by these.
+// A kill at any moment loses nothing that was acknowledged. That includes topic IDs, by which the
+// Order store keeps its offsets.
 func TestKillKeepsWhatWasAcknowledged(t *testing.T) {
 	dir := t.TempDir()
 	type state struct {
@@ -80,7 +80,7 @@ func TestKillKeepsWhatWasAcknowledged(t *testing.T) {
 	}
 }
 
-// A directory from another declaration is refused, not served with the wrong partitions.
+// New refuses a directory whose topics have other settings than the declared ones.
 func TestNewRefusesOtherTopics(t *testing.T) {
 	declared := contract.Topics()[0]
 	for _, tt := range []struct {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// A broker that is stopped or killed comes back at the same address with all it had.
+// A broker that was stopped or killed starts again at the same address with all its data.
 func TestKafkaStartAgain(t *testing.T) {
 	k := testenv.StartKafka(t)
 	addr := k.Addr
@@ -78,7 +78,7 @@ func TestKafkaStartAgain(t *testing.T) {
 	}
 }
 
-// Whatever ends the owner, no broker is left behind.
+// A broker ends with the process that started it, even if that process is killed.
 func TestKafkaEndsWithItsOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells a process of its parent's death")
@@ -110,7 +110,7 @@ func TestKafkaEndsWithItsOwner(t *testing.T) {
 	})
 }
 
-// ownBroker is the process that TestKafkaEndsWithItsOwner kills.
+// ownBroker runs in the process that TestKafkaEndsWithItsOwner kills.
 func ownBroker(dir string) {
 	if _, err := localkafka.Start(context.Background(), localkafka.Options{Dir: dir}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -155,7 +155,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
-// The numbers are the design's; the manifests are held against the same file.
+// The values are those of docs/design.md. Tests of the manifests compare them with the same file.
 func TestBrokerSettings(t *testing.T) {
 	want := map[string]string{
 		"auto.create.topics.enable":                "false",
@@ -172,7 +172,8 @@ func TestBrokerSettings(t *testing.T) {
 	if diff := cmp.Diff(want, only(want, brokerConfig(t, testenv.SharedKafka(t).Addr))); diff != "" {
 		t.Errorf("settings of a real broker (-want +got):\n%s", diff)
 	}
-	// Kfake rebalances at once and creates no topics without being asked to.
+	// The other settings do not matter to kfake: it rebalances at once and never creates a topic by
+	// itself.
 	known := map[string]string{
 		"group.consumer.heartbeat.interval.ms": "500",
 		"group.consumer.session.timeout.ms":    "6000",

@@ -19,11 +19,13 @@ import (
 	"ordersystem.dev/services/internal/backoff"
 )
 
+// pom pins Kafka's version and lists what belongs to its class path.
+//
 //go:embed pom.xml
 var pom []byte
 
-// install fetches Kafka unless it is there. The first of several processes does it while the others
-// wait.
+// install returns the Kafka of the user's cache and fetches it if it is not there. Of several
+// processes, the first fetches it while the others wait.
 func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	java, err := exec.LookPath("java")
 	if err != nil {
@@ -33,8 +35,8 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	if err != nil {
 		return installation{}, fmt.Errorf("find the cache directory: %w", err)
 	}
-	// The sum makes any change of the pom another installation, so that none is ever altered while
-	// a broker runs from it.
+	// A changed pom has another sum and so another directory. An installation is therefore never
+	// altered while a broker runs from it.
 	sum := sha256.Sum256(pom)
 	dir := filepath.Join(cache, "ordersystem", "kafka-"+Version()+"-"+hex.EncodeToString(sum[:4]))
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -58,7 +60,7 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	if in.jars, err = filepath.Glob(filepath.Join(dir, "*.jar")); err != nil {
 		return installation{}, err
 	}
-	// The archive holds for one order of the class path only.
+	// The archive is valid for one order of the class path only.
 	slices.Sort(in.jars)
 	archive := filepath.Join(dir, "classes.jsa")
 	if fresh {
@@ -72,12 +74,13 @@ func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	return in, nil
 }
 
-// Version is the Kafka version that the pom pins.
+// Version returns the Kafka version that the pom pins.
 func Version() string {
 	return string(regexp.MustCompile(`<kafka.version>(.+)</kafka.version>`).FindSubmatch(pom)[1])
 }
 
-// fetch brings the jars into dir, which exists only once it is complete.
+// fetch copies the jars into dir with Maven. It works in another directory and renames that at the
+// end, so that dir exists only when it is complete.
 func fetch(ctx context.Context, dir string) error {
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
@@ -102,7 +105,7 @@ func fetch(ctx context.Context, dir string) error {
 	return os.Rename(tmp, dir)
 }
 
-// archiveClasses lets a broker start and stop once so that the JVM writes down the classes it
+// archiveClasses starts and stops a broker once, so that the JVM archives the classes that it
 // loaded.
 func archiveClasses(ctx context.Context, in installation, path string) error {
 	dir, err := os.MkdirTemp("", "kafka-archive-")
@@ -122,7 +125,8 @@ func archiveClasses(ctx context.Context, in installation, path string) error {
 	return os.Rename(path+".tmp", path)
 }
 
-// lockFile takes a lock that the system takes back when the process ends, however it ends.
+// lockFile locks a file, or waits until it can. The system releases the lock when the process ends,
+// even after a crash.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// However many packages are tested at once, Kafka is fetched once; what fails leaves nothing behind
-// that looks complete.
+// Kafka is fetched once, even if several packages are tested at the same time. A failure leaves
+// nothing behind that looks like an installation.
 func TestInstall(t *testing.T) {
 	bin, count := t.TempDir(), filepath.Join(t.TempDir(), "count")
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
@@ -69,7 +69,10 @@ func TestOldJava(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":/usr/bin:/bin")
-	for name, script := range map[string]string{"mvn": "touch kafka.jar", "java": "echo UnsupportedClassVersionError; exit 1"} {
+	for name, script := range map[string]string{
+		"mvn":  "touch kafka.jar",
+		"java": "echo UnsupportedClassVersionError; exit 1",
+	} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// process is a child process and its end.
+// process is a child process.
 type process struct {
 	cmd *exec.Cmd
-	// Closed when it has ended.
+	// done is closed when the process has ended.
 	done chan struct{}
 }
 
-// startProcess starts cmd; detached means that it survives this process.
+// startProcess starts cmd. A detached process survives this one.
 func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
 	cmd.SysProcAttr = child()
 	if detached {
@@ -24,8 +24,8 @@ func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	failed := make(chan error)
 	go func() {
-		// The parent-death signal comes when the *thread* that forked ends, and Go ends idle
-		// threads: this one stays.
+		// The parent-death signal is sent when the thread that forked ends, and Go ends idle
+		// threads. So this goroutine keeps its thread for as long as the process runs.
 		runtime.LockOSThread()
 		defer close(p.done)
 		if err := cmd.Start(); err != nil {
@@ -33,7 +33,7 @@ func startProcess(cmd *exec.Cmd, detached bool) (*process, error) {
 			return
 		}
 		close(failed)
-		// How it ended stands in ProcessState.
+		// The result is in ProcessState.
 		_ = cmd.Wait()
 	}()
 	err := <-failed
@@ -52,7 +52,8 @@ func (p *process) running() bool {
 	}
 }
 
-// stop asks the process to end and waits for it; one that does not end is killed.
+// stop asks the process to end and waits for it. It kills a process that does not end within
+// patience.
 func (p *process) stop(patience time.Duration) {
 	p.signal(syscall.SIGTERM)
 	select {
@@ -69,7 +70,7 @@ func (p *process) kill() {
 
 func (p *process) signal(s os.Signal) {
 	if p.running() {
-		// An error means that it has just ended.
+		// An error means that the process has just ended.
 		_ = p.cmd.Process.Signal(s)
 	}
 }

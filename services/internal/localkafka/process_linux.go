@@ -2,8 +2,8 @@ package localkafka
 
 import "syscall"
 
-// child keeps the terminal's signals from the process, so that it is ended in order by its owner;
-// when the owner itself is killed, so is the process.
+// child puts the process into a group of its own, so that the terminal's signals do not reach it
+// and its owner ends it in order. If the owner is killed, the kernel kills the process too.
 func child() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

@@ -48,7 +48,7 @@ func TestProcessThatCannotStart(t *testing.T) {
 	if err == nil {
 		t.Fatal("it started")
 	}
-	// Must not wait for the end of what never was.
+	// Neither may wait for a process that never ran.
 	p.stop(time.Minute)
 	p.kill()
 }

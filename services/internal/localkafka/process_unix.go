@@ -4,6 +4,6 @@ package localkafka
 
 import "syscall"
 
-// child: without Linux's parent-death signal the process stays in its owner's group, so that at
-// least ^C ends both.
+// child leaves the process in its owner's group. Only Linux has a parent-death signal; in one group
+// at least ^C ends both.
 func child() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }

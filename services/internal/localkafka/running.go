@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// Running finds the broker that works on dir, whoever started it. Without one, pid is 0.
+// Running finds the broker that works on dir, also one that another process started. pid is 0 if
+// there is none.
 //
 // It asks the system who holds the lock that Kafka keeps on its data. A file with a process ID in
 // it could name another process, which got the same ID later.

@@ -15,11 +15,12 @@ import (
 	"ordersystem.dev/services/internal/backoff"
 )
 
+// topicsPatience limits how long CreateTopics waits for the leaders of the topics.
 const topicsPatience = 60 * time.Second
 
-// CreateTopics makes the topics that are missing and waits until clients can use them. One that is
-// there and not as declared is an error: it is never altered, since more partitions would move
-// keys.
+// CreateTopics makes the topics that are missing and waits until clients can use them. It returns
+// an error for a topic that exists with other settings. It never alters one: more partitions would
+// move keys to other partitions.
 func CreateTopics(ctx context.Context, addr string, topics []contract.Topic, replication int16) error {
 	admin, err := newAdmin(addr)
 	if err != nil {
@@ -37,6 +38,7 @@ func CreateTopics(ctx context.Context, addr string, topics []contract.Topic, rep
 	return errors.Join(all...)
 }
 
+// createTopic makes one topic, or checks the one that exists.
 func createTopic(ctx context.Context, admin *kadm.Client, topic contract.Topic, replication int16) error {
 	config := make(map[string]*string)
 	for name, value := range topic.Config {
@@ -53,9 +55,9 @@ func createTopic(ctx context.Context, admin *kadm.Client, topic contract.Topic, 
 	return checkTopic(ctx, admin, topic, partitions)
 }
 
-// awaitTopic waits until the broker, which learns of a topic after the controller has answered,
-// knows it with all its leaders. With an ID that is the topic of that ID, not one of the same name
-// that was deleted just before.
+// awaitTopic waits until the broker knows the topic with all its leaders, and returns the number of
+// partitions. A broker learns of a topic after the controller has responded. If id is not zero,
+// awaitTopic ignores another topic of the same name that was deleted just before.
 func awaitTopic(ctx context.Context, admin *kadm.Client, name string, id kadm.TopicID) (partitions int, err error) {
 	for {
 		topics, err := admin.ListTopics(ctx, name)
@@ -76,7 +78,7 @@ func awaitTopic(ctx context.Context, admin *kadm.Client, name string, id kadm.To
 	}
 }
 
-// checkTopic says in what a topic differs from its declaration.
+// checkTopic returns an error that lists how a topic differs from its declaration.
 func checkTopic(ctx context.Context, admin *kadm.Client, want contract.Topic, partitions int) error {
 	configs, err := admin.DescribeTopicConfigs(ctx, want.Name)
 	if err != nil {
@@ -96,12 +98,12 @@ func checkTopic(ctx context.Context, admin *kadm.Client, want contract.Topic, pa
 		}
 	}
 	if differs != nil {
-		return errors.New("it exists otherwise: " + strings.Join(differs, "; "))
+		return errors.New("it exists with other settings: " + strings.Join(differs, "; "))
 	}
 	return nil
 }
 
-// DeleteTopic deletes a topic with all that it holds.
+// DeleteTopic deletes a topic and its records.
 func DeleteTopic(ctx context.Context, addr, name string) error {
 	admin, err := newAdmin(addr)
 	if err != nil {

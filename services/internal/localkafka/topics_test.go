@@ -15,7 +15,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// What is said of topics and records holds for the real broker and for the fake.
+// onBoth runs a test on the fake and on a real broker.
 func onBoth(t *testing.T, test func(t *testing.T, addr string)) {
 	t.Run("fake", func(t *testing.T) { test(t, testenv.Fake(t)) })
 	t.Run("real", func(t *testing.T) { test(t, testenv.SharedKafka(t).Addr) })

@@ -16,11 +16,13 @@ import (
 
 // Authority signs certificates, as Strimzi's cluster CA and clients CA do.
 type Authority struct {
-	PEM []byte // its certificate
+	// PEM is the authority's own certificate.
+	PEM []byte
 
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	// What goes behind a certificate, from an authority that is not trusted by itself.
+	// chain follows each certificate that an intermediate authority issues, up to the trusted
+	// authority. It is empty for an authority that signs itself.
 	chain []byte
 }
 
@@ -43,8 +45,8 @@ func (a *Authority) Intermediate(t testing.TB, name string) *Authority {
 	return b
 }
 
-// Issue makes a certificate for a user or for a broker on this machine or on other hosts, as PEM
-// text.
+// Issue makes a certificate and its key as PEM text. It is for a user, or for a broker on this
+// machine or on the hosts.
 func (a *Authority) Issue(t testing.TB, name string, hosts ...string) (cert, key []byte) {
 	t.Helper()
 	c, k := sign(t, name, a, hosts...)
@@ -55,7 +57,8 @@ func (a *Authority) Issue(t testing.TB, name string, hosts ...string) (cert, key
 	return slices.Concat(pemBlock("CERTIFICATE", c.Raw), a.chain), pemBlock("PRIVATE KEY", der)
 }
 
-// sign makes a certificate by an authority, or without one that of an authority.
+// sign makes a certificate and signs it by an authority. If by is nil, the certificate signs
+// itself.
 func sign(t testing.TB, name string, by *Authority, hosts ...string) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -67,11 +70,16 @@ func sign(t testing.TB, name string, by *Authority, hosts ...string) (*x509.Cert
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: name},
 		// A cluster's clocks may be behind.
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: hosts,
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:              hosts,
 	}
 	parent, signer := template, key
 	if by != nil {

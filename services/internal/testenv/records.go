@@ -14,22 +14,25 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 )
 
-// Record is a record as an independent reader sees it.
+// Record is a record of a topic, read by a client that the services do not use.
 type Record struct {
 	Topic     string
 	Partition int32
 	Offset    int64
-	Time      time.Time
-	Key       []byte
-	Value     []byte
-	Headers   []contract.Header
+	// Time is the broker's for topics with LogAppendTime, else the producer's.
+	Time    time.Time
+	Key     []byte
+	Value   []byte
+	Headers []contract.Header
 }
 
+// ioPatience limits each exchange with a broker.
 const ioPatience = 60 * time.Second
 
-// ReadAll returns what a topic holds now: all committed records, by partition, each in its order.
+// ReadAll returns all committed records that a topic holds now, ordered by partition and offset.
 func ReadAll(t testing.TB, addr, topic string) []Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
@@ -41,18 +44,22 @@ func ReadAll(t testing.TB, addr, topic string) []Record {
 	return records
 }
 
-// Read is ReadAll outside a test. Control records are fetched too, and left out of the result:
-// without them a partition that ends with the marker of a transaction would never seem to end. The
-// options say how to get in where that takes more than an address.
+// Read is [ReadAll] with a context and an error. The options are for brokers that need more than an
+// address, such as credentials.
+//
+// It fetches control records too and leaves them out of the result. Without them a partition that
+// ends with the marker of a transaction would never seem to end.
 func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, error) {
 	left, start, err := bounds(ctx, addr, topic, opts)
 	if err != nil {
 		return nil, fmt.Errorf("read the bounds of topic %s: %w", topic, err)
 	}
-	client,
-		err := kgo.NewClient(
-		append([]kgo.Opt{kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start})}, opts...)...)
+	client, err := kgo.NewClient(append([]kgo.Opt{
+		kgo.SeedBrokers(addr),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: start}),
+	}, opts...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +84,7 @@ func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, e
 	return records, nil
 }
 
-// bounds returns, for each partition that is not empty, its end and where to start.
+// bounds returns the end of each partition that is not empty, and the offset at which to start.
 func bounds(
 	ctx context.Context, addr, topic string, opts []kgo.Opt,
 ) (ends map[int32]int64, starts map[int32]kgo.Offset, err error) {
@@ -105,6 +112,7 @@ func bounds(
 	return ends, starts, nil
 }
 
+// list asks for one kind of offset of each partition.
 func list(
 	ctx context.Context, ask func(context.Context, ...string) (kadm.ListedOffsets, error), topic string,
 ) (map[int32]int64, error) {
@@ -123,16 +131,22 @@ func list(
 }
 
 func newRecord(r *kgo.Record) Record {
-	record := Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key,
-		Value: r.Value}
+	record := Record{
+		Topic:     r.Topic,
+		Partition: r.Partition,
+		Offset:    r.Offset,
+		Time:      r.Timestamp,
+		Key:       r.Key,
+		Value:     r.Value,
+	}
 	for _, h := range r.Headers {
 		record.Headers = append(record.Headers, contract.Header{Key: h.Key, Value: h.Value})
 	}
 	return record
 }
 
-// Produce writes messages as any other producer would: keys go to partitions as Java's clients
-// place them (murmur2), nothing is checked, a nil value is a tombstone. It returns them as written.
+// Produce writes messages as any other producer would, and returns the records. It chooses
+// partitions by key as Java's clients do (murmur2) and checks nothing. A nil value is a tombstone.
 func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
@@ -160,7 +174,7 @@ func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
 	return written
 }
 
-// CommittedOffsets returns what a group has committed, by topic and partition.
+// CommittedOffsets returns the offsets that a consumer group has committed, by topic and partition.
 func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
@@ -184,8 +198,8 @@ func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int
 	return offsets
 }
 
-// fetchOffsets waits for the group's coordinator: a broker only makes the topic behind it when it
-// is first asked.
+// fetchOffsets returns the group's offsets, or nil for a group that does not exist. It waits for
+// the group's coordinator: a broker makes the topic behind it only at the first request.
 func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.OffsetResponses, error) {
 	for {
 		fetched, err := admin.FetchOffsets(ctx, group)
@@ -198,10 +212,8 @@ func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.O
 		case !kerr.IsRetriable(err):
 			return fetched, err
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, 50*time.Millisecond) {
 			return nil, err
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

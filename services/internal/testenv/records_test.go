@@ -17,7 +17,7 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// What is said of topics and records holds for the real broker and for the fake.
+// onBoth runs a test on the fake and on a real broker.
 func onBoth(t *testing.T, test func(t *testing.T, addr string)) {
 	t.Run("fake", func(t *testing.T) { test(t, Fake(t)) })
 	t.Run("real", func(t *testing.T) { test(t, SharedKafka(t).Addr) })
@@ -77,12 +77,16 @@ func TestReadMissingTopic(t *testing.T) {
 	})
 }
 
-// The hashes are those of Kafka's own test of murmur2.
+// The keys and hashes come from Kafka's own test of murmur2.
 func TestProducePartitions(t *testing.T) {
 	onBoth(t, func(t *testing.T, addr string) {
 		const partitions = 12
 		topic := NewTopic(t, addr, partitions)
-		for key, hash := range map[string]int32{"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536} {
+		for key, hash := range map[string]int32{
+			"21":                       -973932308,
+			"foobar":                   -790332482,
+			"a-little-bit-long-string": -985981536,
+		} {
 			want := (hash & 0x7fffffff) % partitions
 			if got := Produce(t, addr, message(topic, key, "v"))[0].Partition; got != want {
 				t.Errorf("key %s is in partition %d, want %d", key, got, want)
@@ -105,7 +109,7 @@ func TestCommittedOffsets(t *testing.T) {
 	})
 }
 
-// Topics have LogAppendTime: what the producer thinks and what the broker keeps differ.
+// Topics have LogAppendTime: the producer's time and the broker's differ.
 var ignoreTime = cmpopts.IgnoreFields(Record{}, "Time")
 
 func message(topic, key, value string) contract.Message {

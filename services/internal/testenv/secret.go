@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// Secret is a directory of files as Kubernetes mounts a Secret: each is a symbolic link through
-// another one, ..data, and a change swaps that.
+// Secret is a directory of files as Kubernetes mounts a Secret. Each file is a symbolic link that
+// leads through another link, ..data. A change swaps that link, so that all files change at once.
 type Secret struct{ Dir string }
 
-// Change puts other files in place of all that there are.
+// Change replaces all files of the Secret.
 func (s Secret) Change(t testing.TB, files map[string][]byte) {
 	t.Helper()
 	must := func(err error) {
@@ -28,7 +28,7 @@ func (s Secret) Change(t testing.TB, files map[string][]byte) {
 		must(os.WriteFile(filepath.Join(data, name), text, 0o600))
 	}
 	link := filepath.Join(s.Dir, "..data")
-	// None at first.
+	// The first call finds no link.
 	former, _ := os.Readlink(link)
 	must(os.Symlink(filepath.Base(data), link+"_tmp"))
 	must(os.Rename(link+"_tmp", link))
@@ -40,8 +40,8 @@ func (s Secret) Change(t testing.TB, files map[string][]byte) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(s.Dir, name)); err != nil &&
-			!os.IsExist(err) {
+		err := os.Symlink(filepath.Join("..data", name), filepath.Join(s.Dir, name))
+		if err != nil && !os.IsExist(err) {
 			t.Fatal(err)
 		}
 	}

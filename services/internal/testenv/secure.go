@@ -15,18 +15,20 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// SecureKafka is a broker as Strimzi runs it: at TLSAddr, it wants certificates of its clients and
-// does for them what ACLs allow. At Addr it is open to whoever makes topics and reads along.
+// SecureKafka is a broker as Strimzi runs it. At TLSAddr it asks clients for certificates and
+// authorises them by ACLs. Addr is open to everybody, for the test's own topics and records.
 type SecureKafka struct {
 	*localkafka.Broker
-	// Signs the broker's certificate.
+	// Cluster signs the broker's certificate.
 	Cluster *Authority
-	Clients *Authority // signs users
+	// Clients signs the certificates of users.
+	Clients *Authority
 
+	// dir holds the broker's certificates.
 	dir string
 }
 
-// StartSecureKafka starts such a broker for this test alone. It has no topics and no ACLs.
+// StartSecureKafka starts a [SecureKafka] for this test alone. It has no topics and no ACLs.
 func StartSecureKafka(t testing.TB) *SecureKafka {
 	t.Helper()
 	k := &SecureKafka{
@@ -44,14 +46,14 @@ func StartSecureKafka(t testing.TB) *SecureKafka {
 		"ssl.truststore.location":        filepath.Join(k.dir, "clients.pem"),
 		"ssl.client.auth":                "required",
 		"authorizer.class.name":          "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-		// Who connects to Addr, and the broker itself.
+		// The clients of Addr, and the broker itself.
 		"super.users": "User:ANONYMOUS",
 	}})
 	return k
 }
 
-// Certify gives the broker a certificate of its Cluster authority, and clients to trust. Both are
-// in use from its next start on.
+// Certify gives the broker a new certificate of its Cluster authority, and the authorities whose
+// clients it trusts. The broker uses both from its next start on.
 func (k *SecureKafka) Certify(t testing.TB, clients ...*Authority) {
 	t.Helper()
 	var trusted []byte
@@ -66,8 +68,7 @@ func (k *SecureKafka) Certify(t testing.TB, clients ...*Authority) {
 	}
 }
 
-// Restart ends the broker as a crash does and starts it again: every connection has to be made
-// anew.
+// Restart ends the broker as a crash does and starts it again. Clients must connect again.
 func (k *SecureKafka) Restart(t testing.TB) {
 	t.Helper()
 	k.Kill()
@@ -90,8 +91,8 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	operations := map[string]kadm.ACLOperation{"Read": kadm.OpRead, "Write": kadm.OpWrite, "Describe": kadm.OpDescribe}
 	for _, acl := range acls {
 		words := strings.Fields(acl)
-		b := kadm.NewACLs().Allow("User:CN=" +
-			user).AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
+		b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").
+			ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
 		if words[0] == "topic" {
 			b = b.Topics(words[1])
 		} else {
@@ -114,18 +115,18 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	}
 }
 
-// User is a client of a SecureKafka, with the two Secrets that Strimzi keeps for it.
+// User is a client of a [SecureKafka], with the two Secrets that Strimzi keeps for it.
 type User struct {
-	// ca.crt, whom it trusts.
+	// CA holds ca.crt, the authority that the user trusts.
 	CA Secret
-	// user.crt and user.key.
+	// Cert holds user.crt and user.key.
 	Cert Secret
 
 	kafka *SecureKafka
 	name  string
 }
 
-// NewUser makes a user that the broker knows, and that trusts it.
+// NewUser makes a user that trusts the broker and that the broker trusts.
 func (k *SecureKafka) NewUser(t testing.TB, name string) *User {
 	t.Helper()
 	u := &User{kafka: k, name: name, CA: Secret{t.TempDir()}, Cert: Secret{t.TempDir()}}
@@ -134,17 +135,20 @@ func (k *SecureKafka) NewUser(t testing.TB, name string) *User {
 	return u
 }
 
-// Renew gives the user a certificate of the Clients authority that there is now.
+// Renew gives the user a new certificate of the broker's current Clients authority.
 func (u *User) Renew(t testing.TB) {
 	t.Helper()
 	cert, key := u.kafka.Clients.Issue(t, u.name)
 	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": key})
 }
 
-// Env is what a service is told, to be this user.
+// Env returns the environment variables with which a service connects as this user.
 func (u *User) Env() map[string]string {
 	return map[string]string{
-		"KAFKA_BROKERS": u.kafka.TLSAddr, "KAFKA_SECURITY_PROTOCOL": "ssl", "KAFKA_TLS_CA": u.CA.Dir,
-		"KAFKA_TLS_CERT": filepath.Join(u.Cert.Dir, "user.crt"), "KAFKA_TLS_KEY": filepath.Join(u.Cert.Dir, "user.key"),
+		"KAFKA_BROKERS":           u.kafka.TLSAddr,
+		"KAFKA_SECURITY_PROTOCOL": "ssl",
+		"KAFKA_TLS_CA":            u.CA.Dir,
+		"KAFKA_TLS_CERT":          filepath.Join(u.Cert.Dir, "user.crt"),
+		"KAFKA_TLS_KEY":           filepath.Join(u.Cert.Dir, "user.key"),
 	}
 }
