@@ -1,5 +1,5 @@
-// Package e2e tests the whole system: the real programs as processes of their own, on a real Kafka,
-// by what they answer, publish and store. Nothing here looks inside them.
+// Package e2e tests the whole system from outside: the real programs as processes of their own, on
+// a real Kafka, by their HTTP responses, records and stores.
 package e2e
 
 import (
@@ -20,24 +20,27 @@ import (
 type outcome int
 
 const (
-	// The connection broke before an answer came.
-	unknown  outcome = iota
-	accepted         // 200
-	// Any other answer.
+	// unknown: the connection broke before a response came.
+	unknown outcome = iota
+	// accepted: the response was 200.
+	accepted
+	// refused: the response was anything else.
 	refused
 )
 
-// operation is what a client wanted, and was told: one request, or several with one
-// Idempotency-Key.
+// operation is what a client requested and what it knows of the result. It is one request, or
+// several with one Idempotency-Key.
 type operation struct {
-	order  string
+	order string
+	// create is true for a creation, false for an update.
 	create bool
-	// That an update sets.
+	// status is what an update sets.
 	status string
-	// The trace ID of each request; the event carries that of the request which made it.
-	traces     []string
-	outcome    outcome
-	version    int64 // when accepted
+	// traces holds the trace ID of each request. The event has the one of the request that made it.
+	traces  []string
+	outcome outcome
+	// version is known if the operation was accepted.
+	version    int64
 	begin, end time.Time
 }
 
@@ -49,53 +52,56 @@ func (o *operation) String() string {
 	return fmt.Sprintf("%s of %s (traces %v)", what, o.order, o.traces)
 }
 
-// lookup is an order as the Order service answered it.
+// lookup is an order as the Order service returned it.
 type lookup struct {
 	order   string
 	version int64
 	status  string
 }
 
-// place is a partition of a topic.
-type place struct {
+// topicPartition is a partition of a topic.
+type topicPartition struct {
 	topic     string
 	partition int32
 }
 
-// row is an order in a store.
-type row struct {
+// storedOrder is an order in a store.
+type storedOrder struct {
 	version int64
-	// Cart's store has none.
+	// eventID is empty for Cart's store, which does not keep it.
 	eventID string
 	body    string
 }
 
 // state is Order's store at one moment.
 type state struct {
+	// when names the moment in messages.
 	when   string
-	orders map[string]row
-	// What is read next.
-	offsets map[place]int64
+	orders map[string]storedOrder
+	// offsets are those of the next records to read.
+	offsets map[topicPartition]int64
 }
 
-// evidence is all that is left to look at when the faults are over and everything came to rest.
+// evidence is what check compares: what clients saw, the records and both stores. It is collected
+// after the last fault, when the system has come to rest.
 type evidence struct {
 	operations []operation
 	lookups    []lookup
-	// Of both order topics.
+	// records are those of both order topics.
 	records []testenv.Record
+	// letters are those of the dead-letter topic.
 	letters []testenv.Record
-	cart    map[string]row
-	// Rows left in Cart's.
+	cart    map[string]storedOrder
+	// outbox is the number of rows left in Cart's outbox.
 	outbox int
-	// At the end.
+	// order is Order's store at the end.
 	order state
-	// Order's store as each kill -9 left it.
+	// crashes holds Order's store as each kill -9 left it.
 	crashes []state
 }
 
-// event is a record as this checker reads it, by itself: were it to use the services' code, both
-// would make the same mistake.
+// event is a decoded record. The checker decodes records by itself: with the services' code it
+// would make the same mistakes.
 type event struct {
 	record  *testenv.Record
 	id      string
@@ -106,17 +112,17 @@ type event struct {
 	status  string
 }
 
-// violation is a promise that was broken. The kind is one of a fixed set, which the checker's own
-// test goes through.
+// violation is a broken promise. Its kind is one of a fixed set, and the checker's own test has
+// every kind.
 type violation struct{ kind, detail string }
 
 func (v violation) String() string { return v.kind + ": " + v.detail }
 
-// checker collects violations.
+// checker collects violations. Its methods are the parts of check.
 type checker struct {
 	evidence
 	events []event
-	// First occurrences, by version.
+	// byOrder holds the first record of each event, ordered by version.
 	byOrder map[string][]*event
 	found   []violation
 }
@@ -125,9 +131,9 @@ func (c *checker) add(kind, format string, args ...any) {
 	c.found = append(c.found, violation{kind, fmt.Sprintf(format, args...)})
 }
 
-// check holds the evidence against what the system promises: every order answered 200 is in its
-// topic and in both stores, each at its newest version, none twice in effect, and nothing that was
-// refused is anywhere.
+// check compares the evidence with what the system promises and returns the violations. Every
+// acknowledged order is in its topic and in both stores, at its newest version. No operation takes
+// effect twice, and a refused one takes none.
 func check(e evidence) []violation {
 	c := &checker{evidence: e, byOrder: map[string][]*event{}}
 	c.read()
@@ -163,6 +169,7 @@ func (c *checker) read() {
 	}
 }
 
+// parse decodes one record.
 func parse(r *testenv.Record) (event, error) {
 	var body struct {
 		OrderID string
@@ -192,7 +199,7 @@ func parse(r *testenv.Record) (event, error) {
 	return e, nil
 }
 
-// topics checks the records among themselves.
+// topics compares the records with each other: partitions, versions and their order.
 func (c *checker) topics() {
 	type key struct{ order, topic string }
 	newest, last := map[key]int64{}, map[key]int64{}
@@ -204,8 +211,8 @@ func (c *checker) topics() {
 			c.add("two partitions", "order %s is in %d and %d", e.order, p, e.record.Partition)
 		}
 		partition[e.order] = e.record.Partition
-		// What was sent again after a failure is a repetition, which may go back. A new event must
-		// not.
+		// A record that is sent again after a failure may have a lower version than the one before
+		// it. A new event must not.
 		if !seen[e.id] && e.version < newest[k] {
 			c.add("version went back", "order %s in %s: %d after %d", e.order, e.record.Topic, e.version, newest[k])
 		}
@@ -235,7 +242,7 @@ func (c *checker) topics() {
 	}
 }
 
-// clients holds what clients were told against the topics.
+// clients compares the responses that clients got with the topics.
 func (c *checker) clients() {
 	byTrace, asked := map[string][]*event{}, map[string]bool{}
 	for _, events := range c.byOrder {
@@ -260,7 +267,7 @@ func (c *checker) clients() {
 		case o.outcome == accepted && len(made) == 0:
 			c.add("lost", "%s was accepted as version %d and is in no topic", o, o.version)
 		case o.outcome == accepted && made[0].version != o.version:
-			c.add("another version", "%s was answered version %d and is %d", o, o.version, made[0].version)
+			c.add("another version", "%s got version %d in its response and is %d", o, o.version, made[0].version)
 		}
 		if len(made) > 0 &&
 			(made[0].order != o.order || made[0].created != o.create || (!o.create && made[0].status != o.status)) {
@@ -270,7 +277,7 @@ func (c *checker) clients() {
 	}
 	for trace, events := range byTrace {
 		if !asked[trace] {
-			c.add("nobody asked", "version %d of %s, trace %s", events[0].version, events[0].order, trace)
+			c.add("not requested", "version %d of %s, trace %s", events[0].version, events[0].order, trace)
 		}
 	}
 	for _, operations := range byOrder {
@@ -279,16 +286,17 @@ func (c *checker) clients() {
 	for _, l := range c.lookups {
 		if i := slices.IndexFunc(c.byOrder[l.order], func(e *event) bool { return e.version == l.version }); i < 0 ||
 			c.byOrder[l.order][i].status != l.status {
-			c.add("seen, yet not published", "a look-up told version %d of %s, status %q", l.version, l.order, l.status)
+			c.add("seen, yet not published", "a look-up returned version %d of %s, status %q", l.version, l.order,
+				l.status)
 		}
 	}
 }
 
-// inTime: who begins after another was answered gets a higher version.
+// inTime checks that an operation that began after another one's response got a higher version.
 func (c *checker) inTime(operations []*operation) {
 	done := slices.DeleteFunc(slices.Clone(operations), func(o *operation) bool { return o.outcome != accepted })
 	slices.SortFunc(done, func(a, b *operation) int { return cmp.Compare(a.version, b.version) })
-	// Of those with lower versions, the one that began last.
+	// latest is the operation that began last, of those with lower versions.
 	var latest *operation
 	for _, o := range done {
 		if latest != nil && o.end.Before(latest.begin) {
@@ -301,19 +309,19 @@ func (c *checker) inTime(operations []*operation) {
 	}
 }
 
-// stores holds both stores against the topics.
+// stores compares both stores with the topics.
 func (c *checker) stores() {
-	ends := map[place]int64{}
+	ends := map[topicPartition]int64{}
 	for i := range c.records {
 		r := &c.records[i]
-		at := place{r.Topic, r.Partition}
+		at := topicPartition{r.Topic, r.Partition}
 		ends[at] = max(ends[at], r.Offset+1)
 	}
 	want := c.fold(ends)
 
 	inCart := maps.Clone(want)
 	for id, r := range inCart {
-		inCart[id] = row{version: r.version, body: r.body}
+		inCart[id] = storedOrder{version: r.version, body: r.body}
 	}
 	c.compare("cart's store differs", inCart, c.cart)
 	if c.outbox != 0 {
@@ -330,20 +338,22 @@ func (c *checker) stores() {
 	}
 }
 
-// fold is the state that the topics tell, up to some offsets: of each order the highest version, as
-// the first event with it has it.
-func (c *checker) fold(upTo map[place]int64) map[string]row {
-	state := map[string]row{}
+// fold returns the state that follows from the topics up to the given offsets. Each order has its
+// highest version, as in the first event with that version.
+func (c *checker) fold(upTo map[topicPartition]int64) map[string]storedOrder {
+	state := map[string]storedOrder{}
 	for i := range c.events {
 		e := &c.events[i]
-		if e.record.Offset < upTo[place{e.record.Topic, e.record.Partition}] && e.version > state[e.order].version {
-			state[e.order] = row{e.version, e.id, string(e.record.Value)}
+		if e.record.Offset < upTo[topicPartition{e.record.Topic, e.record.Partition}] &&
+			e.version > state[e.order].version {
+			state[e.order] = storedOrder{e.version, e.id, string(e.record.Value)}
 		}
 	}
 	return state
 }
 
-func (c *checker) compare(kind string, want, got map[string]row) {
+// compare adds a violation for each difference between two states.
+func (c *checker) compare(kind string, want, got map[string]storedOrder) {
 	for id, w := range want {
 		if g, ok := got[id]; !ok {
 			c.add(kind, "it lacks %s, which is at version %d", id, w.version)

@@ -36,7 +36,7 @@ func published(offset int64, id, trace, order string, version int64, status stri
 // events of which two are repeated, a refusal, and two operations of unknown outcome, one of which
 // came about.
 func history() evidence {
-	created, updated := place{contract.TopicCreated, 0}, place{contract.TopicUpdated, 0}
+	created, updated := topicPartition{contract.TopicCreated, 0}, topicPartition{contract.TopicUpdated, 0}
 	e := evidence{
 		operations: []operation{
 			{order: "A", create: true, traces: []string{"t1"}, outcome: accepted, version: 1, begin: at(1), end: at(2)},
@@ -61,14 +61,15 @@ func history() evidence {
 			published(4, "e5", "t7", "A", 4, "s4"),
 			published(5, "e6", "t9", "A", 5, "s5"),
 		},
-		order: state{when: "at the end", offsets: map[place]int64{created: 2, updated: 6}},
+		order: state{when: "at the end", offsets: map[topicPartition]int64{created: 2, updated: 6}},
 	}
 	b, a2, a5 := string(e.records[1].Value), string(e.records[2].Value), string(e.records[7].Value)
-	e.cart = map[string]row{"A": {5, "", a5}, "B": {1, "", b}}
-	e.order.orders = map[string]row{"A": {5, "e6", a5}, "B": {1, "e2", b}}
+	e.cart = map[string]storedOrder{"A": {5, "", a5}, "B": {1, "", b}}
+	e.order.orders = map[string]storedOrder{"A": {5, "e6", a5}, "B": {1, "e2", b}}
 	e.crashes = []state{
-		{when: "crash 1", orders: map[string]row{}, offsets: map[place]int64{}},
-		{when: "crash 2", orders: map[string]row{"A": {2, "e3", a2}}, offsets: map[place]int64{created: 1, updated: 1}},
+		{when: "crash 1", orders: map[string]storedOrder{}, offsets: map[topicPartition]int64{}},
+		{when: "crash 2", orders: map[string]storedOrder{"A": {2, "e3", a2}},
+			offsets: map[topicPartition]int64{created: 1, updated: 1}},
 	}
 	return e
 }
@@ -88,17 +89,17 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		}
 		e.records, e.crashes = kept, nil
 		for topic, end := range next {
-			e.order.offsets[place{topic, 0}] = end
+			e.order.offsets[topicPartition{topic, 0}] = end
 		}
 	}
-	set := func(m map[string]row, id string, change func(*row)) {
+	set := func(m map[string]storedOrder, id string, change func(*storedOrder)) {
 		r := m[id]
 		change(&r)
 		m[id] = r
 	}
 	publish := func(e *evidence, r testenv.Record) {
 		e.records = append(e.records, r)
-		e.order.offsets[place{r.Topic, 0}] = r.Offset + 1
+		e.order.offsets[topicPartition{r.Topic, 0}] = r.Offset + 1
 	}
 	for _, tt := range []struct {
 		name    string
@@ -113,8 +114,8 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"an update was lost", func(e *evidence) { drop(e, 3, 5) }, []string{"gap", "lost"}},
 		{"the last update was lost", func(e *evidence) {
 			drop(e, 7)
-			set(e.cart, "A", func(r *row) { *r = row{4, "", string(e.records[6].Value)} })
-			set(e.order.orders, "A", func(r *row) { *r = row{4, "e5", string(e.records[6].Value)} })
+			set(e.cart, "A", func(r *storedOrder) { *r = storedOrder{4, "", string(e.records[6].Value)} })
+			set(e.order.orders, "A", func(r *storedOrder) { *r = storedOrder{4, "e5", string(e.records[6].Value)} })
 		}, []string{"lost"}},
 		{"what was refused was published", func(e *evidence) { e.operations[7].outcome = refused },
 			[]string{"refused, yet published"}},
@@ -128,15 +129,16 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"versions were given against time", func(e *evidence) {
 			e.operations[7].begin, e.operations[7].end = at(3), at(4)
 		}, []string{"out of time"}},
-		{"nobody asked for it", func(e *evidence) {
+		{"not requested", func(e *evidence) {
 			r := published(6, "e7", "t99", "A", 6, "s6")
 			publish(e, r)
-			e.cart["A"], e.order.orders["A"] = row{6, "", string(r.Value)}, row{6, "e7", string(r.Value)}
-		}, []string{"nobody asked"}},
+			e.cart["A"], e.order.orders["A"] = storedOrder{6, "", string(r.Value)},
+				storedOrder{6, "e7", string(r.Value)}
+		}, []string{"not requested"}},
 		{"a repetition with the same key took effect twice", func(e *evidence) {
 			r := published(6, "e7", "t4", "A", 6, "s2")
 			publish(e, r)
-			e.cart["A"], e.order.orders["A"] = row{6, "", string(r.Value)}, row{6, "e7", string(r.Value)}
+			e.cart["A"], e.order.orders["A"] = storedOrder{6, "", string(r.Value)}, storedOrder{6, "e7", string(r.Value)}
 		}, []string{"twice in effect"}},
 		{"a version was given twice", func(e *evidence) {
 			publish(e, published(6, "e7", "t8", "A", 5, "never"))
@@ -153,12 +155,12 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		}, []string{"changed repetition"}},
 		{"an order is in two partitions", func(e *evidence) {
 			e.records[7].Partition, e.records[7].Offset = 1, 0
-			e.order.offsets = map[place]int64{{contract.TopicCreated, 0}: 2, {contract.TopicUpdated, 0}: 5,
+			e.order.offsets = map[topicPartition]int64{{contract.TopicCreated, 0}: 2, {contract.TopicUpdated, 0}: 5,
 				{contract.TopicUpdated, 1}: 1}
 		}, []string{"two partitions"}},
 		{"a creation is in the topic of updates", func(e *evidence) {
 			e.records[1].Topic, e.records[1].Offset = contract.TopicUpdated, 6
-			e.order.offsets = map[place]int64{{contract.TopicCreated, 0}: 1, {contract.TopicUpdated, 0}: 7}
+			e.order.offsets = map[topicPartition]int64{{contract.TopicCreated, 0}: 1, {contract.TopicUpdated, 0}: 7}
 		}, []string{"another event", "wrong topic"}},
 		{"a record cannot be read", func(e *evidence) { e.records[4].Value = []byte("{") }, []string{"unreadable"}},
 		{"a record has another key than its order", func(e *evidence) { e.records[4].Key = []byte("B") },
@@ -172,31 +174,32 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 			e.lookups = append(e.lookups, lookup{"A", 4, "s3"})
 		}, []string{"seen, yet not published"}},
 		{"Cart's store is stale", func(e *evidence) {
-			set(e.cart, "A", func(r *row) { *r = row{4, "", string(e.records[6].Value)} })
+			set(e.cart, "A", func(r *storedOrder) { *r = storedOrder{4, "", string(e.records[6].Value)} })
 		}, []string{"cart's store differs"}},
 		{"Cart's store lacks an order", func(e *evidence) { delete(e.cart, "B") }, []string{"cart's store differs"}},
 		{"Cart's outbox was not emptied", func(e *evidence) { e.outbox = 1 }, []string{"outbox not empty"}},
 		{"Order's store is stale", func(e *evidence) {
-			set(e.order.orders, "A", func(r *row) { *r = row{4, "e5", string(e.records[6].Value)} })
+			set(e.order.orders, "A", func(r *storedOrder) { *r = storedOrder{4, "e5", string(e.records[6].Value)} })
 		}, []string{"order's store differs"}},
 		{"Order's store lacks an order", func(e *evidence) { delete(e.order.orders, "B") },
 			[]string{"order's store differs"}},
 		{"Order's store has one that nobody published", func(e *evidence) {
-			e.order.orders["C"] = row{1, "e9", "{}"}
+			e.order.orders["C"] = storedOrder{1, "e9", "{}"}
 		}, []string{"order's store differs"}},
 		{"Order's store has another content", func(e *evidence) {
-			set(e.order.orders, "B", func(r *row) { r.body += " " })
+			set(e.order.orders, "B", func(r *storedOrder) { r.body += " " })
 		}, []string{"order's store differs"}},
 		{"Order's store took another event for the version", func(e *evidence) {
-			set(e.order.orders, "B", func(r *row) { r.eventID = "e9" })
+			set(e.order.orders, "B", func(r *storedOrder) { r.eventID = "e9" })
 		}, []string{"order's store differs"}},
-		{"Order has not read to the end", func(e *evidence) { e.order.offsets[place{contract.TopicCreated, 0}] = 1 },
+		{"Order has not read to the end",
+			func(e *evidence) { e.order.offsets[topicPartition{contract.TopicCreated, 0}] = 1 },
 			[]string{"order is not at the end"}},
 		{"a crash left the offset ahead of the state", func(e *evidence) {
-			e.crashes[1].offsets[place{contract.TopicCreated, 0}] = 2
+			e.crashes[1].offsets[topicPartition{contract.TopicCreated, 0}] = 2
 		}, []string{"order's store differs after a crash"}},
 		{"a crash left the state ahead of the offset", func(e *evidence) {
-			e.crashes[1].offsets[place{contract.TopicUpdated, 0}] = 0
+			e.crashes[1].offsets[topicPartition{contract.TopicUpdated, 0}] = 0
 		}, []string{"order's store differs after a crash"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

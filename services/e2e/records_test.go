@@ -212,9 +212,9 @@ func readInSteps(t *testing.T, kafka string, order *process, ms ...contract.Mess
 // it has stored them.
 func awaitRead(t testing.TB, kafka string, order *process) {
 	t.Helper()
-	ends := map[place]int64{}
+	ends := map[topicPartition]int64{}
 	for _, r := range readTopics(t, kafka) {
-		at := place{r.Topic, r.Partition}
+		at := topicPartition{r.Topic, r.Partition}
 		ends[at] = max(ends[at], r.Offset+1)
 	}
 	eventually(t, time.Minute, order.name+" has read everything", func() (bool, string) {

@@ -61,7 +61,7 @@ func openStore(t testing.TB, p *process) *sql.DB {
 }
 
 // cartStore reads what Cart's store holds, and how many rows its outbox has.
-func cartStore(t testing.TB, p *process) (orders map[string]row, outbox int) {
+func cartStore(t testing.TB, p *process) (orders map[string]storedOrder, outbox int) {
 	t.Helper()
 	db := openStore(t, p)
 	if err := db.QueryRow("SELECT count(*) FROM outbox").Scan(&outbox); err != nil {
@@ -81,17 +81,17 @@ func orderState(t testing.TB, db *sql.DB, when string) state {
 	return state{when, readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders"), readOffsets(t, db)}
 }
 
-func readOrders(t testing.TB, db *sql.DB, query string) map[string]row {
+func readOrders(t testing.TB, db *sql.DB, query string) map[string]storedOrder {
 	t.Helper()
 	rows, err := db.Query(query)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	orders := map[string]row{}
+	orders := map[string]storedOrder{}
 	for rows.Next() {
 		var id string
-		var r row
+		var r storedOrder
 		if err := rows.Scan(&id, &r.version, &r.eventID, &r.body); err != nil {
 			t.Fatal(err)
 		}
@@ -103,16 +103,16 @@ func readOrders(t testing.TB, db *sql.DB, query string) map[string]row {
 	return orders
 }
 
-func readOffsets(t testing.TB, db *sql.DB) map[place]int64 {
+func readOffsets(t testing.TB, db *sql.DB) map[topicPartition]int64 {
 	t.Helper()
 	rows, err := db.Query("SELECT topic, partition, next_offset FROM offsets")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	offsets := map[place]int64{}
+	offsets := map[topicPartition]int64{}
 	for rows.Next() {
-		var p place
+		var p topicPartition
 		var next int64
 		if err := rows.Scan(&p.topic, &p.partition, &next); err != nil {
 			t.Fatal(err)
@@ -129,7 +129,7 @@ func readOffsets(t testing.TB, db *sql.DB) map[place]int64 {
 }
 
 // hash tells whether two stores hold the same orders.
-func hash(orders map[string]row) string {
+func hash(orders map[string]storedOrder) string {
 	sum := sha256.New()
 	for _, id := range slices.Sorted(maps.Keys(orders)) {
 		r := orders[id]
