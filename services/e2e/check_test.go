@@ -13,10 +13,10 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// at is a moment of the made-up history.
+// at returns a moment of the invented history.
 func at(second int) time.Time { return time.Unix(int64(second), 0) }
 
-// published is a record as Cart publishes it.
+// published returns a record as Cart publishes it.
 func published(offset int64, id, trace, order string, version int64, status string) testenv.Record {
 	r := testenv.Record{
 		Topic: contract.TopicUpdated, Offset: offset, Key: []byte(order),
@@ -32,9 +32,9 @@ func published(offset int64, id, trace, order string, version int64, status stri
 	return r
 }
 
-// history is one in which every promise is kept: two orders, one of them updated four times by
-// events of which two are repeated, a refusal, and two operations of unknown outcome, one of which
-// came about.
+// history returns evidence in which every promise is kept. It has two orders. One is updated four
+// times, by events of which two are repeated. One operation is refused and two have an unknown
+// outcome; one of these took effect.
 func history() evidence {
 	created, updated := topicPartition{contract.TopicCreated, 0}, topicPartition{contract.TopicUpdated, 0}
 	e := evidence{
@@ -76,7 +76,8 @@ func history() evidence {
 
 func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 	t.Parallel()
-	// drop removes records, and offsets close up behind them, as if they had never been written.
+	// drop removes records and closes the gaps in the offsets, as if the records had never been
+	// written.
 	drop := func(e *evidence, gone ...int) {
 		next := map[string]int64{}
 		var kept []testenv.Record
@@ -104,7 +105,7 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		falsify func(*evidence)
-		// The kinds that are found.
+		// want holds the kinds of the violations.
 		want []string
 	}{
 		{"nothing is wrong", func(*evidence) {}, nil},

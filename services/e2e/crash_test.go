@@ -14,13 +14,11 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Order is stopped again and again while it reads as fast as it can: what is on disk is always what
-// the topics tell up to the offsets on disk, not one record more or less. The records repeat and
-// contradict themselves, too.
+// Order is stopped many times while it reads as fast as it can. The state on disk is always the one
+// that follows from the topics up to the offsets on disk. Some records repeat or contradict others.
 //
-// A process that is frozen has left on disk what it would have left had it been killed then. That
-// is as good as a kill and takes no second, so there can be many; some real ones show that it goes
-// on from there.
+// Most stops freeze the process. The disk then holds what a kill would have left, and a freeze
+// takes less than a second. A few real kills show that Order goes on from such a state.
 func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	t.Parallel()
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
@@ -28,7 +26,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
 		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		// What a killed member held is free again soon.
+		// With short sessions, the partitions of a killed member are soon free again.
 		Settings: map[string]string{
 			"group.consumer.min.session.timeout.ms": "1000", "group.consumer.session.timeout.ms": "1000",
 			"group.consumer.heartbeat.interval.ms": "200", "group.consumer.min.heartbeat.interval.ms": "200",
@@ -55,13 +53,13 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 			}
 		}
 	}
-	// Versions of different orders mix, so that a batch holds many orders once and each order is in
-	// many batches.
+	// Versions of different orders mix, so that a batch has many orders and an order is in many
+	// batches.
 	rng.Shuffle(len(ms), func(i, j int) { ms[i], ms[j] = ms[j], ms[i] })
 	order := newOrder(t, kafka.Addr)
 	var taken []string
 	for chunk := range slices.Chunk(ms, len(ms)/kills+1) {
-		// While it is down, so that there is much to read at once.
+		// Order is down, so that it has many records to read at once.
 		testenv.Produce(t, kafka.Addr, chunk...)
 		order.start()
 		eventually(t, 30*time.Second, "Order reads", func() (bool, string) {
@@ -69,7 +67,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 			return err == nil && metric(t, got.body, "order_apply_batch_records_sum") > 0, got.body
 		})
 		for range images {
-			// And is somewhere in the midst of it.
+			// The pause is random, so that the freezes come at different points of a batch.
 			time.Sleep(time.Duration(rng.Int64N(int64(15 * time.Millisecond))))
 			order.signal(syscall.SIGSTOP)
 			frozen(t, order.cmd.Process.Pid)
@@ -98,7 +96,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	}
 	t.Logf("%d images, %d of them at different offsets, of %d records", len(taken), len(different), len(ms))
 	if len(different) < 5 {
-		t.Error("the images are too much alike to show anything")
+		t.Error("the images differ too little to show anything")
 	}
 	order.start().ready()
 	awaitRead(t, kafka.Addr, order)
@@ -111,10 +109,10 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	}
 }
 
-// Cart is killed again and again while it publishes what piled up during an outage: some of it is
-// on its way, acknowledged in some partitions and not in others, and rows are being deleted. Kafka
-// freezes now and then, so that these states last. All of it is published in the end, in order;
-// what is repeated is known by its event ID.
+// Cart is killed many times while it publishes what piled up during an outage. At each kill some
+// records are under way, some partitions have acknowledged theirs, and rows are being deleted.
+// Kafka freezes now and then, so that these states last longer. In the end all records are
+// published in order, and repeated ones have the same event ID.
 func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Parallel()
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
@@ -163,11 +161,11 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 				t.Fatal(err)
 			}
 			frozen(t, broker)
-			// What was acknowledged is deleted meanwhile, but for what is behind a row that was
-			// not, and that nobody can tell from here.
+			// Cart deletes the acknowledged rows meanwhile, except behind a row that is not
+			// acknowledged. A test cannot see when it is done, so it waits for a while.
 			time.Sleep(150 * time.Millisecond)
 		} else {
-			// And is somewhere in the midst of it.
+			// The pause is random, so that the kills come at different points.
 			time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Millisecond))))
 		}
 		cart.kill()

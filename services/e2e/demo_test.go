@@ -15,7 +15,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// newDemo prepares the demo at ports of its own.
+// newDemo prepares the demo on ports of its own.
 func newDemo(t testing.TB) *process {
 	t.Helper()
 	port := freePorts(5)
@@ -25,7 +25,7 @@ func newDemo(t testing.TB) *process {
 	return d
 }
 
-// welcome waits for what it prints once it runs, and returns the requests in it.
+// welcome waits for the text that the demo prints when it runs, and returns the requests in it.
 func welcome(t testing.TB, d *process) (requests []string) {
 	t.Helper()
 	const end = "Stop it with Ctrl-C"
@@ -50,7 +50,7 @@ func welcome(t testing.TB, d *process) (requests []string) {
 	return requests
 }
 
-// run does what a user does with a printed request.
+// run sends a request as the demo prints it, with curl.
 func run(t testing.TB, request string) string {
 	t.Helper()
 	testenv.RequireProgram(t, "curl", "curl")
@@ -62,7 +62,7 @@ func run(t testing.TB, request string) string {
 	return string(out)
 }
 
-// The demo says what to try, what it says works, and a kill -9 loses nothing.
+// The requests that the demo prints work, and a kill -9 of the demo loses nothing.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t).start()
@@ -72,7 +72,7 @@ func TestDemo(t *testing.T) {
 	}
 	shown := func(request string, parts ...string) {
 		t.Helper()
-		// Events arrive a moment after the answer.
+		// Order gets an event a moment after Cart's response.
 		eventually(t, 10*time.Second, request, func() (bool, string) {
 			got := run(t, request)
 			for _, part := range parts {
@@ -87,7 +87,7 @@ func TestDemo(t *testing.T) {
 		t.Helper()
 		shown(requests[2], `"orderId":"test-order-101"`, `"status":"Shipped"`, `"version":2`, `"shippingCost":`)
 		shown(requests[3], "Total orders in topic 'order-updated-topic': 1", `"orderId":"test-order-101"`)
-		// A moment after the start, and grep calls nothing a failure.
+		// The metric appears a moment after the start, and grep finds nothing until then.
 		eventually(t, 10*time.Second, "the lag is known", func() (bool, string) {
 			page := do(t, http.MethodGet, strings.Fields(requests[4])[1], "").body
 			return strings.Contains(page, "kafka_consumergroup_topic_max_lag_seconds{"), page
@@ -111,7 +111,7 @@ func TestDemo(t *testing.T) {
 		t.Errorf("%s after a kill: %s", requests[0], got)
 	}
 
-	// Its files have one owner.
+	// The demo's files have one owner.
 	second := newDemo(t)
 	second.env = append(second.env, "DATA_DIR="+d.dir)
 	second.start().ends(30 * time.Second)
@@ -123,7 +123,7 @@ func TestDemo(t *testing.T) {
 	d.stop()
 }
 
-// The lag is told as it is in a cluster, from the first event on.
+// The demo shows lag as a cluster does, from the first event on.
 func TestLagOfTheDemo(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t).start()
@@ -200,7 +200,7 @@ func TestDemoAtTakenPort(t *testing.T) {
 	}
 }
 
-// What is wrong with the configuration is told at once, all of it, before anything is touched.
+// The demo reports all mistakes of the configuration at once, before it touches anything.
 func TestWrongConfiguration(t *testing.T) {
 	t.Parallel()
 	for name, variables := range map[string][]string{
@@ -223,7 +223,7 @@ func TestWrongConfiguration(t *testing.T) {
 	}
 }
 
-// A password is in no log.
+// No password is logged.
 func TestSecretsStayOutOfTheLog(t *testing.T) {
 	t.Parallel()
 	const secret = "open-sesame-4711"
@@ -239,7 +239,7 @@ func TestSecretsStayOutOfTheLog(t *testing.T) {
 	}
 }
 
-// The requests of the collection work on the demo as they do on the real thing.
+// The requests of the Postman collection work on the demo too.
 func TestPostmanRequestsOnTheDemo(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t).start()

@@ -13,8 +13,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// smallDisk gives a program a disk of its own for its data, almost full, and returns where the test
-// finds it. It is skipped where processes may not have mounts of their own.
+// smallDisk starts a program whose data directory is on a disk of its own, which is almost full.
+// The test is skipped if processes may not mount file systems.
 func smallDisk(t *testing.T, p *process, sizeKB, freeKB int) {
 	t.Helper()
 	p.command = []string{"/bin/sh", "-c", fmt.Sprintf(`mount -t tmpfs -o size=%dk tmpfs "$DATA_DIR" || exit 99
@@ -36,8 +36,8 @@ func smallDisk(t *testing.T, p *process, sizeKB, freeKB int) {
 	p.disk = fmt.Sprintf("/proc/%d/root%s", p.cmd.Process.Pid, p.dir)
 }
 
-// A full disk is said, and costs nobody what was accepted: what was refused changes nothing, and
-// when there is room again all goes on.
+// Cart reports a full disk. No accepted order is lost, a refused one changes nothing, and Cart goes
+// on when there is room again.
 func TestDiskIsFull(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
@@ -47,7 +47,7 @@ func TestDiskIsFull(t *testing.T) {
 	cart.ready()
 	order.start().ready()
 
-	// Else what is published makes room.
+	// While Kafka runs, publishing makes room.
 	kafka.Stop()
 	l := startLoad(t, cart, nil, 1, 4, time.Millisecond)
 	defer l.end()
@@ -74,7 +74,7 @@ func TestDiskIsFull(t *testing.T) {
 	l.operations = append(l.operations,
 		operation{order: "room", create: true, traces: []string{trace}, outcome: accepted, version: 1})
 	settle(t, kafka.Addr, cart, order)
-	// The disk goes with the process.
+	// The disk disappears with the process.
 	keep := filepath.Join(t.TempDir(), "cart")
 	if err := os.CopyFS(keep, os.DirFS(cart.disk)); err != nil {
 		t.Fatal(err)

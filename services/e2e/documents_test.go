@@ -23,8 +23,8 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// The OpenAPI documents against the running services: each answer is one that the document
-// describes, to the last field, and each answer that the document describes is provoked.
+// Every response of the running services is one that the OpenAPI documents describe, to the last
+// field. The test provokes every response that they describe.
 func TestDocumentsDescribeTheServices(t *testing.T) {
 	t.Parallel()
 	_, cart, order := startSystem(t)
@@ -86,7 +86,7 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inOrder, order, "POST", auditPath, "", "", nil, 405},
 		{inOrder, lonelyOrder, "GET", auditPath, updated, "", nil, 503},
 	} {
-		// What answers in two forms gets an order for each.
+		// An operation with two request bodies gets an order for each.
 		for n, accept := range []string{"*/*", "application/json"} {
 			number := func(s string) string { return strings.ReplaceAll(s, "%d", fmt.Sprint(n)) }
 			headers := []string{"Accept", accept}
@@ -130,7 +130,7 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 	})
 }
 
-// keyInFlight provokes the refusal of a second request with the same key while the first one is
+// keyInFlight provokes the refusal of a second request with a key whose first request is still
 // under way.
 func keyInFlight(t *testing.T, cart *process, d *document, method, path, body string) {
 	t.Helper()
@@ -157,11 +157,11 @@ func keyInFlight(t *testing.T, cart *process, d *document, method, path, body st
 		})
 }
 
-// brokenStore provokes 500: what is on disk is overwritten while Order runs. It must say so, and
-// live.
+// brokenStore provokes a 500: it overwrites the store of a running Order. Order must report that
+// and go on.
 func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
 	t.Helper()
-	// Takes pages of its own.
+	// This order takes pages of its own.
 	do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "big", "ItemsNum": 1000}`)
 	if got := order.find("big", 1); got.status != http.StatusOK {
 		t.Fatalf("%d %s", got.status, got.body)
@@ -184,7 +184,7 @@ func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
 		}
 		f.Close()
 	}
-	// Else Order answers from its memory.
+	// Otherwise Order serves the order from its memory.
 	cart.create("the store changes")
 	for _, accept := range []string{"*/*", "application/json"} {
 		var got reply
@@ -199,7 +199,7 @@ func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
 	}
 }
 
-// document is an OpenAPI document and what of it was seen.
+// document is an OpenAPI document, with the parts of it that the test has seen.
 type document struct {
 	text []byte
 	root map[string]any
@@ -215,7 +215,7 @@ func newDocument(t *testing.T, text []byte) *document {
 	return d
 }
 
-// follow goes down the keys, and along references.
+// follow returns the value at the keys, and follows references.
 func (d *document) follow(node any, keys ...string) map[string]any {
 	m, _ := node.(map[string]any)
 	for {
@@ -231,7 +231,7 @@ func (d *document) follow(node any, keys ...string) map[string]any {
 	}
 }
 
-// operation is the one operation of a path.
+// operation returns the only operation of a path.
 func (d *document) operation(path string) (method string, operation map[string]any) {
 	for method, node := range d.follow(d.root["paths"], path) {
 		if method != "servers" {
@@ -241,7 +241,7 @@ func (d *document) operation(path string) (method string, operation map[string]a
 	return "", nil
 }
 
-// covers holds an answer against what the document says about it.
+// covers checks a response against the document's description of it.
 func (d *document) covers(t *testing.T, path string, got reply) {
 	t.Helper()
 	method, operation := d.operation(path)
@@ -292,7 +292,7 @@ func (d *document) covers(t *testing.T, path string, got reply) {
 	d.valid(t, name, d.follow(content, "schema"), v)
 }
 
-// complete demands that everything documented was seen, but for what is explained.
+// complete checks that the test has seen everything documented, except what is explained.
 func (d *document) complete(t *testing.T, unseen map[string]string) {
 	t.Helper()
 	for path := range d.follow(d.root["paths"]) {
@@ -311,7 +311,7 @@ func (d *document) complete(t *testing.T, unseen map[string]string) {
 	}
 }
 
-// schema is what parts of a document say together about a value.
+// schema merges what several parts of a document say about one value.
 type schema struct {
 	keywords   map[string]any
 	properties map[string]any
@@ -348,7 +348,7 @@ func (s *schema) add(o schema) {
 	s.required = append(s.required, o.required...)
 }
 
-// valid holds a value against a schema. A keyword that it does not know is an error: nothing goes
+// valid checks a value against a schema. An unknown keyword is an error, so that nothing goes
 // unchecked.
 func (d *document) valid(t *testing.T, at string, node, value any) {
 	t.Helper()

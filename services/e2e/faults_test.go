@@ -13,7 +13,7 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// number is a setting of a test run.
+// number returns a setting of the test run from the environment.
 func number(t testing.TB, name string, fallback uint64) uint64 {
 	t.Helper()
 	text := os.Getenv(name)
@@ -27,12 +27,13 @@ func number(t testing.TB, name string, fallback uint64) uint64 {
 	return n
 }
 
-// Whatever is killed, stopped and started under load, in any order: every order answered 200 is in
-// its topic and in both stores, each at its newest version, none twice in effect, none that was
-// refused; and each crash left Order's store as the topics tell it up to the offsets in it.
+// The services and Kafka are killed, stopped and started under load, in any order. Every
+// acknowledged order is in its topic and in both stores, at its newest version. No operation takes
+// effect twice, and no refused one takes any. Each crash leaves in Order's store what follows from
+// the topics up to the offsets in it.
 //
-// E2E_SECONDS makes it longer; E2E_SEED repeats the faults and the requests of a run, though not
-// their timing to the microsecond.
+// E2E_SECONDS sets the duration. E2E_SEED repeats the faults and requests of a run, but not their
+// exact timing.
 func TestFaultsUnderLoad(t *testing.T) {
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
 	duration := time.Duration(number(t, "E2E_SECONDS", 20)) * time.Second
@@ -54,7 +55,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 		}
 	}
 	begin := time.Now()
-	// Lets the system run, and stay down, for a while.
+	// pause lets the system run, or stay down, for a random time.
 	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
 	faults := map[string]func(){
 		"kill cart":  func() { cart.kill(); pause(300 * time.Millisecond); cart.start() },
@@ -74,7 +75,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 			kafka.Kill()
 			cart.kill()
 			killOrder()
-			// Its store is whole: it takes orders without Kafka.
+			// Cart's store is complete, so Cart accepts orders without Kafka.
 			cart.start()
 			pause(500 * time.Millisecond)
 			cart.kill()
@@ -82,8 +83,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 			cart.start()
 			order.start()
 		},
-		// Cart dies in the midst of sending again what piled up, which repeats some of it once
-		// more.
+		// Cart dies while it publishes what piled up. It then repeats some of these records.
 		"kill cart as kafka comes back": func() {
 			kafka.Stop()
 			pause(time.Second)
@@ -97,7 +97,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 		"kill cart", "kill order", "kill both", "restart cart", "restart order", "stop kafka", "kill kafka", "kill all",
 		"kill cart as kafka comes back",
 	}
-	// Of the faults: each once, before any comes again.
+	// next holds the coming faults. Each fault comes once before any comes again.
 	var next []string
 	for time.Since(begin) < duration {
 		if len(next) == 0 {
@@ -112,6 +112,11 @@ func TestFaultsUnderLoad(t *testing.T) {
 
 	cart.ready()
 	order.ready()
+	// On a busy machine the faults may have left little time for requests.
+	eventually(t, time.Minute, "100 operations are accepted", func() (bool, string) {
+		n := l.accepted()
+		return n >= 100, fmt.Sprint(n)
+	})
 	l.end()
 	settle(t, kafka.Addr, cart, order)
 	cart.stop()
@@ -119,7 +124,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	verify(t, kafka.Addr, l, cart, order, crashes)
 }
 
-// settle waits until all that was accepted is published, and read by Order.
+// settle waits until Cart has published everything and Order has read it.
 func settle(t testing.TB, kafka string, cart, order *process) {
 	t.Helper()
 	eventually(t, time.Minute, "Cart's outbox is empty", func() (bool, string) {
@@ -129,7 +134,7 @@ func settle(t testing.TB, kafka string, cart, order *process) {
 	awaitRead(t, kafka, order)
 }
 
-// verify holds what clients were told against the topics and the stores of the services, which have
+// verify compares what clients saw with the topics and with the stores of the services, which have
 // ended.
 func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []state) {
 	t.Helper()
@@ -170,7 +175,7 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 	if outcomes[accepted] < 100 {
 		t.Errorf("there was hardly any load: %v", outcomes)
 	}
-	// An error is no failure of the test, as faults are what it is about.
+	// A logged error does not fail the test: faults cause errors.
 	for _, p := range []*process{cart, order} {
 		if n := strings.Count(p.log(), `"level":"ERROR"`); n > 0 {
 			_, first, _ := strings.Cut(p.log(), `"level":"ERROR"`)

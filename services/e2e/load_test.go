@@ -14,35 +14,35 @@ import (
 	"time"
 )
 
-// load is clients that work on orders, whatever happens to the services, and write down what they
-// did and what they were told.
+// load runs clients that create, update and look up orders, through all faults of the services. It
+// records each operation and its outcome.
 type load struct {
 	t           testing.TB
 	cart, order *process
 	seed        uint64
-	// Pause of each client between its operations.
+	// every is the pause of a client between its operations.
 	every time.Duration
-	// Of every request.
+	// headers are added to each request, as names and values.
 	headers []string
-	// Of an order at most; 5 by default.
+	// items is the highest number of items of an order. It is 5 unless set.
 	items int
 
 	stop    context.CancelFunc
 	clients sync.WaitGroup
-	readers sync.WaitGroup
-	// Accepted, for the readers.
-	news  chan lookup
-	count atomic.Int64
+	// followers look up what clients got accepted. They get it through news.
+	followers sync.WaitGroup
+	news      chan lookup
+	count     atomic.Int64
 
 	mu         sync.Mutex
 	operations []operation
 	lookups    []lookup
 }
 
-// That all clients update at once.
+// sharedOrders is the number of orders that all clients update.
 const sharedOrders = 5
 
-// startLoad starts clients; end stops them. Without an Order service nothing is looked up.
+// startLoad starts clients, which end stops. If order is nil, nothing is looked up.
 func startLoad(
 	t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, set ...func(*load),
 ) *load {
@@ -57,7 +57,7 @@ func startLoad(
 	}
 	for range 2 {
 		if order != nil {
-			l.readers.Go(l.reader)
+			l.followers.Go(l.follow)
 		}
 	}
 	return l
@@ -71,15 +71,28 @@ func (l *load) end() {
 		close(l.news)
 		l.news = nil
 	}
-	l.readers.Wait()
+	l.followers.Wait()
+}
+
+// accepted returns how many operations have been accepted so far.
+func (l *load) accepted() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, o := range l.operations {
+		if o.outcome == accepted {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *load) evidence() evidence {
 	return evidence{operations: l.operations, lookups: l.lookups}
 }
 
-// client makes orders of its own, updates them and some that it shares with the others, and asks
-// for things that must be refused.
+// client creates and updates orders of its own, updates shared ones, and sends requests that must
+// be refused.
 func (l *load) client(ctx context.Context, n int) {
 	rng := rand.New(rand.NewPCG(l.seed, uint64(n)))
 	news := l.news
@@ -89,7 +102,7 @@ func (l *load) client(ctx context.Context, n int) {
 		var ifMatch string
 		switch dice := rng.IntN(100); {
 		case dice < 5:
-			// Most are refused: one client makes it.
+			// Most are refused: the first client creates the order.
 			o.create, o.order = true, fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
 		case dice < 25:
 			o.order = fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
@@ -97,10 +110,10 @@ func (l *load) client(ctx context.Context, n int) {
 			// Refused: there is no such order.
 			o.order = fmt.Sprintf("never-%d-%d", n, rng.IntN(10))
 		case dice < 31 && len(mine) > 0:
-			// Refused: it exists.
+			// Refused: the order exists.
 			o.create, o.order = true, mine[rng.IntN(len(mine))]
 		case dice < 34 && len(mine) > 0:
-			// Refused: it has no such version.
+			// Refused: the order has no such version.
 			o.order, ifMatch = mine[rng.IntN(len(mine))], `"1000000"`
 		case dice < 36:
 			// Refused: too many items.
@@ -123,7 +136,7 @@ func (l *load) client(ctx context.Context, n int) {
 			select {
 			case news <- lookup{order: o.order, version: o.version}:
 			default:
-				// The readers wait for Order.
+				// All followers are waiting for Order. This operation is not looked up.
 			}
 		}
 		select {
@@ -133,9 +146,9 @@ func (l *load) client(ctx context.Context, n int) {
 	}
 }
 
-// operate carries an operation out. With an Idempotency-Key it goes on asking until it knows;
-// without one an answer that got lost leaves it in the dark. The services are up again before the
-// test ends, so it comes to an end.
+// operate carries an operation out. With an Idempotency-Key it repeats the request until it gets a
+// response. Without one, a lost response leaves the outcome unknown. The services are up again
+// before the test ends, so every operation ends too.
 func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order",
 		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
@@ -149,7 +162,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	}
 	o.begin = time.Now()
 	defer func() { o.end = time.Now() }()
-	// A request may have been carried out though it was not answered.
+	// An earlier request may have been carried out although no response came.
 	sent := false
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		trace := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()|1)
@@ -162,7 +175,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 		}
 		got, err := send(method, url, body, headers...)
 		if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
-			// Nobody has heard of it.
+			// The request never reached the service.
 			continue
 		}
 		o.traces = append(o.traces, trace)
@@ -175,7 +188,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 			o.outcome, o.version = accepted, got.version()
 			return
 		case sent && got.header.Get("Retry-After") != "":
-			// It says nothing about the request before.
+			// This response does not show what became of the request before it.
 		default:
 			o.outcome = refused
 			return
@@ -184,14 +197,14 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	l.t.Errorf("%v is not answered for two minutes", o)
 }
 
-// reader looks up what was accepted.
-func (l *load) reader() {
+// follow looks up what was accepted.
+func (l *load) follow() {
 	for want := range l.news {
 		got, err := send(http.MethodGet,
 			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "",
 			"Prefer", "wait=5")
 		if err != nil || got.status != http.StatusOK {
-			// Order or Kafka is down: what it must know in the end is checked then.
+			// Order or Kafka is down. The state at the end is checked later.
 			continue
 		}
 		if got.version() < want.version {

@@ -31,14 +31,14 @@ import (
 	"ordersystem.dev/services/lag"
 )
 
-// A panel that names a metric or a label that does not exist is empty, and an alert never fires:
-// nothing tells. So every expression of k8s/ is held against what the running system shows, as
-// Prometheus would see it.
+// Every expression in k8s/ names metrics and labels that the running system exposes, with the
+// labels that Prometheus adds. A panel with a wrong name is empty and an alert with one never
+// fires, and neither reports an error.
 func TestWhatPanelsAndRulesNameExists(t *testing.T) {
 	t.Parallel()
 	found := scrapeSystem(t)
 	expressions := declaredExpressions(t)
-	// In order: a rule may use what was recorded before it.
+	// The order matters: a rule may use what an earlier rule records.
 	for _, e := range expressions {
 		at, err := found.labels(e.text)
 		if err != nil {
@@ -58,7 +58,7 @@ func TestWhatPanelsAndRulesNameExists(t *testing.T) {
 	t.Logf("%d expressions, %d series", len(expressions), len(found))
 }
 
-// A mistake of each kind is found, so that the test above says something.
+// The test finds a mistake of each kind. Otherwise the test above would prove nothing.
 func TestExpressionsThatNameWhatIsNotThere(t *testing.T) {
 	t.Parallel()
 	found := samples{}
@@ -97,19 +97,19 @@ took_seconds_bucket{topic="x",le="1"} 2
 	}
 }
 
-// samples are the series that there are, by metric.
+// samples holds the label sets that exist, by metric.
 type samples map[string][]map[string]string
 
-// failures are metrics that have no series before something fails, which nothing does here, with
-// their own labels.
+// failures are metrics that have no series before something fails. Nothing fails in this test, so
+// their labels are listed here.
 var failures = map[string][]string{
 	"cart_delivery_failures_total":  {"code"},
 	"order_delivery_failures_total": {"code"},
 	"lag_collector_errors_total":    {"kafka_cluster", "api", "code"},
 }
 
-// scrapeSystem runs the whole system, has everything happen in it that panels show, and returns
-// what it measured of itself.
+// scrapeSystem runs the whole system and provokes everything that panels show. It returns the
+// samples of all targets.
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
 	reporter := local(localkafka.FreePort())
@@ -166,7 +166,7 @@ func scrapeSystem(t *testing.T) samples {
 			}
 			shown.parse(t, at, target.text+"\nup 1\n")
 		}
-		// What is there only after a while: a commit, statistics of the clients.
+		// Some series appear only after a while: a commit, the statistics of clients.
 		for _, name := range []string{"kafka_consumergroup_lag",
 			"kafka_consumergroup_last_progress_timestamp_seconds", "order_consumer_lag", "kafka_client_rtt_seconds"} {
 			if shown[name] == nil {
@@ -190,7 +190,7 @@ func gathered(registry *prometheus.Registry) string {
 	return answer.Body.String()
 }
 
-// add says that a metric exists with these labels, of whatever value.
+// add adds a metric with these labels. Its value does not matter.
 func (s samples) add(name string, labels ...string) {
 	series := map[string]string{}
 	for _, l := range labels {
@@ -199,7 +199,7 @@ func (s samples) add(name string, labels ...string) {
 	s[name] = append(s[name], series)
 }
 
-// parse reads what a target shows. The target's labels are added, and win.
+// parse adds what a target exposes. The target's own labels win over those in the text.
 func (s samples) parse(t *testing.T, target map[string]string, text string) {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -221,13 +221,13 @@ func (s samples) parse(t *testing.T, target map[string]string, text string) {
 
 var promql = parser.NewParser(parser.Options{})
 
-// nameLabel is the label that is a metric's name.
+// nameLabel is the label that holds a metric's name.
 const nameLabel = "__name__"
 
-// variable stands for what a viewer of a dashboard chooses: any value.
+// variable stands for a dashboard's variable and matches any value.
 const variable = "ANY"
 
-// resolved is an expression without Grafana's variables.
+// resolved returns an expression without Grafana's variables.
 func resolved(text string) string {
 	text = regexp.MustCompile(
 		`\$__(rate_interval|interval|range)\b|\$\{__(rate_interval|interval|range)\}`).ReplaceAllString(text, "5m")
@@ -235,8 +235,8 @@ func resolved(text string) string {
 	return regexp.MustCompile(`\$\w+|\$\{[^}]*\}`).ReplaceAllString(text, "5")
 }
 
-// labels returns the labels that the result of an expression has, and an error about what it names
-// that is not there.
+// labels returns the labels of an expression's result. It returns an error if the expression names
+// something that does not exist.
 func (s samples) labels(text string) ([]string, error) {
 	expr, err := promql.ParseExpr(resolved(text))
 	if err != nil {
@@ -291,10 +291,10 @@ func matches(m *labels.Matcher, series map[string]string) bool {
 	case m.Name == nameLabel:
 		return true
 	case !is:
-		// Also where that would match: who names a label thinks that it is there.
+		// A matcher for an empty value is checked too: whoever names a label expects it to exist.
 		return false
 	case m.Value == variable, value == variable, m.Name == "code":
-		// What goes wrong has other codes than what went right in this test.
+		// Failures have other codes than the successes of this test.
 		return true
 	}
 	return m.Matches(value)
@@ -415,7 +415,7 @@ func (s samples) combined(e *parser.BinaryExpr) ([]string, error) {
 	return unique(slices.Concat(many, m.Include)), nil
 }
 
-// has demands that all wanted labels are there.
+// has returns an error unless all wanted labels exist.
 func has(there []string, word string, wanted []string) error {
 	if missing := without(wanted, there...); len(missing) > 0 {
 		return fmt.Errorf("%s (%s), of labels %q", word, strings.Join(missing, ", "), there)
@@ -429,16 +429,16 @@ func without(names []string, less ...string) []string {
 
 func unique(names []string) []string { return slices.Compact(slices.Sorted(slices.Values(names))) }
 
-// expression is one that is declared somewhere in k8s/.
+// expression is an expression that is declared in k8s/.
 type expression struct {
 	where, text string
-	// Labels of the result that a legend or a text names.
+	// shown holds the labels of the result that a legend or a text names.
 	shown []string
-	// The metric that a rule makes of it.
+	// records is the metric that a rule makes of the result.
 	records string
 }
 
-// declaredExpressions are all of the rules, then of the dashboards, then of the autoscaler.
+// declaredExpressions returns those of the rules, then of the dashboards, then of the autoscaler.
 func declaredExpressions(t *testing.T) (all []expression) {
 	t.Helper()
 	const k8s = "../../k8s"
@@ -481,7 +481,7 @@ func declaredExpressions(t *testing.T) (all []expression) {
 
 type panels []struct {
 	Title string
-	// Of a row that is collapsed.
+	// Panels of a collapsed row.
 	Panels  panels
 	Targets []struct{ Expr, LegendFormat string }
 }
@@ -543,7 +543,7 @@ func ofDashboard(t *testing.T, file string) []expression {
 	return all
 }
 
-// ofAutoscalers are the queries of KEDA's triggers.
+// ofAutoscalers returns the queries of KEDA's triggers.
 func ofAutoscalers(t *testing.T, dir string) (all []expression) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
@@ -568,7 +568,7 @@ func ofAutoscalers(t *testing.T, dir string) (all []expression) {
 				t.Fatalf("%s: %v", file, err)
 			}
 			for _, trigger := range scaled.Spec.Triggers {
-				// Of a service that may scale.
+				// The query is about a service that may scale.
 				query := regexp.MustCompile(`consumergroup="[^"]*"`).ReplaceAllString(trigger.Metadata["query"],
 					`consumergroup=~"$$any"`)
 				all = append(all, expression{where: file, text: query})
@@ -581,7 +581,7 @@ func ofAutoscalers(t *testing.T, dir string) (all []expression) {
 	return all
 }
 
-// named are the names in a template.
+// named returns the names in a template.
 func named(pattern, text string) (names []string) {
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 		names = append(names, m[1])

@@ -13,7 +13,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// With Kafka away Cart goes on, Order says that it cannot, and nothing is lost or overtaken.
+// While Kafka is away, Cart accepts orders and Order reports that it is not ready. Nothing is lost,
+// and no version overtakes another.
 func TestKafkaIsDown(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
@@ -32,18 +33,18 @@ func TestKafkaIsDown(t *testing.T) {
 		t.Errorf("an audit without Kafka: %d %s, want 503", got.status, got.body)
 	}
 
-	// Both services stop in time though Kafka is away, and what was accepted survives it.
+	// Both services stop in time though Kafka is away, and no accepted order is lost.
 	cart.stop()
 	order.stop()
-	// Its store is whole.
-	cart.start().readyIn(3 * time.Second)
+	// Cart's store is complete, so Cart needs no Kafka to become ready.
+	cart.start().ready()
 	cart.update("during", "after Cart's restart")
 	cart.create("after Cart's restart")
 	order.start()
 	order.notReady("Kafka is unreachable")
 	if got := do(t, http.MethodGet, order.api+"/order/order-details?orderId=before",
 		""); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
-		t.Errorf("a look-up before the view has caught up: %d %s, want 503 with Retry-After", got.status, got.body)
+		t.Errorf("a look-up before Order has caught up: %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 	if rows := cart.metric("cart_outbox_rows"); rows != 53 {
 		t.Errorf("cart_outbox_rows is %v, want the 53 events accepted without Kafka", rows)
@@ -69,15 +70,15 @@ func TestKafkaIsDown(t *testing.T) {
 		}
 	}
 	if !slices.IsSorted(versions) || len(versions) != 52 {
-		t.Errorf("versions in the order in which they went out: %v, want 1 to 52", versions)
+		t.Errorf("versions in the order in which they were published: %v, want 1 to 52", versions)
 	}
 	settle(t, kafka.Addr, cart, order)
 	cart.stop()
 	order.stop()
 }
 
-// A new Cart cannot know which orders exist before it has read the topics: it refuses rather than
-// give a version twice.
+// A new Cart does not know which orders exist before it has read the topics. It refuses orders
+// until then, so that it never gives a version twice.
 func TestNewCartNeedsKafkaOnce(t *testing.T) {
 	t.Parallel()
 	cart := newCart(t, local(freePorts(1)))
@@ -90,7 +91,7 @@ func TestNewCartNeedsKafkaOnce(t *testing.T) {
 	cart.stop()
 }
 
-// Topics that do not exist are waited for: nobody creates them but who declares them.
+// The services wait for missing topics and never create them.
 func TestMissingTopics(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
@@ -105,7 +106,7 @@ func TestMissingTopics(t *testing.T) {
 	order.notReady("missing topics: " + contract.TopicDeadLetter + ", " + contract.TopicUpdated)
 
 	declare(t, kafka.Addr, topics[1])
-	// They are looked for once a second; the rest is for slow machines.
+	// The services look for topics once a second. The limit leaves the rest to slow machines.
 	within := 5 * time.Second
 	cart.readyIn(within)
 	cart.create("A")
@@ -115,8 +116,8 @@ func TestMissingTopics(t *testing.T) {
 	order.readyIn(within)
 	order.sees("A", 1, "new")
 
-	// A store that is whole does not make Cart ready on a reachable Kafka that lost its topics, but
-	// one that has seen them stays so.
+	// A Cart that was ready stays ready when Kafka loses its topics. After a restart it is not
+	// ready, even with a complete store.
 	for _, topic := range topics {
 		if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, topic.Name); err != nil {
 			t.Fatal(err)
@@ -125,7 +126,7 @@ func TestMissingTopics(t *testing.T) {
 	cart.ready()
 	cart.stop()
 	cart.start().notReady("missing topics: " + contract.TopicCreated + ", " + contract.TopicUpdated)
-	// It is whole: what it takes goes out when there are topics.
+	// Its store is complete, so it accepts orders and publishes them when the topics exist.
 	cart.create("B")
 	declare(t, kafka.Addr)
 	cart.readyIn(within)
@@ -134,11 +135,11 @@ func TestMissingTopics(t *testing.T) {
 	order.stop()
 }
 
-// SIGTERM under load: it ends in time, in order, and nothing that was answered 200 is lost.
+// After SIGTERM under load the services end in time and in order, and no acknowledged order is lost.
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	// A connection for each request: one that is kept can be closed for being idle in the moment in
+	// Each request has its own connection. A kept connection can be closed as idle at the moment at
 	// which it carries a request again.
 	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, func(l *load) {
 		l.headers = []string{"Connection", "close"}
@@ -160,7 +161,7 @@ func TestGracefulStopUnderLoad(t *testing.T) {
 		}()
 		cart.stop()
 		order.stop()
-		// 0: it had not arrived yet.
+		// Status 0 means that the request had not arrived yet.
 		if got := <-waiting; got.status != http.StatusServiceUnavailable && got.status != 0 {
 			t.Errorf("a look-up that waits while Order stops: %d %s, want 503", got.status, got.body)
 		}
@@ -182,13 +183,14 @@ func TestGracefulStopUnderLoad(t *testing.T) {
 		published[e.trace] = true
 	}
 	for _, o := range l.operations {
-		unanswered := o.traces
+		// All requests of an operation but the last got no response.
+		failed := o.traces
 		if o.outcome != unknown {
-			unanswered = unanswered[:len(unanswered)-1]
+			failed = failed[:len(failed)-1]
 		}
-		for _, trace := range unanswered {
+		for _, trace := range failed {
 			if published[trace] {
-				t.Errorf("%v was carried out and not answered", &o)
+				t.Errorf("%v was carried out without a response", &o)
 			}
 		}
 	}

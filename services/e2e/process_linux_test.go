@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// child keeps the terminal's signals from a child process; when the tests are killed, so is it.
+// child keeps the terminal's signals from a child process. If the tests are killed, the kernel
+// kills the process too.
 func child() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

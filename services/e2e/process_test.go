@@ -33,9 +33,9 @@ var (
 
 // build makes the programs once, as a user would.
 var build = sync.OnceValue(func() error {
-	// `go test` does not know that the result depends on the programs. It does notice which folders
-	// a test looks into, and that they have changed: without this it would go on telling the result
-	// for older programs.
+	// `go test` does not know that the result depends on the programs. It notices only which
+	// directories a test walks and whether they changed. Without this walk it would show cached
+	// results for older programs.
 	if err := filepath.WalkDir("..", func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
 		return err
 	}
@@ -57,29 +57,29 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// process is one of the project's programs, running by itself. It keeps its address and its data
-// over any number of starts.
+// process is one of the project's programs in a process of its own. It keeps its address and its
+// data when it is started again.
 type process struct {
 	t    testing.TB
 	name string
 	env  []string
-	// Holds its output.
+	// home holds the output of all starts.
 	home string
 	dir  string // DATA_DIR
 	api  string // URL
 	ops  string
 
-	// Instead of the program, which is its last argument.
+	// command replaces the program, which becomes its last argument.
 	command    []string
 	attributes *syscall.SysProcAttr
-	// Where DATA_DIR is found, when the program has a disk of its own.
+	// disk is where the test finds DATA_DIR if the program has a disk of its own.
 	disk string
 
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
-// newProcess prepares a program. What it logged is looked through when the test ends: no race, no
+// newProcess prepares a program. When the test ends, it fails if the program logged a race or a
 // panic.
 func newProcess(t testing.TB, name string, env ...string) *process {
 	t.Helper()
@@ -108,8 +108,8 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 	return p
 }
 
-// newCart and newOrder prepare the services; the port above the API's, for operations, is their
-// default.
+// newCart and newOrder prepare the services. The operations endpoints listen on the port after the
+// API's.
 func newCart(t testing.TB, kafka string, env ...string) *process {
 	return newService(t, "cart", kafka, env...)
 }
@@ -118,8 +118,8 @@ func newOrder(t testing.TB, kafka string, env ...string) *process {
 	return newService(t, "order", kafka, env...)
 }
 
-// startSystem starts both services on a Kafka of their own with its topics, and waits until they
-// are ready.
+// startSystem starts both services on a Kafka of their own, with the declared topics, and waits
+// until they are ready.
 func startSystem(t testing.TB) (kafka *localkafka.Broker, cart, order *process) {
 	t.Helper()
 	kafka = testenv.StartKafka(t)
@@ -145,8 +145,8 @@ var ports = struct {
 	next int
 }{next: 30_000 + rand.IntN(2_000)}
 
-// freePorts returns the first of n free ports in a row. They are below those which the system gives
-// to outgoing connections: one of these could take a service's port while the service is down.
+// freePorts returns the first of n consecutive free ports. They are below the range of outgoing
+// connections, one of which could otherwise take a service's port while the service is down.
 func freePorts(n int) int {
 	ports.Lock()
 	defer ports.Unlock()
@@ -167,7 +167,7 @@ func freePorts(n int) int {
 	}
 }
 
-// file is where output goes, over all starts: .log is stderr, .out is stdout.
+// file returns where the output of all starts goes: .log is stderr, .out is stdout.
 func (p *process) file(kind string) string { return filepath.Join(p.home, p.name+kind) }
 
 func (p *process) log() string {
@@ -198,14 +198,14 @@ func (p *process) start() *process {
 	p.cmd.Stderr, p.cmd.Stdout = stderr, stdout
 	done, started := make(chan struct{}), make(chan error, 1)
 	go func() {
-		// The parent-death signal comes when the thread that forked ends, and Go ends idle threads:
-		// this one stays.
+		// The parent-death signal is sent when the thread that forked ends, and Go ends idle
+		// threads. So this goroutine keeps its thread.
 		runtime.LockOSThread()
 		defer close(done)
 		err := p.cmd.Start()
 		started <- err
 		if err == nil {
-			// How it ended stands in ProcessState.
+			// The result is in ProcessState.
 			_ = p.cmd.Wait()
 		}
 	}()
@@ -235,7 +235,7 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// kill ends it as a crash does.
+// kill ends the process as a crash does.
 func (p *process) kill() {
 	if p.running() {
 		p.signal(syscall.SIGKILL)
@@ -243,11 +243,11 @@ func (p *process) kill() {
 	}
 }
 
-// grace is what Kubernetes is told to give a service for its end.
+// grace is the termination grace period that Kubernetes gives a service.
 const grace = 20 * time.Second
 
-// stop asks it to end, as Kubernetes does, and demands that it does so within the grace period and
-// in order.
+// stop asks the process to end, as Kubernetes does. The test fails if it does not end in order
+// within the grace period.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGTERM)
@@ -257,21 +257,21 @@ func (p *process) stop() {
 	}
 }
 
-// ends waits until it has ended.
+// ends waits until the process has ended.
 func (p *process) ends(within time.Duration) {
 	p.t.Helper()
 	begin := time.Now()
 	select {
 	case <-p.done:
 	case <-time.After(within):
-		// Shows in its log what it hangs on.
+		// SIGQUIT logs the stacks, which show why it hangs.
 		p.signal(syscall.SIGQUIT)
 		p.t.Fatalf("%s has not ended in %s", p.name, within)
 	}
 	p.t.Logf("%s ended after %s", p.name, time.Since(begin).Round(time.Millisecond))
 }
 
-// ready waits until it says that it is.
+// ready waits until the service is ready.
 func (p *process) ready() *process {
 	p.t.Helper()
 	p.readyIn(60 * time.Second)
@@ -295,7 +295,7 @@ func (p *process) readiness() (reply, error) {
 	return send(http.MethodGet, p.ops+"/readyz", "")
 }
 
-// notReady waits until it says that it is not, and why.
+// notReady waits until the service reports that it is not ready, for this reason.
 func (p *process) notReady(why string) {
 	p.t.Helper()
 	eventually(p.t, 30*time.Second, p.name+" says that it is not ready: "+why, func() (bool, string) {
@@ -304,7 +304,7 @@ func (p *process) notReady(why string) {
 	})
 }
 
-// metric is the sum of a metric's series, 0 when there is none.
+// metric returns the sum of a metric's series, or 0 if there is none.
 func (p *process) metric(name string) float64 {
 	p.t.Helper()
 	return metric(p.t, do(p.t, http.MethodGet, p.ops+"/metrics", "").body, name)
@@ -323,14 +323,14 @@ func metric(t testing.TB, text, name string) float64 {
 	return sum
 }
 
-// reply is an answer.
+// reply is an HTTP response.
 type reply struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// version is what the ETag says.
+// version returns the version in the ETag, or 0 without one.
 func (r reply) version() int64 {
 	v, _ := strconv.ParseInt(strings.Trim(r.header.Get("ETag"), `"`), 10, 64)
 	return v
@@ -338,14 +338,14 @@ func (r reply) version() int64 {
 
 var client = &http.Client{Timeout: 40 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
 
-// send sends a request; headers are names and values.
+// send sends a request. headers holds names and values in turn.
 func send(method, target, body string, headers ...string) (reply, error) {
 	req, err := http.NewRequest(method, target, strings.NewReader(body))
 	if err != nil {
 		return reply{}, err
 	}
-	// Else the client sends a request with an Idempotency-Key again by itself, and we could not
-	// tell.
+	// Without GetBody the HTTP client does not repeat a request with an Idempotency-Key by itself,
+	// which a test could not see.
 	req.GetBody = nil
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
@@ -368,7 +368,7 @@ func do(t testing.TB, method, target, body string, headers ...string) reply {
 	return got
 }
 
-// create and update send Cart what must succeed, and return the version.
+// create creates an order, which must succeed, and returns the version.
 func (p *process) create(id string) int64 {
 	p.t.Helper()
 	return p.accepted(do(p.t, http.MethodPost, p.api+"/Order/create-order",
@@ -389,20 +389,20 @@ func (p *process) accepted(got reply) int64 {
 	return got.version()
 }
 
-// find asks Order for a version of an order, and waits for it.
+// find asks Order for a version of an order and waits for it.
 func (p *process) find(id string, version int64) reply {
 	p.t.Helper()
 	got, err := send(http.MethodGet,
 		fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", p.api, url.QueryEscape(id), version), "",
 		"Prefer", "wait=30")
 	if err != nil {
-		// Not Fatal: goroutines of a test ask, too.
+		// Fatal is not allowed here, because goroutines of tests call find.
 		p.t.Error(err)
 	}
 	return got
 }
 
-// sees demands that Order comes to know an order at exactly this version.
+// sees checks that Order gets to know an order at exactly this version.
 func (p *process) sees(id string, version int64, status string) {
 	p.t.Helper()
 	got := p.find(id, version)
@@ -413,7 +413,8 @@ func (p *process) sees(id string, version int64, status string) {
 	}
 }
 
-// eventually polls until the condition holds, and shows the last state when it does not in time.
+// eventually polls until the condition holds. If it does not hold in time, the test fails and shows
+// the last state.
 func eventually(t testing.TB, within time.Duration, what string, holds func() (ok bool, state string)) {
 	t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// child: without Linux's parent-death signal the process stays in the tests' group, so that at
-// least ^C ends both.
+// child leaves the process in the tests' group. Only Linux has a parent-death signal; in one group
+// at least ^C ends both.
 func child() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
 
 // frozen gives a process that was sent SIGSTOP a moment to stop.

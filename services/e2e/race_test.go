@@ -2,5 +2,5 @@
 
 package e2e
 
-// The programs are built as the tests are, so that a data race in them is seen, too.
+// The programs are built with the race detector too, so that their data races are found.
 func init() { buildFlags = append(buildFlags, "-race") }

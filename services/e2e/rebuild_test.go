@@ -14,9 +14,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// The topics are all there is to a store: deleted, it is made again from them, and is the same,
-// also from topics that were compacted meanwhile. A Cart that lost its store goes on counting where
-// it was.
+// A store follows from the topics alone. A deleted store is rebuilt from them and is the same as
+// before, also after compaction. A Cart that lost its store continues with the next versions.
 func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	t.Parallel()
 	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
@@ -26,7 +25,7 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	testenv.Require(t, err)
 	t.Cleanup(kafka.Kill)
 	topics := contract.Topics()
-	// So that compaction comes at once: it leaves the segment that is being written alone.
+	// Short segments let compaction come at once: it never touches the segment that is written.
 	for i := range topics {
 		config := maps.Clone(topics[i].Config)
 		config["segment.ms"], config["min.cleanable.dirty.ratio"] = "300", "0.001"
@@ -51,7 +50,7 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 		}
 	}
 
-	// both stops the services and tells what they know.
+	// both stops the services and returns the hashes of their stores.
 	both := func() (inCart, inOrder string) {
 		t.Helper()
 		settle(t, kafka.Addr, cart, order)
@@ -79,14 +78,14 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 		order.start().ready()
 		t.Logf("%s: ready after %s", name, time.Since(begin).Round(time.Millisecond))
 		if c2, o2 := both(); c2 != c || o2 != o {
-			t.Errorf("%s: the rebuilt stores are others (cart %t, order %t)", name, c2 != c, o2 != o)
+			t.Errorf("%s: the rebuilt stores differ (cart %t, order %t)", name, c2 != c, o2 != o)
 		}
 		cart.start().ready()
 		order.start().ready()
 	}
 	rebuilt("both stores lost", cart, order)
 
-	// Each segment is closed by the first record after its time; then the cleaner takes it.
+	// The first record after a segment's time closes it. Only then can the cleaner compact it.
 	old := len(readTopics(t, kafka.Addr))
 	fillers := 0
 	eventually(t, time.Minute, "compaction removes what newer versions have replaced", func() (bool, string) {
@@ -123,12 +122,12 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	order.stop()
 }
 
-// A topic that is deleted and made anew while Order runs counts from 0 again: it is noticed, said
-// loudly, and read from its beginning.
-func TestTopicMadeAnew(t *testing.T) {
+// A topic that is deleted and recreated while Order runs starts at offset 0 again. Order notices
+// it, counts it, and reads the new topic from its beginning.
+func TestRecreatedTopic(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	// In most partitions, so that the old offsets are beyond the new topic's ends.
+	// Most partitions get records, so that the old offsets lie beyond the ends of the new topic.
 	for n := range 30 {
 		id := fmt.Sprint("old-", n)
 		cart.create(id)
@@ -153,7 +152,7 @@ func TestTopicMadeAnew(t *testing.T) {
 		order.sees(id, 3, "Returned")
 	}
 	if n := order.metric("order_topics_recreated_total"); n != 1 {
-		t.Errorf("order_topics_recreated_total is %v, want 1: one topic was made anew", n)
+		t.Errorf("order_topics_recreated_total is %v, want 1: one topic was recreated", n)
 	}
 	cart.stop()
 	order.stop()

@@ -12,7 +12,7 @@ import (
 	"slices"
 	"testing"
 
-	// The stores are looked at without the services.
+	// The tests read the stores without the services' code.
 	_ "github.com/mattn/go-sqlite3"
 
 	"ordersystem.dev/services/contract"
@@ -20,15 +20,15 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// image copies a service's store, so that nothing that a crash left behind is changed by looking at
-// it. Of a process that is frozen it is what a kill at this moment would leave.
+// image copies a service's store, so that reading it changes nothing. For a frozen process, the
+// copy is what a kill at this moment would leave.
 func image(t testing.TB, p *process) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	for _, ending := range []string{"", "-wal"} {
 		data, err := os.ReadFile(filepath.Join(p.dir, p.name+".db"+ending))
 		if ending != "" && errors.Is(err, os.ErrNotExist) {
-			// It was closed in order.
+			// SQLite removes the WAL when a store is closed in order.
 			continue
 		}
 		if err == nil {
@@ -60,7 +60,7 @@ func openStore(t testing.TB, p *process) *sql.DB {
 	return openImage(t, image(t, p))
 }
 
-// cartStore reads what Cart's store holds, and how many rows its outbox has.
+// cartStore returns the orders of Cart's store, and the number of rows in its outbox.
 func cartStore(t testing.TB, p *process) (orders map[string]storedOrder, outbox int) {
 	t.Helper()
 	db := openStore(t, p)
@@ -70,7 +70,7 @@ func cartStore(t testing.TB, p *process) (orders map[string]storedOrder, outbox 
 	return readOrders(t, db, "SELECT order_id, version, '', body FROM orders"), outbox
 }
 
-// orderStore reads what Order's store holds.
+// orderStore returns the content of Order's store.
 func orderStore(t testing.TB, p *process, when string) state {
 	t.Helper()
 	return orderState(t, openStore(t, p), when)
@@ -128,7 +128,7 @@ func readOffsets(t testing.TB, db *sql.DB) map[topicPartition]int64 {
 	return offsets
 }
 
-// hash tells whether two stores hold the same orders.
+// hash returns the same text for stores that hold the same orders.
 func hash(orders map[string]storedOrder) string {
 	sum := sha256.New()
 	for _, id := range slices.Sorted(maps.Keys(orders)) {
