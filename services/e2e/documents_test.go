@@ -86,7 +86,7 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inOrder, order, "POST", auditPath, "", "", nil, 405},
 		{inOrder, lonelyOrder, "GET", auditPath, updated, "", nil, 503},
 	} {
-		// An operation with two request bodies gets an order for each.
+		// An operation that responds in two forms gets an order for each.
 		for n, accept := range []string{"*/*", "application/json"} {
 			number := func(s string) string { return strings.ReplaceAll(s, "%d", fmt.Sprint(n)) }
 			headers := []string{"Accept", accept}

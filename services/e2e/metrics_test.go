@@ -291,7 +291,8 @@ func matches(m *labels.Matcher, series map[string]string) bool {
 	case m.Name == nameLabel:
 		return true
 	case !is:
-		// A matcher for an empty value is checked too: whoever names a label expects it to exist.
+		// A series without the label never matches, even if the matcher accepts an empty value:
+		// whoever names a label expects it to exist.
 		return false
 	case m.Value == variable, value == variable, m.Name == "code":
 		// Failures have other codes than the successes of this test.

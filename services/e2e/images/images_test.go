@@ -1,5 +1,6 @@
-// Package images_test holds the images that `make images` builds to what the documents promise of
-// them. The first run takes some minutes, further ones a few seconds: Docker's caches are kept.
+// Package images_test checks the images that `make images` builds against what the documents
+// promise. The first run takes some minutes. Later ones take a few seconds, because Docker keeps
+// its caches.
 package images_test
 
 import (
@@ -55,7 +56,7 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 			if diff := cmp.Diff(files, i.names); diff != "" {
 				t.Error(diff)
 			}
-			// Docker's cache does not look at times, the layer's hash does.
+			// Docker's cache ignores file times, but a layer's hash includes them.
 			for name, f := range i.files {
 				if f.modified.Unix() != 0 {
 					t.Errorf("%s is of %v, so that no other build gives the same layer", name, f.modified)
@@ -102,9 +103,9 @@ func TestImageForTheOtherArchitecture(t *testing.T) {
 	checkStatic(t, i.files["app"].content, machine)
 }
 
-// The second build shares nothing with the first: neither caches, nor modules, nor a path. Layers
-// are compared, not whole images: a BuildKit before 0.11 does not heed SOURCE_DATE_EPOCH and writes
-// the time of the build into an image's configuration.
+// The second build shares no cache, module or path with the first. The test compares layers and not
+// whole images: BuildKit before 0.11 ignores SOURCE_DATE_EPOCH and writes the time of the build
+// into an image's configuration.
 func TestImageIsReproducible(t *testing.T) {
 	testenv.RequireBuildKit(t)
 	b, err := os.ReadFile(filepath.Join(root, "services/Dockerfile"))
@@ -150,8 +151,8 @@ func checkStatic(t *testing.T, program []byte, machine elf.Machine) {
 	}
 }
 
-// build runs `make images` for one program, with a further flag for Docker and more of make's
-// variables, and returns the image's name.
+// build runs `make images` for one program and returns the image's name. flag is one more flag for
+// Docker; variables are set for make.
 func build(t *testing.T, program, flag string, variables ...string) string {
 	t.Helper()
 	testenv.RequireProgram(t, "make", "make")
@@ -210,7 +211,7 @@ func untar(t *testing.T, archive []byte) map[string]file {
 	t.Helper()
 	files := map[string]file{}
 	var plain io.Reader = bytes.NewReader(archive)
-	// Newer Dockers keep their layers compressed.
+	// Newer versions of Docker compress the layers.
 	if bytes.HasPrefix(archive, []byte("\x1f\x8b")) {
 		var err error
 		if plain, err = gzip.NewReader(plain); err != nil {

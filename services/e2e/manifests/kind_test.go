@@ -21,7 +21,7 @@ func kindConfig(t *testing.T) (config v1alpha4.Cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As kind does it.
+	// kind refuses unknown fields too.
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&config); err != nil {
@@ -63,8 +63,8 @@ func TestKindNodesAreOfOneImageByItsDigest(t *testing.T) {
 	}
 }
 
-// kind itself reads the file, fills in and checks what it says, and gets as far as Docker, which is
-// none.
+// kind itself reads the file, applies defaults and validates it. It gets as far as Docker, which a
+// script replaces.
 func TestKindTakesTheConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	asked := filepath.Join(dir, "asked")

@@ -19,7 +19,7 @@ import (
 
 const lagOperator = "charts/lag-operator"
 
-// kinds are the objects of one kind.
+// kinds returns the objects of one kind.
 func kinds(t testing.TB, manifests []byte, kind string) (objects []document) {
 	t.Helper()
 	for _, o := range documents(t, manifests) {
@@ -95,7 +95,7 @@ func dir(path string) string {
 	return filepath.Dir(path)
 }
 
-// Helm passes the CRD through its templates, which add labels and change nothing.
+// Helm renders the CRD as a template, which adds labels and changes nothing else.
 func TestChartInstallsTheCRDThatIsGenerated(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join(root, schemas.ConsumerGroup))
@@ -137,7 +137,7 @@ func TestConsumerGroupIsTheOrderServices(t *testing.T) {
 	}
 }
 
-// KEDA would start consumers that have nothing to read.
+// With more replicas than partitions, KEDA would start consumers that have nothing to read.
 func TestScalingEndsWithThePartitions(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join(root, "k8s/keda/scaled-object.yaml"))
@@ -167,7 +167,7 @@ func TestNoOtherExporterOfLag(t *testing.T) {
 	}
 }
 
-// `make images` builds all images with one tag, which is what the charts ask for.
+// `make images` builds all images with one tag, and the charts ask for that tag.
 func TestChartsAskForTheImagesThatAreBuilt(t *testing.T) {
 	t.Parallel()
 	testenv.RequireProgram(t, "make", "make")

@@ -1,6 +1,6 @@
-// Package manifests_test checks what is deployed, without deploying it: charts/, strimzi/ and k8s/
-// are rendered as their users render them, and held against the schemas, against each other,
-// against the code, and against a real API server where KUBECONFIG names one.
+// Package manifests_test checks what is deployed, without deploying it. It renders charts/,
+// strimzi/ and k8s/ as their users do and compares the result with the schemas, with other
+// manifests, with the code, and with a real API server if KUBECONFIG names one.
 package manifests_test
 
 import (
@@ -23,7 +23,7 @@ import (
 
 const root = "../../.."
 
-// run runs a program in the repository's root and returns what it wrote; any failure ends the test.
+// run runs a program in the repository's root and returns its output. Any failure ends the test.
 func run(t testing.TB, stdin []byte, program string, args ...string) (stdout, stderr string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), program, args...)
@@ -44,8 +44,8 @@ func kustomize(t testing.TB, dir string) []byte {
 	return []byte(out)
 }
 
-// helmTemplate renders the chart with what else is in its values file; an empty name means the
-// chart's own values alone.
+// helmTemplate renders the chart with a values file. If values is empty, it uses the chart's own
+// values only.
 func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
 	t.Helper()
 	testenv.RequireProgram(t, "helm", "Helm 4")
@@ -57,7 +57,7 @@ func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
 	return []byte(out)
 }
 
-// glob returns what there is, relative to the root, and fails when there is nothing.
+// glob returns the files that match, relative to the root. The test fails if there are none.
 func glob(t testing.TB, pattern string) []string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(root, pattern))
@@ -72,7 +72,7 @@ func glob(t testing.TB, pattern string) []string {
 	return found
 }
 
-// charts returns each chart's directory with each of its values files, and with none.
+// charts returns each chart's directory with each of its values files, and once without.
 func charts(t testing.TB) (all []struct{ chart, values string }) {
 	t.Helper()
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
@@ -84,8 +84,8 @@ func charts(t testing.TB) (all []struct{ chart, values string }) {
 	return all
 }
 
-// overlays returns the directories that a user applies: every kustomization but those that only
-// others build on.
+// overlays returns the directories that a user applies: every kustomization that is not only a base
+// for others.
 func overlays(t testing.TB) (dirs []string) {
 	t.Helper()
 	for _, top := range []string{"strimzi", "k8s"} {
@@ -105,7 +105,7 @@ func overlays(t testing.TB) (dirs []string) {
 	return dirs
 }
 
-// forEach calls check with everything that a user may apply, rendered for the namespace.
+// forEach calls check with each set of manifests that a user may apply, rendered for the namespace.
 func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests []byte)) {
 	for _, c := range charts(t) {
 		t.Run(filepath.Join(c.chart, filepath.Base(c.values)), func(t *testing.T) {
@@ -119,7 +119,7 @@ func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests 
 			check(t, kustomize(t, dir))
 		})
 	}
-	// An example, in no kustomization.
+	// This example is in no kustomization.
 	for _, file := range glob(t, "k8s/keda/*.yaml") {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
@@ -182,7 +182,7 @@ func TestChartsPassTheirUnitTests(t *testing.T) {
 	testenv.RequireProgram(t, "helm-unittest", "helm-unittest, as a program or linked from the plugin's directory")
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
 		chart := filepath.Dir(file)
-		// Without any, helm-unittest is content too.
+		// helm-unittest also passes if there are no tests.
 		glob(t, chart+"/tests/*_test.yaml")
 		run(t, nil, "helm-unittest", "--strict", chart)
 	}

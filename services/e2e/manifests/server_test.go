@@ -12,14 +12,14 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Everything is sent to a real API server, which checks it and keeps nothing: defaults, validation,
-// admission, Pod Security.
+// A real API server checks everything and stores nothing: defaults, validation, admission and Pod
+// Security.
 func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 	t.Parallel()
 	namespace := newNamespace(t)
 	forEach(t, namespace, func(t *testing.T, manifests []byte) {
 		_, warnings := run(t, moved(t, manifests, namespace), "kubectl", "apply", "--namespace", namespace,
-			// A CRD is there already, perhaps an older one.
+			// The cluster already has the CRD, perhaps an older one.
 			"--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-")
 		if warnings != "" {
 			t.Error(warnings)
@@ -27,13 +27,13 @@ func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 	})
 }
 
-// newNamespace makes a namespace for this test alone, as strict as k8s/namespaces makes `orders`,
-// in a cluster with the CRDs.
+// newNamespace makes a namespace for this test alone, in a cluster with the CRDs. It is as strict
+// as `orders` in k8s/namespaces.
 func newNamespace(t *testing.T) string {
 	t.Helper()
 	testenv.RequireProgram(t, "kubectl", "kubectl")
 	testenv.RequireCluster(t)
-	// And never deleted: that would delete every Kafka.
+	// The CRDs are never deleted: that would delete every Kafka of the cluster.
 	testenv.Require(t, schemas.Install(t.Context()))
 	name := "manifests-" + strings.ToLower(rand.Text()[:8])
 	for _, o := range documents(t, kustomize(t, "k8s/namespaces")) {
@@ -49,12 +49,13 @@ func newNamespace(t *testing.T) string {
 			})
 		}
 	}
-	// Pods need it.
+	// Pods need the default service account.
 	run(t, nil, "kubectl", "wait", "--namespace", name, "--for=create", "--timeout=30s", "serviceaccount/default")
 	return name
 }
 
-// moved puts the objects into the namespace, so that what runs in theirs has no part in the test.
+// moved moves the objects into the namespace, so that objects of the cluster's own namespaces do
+// not affect the test.
 func moved(t *testing.T, manifests []byte, namespace string) []byte {
 	t.Helper()
 	var all []byte
@@ -64,7 +65,7 @@ func moved(t *testing.T, manifests []byte, namespace string) []byte {
 		case "Namespace":
 			metadata["name"] = namespace + "-" + metadata["name"].(string)
 		case "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding":
-			// Are in none.
+			// These kinds have no namespace.
 		default:
 			metadata["namespace"] = namespace
 		}

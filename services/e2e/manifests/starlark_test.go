@@ -15,40 +15,40 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// tiltfile is what a Tiltfile declares. It is evaluated as Tilt does it, with those of Tilt's
-// functions that ours calls: a function or a parameter that is not below is an error, as one is
-// that Tilt does not have.
+// tiltfile is what a Tiltfile declares. The test evaluates it as Tilt does, with those of Tilt's
+// functions that this Tiltfile calls. Any other function or parameter is an error, as it is in Tilt
+// if Tilt does not have it.
 type tiltfile struct {
-	// The current one of Kubernetes.
+	// context is Kubernetes' current context.
 	context string
-	// Flags on Tilt's command line.
+	// args are the flags of Tilt's command line.
 	args map[string]starlark.Value
 
 	flags     []string
 	resources map[string]*resource
-	// By image, without a tag.
+	// builds are keyed by image, without a tag.
 	builds map[string]build
 
-	// Given to k8s_yaml and in no resource yet.
+	// objects were given to k8s_yaml and are in no resource yet.
 	objects []document
-	// What k8s_resource changes, when everything is declared.
+	// later holds what k8s_resource changes. It runs when everything is declared.
 	later []func() error
 }
 
 // resource is a line on Tilt's page.
 type resource struct {
 	objects []document
-	// That it watches, beside what it was rendered from.
+	// files are watched in addition to what the resource was rendered from.
 	files    []string
 	commands []string
 	images   []string
 	needs    []string // resource_deps
 	labels   []string
-	// On this machine.
+	// ports are on this machine.
 	ports []int
-	// Runs when it is pressed, and only then.
+	// button means that the resource runs only when somebody presses its button.
 	button bool
-	// Tilt gives its commands a kubeconfig with no context but this one.
+	// custom commands get a kubeconfig from Tilt that has only this context.
 	custom bool
 }
 
@@ -75,7 +75,7 @@ func (f *tiltfile) load(t testing.TB, path string) (starlark.StringDict, error) 
 		}
 		return f.load(t, filepath.Join(filepath.Dir(path), name))
 	}}
-	// Tilt's.
+	// These are Tilt's options.
 	options := &syntax.FileOptions{Set: true, GlobalReassign: true, Recursion: true, TopLevelControl: true, While: true}
 	globals, err := starlark.ExecFileOptions(options, thread, filepath.Join(root, path), nil, f.api(t))
 	if inside, ok := errors.AsType[*starlark.EvalError](err); ok {
@@ -84,7 +84,8 @@ func (f *tiltfile) load(t testing.TB, path string) (starlark.StringDict, error) 
 	return globals, err
 }
 
-// function gets its arguments by unpack, whose pairs are those of starlark.UnpackArgs.
+// function is one of Tilt's functions. It gets its arguments by unpack, whose pairs are those of
+// starlark.UnpackArgs.
 type function = func(unpack func(pairs ...any) error) (starlark.Value, error)
 
 func builtin(name string, do function) *starlark.Builtin {
@@ -99,7 +100,7 @@ func builtin(name string, do function) *starlark.Builtin {
 	return starlark.NewBuiltin(name, call)
 }
 
-// api is Tilt's, by the names of https://docs.tilt.dev/api.html.
+// api returns Tilt's functions, by the names of https://docs.tilt.dev/api.html.
 func (f *tiltfile) api(t testing.TB) starlark.StringDict {
 	api := starlark.StringDict{
 		"struct":              starlark.NewBuiltin("struct", starlarkstruct.Make),
@@ -125,7 +126,7 @@ func (f *tiltfile) api(t testing.TB) starlark.StringDict {
 	} {
 		api[name] = builtin(name, do)
 	}
-	// These only describe.
+	// These functions only describe resources.
 	for name, parameters := range map[string][]string{
 		"version_settings":   {"constraint"},
 		"analytics_settings": {"enable"},
@@ -180,7 +181,7 @@ func (f *tiltfile) kustomize(t testing.TB, unpack func(...any) error) (starlark.
 	return starlark.String(kustomize(t, path)), nil
 }
 
-// helm leaves the tests out, as Tilt does.
+// helm renders a chart without its tests, as Tilt does.
 func (f *tiltfile) helm(t testing.TB, unpack func(...any) error) (starlark.Value, error) {
 	var chart, name, namespace string
 	var set *starlark.List
@@ -300,9 +301,8 @@ func (f *tiltfile) add(name string, r *resource) error {
 	return nil
 }
 
-// assemble makes a resource of each workload and the Services that select its pods, and then what
-// k8s_resource says. The objects that are left in no resource are those that Tilt would apply first
-// of all.
+// assemble makes a resource of each workload with the Services that select its pods, and then
+// applies k8s_resource. Tilt applies the objects that are left first of all.
 func (f *tiltfile) assemble() error {
 	all := f.objects
 	f.objects = nil
@@ -343,7 +343,7 @@ func (f *tiltfile) assemble() error {
 	return nil
 }
 
-// images are those of a Deployment's containers.
+// images returns the images of a Deployment's containers.
 func images(o document) (images []string) {
 	for _, container := range field[[]any](o, "spec", "template", "spec", "containers") {
 		images = append(images, field[string](container.(document), "image"))
@@ -351,7 +351,7 @@ func images(o document) (images []string) {
 	return images
 }
 
-// field is what stands in o under the keys, or nothing.
+// field returns the value in o under the keys, or the zero value.
 func field[T any](o document, keys ...string) (value T) {
 	for _, key := range keys[:len(keys)-1] {
 		o, _ = o[key].(document)
@@ -360,7 +360,7 @@ func field[T any](o document, keys ...string) (value T) {
 	return value
 }
 
-// elements are those of a list, which may be missing.
+// elements returns the elements of a list, which may be missing.
 func elements[T string | *starlarkstruct.Struct](list *starlark.List) (all []T) {
 	if list == nil {
 		return nil

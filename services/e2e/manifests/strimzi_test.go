@@ -18,7 +18,7 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// manifest is what these tests look at, of all kinds.
+// manifest has the fields that these tests look at, of all kinds.
 type manifest struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string
@@ -68,7 +68,7 @@ func decode(t testing.TB, manifests []byte) (all []manifest) {
 	return all
 }
 
-// The one place where replication is: everything else is the same everywhere.
+// Only replication differs between the environments. Everything else is the same.
 var environments = map[string]struct{ replicas, minInSync int }{
 	"dev":        {1, 1},
 	"production": {3, 2},
@@ -106,7 +106,7 @@ func TestTopicsAreTheContracts(t *testing.T) {
 				for name, value := range r.Spec.Config {
 					topic.Config[name] = fmt.Sprint(value)
 				}
-				// The minimum is replication's business too.
+				// The minimum of in-sync replicas is a matter of replication too.
 				if replication.replicas > 1 {
 					if got, want := topic.Config["min.insync.replicas"],
 						fmt.Sprint(replication.minInSync); got != want {
@@ -154,7 +154,7 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			for _, a := range r.Spec.Authorization.ACLs {
 				line := fmt.Sprintf("%s %s: %s", a.Resource.Type, a.Resource.Name,
 					strings.Join(slices.Sorted(slices.Values(a.Operations)), " "))
-				// The defaults: allow, from anywhere, this name only.
+				// The defaults are: allow, from any host, for this name only.
 				if a.Type != "" || a.Host != "" || a.Resource.PatternType != "" {
 					line += fmt.Sprintf(" (type %q, host %q, pattern %q)", a.Type, a.Host, a.Resource.PatternType)
 				}
@@ -201,7 +201,7 @@ func TestNothingHasFewerReplicasThanItsEnvironment(t *testing.T) {
 	}
 }
 
-// The tests and the benchmarks ran on a broker of this version, with these settings.
+// The tests and the benchmarks run on a broker of this version, with these settings.
 func TestKafkaIsTheOneThatTheTestsRunOn(t *testing.T) {
 	t.Parallel()
 	file, err := os.Open(filepath.Join(root, "services/internal/localkafka/broker.properties"))
@@ -239,7 +239,7 @@ func TestKafkaIsTheOneThatTheTestsRunOn(t *testing.T) {
 	}
 }
 
-// The example in strimzi/README.md, as a reader would save it.
+// The example in strimzi/README.md, saved as a reader would save it.
 func TestTopicsMoveBesideAnotherKafka(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile(filepath.Join(root, "strimzi/README.md"))
@@ -273,7 +273,7 @@ func TestTopicsMoveBesideAnotherKafka(t *testing.T) {
 	}
 }
 
-// Whoever watches, watches where the things are.
+// The operators watch the namespaces in which the resources are.
 func TestNamespacesAgree(t *testing.T) {
 	t.Parallel()
 	declared, used, scraped := map[string]bool{}, map[string]bool{}, map[string]bool{}

@@ -18,7 +18,7 @@ import (
 
 const kindContext = "kind-orders"
 
-// eachTiltfile calls check with what the Tiltfile declares, by each combination of flags that
+// eachTiltfile calls check with what the Tiltfile declares, for each combination of flags that
 // changes it.
 func eachTiltfile(t *testing.T, check func(t *testing.T, f *tiltfile)) {
 	for name, args := range map[string]map[string]starlark.Value{
@@ -86,7 +86,7 @@ func TestTiltWaitsForNothingThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	eachTiltfile(t, func(t *testing.T, f *tiltfile) {
 		done := map[string]bool{}
-		// Each round, what has all that it needs.
+		// Each round starts the resources whose dependencies have started.
 		for range f.resources {
 			for name, r := range f.resources {
 				done[name] = done[name] ||
@@ -116,7 +116,7 @@ func TestTiltAppliesNoObjectBeforeItsTime(t *testing.T) {
 	})
 }
 
-// A PodMonitor that is applied without the operator's CRDs stops everything.
+// Without the Prometheus operator's CRDs, applying a PodMonitor fails and stops everything.
 func TestTiltWithoutObservabilityNeedsNoCRDOfIt(t *testing.T) {
 	t.Parallel()
 	f, err := evaluate(t, kindContext, map[string]starlark.Value{"no-observability": starlark.True})
@@ -178,7 +178,7 @@ func TestTiltGivesEveryResourceALabel(t *testing.T) {
 	})
 }
 
-// repositoryPath is a word of a command that names something of this repository.
+// repositoryPath matches a word of a command that names something in this repository.
 var repositoryPath = regexp.MustCompile(`(?:^|[\s"'])((?:tilt|k8s|strimzi|charts|services)/[\w./-]+)`)
 
 func TestTiltNamesOnlyFilesThatExist(t *testing.T) {
@@ -241,7 +241,7 @@ func parses(t *testing.T, name, script string) {
 	}
 }
 
-// kubectl would take whatever context is current by then.
+// Without a context, kubectl would use whichever is current by then.
 func TestTiltsLocalCommandsNameTheContext(t *testing.T) {
 	t.Parallel()
 	const named = `kubectl --context "$KUBE_CONTEXT"`
@@ -260,7 +260,7 @@ func TestTiltsLocalCommandsNameTheContext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// For those who call it by hand.
+				// A user may also call it by hand.
 				text = strings.ReplaceAll(string(content), "${KUBE_CONTEXT:-kind-orders}", "$KUBE_CONTEXT")
 			}
 			if !strings.Contains(text, named) {
@@ -312,8 +312,8 @@ func TestTiltsButtonsRunWhatIsThere(t *testing.T) {
 			}
 			continue
 		}
-		// A step that there is not, at the end: it is refused after everything before it was
-		// understood.
+		// The last step does not exist. The program refuses it after it has accepted everything
+		// before it.
 		args := append([]string{"run", "./services/cmd/check"}, append(words[2:], "nonsense")...)
 		cmd := exec.CommandContext(t.Context(), "go", args...)
 		cmd.Dir = root
@@ -339,7 +339,7 @@ func TestTiltsJobsRunOnlyWhenAskedTo(t *testing.T) {
 	}
 }
 
-// Only what is made of a program is sent to Docker for it, and all of that.
+// Docker gets exactly the files from which a program is built.
 func TestTiltBuildsEachProgramFromItsPackages(t *testing.T) {
 	t.Parallel()
 	f, err := evaluate(t, kindContext, nil)
@@ -380,7 +380,7 @@ func TestTiltBuildsEachProgramFromItsPackages(t *testing.T) {
 	}
 }
 
-// Every image of ours that a pod asks for is built: there is no registry that has it.
+// Every image of this project that a pod asks for is built, because no registry has it.
 func TestTiltBuildsEveryImageOfOurs(t *testing.T) {
 	t.Parallel()
 	f, err := evaluate(t, kindContext, nil)

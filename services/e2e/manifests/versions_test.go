@@ -11,8 +11,8 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// The release of another project stands where a reader copies a command, and in what runs it: in
-// the same version everywhere.
+// Another project's release has the same version everywhere: in the commands that a reader copies,
+// and in what runs it.
 func TestOneVersionOfEachProject(t *testing.T) {
 	t.Parallel()
 	pom, err := os.ReadFile("schemas/pom.xml")

@@ -11,13 +11,13 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Location is where kubeconform finds the schemas that Write wrote into dir.
+// Location returns where kubeconform finds the schemas that [Write] wrote into dir.
 func Location(dir string) string {
 	return filepath.Join(dir, "{{.ResourceKind}}{{.KindSuffix}}.json")
 }
 
-// Write makes JSON schemas of Kubernetes' own types and of the CRDs, for kubeconform: one file for
-// each kind, strict, so that a misspelt field is an error.
+// Write makes JSON schemas of Kubernetes' own types and of the CRDs for kubeconform, one file for
+// each kind. The schemas are strict: a misspelt field is an error.
 func Write(ctx context.Context, dir string) error {
 	source, err := module(ctx, kubernetes)
 	if err != nil {
@@ -40,7 +40,7 @@ func Write(ctx context.Context, dir string) error {
 
 type schema = map[string]any
 
-// writeKubernetes writes all definitions into one file, and for each kind one that refers to it.
+// writeKubernetes writes all definitions into one file, and for each kind a file that refers to it.
 func writeKubernetes(swagger, dir string) error {
 	text, err := os.ReadFile(swagger)
 	if err != nil {
@@ -50,13 +50,13 @@ func writeKubernetes(swagger, dir string) error {
 	if err := json.Unmarshal(text, &spec); err != nil {
 		return fmt.Errorf("read %s: %w", swagger, err)
 	}
-	// The two types that JSON writes in two ways, which Swagger has no word for.
+	// JSON writes these two types in two ways, which Swagger cannot express.
 	spec.Definitions["io.k8s.apimachinery.pkg.util.intstr.IntOrString"] = schema{"type": []string{"integer", "string"}}
 	spec.Definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = schema{"type": []string{"number", "string"}}
 	for name, definition := range spec.Definitions {
 		beStrict(definition)
 		kinds, _ := definition["x-kubernetes-group-version-kind"].([]any)
-		// The options of requests are of every group.
+		// The options of requests belong to every group.
 		if len(kinds) != 1 {
 			continue
 		}
@@ -99,7 +99,8 @@ func writeCRD(file, dir string) error {
 	return nil
 }
 
-// beStrict refuses fields that the schema does not name, where it names any.
+// beStrict makes a schema refuse the fields that it does not name. It leaves schemas alone that
+// name no field.
 func beStrict(s schema) {
 	properties, _ := s["properties"].(schema)
 	if _, says := s["additionalProperties"]; properties != nil && !says &&
@@ -116,8 +117,8 @@ func beStrict(s schema) {
 	}
 }
 
-// write names the file as kubeconform asks for it: the kind, the first word of its group, the
-// version.
+// write writes a schema under the name that kubeconform asks for: the kind, the first word of its
+// group, and the version.
 func write(dir, group, version, kind string, s schema) error {
 	name := kind
 	if group != "" {

@@ -1,5 +1,5 @@
-// Package schemas finds what the manifests are checked against: the CRDs that they use and
-// Kubernetes' own types, each from what its project publishes. None of it is committed.
+// Package schemas finds what the manifests are checked against: the CRDs that they use, and
+// Kubernetes' own types. It takes each from its project's release and commits none.
 package schemas
 
 import (
@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// The releases that the manifests are written for.
+// These are the releases that the manifests are written for.
 const (
 	kubernetes         = "k8s.io/kubernetes@v1.37.2"
 	prometheusOperator = "github.com/prometheus-operator/prometheus-operator@v0.93.1"
@@ -23,10 +23,10 @@ const (
 	keda               = "github.com/kedacore/keda/v2@v2.21.0"
 )
 
-// ConsumerGroup is the file of the project's own CRD, in the repository.
+// ConsumerGroup is the path of the project's own CRD in the repository.
 const ConsumerGroup = "charts/lag-operator/files/ordersystem.dev_consumergroups.yaml"
 
-// CRDs returns the files of the CRDs that the manifests use.
+// CRDs returns the files of the CRDs that the manifests use. It downloads what is missing.
 func CRDs(ctx context.Context) ([]string, error) {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -57,8 +57,8 @@ func CRDs(ctx context.Context) ([]string, error) {
 	), nil
 }
 
-// Install creates those CRDs that the cluster of kubectl's configuration lacks. Those that are
-// there stay as they are.
+// Install creates the CRDs that the cluster of kubectl's configuration lacks. It never changes one
+// that exists.
 func Install(ctx context.Context) error {
 	crds, err := CRDs(ctx)
 	if err != nil {
@@ -76,7 +76,7 @@ func Install(ctx context.Context) error {
 	return nil
 }
 
-// established waits until the API server serves a CRD. `kubectl wait` fails on one that is so new
+// established waits until the API server serves a CRD. `kubectl wait` would fail on a CRD so new
 // that it has no conditions.
 func established(ctx context.Context, crd string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -95,10 +95,10 @@ func established(ctx context.Context, crd string) error {
 	}
 }
 
-// module returns the directory of a Go module's source.
+// module downloads a Go module, if need be, and returns the directory of its source.
 func module(ctx context.Context, version string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", version)
-	// Outside of this module, whose go.sum is none of its business.
+	// Outside of this repository, the download does not touch its go.sum.
 	cmd.Dir = os.TempDir()
 	out, failed := cmd.Output()
 	var m struct{ Dir, Error string }

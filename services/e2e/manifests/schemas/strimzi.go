@@ -18,8 +18,8 @@ import (
 //go:embed pom.xml
 var pom []byte
 
-// strimzi returns the files of Strimzi's CRDs, which its own generator makes once, into the user's
-// cache.
+// strimzi returns the files of Strimzi's CRDs. Strimzi's own generator makes them once, into the
+// user's cache.
 func strimzi(ctx context.Context) ([]string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -35,7 +35,8 @@ func strimzi(ctx context.Context) ([]string, error) {
 	return filepath.Glob(filepath.Join(dir, "*.yaml"))
 }
 
-// generate writes the CRDs into dir, which exists only once it is complete.
+// generate writes the CRDs into dir. It works in another directory and renames that at the end, so
+// that dir exists only when it is complete.
 func generate(ctx context.Context, dir string) error {
 	java, err := findJava(ctx, 21)
 	if err != nil {
@@ -75,7 +76,7 @@ func generate(ctx context.Context, dir string) error {
 			return fmt.Errorf("make Strimzi's CRDs: %s: %w\n%s", filepath.Base(cmd.Path), err, out)
 		}
 	}
-	// Another process may have been first.
+	// Another process may have been faster.
 	if err := os.Rename(crds, dir); err != nil && !exists(dir) {
 		return err
 	}
@@ -87,8 +88,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// findJava looks for a Java of at least that version: a machine's default is often an older one
-// beside it.
+// findJava returns the path of a Java of at least this version. A machine's default is often an
+// older Java beside it.
 func findJava(ctx context.Context, version int) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/jvm/*/bin/java")
 	for _, java := range append([]string{filepath.Join(os.Getenv("JAVA_HOME"), "bin", "java"), "java"}, found...) {
