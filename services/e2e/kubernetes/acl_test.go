@@ -17,14 +17,14 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// rights are all that each user may do. It stands here once more so that no ACL too many in
-// strimzi/topics can pass.
+// rights lists everything that each user may do. It repeats strimzi/topics, so that a superfluous
+// ACL there fails the test.
 var rights = map[string][]string{
 	"cart": {
 		"Read topic order-created-topic", "Write topic order-created-topic", "Describe topic order-created-topic",
 		"Read topic order-updated-topic", "Write topic order-updated-topic", "Describe topic order-updated-topic",
 		"Describe group cart-rebuild",
-		// Comes with Write on any topic.
+		// Kafka grants this with Write on any topic.
 		"IdempotentWrite cluster",
 	},
 	"order": {
@@ -44,7 +44,7 @@ var rights = map[string][]string{
 	},
 }
 
-// resources are what there is to have rights on.
+// resources are the names to try, by type of resource.
 var resources = map[string][]string{
 	"topic": {contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter, "__consumer_offsets",
 		"any-other-topic"},
@@ -53,9 +53,9 @@ var resources = map[string][]string{
 	"transactionalId": {"any-transaction"},
 }
 
-// attempt asks the broker for something that takes one right, and returns its answer. Who has the
-// right gets another error or none; nothing is changed, as each asks for a trial or is wrong in
-// some other way, which the broker sees after the rights.
+// attempt sends a request that needs one right. A user with the right gets another error or none.
+// No attempt changes anything: each only validates, or is wrong in a way that the broker checks
+// after the rights.
 type attempt struct {
 	operation, resource string
 	ask                 func(ctx context.Context, broker *kgo.Broker, name string) error
@@ -79,7 +79,8 @@ var attempts = []attempt{
 	}},
 	{"Write", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic, partition := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
-		// No batch; a broken one would be seen before the rights.
+		// The request has no batch: the broker would refuse an invalid one before it checks the
+		// rights.
 		partition.Records = []byte{}
 		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
 		req := kmsg.NewPtrProduceRequest()
@@ -96,7 +97,7 @@ var attempts = []attempt{
 	}},
 	{"Delete", "topic", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		topic, partition := kmsg.NewDeleteRecordsRequestTopic(), kmsg.NewDeleteRecordsRequestTopicPartition()
-		// Those before offset 0.
+		// The request deletes the records before offset 0.
 		topic.Topic, topic.Partitions = name, append(topic.Partitions, partition)
 		req := kmsg.NewPtrDeleteRecordsRequest()
 		req.Topics = append(req.Topics, topic)
@@ -123,7 +124,7 @@ var attempts = []attempt{
 	}},
 	{"Read", "group", func(ctx context.Context, broker *kgo.Broker, name string) error {
 		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
-		// Of a member that there is not.
+		// No such member exists.
 		req.Group, req.MemberID, req.MemberEpoch = name, "nobody", 7
 		return ask(ctx, broker, req, func(resp *kmsg.ConsumerGroupHeartbeatResponse) int16 { return resp.ErrorCode })
 	}},
@@ -207,13 +208,13 @@ func alterConfigs(resource string, kind kmsg.ConfigResourceType, setting string)
 	}}
 }
 
-// unanswered says that there is no answer at all.
-type unanswered struct{ error }
+// noResponse reports that the broker did not respond at all.
+type noResponse struct{ error }
 
 func ask[R kmsg.Response](ctx context.Context, broker *kgo.Broker, req kmsg.Request, code func(R) int16) error {
 	resp, err := broker.Request(ctx, req)
 	if err != nil {
-		return unanswered{err}
+		return noResponse{err}
 	}
 	return kerr.ErrorForCode(code(resp.(R)))
 }
@@ -228,8 +229,8 @@ func isRefused(err error) bool {
 	return false
 }
 
-// usersMayDoWhatTheyNeedAndNothingElse tries every operation on everything as every user, with the
-// certificate of each.
+// usersMayDoWhatTheyNeedAndNothingElse tries every operation on every resource as each user, with
+// the user's certificate.
 func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 	for _, u := range s.users {
 		if rights[u.Metadata.Name] == nil {
@@ -239,8 +240,8 @@ func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 	for user, may := range rights {
 		t.Run(user, func(t *testing.T) { mayDo(t, s, user, may) })
 	}
-	// Else a broker that refuses everything, or attempts that are wrong, would pass above.
-	t.Run("only who administers may do everything", func(t *testing.T) {
+	// Without this, a broker that refuses everything would pass above, and so would wrong attempts.
+	t.Run("the administrator may do everything", func(t *testing.T) {
 		var everything []string
 		for _, a := range attempts {
 			for _, name := range resources[a.resource] {
@@ -250,8 +251,8 @@ func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 		mayDo(t, s, admin, everything)
 	})
 	for name, opts := range map[string][]kgo.Opt{
-		"nobody without a certificate": s.with(),
-		"nobody with another CA's certificate": (&strimzi{cluster: s.cluster, clusterCA: s.clusterCA,
+		"no client without a certificate": s.with(),
+		"no client with another CA's certificate": (&strimzi{cluster: s.cluster, clusterCA: s.clusterCA,
 			clientsCA: testenv.NewAuthority(t, "clients-ca"), forwarded: s.forwarded}).as(t, "cart"),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -261,14 +262,14 @@ func usersMayDoWhatTheyNeedAndNothingElse(t *testing.T, s *strimzi) {
 			}
 			defer client.Close()
 			if err := client.Ping(t.Context()); err == nil {
-				t.Error("the broker answers")
+				t.Error("the broker responds")
 			}
 		})
 	}
 }
 
 func mayDo(t *testing.T, s *strimzi, user string, may []string) {
-	// Later versions name topics by ID, which who may not know a topic cannot.
+	// Later versions name topics by ID. A user without rights on a topic cannot know its ID.
 	byName := kversion.Stable()
 	byName.SetMaxKeyVersion(int16(kmsg.Fetch), 12)
 	byName.SetMaxKeyVersion(int16(kmsg.Produce), 12)
@@ -288,16 +289,16 @@ func mayDo(t *testing.T, s *strimzi, user string, may []string) {
 	for _, a := range attempts {
 		for _, name := range resources[a.resource] {
 			err := a.ask(t.Context(), client.Broker(0), name)
-			if _, silent := errors.AsType[unanswered](err); silent {
+			if _, silent := errors.AsType[noResponse](err); silent {
 				t.Errorf("%s: %v", rightOf(a, name), err)
 			} else if want := !slices.Contains(may, rightOf(a, name)); isRefused(err) != want {
-				t.Errorf("%s: refused is %t, want %t; the answer is %v", rightOf(a, name), !want, want, err)
+				t.Errorf("%s: refused is %t, want %t; the response is %v", rightOf(a, name), !want, want, err)
 			}
 		}
 	}
 }
 
-// rightOf is what an attempt takes, as rights has it.
+// rightOf returns the right that an attempt needs, as rights has it.
 func rightOf(a attempt, name string) string {
 	return strings.TrimSpace(a.operation + " " + a.resource + " " + name)
 }

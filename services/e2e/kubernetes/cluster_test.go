@@ -27,28 +27,28 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// root is the repository, where a user runs kubectl and helm.
+// root is the repository, from which a user runs kubectl and helm.
 const root = "../../.."
 
-// kafkaImage is the test's own broker; its tag changes with what is in it.
+// kafkaImage is the test's own broker. Its tag changes with its content.
 var kafkaImage = "ordersystem/test-kafka:" + localkafka.Version()
 
-// cluster is a namespace of this run's own in the cluster that KUBECONFIG names. Everything is done
-// by kubectl and helm, as a user does it.
+// cluster is a namespace of this run's own in the cluster that KUBECONFIG names. The test works by
+// kubectl and helm, as a user does.
 type cluster struct {
-	// The whole test.
+	// t is the whole test, not a step of it.
 	t         *testing.T
 	namespace string
 
-	// Each ends one kubectl port-forward.
+	// Each function ends one kubectl port-forward.
 	forwards []*atomic.Pointer[context.CancelFunc]
 
 	mu sync.Mutex
-	// Of Pod Security.
+	// warnings are those of Pod Security.
 	warnings []string
 }
 
-// newCluster makes the namespace, which goes with all that is in it when the test ends.
+// newCluster makes the namespace, and deletes it with everything in it when the test ends.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	testenv.RequireCluster(t)
@@ -60,9 +60,9 @@ func newCluster(t *testing.T) *cluster {
 		testenv.RequireProgram(t, program, "it")
 	}
 	testenv.RequireDocker(t)
-	// `go test` does not see what helm, kubectl and docker read. It notices which folders a test
-	// looks into, and that they have changed: without this it would go on telling the result for an
-	// older chart.
+	// `go test` does not see what helm, kubectl and docker read. It notices only which directories
+	// a test walks and whether they changed. Without this walk it would show the cached result for
+	// an older chart.
 	for _, dir := range []string{"charts", "k8s", "services", "strimzi"} {
 		if err := filepath.WalkDir(filepath.Join(root, dir),
 			func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
@@ -74,7 +74,7 @@ func newCluster(t *testing.T) *cluster {
 	c.apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {
 		"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}}}`, c.namespace))
 	t.Cleanup(func() {
-		// Not the test's context, which has ended.
+		// The test's context has ended by now.
 		if out, err := exec.Command("kubectl", "delete", "namespace", c.namespace,
 			"--timeout=2m").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
@@ -88,8 +88,8 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// loadImages brings the images into the cluster: those that the charts name, as `make images` has
-// built them, and the test's broker.
+// loadImages loads images into the cluster: those that the charts name, as `make images` built
+// them, and the test's broker.
 func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
 	var images []string
@@ -121,8 +121,7 @@ func loadImages(t *testing.T, c *cluster) {
 	t.Logf("loaded %s in %s", strings.Join(images, ", "), time.Since(begin).Round(time.Second))
 }
 
-// run runs a program in the repository's root, demands that it succeeds, and returns what it
-// prints.
+// run runs a program in the repository's root, which must succeed, and returns its output.
 func (c *cluster) run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := c.try(t.Context(), "", program, args...)
@@ -159,7 +158,7 @@ func (c *cluster) secret(t *testing.T, name string, data map[string][]byte) {
 	c.apply(t, string(manifest))
 }
 
-// try is run without a test; what is warned of goes into warnings.
+// try is run with an error. It adds warnings to c.warnings.
 func (c *cluster) try(ctx context.Context, stdin, program string, args ...string) (string, error) {
 	var stdout, stderr strings.Builder
 	cmd := exec.CommandContext(ctx, program, args...)
@@ -180,8 +179,8 @@ func (c *cluster) try(ctx context.Context, stdin, program string, args ...string
 }
 
 // forward makes ports in the cluster reachable at the addresses that it returns, until the whole
-// test ends. kubectl ends with the pod that it is connected to: it is started again, on the same
-// ports, and finds the next pod.
+// test ends. kubectl ends with the pod that it is connected to. forward then starts it again on the
+// same ports, and it finds the next pod.
 func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	args := []string{"-n", c.namespace, "port-forward", target}
 	for _, port := range ports {
@@ -191,7 +190,7 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	end := &atomic.Pointer[context.CancelFunc]{}
-	// Until kubectl runs.
+	// end does nothing until kubectl runs.
 	end.Store(new(context.CancelFunc(func() {})))
 	c.forwards = append(c.forwards, end)
 	var forwarder sync.WaitGroup
@@ -199,7 +198,7 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 		for ctx.Err() == nil {
 			once, cancel := context.WithCancel(ctx)
 			end.Store(&cancel)
-			// That there is no pod now is no news.
+			// It is normal that there is no pod for a moment.
 			_ = exec.CommandContext(once, "kubectl", args...).Run()
 			cancel()
 			select {
@@ -215,21 +214,21 @@ func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	return addresses
 }
 
-// reconnect has every forward begin anew: when a pod goes while requests are under way, kubectl
-// sometimes hangs instead of ending.
+// reconnect starts every forward again. kubectl sometimes hangs when a pod goes while requests are
+// under way.
 func (c *cluster) reconnect() {
 	for _, end := range c.forwards {
 		(*end.Load())()
 	}
 }
 
-// event is a line that kubectl printed.
+// event is a line that kubectl printed, with the time.
 type event struct {
 	at   time.Time
 	line string
 }
 
-// watch sends what kubectl prints about objects and their changes, until the test ends.
+// watch sends the lines that kubectl prints about objects and their changes, until the test ends.
 func (c *cluster) watch(t *testing.T, args ...string) <-chan event {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "kubectl",
@@ -247,13 +246,13 @@ func (c *cluster) watch(t *testing.T, args ...string) <-chan event {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			events <- event{time.Now(), lines.Text()}
 		}
-		// The end of the test kills it.
+		// The end of the test kills kubectl.
 		_ = cmd.Wait()
 	}()
 	return events
 }
 
-// objects are all objects in the namespace, as kind/name, but events and measurements.
+// objects returns all objects in the namespace as kind/name, except events and metrics.
 func (c *cluster) objects(t *testing.T) []string {
 	t.Helper()
 	kinds := slices.DeleteFunc(
@@ -266,7 +265,7 @@ func (c *cluster) objects(t *testing.T) []string {
 	return slices.Compact(names)
 }
 
-// dump shows what is in the namespace.
+// dump logs what is in the namespace.
 func (c *cluster) dump(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -290,18 +289,18 @@ func (c *cluster) dump(t *testing.T) {
 	}
 }
 
-// reply is an answer to a request.
+// reply is an HTTP response.
 type reply struct {
 	status int
-	// By its ETag.
+	// version is the one in the ETag.
 	version int64
 	body    string
 }
 
-// A connection that was forwarded to a pod which has gone may hang.
+// The timeout is short: a connection that was forwarded to a pod which is gone may hang.
 var browser = &http.Client{Timeout: 5 * time.Second}
 
-// send sends a request; headers are names and values.
+// send sends a request. headers holds names and values in turn.
 func send(ctx context.Context, method, url, body string, headers ...string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
@@ -320,11 +319,11 @@ func send(ctx context.Context, method, url, body string, headers ...string) (rep
 	return reply{resp.StatusCode, version, string(text)}, err
 }
 
-// answered sends a request until it is answered: kubectl learns only then that the pod has gone to
-// which it forwards.
-func answered(t *testing.T, request func() (reply, error)) (got reply) {
+// respond repeats a request until it gets a response. kubectl notices only at a request that the
+// pod behind a forward is gone.
+func respond(t *testing.T, request func() (reply, error)) (got reply) {
 	t.Helper()
-	eventually(t, 30*time.Second, "there is an answer", func() (bool, string) {
+	eventually(t, 30*time.Second, "there is a response", func() (bool, string) {
 		var err error
 		got, err = request()
 		return err == nil, fmt.Sprint(err)
@@ -332,7 +331,8 @@ func answered(t *testing.T, request func() (reply, error)) (got reply) {
 	return got
 }
 
-// eventually polls until the condition holds, and shows the last state when it does not in time.
+// eventually polls until the condition holds. If it does not hold in time, the test fails and shows
+// the last state.
 func eventually(t *testing.T, within time.Duration, what string, holds func() (ok bool, state string)) {
 	t.Helper()
 	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {

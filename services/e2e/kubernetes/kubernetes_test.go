@@ -17,23 +17,23 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// installation is the release and what it stands on.
+// installation is the release and everything that it needs.
 type installation struct {
 	*cluster
 	strimzi     *strimzi
 	cart, order *service
 	prometheus  *prometheus
-	// Since when no alert is due.
+	// watched is the time since which no alert may have been pending.
 	watched time.Time
-	// What was there before the release.
+	// before lists the objects that were there before the release.
 	before []string
-	// What Strimzi wrote after it.
+	// secrets lists the Secrets that Strimzi wrote later.
 	secrets []string
-	// An order that has to be found at the end.
-	placed answer
+	// placed is an order that must be found at the end.
+	placed ack
 }
 
-// service is one of the two, as it is reached from here.
+// service is Cart or Order, as the test reaches it.
 type service struct {
 	name     string
 	port     int
@@ -74,7 +74,7 @@ func TestInstallation(t *testing.T) {
 		{"renewed certificates are used without a restart", i.renewCertificates},
 		{"a view whose volume is gone is rebuilt from Kafka", i.rebuild},
 		{"a missing right is named, and nothing is lost over it", i.missRights},
-		{"the lag operator came through all that", i.lastSight},
+		{"the lag operator came through all that", i.lagIsRightAtTheEnd},
 		{"uninstalling the lag operator leaves what was declared", i.uninstallLagOperator},
 		{"uninstalling leaves the data and what is not the release's", i.uninstall},
 		{"installed again it goes on where it was", i.installAgain},
@@ -124,8 +124,8 @@ func (i *installation) waitForTopics(t *testing.T) {
 	i.notReady(t, i.order, "missing topics: order-dead-letter-topic, order-updated-topic")
 }
 
-// notReady demands that a service comes to say why it is not ready, and that Kubernetes knows that
-// it is not.
+// notReady waits until a service reports that it is not ready for this reason, and Kubernetes knows
+// it too.
 func (i *installation) notReady(t *testing.T, s *service, why string) {
 	t.Helper()
 	eventually(t, time.Minute, s.name+" says that it is not ready: "+why, func() (bool, string) {
@@ -142,7 +142,7 @@ func (i *installation) readyWithTopics(t *testing.T) {
 	changes := i.watch(t, "pods", "-l", "app.kubernetes.io/instance=orders",
 		"-o",
 		`jsonpath={.metadata.labels.app\.kubernetes\.io/component} {.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
-	// Kubectl watches from here on.
+	// From here on, kubectl watches.
 	now := []string{(<-changes).line, (<-changes).line}
 	slices.Sort(now)
 	if want := []string{"cart False", "order False"}; !slices.Equal(now, want) {
@@ -150,7 +150,7 @@ func (i *installation) readyWithTopics(t *testing.T) {
 	}
 	i.strimzi.createTopics(t, contract.TopicUpdated, contract.TopicDeadLetter)
 	begin := time.Now()
-	// The service's second, and the probe's period.
+	// The service looks for topics once a second. The rest is the period of the probe.
 	const within = 2 * time.Second
 	for ready, timeout := 0, time.After(30*time.Second); ready < 2; {
 		select {
@@ -168,7 +168,7 @@ func (i *installation) readyWithTopics(t *testing.T) {
 		}
 	}
 	i.strimzi.topicsAreReady(t)
-	// What docs/kubernetes.md waits for.
+	// docs/kubernetes.md waits for these conditions.
 	i.kubectl(t, "wait", "kafka/orders", "--for=condition=Ready", "--timeout=1m")
 	i.kubectl(t, "wait", "kafkatopics,kafkausers", "-l", "strimzi.io/cluster=orders", "--for=condition=Ready",
 		"--timeout=1m")
@@ -201,18 +201,18 @@ func (i *installation) disturbPods(t *testing.T) {
 		disturb.do()
 		i.rollout(t)
 		at := l.count()
-		t.Logf("%s: %d answers until all was ready after %s", disturb.what, at-before,
+		t.Logf("%s: %d acknowledgements until all was ready after %s", disturb.what, at-before,
 			time.Since(begin).Round(100*time.Millisecond))
-		eventually(t, 30*time.Second, "more orders are answered",
+		eventually(t, 30*time.Second, "more orders are acknowledged",
 			func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
 	}
-	answers := l.end()
-	t.Logf("%d answers", len(answers))
-	i.placed = answers[len(answers)-1]
-	i.nothingIsLost(t, answers)
+	acked := l.end()
+	t.Logf("%d acknowledgements", len(acked))
+	i.placed = acked[len(acked)-1]
+	i.nothingIsLost(t, acked)
 }
 
-// rollout waits until what is wanted of the services runs and is ready.
+// rollout waits until all wanted pods of the services run and are ready.
 func (i *installation) rollout(t *testing.T) {
 	t.Helper()
 	for _, s := range []*service{i.cart, i.order} {
@@ -223,7 +223,7 @@ func (i *installation) rollout(t *testing.T) {
 
 func (i *installation) disturbBroker(t *testing.T) {
 	l := i.startLoad(t, "broker")
-	eventually(t, 30*time.Second, "orders are answered",
+	eventually(t, 30*time.Second, "orders are acknowledged",
 		func() (bool, string) { return l.count() > 20, fmt.Sprint(l.count()) })
 	i.strimzi.stopKafka(t)
 	at := l.count()
@@ -237,16 +237,16 @@ func (i *installation) disturbBroker(t *testing.T) {
 	i.rollout(t)
 	accepts("a new pod of Cart accepts orders without Kafka")
 	for _, s := range []*service{i.cart, i.order} {
-		got := answered(t, func() (reply, error) { return send(t.Context(), http.MethodGet, s.ops+"/readyz", "") })
+		got := respond(t, func() (reply, error) { return send(t.Context(), http.MethodGet, s.ops+"/readyz", "") })
 		if got.status != http.StatusOK {
 			t.Errorf("%s is not ready without Kafka: %d %s", s.name, got.status, got.body)
 		}
 	}
 	i.strimzi.startKafka(t)
 	begin := time.Now()
-	answers := l.end()
-	t.Logf("%d answers, of which %d without Kafka", len(answers), len(answers)-at)
-	i.nothingIsLost(t, answers)
+	acked := l.end()
+	t.Logf("%d acknowledgements, of which %d without Kafka", len(acked), len(acked)-at)
+	i.nothingIsLost(t, acked)
 	if took := time.Since(begin); took > 15*time.Second {
 		t.Errorf("it took %s until all was in Order", took)
 	} else {
@@ -254,19 +254,20 @@ func (i *installation) disturbBroker(t *testing.T) {
 	}
 }
 
-// renewCertificates writes new certificates into the users' Secrets, as Strimzi does some time
+// renewCertificates writes new certificates into the users' Secrets. Strimzi does so some time
 // before the old ones expire.
 func (i *installation) renewCertificates(t *testing.T) {
 	pods := i.kubectl(t, "get", "pods", "-o", "name")
 	l := i.startLoad(t, "renewed")
 	i.strimzi.writeSecrets(t)
-	// Else the kubelet takes up to a minute and a half to bring them.
+	// Without a change of the pods, the kubelet takes up to a minute and a half to update the
+	// files.
 	i.kubectl(t, "annotate", "pods", "--all", "e2e/look=now")
 	for _, s := range []*service{i.cart, i.order} {
 		i.logs(t, s, "the TLS files have changed: all clients are recreated")
 	}
 	at := l.count()
-	eventually(t, 30*time.Second, "orders are answered",
+	eventually(t, 30*time.Second, "orders are acknowledged",
 		func() (bool, string) { return l.count() > at+20, fmt.Sprint(l.count()) })
 	i.nothingIsLost(t, l.end())
 	if now := i.kubectl(t, "get", "pods", "-o", "name"); now != pods {
@@ -274,7 +275,7 @@ func (i *installation) renewCertificates(t *testing.T) {
 	}
 }
 
-// rebuild does what docs/operations.md says.
+// rebuild deletes Order's store as docs/operations.md says.
 func (i *installation) rebuild(t *testing.T) {
 	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=0")
 	i.kubectl(t, "wait", "pods", "-l", i.order.selector(), "--for=delete", "--timeout=1m")
@@ -285,9 +286,9 @@ func (i *installation) rebuild(t *testing.T) {
 	i.finds(t, i.placed)
 }
 
-// missRights takes rights from the services while they work, and gives them back.
+// missRights revokes rights of the services while they work, and grants them again.
 func (i *installation) missRights(t *testing.T) {
-	order := answer{"rights", 1, "new"}
+	order := ack{"rights", 1, "new"}
 	i.accepts(t, order)
 	i.finds(t, order)
 	update := func() {
@@ -301,7 +302,7 @@ func (i *installation) missRights(t *testing.T) {
 	i.strimzi.revoke(t, "cart", writeUpdated)
 	update()
 	i.logs(t, i.cart, "no permission on the topic: a producer needs the ACL Write")
-	// Now not even a producer's ID is given out.
+	// Now the broker refuses even a producer ID.
 	i.strimzi.revoke(t, "cart", writeCreated)
 	i.logs(t, i.cart, "no Write permission on the topic: its ACL is missing")
 	i.strimzi.grant(t, "cart", writeUpdated)
@@ -323,7 +324,7 @@ func (i *installation) missRights(t *testing.T) {
 	i.strimzi.produce(t, contract.TopicCreated, order.order, "no order")
 	i.logs(t, i.order, "no Write permission on the topic: its ACL is missing")
 	update()
-	// The bad record before it holds nothing up.
+	// The bad record before it delays nothing.
 	i.finds(t, order)
 	i.strimzi.grant(t, "order", writeLetters)
 	eventually(t, 30*time.Second, "the dead letter is written", func() (bool, string) {
@@ -332,16 +333,16 @@ func (i *installation) missRights(t *testing.T) {
 	})
 }
 
-// accepts demands that Cart accepts a change.
-func (i *installation) accepts(t *testing.T, a answer) {
+// accepts checks that Cart accepts a creation or an update.
+func (i *installation) accepts(t *testing.T, a ack) {
 	t.Helper()
-	got := answered(t, func() (reply, error) { return i.change(t.Context(), a) })
+	got := respond(t, func() (reply, error) { return i.change(t.Context(), a) })
 	if got.status != http.StatusOK || got.version != a.version {
-		t.Fatalf("%+v is answered %d, version %d: %s", a, got.status, got.version, got.body)
+		t.Fatalf("%+v got %d, version %d: %s", a, got.status, got.version, got.body)
 	}
 }
 
-// logs demands that a service comes to log something.
+// logs waits until a service has logged a text.
 func (i *installation) logs(t *testing.T, s *service, what string) {
 	t.Helper()
 	eventually(t, 30*time.Second, s.name+" logs "+what, func() (bool, string) {
@@ -366,14 +367,14 @@ func (i *installation) uninstall(t *testing.T) {
 	})
 }
 
-// installAgain finds that both services still know what they knew before.
+// installAgain installs the release again and checks that both services have kept their data.
 func (i *installation) installAgain(t *testing.T) {
 	i.install(t)
 	i.rollout(t)
 	i.finds(t, i.placed)
-	// Cart gives the answer of then to the request of then.
+	// Cart repeats the response of that time to the request of that time.
 	i.accepts(t, i.placed)
-	next := answer{i.placed.order, i.placed.version + 1, "installed again"}
+	next := ack{i.placed.order, i.placed.version + 1, "installed again"}
 	i.accepts(t, next)
 	i.finds(t, next)
 }
@@ -387,6 +388,6 @@ func (i *installation) noWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(i.warnings) == 0 {
-		t.Error("nobody was warned of a careless deployment either")
+		t.Error("a careless deployment caused no warning either")
 	}
 }

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// group is the declared ConsumerGroup, k8s/consumer-groups.
+// group is the ConsumerGroup of k8s/consumer-groups.
 const group = "consumergroup/order-service"
 
-// installLagOperator also starts Prometheus, for the steps after it.
+// installLagOperator also starts Prometheus for the steps after it.
 func (i *installation) installLagOperator(t *testing.T) {
-	// The CRD is the whole cluster's: another test, or a run before, may have left it.
+	// The CRD belongs to the whole cluster: another test or an earlier run may have left it.
 	i.helm(t, "install", "lag-operator", "charts/lag-operator", "--take-ownership")
 	i.kubectl(t, "rollout", "status", "deployment/lag-operator", "--timeout=2m")
 	i.kubectl(t, "apply", "--filename", "k8s/consumer-groups/order-service.yaml", "--namespace", i.namespace)
@@ -24,7 +24,7 @@ func (i *installation) installLagOperator(t *testing.T) {
 	i.shows(t, []string{"NAME", "GROUP", "STATE", "MEMBERS", "LAG", "SECONDS", "OBJECTIVE", "WITHIN", "CONSUMING"},
 		[]string{"order-service", "order-service", "Stable", "1", "0", "0", "30", "True", "True"})
 	i.measures(t, `count(up{job="lag-operator"} == 1)`, 2)
-	// Of the leader.
+	// The metrics come from the leader.
 	i.measures(t, `count(lag_collector_up == 1)`, 1)
 	i.measures(t, `count(up{job=~"cart|order"} == 1)`, 2)
 	i.measures(t,
@@ -32,8 +32,8 @@ func (i *installation) installLagOperator(t *testing.T) {
 	i.watched = time.Now()
 }
 
-// shows demands what `kubectl get consumergroups` comes to print. The last column, the age, is left
-// out.
+// shows waits until `kubectl get consumergroups` prints these columns. It ignores the last one, the
+// age.
 func (i *installation) shows(t *testing.T, header, row []string) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("kubectl shows %q", row), func() (bool, string) {
@@ -44,7 +44,7 @@ func (i *installation) shows(t *testing.T, header, row []string) {
 	})
 }
 
-// measures demands that an expression comes to have one value.
+// measures waits until an expression has this value.
 func (i *installation) measures(t *testing.T, expression string, want float64) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("%s is %v", expression, want), func() (bool, string) {
@@ -53,7 +53,7 @@ func (i *installation) measures(t *testing.T, expression string, want float64) {
 	})
 }
 
-// loseLeader has the leader go while orders are placed.
+// loseLeader deletes the leader while orders are placed.
 func (i *installation) loseLeader(t *testing.T) {
 	leader := func() string {
 		holder := i.kubectl(t, "get", "lease", "lag-operator", "--output", "jsonpath={.spec.holderIdentity}")
@@ -61,7 +61,7 @@ func (i *installation) loseLeader(t *testing.T) {
 		return pod
 	}
 	before := leader()
-	// {range} shows no changes.
+	// A template with {range} would print no changes.
 	conditions := i.watch(t, group, "--output",
 		`jsonpath={.status.conditions[*].status} {.status.conditions[*].type}{"\n"}`)
 	// Kubectl watches from here on.
@@ -95,11 +95,11 @@ func (i *installation) loseLeader(t *testing.T) {
 	if len(changes) < 2 {
 		t.Error("no change of the status was seen")
 	}
-	i.nobodyWasAlarmed(t, `alertname=~"ConsumerGroup.*|LagSeriesDropped"`, i.watched)
+	i.noAlerts(t, `alertname=~"ConsumerGroup.*|LagSeriesDropped"`, i.watched)
 }
 
-// nobodyWasAlarmed demands that no such alert was even pending since then.
-func (i *installation) nobodyWasAlarmed(t *testing.T, alerts string, since time.Time) {
+// noAlerts checks that no such alert was even pending since then.
+func (i *installation) noAlerts(t *testing.T, alerts string, since time.Time) {
 	t.Helper()
 	for name := range i.prometheus.query(t,
 		fmt.Sprintf("last_over_time(ALERTS{%s}[%dms])", alerts, time.Since(since).Milliseconds())) {
@@ -107,14 +107,14 @@ func (i *installation) nobodyWasAlarmed(t *testing.T, alerts string, since time.
 	}
 }
 
-// stopConsumer has nobody read what is ordered, then has it read again.
+// stopConsumer stops Order while orders are placed, and starts it again.
 func (i *installation) stopConsumer(t *testing.T) {
 	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=0")
 	i.kubectl(t, "wait", "pods", "-l", i.order.selector(), "--for=delete", "--timeout=1m")
 	const orders = 5
 	begin := time.Now()
 	for n := range orders {
-		i.accepts(t, answer{fmt.Sprintf("unread-%d", n), 1, "new"})
+		i.accepts(t, ack{fmt.Sprintf("unread-%d", n), 1, "new"})
 	}
 	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, orders)
 	i.becomes(t, "WithinObjective", "False", 45*time.Second)
@@ -135,7 +135,7 @@ func (i *installation) stopConsumer(t *testing.T) {
 		holds, pending := i.prometheus.holds(t, "ConsumerGroupStopped"), i.prometheus.query(t, alert)
 		return len(holds) > 0 && len(pending) > 0, fmt.Sprintf("its expression is %v, %v", holds, pending)
 	})
-	i.tells(t, "Warning Stopped")
+	i.hasEvent(t, "Warning Stopped")
 
 	begin = time.Now()
 	i.kubectl(t, "scale", "deployment/orders-order", "--replicas=1")
@@ -149,11 +149,11 @@ func (i *installation) stopConsumer(t *testing.T) {
 		holds, pending := i.prometheus.holds(t, "ConsumerGroupStopped"), i.prometheus.query(t, alert)
 		return len(holds)+len(pending) == 0, fmt.Sprintf("its expression is %v, %v", holds, pending)
 	})
-	i.tells(t, "Normal Reading")
+	i.hasEvent(t, "Normal Reading")
 	i.watched = time.Now()
 }
 
-// becomes waits for a condition's status.
+// becomes waits until a condition has this status.
 func (i *installation) becomes(t *testing.T, condition, status string, within time.Duration) {
 	t.Helper()
 	eventually(t, within, condition+" is "+status, func() (bool, string) {
@@ -163,8 +163,8 @@ func (i *installation) becomes(t *testing.T, condition, status string, within ti
 	})
 }
 
-// tells demands an Event about the group, given as its type and reason.
-func (i *installation) tells(t *testing.T, event string) {
+// hasEvent waits for an Event about the group, given as its type and reason.
+func (i *installation) hasEvent(t *testing.T, event string) {
 	t.Helper()
 	eventually(t, 15*time.Second, "there is an Event "+event, func() (bool, string) {
 		events := i.kubectl(t, "get", "events", "--field-selector", "involvedObject.kind=ConsumerGroup",
@@ -173,22 +173,22 @@ func (i *installation) tells(t *testing.T, event string) {
 	})
 }
 
-// lastSight is after all that pods, broker, certificates and rights went through: the operator came
-// through it as it is, and what it says is right again. Only that the view was read anew from the
-// start is worth an alert.
-func (i *installation) lastSight(t *testing.T) {
+// lagIsRightAtTheEnd runs after all disturbances of pods, broker, certificates and rights. The
+// operator has not restarted, and its lag is right again. Only the rebuild of Order's store is
+// worth an alert, because it read the topics again from the start.
+func (i *installation) lagIsRightAtTheEnd(t *testing.T) {
 	i.measures(t, `sum(kafka_consumergroup_lag{consumergroup="order-service"})`, 0)
 	i.becomes(t, "Consuming", "True", 30*time.Second)
 	i.becomes(t, "WithinObjective", "True", 30*time.Second)
-	i.nobodyWasAlarmed(t, `alertname=~"ConsumerGroup.*|Lag.*",alertname!="ConsumerGroupRewound"`, i.watched)
+	i.noAlerts(t, `alertname=~"ConsumerGroup.*|Lag.*",alertname!="ConsumerGroupRewound"`, i.watched)
 	if restarts := i.kubectl(t, "get", "pods", "-l", "app.kubernetes.io/name=lag-operator", "--output",
 		"jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0" {
 		t.Errorf("the operator's restarts are %q, want none", restarts)
 	}
 }
 
-// uninstallLagOperator finds that what was declared is still there, and takes it away: the rest is
-// as if it had never been installed.
+// uninstallLagOperator checks that the ConsumerGroup is still there, and removes the operator. The
+// steps after it find nothing of it.
 func (i *installation) uninstallLagOperator(t *testing.T) {
 	i.helm(t, "uninstall", "lag-operator", "--wait")
 	i.kubectl(t, "delete", group)

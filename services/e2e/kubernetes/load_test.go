@@ -13,23 +13,23 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// answer is what a client was told by a 200.
-type answer struct {
+// ack is what Cart acknowledged by a 200.
+type ack struct {
 	order   string
 	version int64
 	status  string
 }
 
-// load is clients that place and update orders, whatever happens to the services.
+// load runs clients that place and update orders, through all disturbances of the services.
 type load struct {
 	stop    context.CancelFunc
 	clients sync.WaitGroup
 
-	mu      sync.Mutex
-	answers []answer
+	mu    sync.Mutex
+	acked []ack
 }
 
-// startLoad starts clients, whose orders' IDs begin with prefix; end stops them.
+// startLoad starts clients, which end stops. The IDs of their orders begin with prefix.
 func (i *installation) startLoad(t *testing.T, prefix string) *load {
 	ctx, stop := context.WithCancel(t.Context())
 	l := &load{stop: stop}
@@ -44,25 +44,25 @@ func (i *installation) startLoad(t *testing.T, prefix string) *load {
 	return l
 }
 
-// end lets each client finish the order that it has begun, and returns all answers.
-func (l *load) end() []answer {
+// end lets each client finish its order, and returns everything that was acknowledged.
+func (l *load) end() []ack {
 	l.stop()
 	l.clients.Wait()
-	return l.answers
+	return l.acked
 }
 
-// count is how many answers there are so far.
+// count returns how many acknowledgements there are so far.
 func (l *load) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.answers)
+	return len(l.acked)
 }
 
-// handle places an order and updates it until the load ends, at most three times. A request that is
-// not answered 200 is sent again with its Idempotency-Key, until it is.
+// handle places an order and updates it at most three times, until the load ends. It repeats each
+// request with its Idempotency-Key until it gets 200.
 func (l *load) handle(t *testing.T, ctx context.Context, i *installation, order string) {
 	for version := int64(1); version <= 4 && (version == 1 || ctx.Err() == nil); version++ {
-		a := answer{order, version, "new"}
+		a := ack{order, version, "new"}
 		if version > 1 {
 			a.status = fmt.Sprintf("status-%d", version)
 		}
@@ -71,28 +71,28 @@ func (l *load) handle(t *testing.T, ctx context.Context, i *installation, order 
 			got, err := i.change(t.Context(), a)
 			if err == nil && got.status == http.StatusOK {
 				if got.version != version {
-					t.Errorf("%+v was answered version %d", a, got.version)
+					t.Errorf("%+v got version %d", a, got.version)
 				}
 				break
 			}
-			// The test has failed already.
+			// The test has already failed.
 			if t.Context().Err() != nil {
 				return
 			}
 			if time.Now().After(deadline) {
-				t.Errorf("%+v is not answered; last: %d %s %v", a, got.status, got.body, err)
+				t.Errorf("%+v got no 200; last: %d %s %v", a, got.status, got.body, err)
 				return
 			}
 		}
 		l.mu.Lock()
-		l.answers = append(l.answers, a)
+		l.acked = append(l.acked, a)
 		l.mu.Unlock()
 	}
 }
 
-// change asks Cart for a creation, with version 1, or else for an update. Asked again, it is still
-// one change.
-func (i *installation) change(ctx context.Context, a answer) (reply, error) {
+// change requests a creation if the version is 1, and else an update. A repeated request has the
+// same key.
+func (i *installation) change(ctx context.Context, a ack) (reply, error) {
 	key := fmt.Sprintf("%s-%d", a.order, a.version)
 	if a.version == 1 {
 		return send(ctx, http.MethodPost, i.cart.api+"/Order/create-order",
@@ -102,12 +102,12 @@ func (i *installation) change(ctx context.Context, a answer) (reply, error) {
 		fmt.Sprintf(`{"orderId": %q, "status": %q}`, a.order, a.status), "Idempotency-Key", key)
 }
 
-// nothingIsLost demands that Order comes to know each order as it was answered last, and that each
-// answer is in its topic.
-func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
+// nothingIsLost checks that Order knows each order at its last acknowledged version, and that
+// everything acknowledged is in its topic.
+func (i *installation) nothingIsLost(t *testing.T, acked []ack) {
 	t.Helper()
-	last := map[string]answer{}
-	for _, a := range answers {
+	last := map[string]ack{}
+	for _, a := range acked {
 		if a.version > last[a.order].version {
 			last[a.order] = a
 		}
@@ -115,7 +115,7 @@ func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
 	for _, a := range last {
 		i.finds(t, a)
 	}
-	published := map[answer]bool{}
+	published := map[ack]bool{}
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		for _, r := range i.strimzi.read(t, topic) {
 			var body struct {
@@ -125,27 +125,27 @@ func (i *installation) nothingIsLost(t *testing.T, answers []answer) {
 			if err := json.Unmarshal(r.Value, &body); err != nil {
 				t.Errorf("%s/%d at %d: %v", r.Topic, r.Partition, r.Offset, err)
 			}
-			published[answer{body.OrderID, body.Version, body.Status}] = true
+			published[ack{body.OrderID, body.Version, body.Status}] = true
 		}
 	}
-	lost := slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return published[a] })
+	lost := slices.DeleteFunc(slices.Clone(acked), func(a ack) bool { return published[a] })
 	if len(lost) > 0 {
-		t.Errorf("%d of %d answers are in no topic, first %+v", len(lost), len(answers), lost[0])
+		t.Errorf("%d of %d acknowledged events are in no topic, first %+v", len(lost), len(acked), lost[0])
 	}
 	if letters := i.strimzi.read(t, contract.TopicDeadLetter); len(letters) > 0 {
 		t.Errorf("%d dead letters, first %s: %s", len(letters), letters[0].Key, letters[0].Value)
 	}
 }
 
-// finds demands that Order comes to know an order exactly like this.
-func (i *installation) finds(t *testing.T, a answer) {
+// finds waits until Order knows an order with this version and status.
+func (i *installation) finds(t *testing.T, a ack) {
 	t.Helper()
 	eventually(t, 30*time.Second, fmt.Sprintf("Order knows %+v", a), func() (bool, string) {
 		got, err := send(t.Context(), http.MethodGet,
 			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", i.order.api, a.order, a.version), "",
 			"Prefer", "wait=2")
 		var body struct{ Status string }
-		// What is no JSON has no status.
+		// A body that is no JSON has no status.
 		_ = json.Unmarshal([]byte(got.body), &body)
 		return err == nil && got.status == http.StatusOK && got.version == a.version && body.Status == a.status,
 			fmt.Sprintf("%d, version %d, %s %v", got.status, got.version, got.body, err)

@@ -26,17 +26,18 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
-// prometheus is a real one, on this machine. It scrapes the pods that the PodMonitors of the charts
-// and of k8s/monitoring choose, as the Prometheus operator would have it do, and evaluates the
-// rules of k8s/monitoring. The operator's image may be out of reach: the test plays its part, in
-// this file. Debian's Prometheus cannot discover pods by itself: the test tells it which there are.
+// prometheus is a real Prometheus on this machine. It scrapes the pods that the PodMonitors of the
+// charts and of k8s/monitoring choose, and evaluates the rules of k8s/monitoring.
+//
+// The image of the Prometheus operator may be out of reach, so this file does the operator's work.
+// Debian's Prometheus cannot discover pods by itself, so the test lists them.
 type prometheus struct {
 	url string
-	// Expressions by the name of their alert.
+	// expressions are keyed by the name of their alert.
 	rules map[string]string
 }
 
-// podMonitor has those fields of a PodMonitor which this test knows; another one is an error.
+// podMonitor has the fields of a PodMonitor that this test knows. Any other field is an error.
 type podMonitor struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string
@@ -46,7 +47,7 @@ type podMonitor struct {
 		Selector struct {
 			MatchLabels map[string]string `yaml:"matchLabels"`
 		}
-		// Always the test's own here.
+		// The namespace is always the test's own here.
 		NamespaceSelector   any `yaml:"namespaceSelector"`
 		PodMetricsEndpoints []struct {
 			Port, Path        string
@@ -64,8 +65,9 @@ type rules struct {
 	}
 }
 
-// take remembers the expressions, and returns the groups as Prometheus shall evaluate them: at
-// once, except those that record, which count evaluations.
+// take keeps the expressions of alerts and returns the groups as Prometheus shall evaluate them.
+// Groups without recording rules lose their interval, so that alerts are evaluated often. A
+// recording rule counts evaluations and keeps its interval.
 func (p *prometheus) take(r rules) (groups []any) {
 	for _, group := range r.Spec.Groups {
 		records := false
@@ -84,15 +86,15 @@ func (p *prometheus) take(r rules) (groups []any) {
 	return groups
 }
 
-// startPrometheus starts it for the rest of the test. Pods are found and read through the API
-// server, so that it works wherever kubectl does.
+// startPrometheus starts Prometheus for the rest of the test. It finds and reads pods through the
+// API server, so it works wherever kubectl does.
 func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 	t.Helper()
 	server := c.serve(t, "kubectl", "proxy", "--port=%d")
 	discovery := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		targets, err := pods(r.Context(), server, c.namespace)
 		if err != nil {
-			// Then Prometheus keeps those that it knows.
+			// Prometheus then keeps the targets that it knows.
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
@@ -127,7 +129,7 @@ func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 		}
 	}
 
-	// It outlives the step.
+	// Prometheus outlives the step.
 	dir := c.t.TempDir()
 	err := errors.Join(writeJSON(filepath.Join(dir, "rules.json"), map[string]any{"groups": groups}),
 		writeJSON(filepath.Join(dir, "prometheus.json"), map[string]any{
@@ -144,8 +146,8 @@ func startPrometheus(t *testing.T, c *cluster, charts ...string) *prometheus {
 	return p
 }
 
-// scrapes is what the Prometheus operator makes of a PodMonitor, except that the way to the pods is
-// through the API server.
+// scrapes returns the scrape configuration that the Prometheus operator would make of a PodMonitor,
+// except that it goes through the API server.
 func (m *podMonitor) scrapes(namespace, server, discovery string) (configs []any) {
 	type relabel = map[string]any
 	for n, endpoint := range m.Spec.PodMetricsEndpoints {
@@ -190,7 +192,7 @@ func (m *podMonitor) scrapes(namespace, server, discovery string) (configs []any
 	return configs
 }
 
-// meta is what Prometheus' discovery calls something of a pod.
+// meta returns the name of a label of Prometheus' discovery of pods.
 func meta(name string) string {
 	return "__meta_kubernetes_" + regexp.MustCompile(`\W`).ReplaceAllString(name, "_")
 }
@@ -201,7 +203,7 @@ type target struct {
 	Labels  map[string]string `json:"labels"`
 }
 
-// pods are the targets that Prometheus' own discovery of pods would find.
+// pods returns the targets that Prometheus' own discovery would find.
 func pods(ctx context.Context, server, namespace string) ([]target, error) {
 	got, err := send(ctx, http.MethodGet, fmt.Sprintf("http://%s/api/v1/namespaces/%s/pods", server, namespace), "")
 	if err != nil {
@@ -251,8 +253,7 @@ func pods(ctx context.Context, server, namespace string) ([]target, error) {
 	return targets, nil
 }
 
-// inPrometheus are relabelings with the names that their fields have in Prometheus' own
-// configuration.
+// inPrometheus returns relabelings with the field names of Prometheus' own configuration.
 func inPrometheus(relabelings []map[string]any) (steps []map[string]any) {
 	for _, r := range relabelings {
 		step := map[string]any{}
@@ -273,8 +274,8 @@ func writeJSON(file string, v any) error {
 	return os.WriteFile(file, text, 0o600)
 }
 
-// serve runs a program until the whole test ends, with a free port instead of %d in its arguments,
-// and returns the address once something listens there.
+// serve runs a program until the whole test ends and returns its address when it listens. A free
+// port replaces %d in the arguments.
 func (c *cluster) serve(t *testing.T, program string, args ...string) (address string) {
 	t.Helper()
 	port := localkafka.FreePort()
@@ -301,7 +302,7 @@ func (c *cluster) serve(t *testing.T, program string, args ...string) (address s
 	return address
 }
 
-// series are the labels and the value of a sample, the labels as Prometheus prints them.
+// series has the values of samples by their labels, as Prometheus prints them.
 type series map[string]float64
 
 // query evaluates an expression now.
@@ -313,7 +314,7 @@ func (p *prometheus) query(t *testing.T, expression string) series {
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	var answer struct {
+	var response struct {
 		Data struct {
 			Result []struct {
 				Metric map[string]string
@@ -322,13 +323,13 @@ func (p *prometheus) query(t *testing.T, expression string) series {
 		}
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &answer)
+		err = json.Unmarshal(text, &response)
 	}
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %d %v %s", expression, resp.StatusCode, err, text)
 	}
 	found := series{}
-	for _, r := range answer.Data.Result {
+	for _, r := range response.Data.Result {
 		var labels []string
 		for _, name := range slices.Sorted(maps.Keys(r.Metric)) {
 			labels = append(labels, fmt.Sprintf("%s=%q", name, r.Metric[name]))
@@ -342,7 +343,7 @@ func (p *prometheus) query(t *testing.T, expression string) series {
 	return found
 }
 
-// value is that of the only series.
+// value returns the value of the only series.
 func (p *prometheus) value(t *testing.T, expression string) (value float64, is bool) {
 	t.Helper()
 	found := p.query(t, expression)

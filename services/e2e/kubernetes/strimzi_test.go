@@ -30,22 +30,22 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// Strimzi's operator cannot run wherever this test does: its image may be out of reach. In this
-// file, and nowhere else, the test plays its part: it applies strimzi/cluster/dev and
-// strimzi/topics/dev, starts a real Kafka as they say, issues certificates, writes the Secrets,
-// creates the topics and the users' rights, and sets the conditions of all these.
+// The image of Strimzi's operator may be out of reach, so this file does the operator's work. It
+// applies strimzi/cluster/dev and strimzi/topics/dev, starts a real Kafka as they declare it,
+// issues certificates, writes the Secrets, creates the topics and the users' rights, and sets the
+// conditions of all these.
 
-// strimzi is what the operators know.
+// strimzi is what Strimzi's operators know.
 type strimzi struct {
 	cluster              *cluster
 	kafka, pool          resource
 	topics, users        []resource
 	clusterCA, clientsCA *testenv.Authority
-	// Where the broker is reached from here.
+	// forwarded is where the test reaches the broker.
 	forwarded string
 }
 
-// resource is any of Strimzi's, with those of its fields which matter here.
+// resource is any resource of Strimzi's, with the fields that matter here.
 type resource struct {
 	Kind     string
 	Metadata struct{ Name string }
@@ -58,15 +58,15 @@ type resource struct {
 			Listeners       []listener
 			MetricsConfig   struct{ Type string } `yaml:"metricsConfig"`
 		}
-		// Of a KafkaNodePool, from here.
+		// The fields from here on belong to a KafkaNodePool.
 		JVMOptions map[string]string `yaml:"jvmOptions"`
 		Resources  map[string]map[string]any
 		Roles      []string
-		// Of a KafkaTopic too.
+		// The fields from here on belong to a KafkaTopic too.
 		Replicas   int16
 		Partitions int32
 		Config     map[string]any
-		// Of a KafkaUser, from here.
+		// The fields from here on belong to a KafkaUser.
 		Authentication struct{ Type string }
 		Authorization  struct {
 			Type string
@@ -97,11 +97,10 @@ func newACL(kind, name string, operations ...string) acl {
 	return a
 }
 
-// admin may do everything on the broker: who creates topics and rights for Strimzi.
+// admin may do everything on the broker. It creates topics and rights on Strimzi's behalf.
 const admin = "admin"
 
-// newStrimzi reads the manifests. What this stand-in cannot play is an error, not silently left
-// out.
+// newStrimzi reads the manifests. Anything that this stand-in does not support is an error.
 func newStrimzi(t *testing.T, c *cluster) *strimzi {
 	t.Helper()
 	s := &strimzi{cluster: c, clusterCA: testenv.NewAuthority(t, "cluster-ca"),
@@ -144,8 +143,8 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 	return s
 }
 
-// declare applies the manifests to the test's namespace, as a user would to one of his own, and
-// returns them. They are paused: an operator that does run in this cluster leaves them to the test.
+// declare applies the manifests to the test's namespace and returns them. They are paused, so that
+// an operator in this cluster leaves them to the test.
 func (s *strimzi) declare(t *testing.T) string {
 	t.Helper()
 	testenv.Require(t, schemas.Install(t.Context()))
@@ -173,7 +172,7 @@ func (s *strimzi) declare(t *testing.T) string {
 	return manifests
 }
 
-// isReady says of a resource that it is, with what else its operator tells.
+// isReady sets a resource's condition Ready, with more of its status.
 func (s *strimzi) isReady(t *testing.T, r resource, status map[string]any) {
 	t.Helper()
 	status["observedGeneration"] = 1
@@ -187,7 +186,7 @@ func (s *strimzi) isReady(t *testing.T, r resource, status map[string]any) {
 		"--patch", string(patch))
 }
 
-// bootstrap is the broker's address for clients in the cluster.
+// bootstrap returns the broker's address for clients in the cluster.
 func (s *strimzi) bootstrap() string {
 	return fmt.Sprintf("orders-kafka-bootstrap.%s.svc:9093", s.cluster.namespace)
 }
@@ -195,8 +194,8 @@ func (s *strimzi) bootstrap() string {
 //go:embed kafka/broker.yaml
 var brokerManifest string
 
-// startKafka starts the broker, or starts it again after stopKafka with the data that it had, and
-// waits until it serves.
+// startKafka starts the broker and waits until it serves. After stopKafka, the broker still has its
+// data.
 func (s *strimzi) startKafka(t *testing.T) {
 	t.Helper()
 	resources, err := json.Marshal(s.pool.Spec.Resources)
@@ -227,13 +226,13 @@ func (s *strimzi) startKafka(t *testing.T) {
 		map[string]any{"listeners": []any{map[string]any{"name": "tls", "bootstrapServers": s.bootstrap()}}})
 }
 
-// stopKafka deletes the broker; its volume stays.
+// stopKafka deletes the broker but not its volume.
 func (s *strimzi) stopKafka(t *testing.T) {
 	t.Helper()
 	s.cluster.kubectl(t, "delete", "statefulset/orders-dual-role", "--cascade=foreground", "--timeout=1m")
 }
 
-// prepareKafka writes what the broker finds at its start.
+// prepareKafka writes what the broker reads at its start.
 func (s *strimzi) prepareKafka(t *testing.T) {
 	t.Helper()
 	ns := s.cluster.namespace
@@ -295,7 +294,7 @@ func (s *strimzi) grant(t *testing.T, user string, a acl) {
 	}
 }
 
-// revoke takes back what was granted.
+// revoke takes back a right that was granted.
 func (s *strimzi) revoke(t *testing.T, user string, a acl) {
 	t.Helper()
 	results, err := s.client(t, admin).DeleteACLs(t.Context(), a.of(t, user))
@@ -309,7 +308,7 @@ func (s *strimzi) revoke(t *testing.T, user string, a acl) {
 	}
 }
 
-// of is the ACL as Kafka's admin client wants it.
+// of returns the ACL as Kafka's admin client wants it.
 func (a acl) of(t *testing.T, user string) *kadm.ACLBuilder {
 	t.Helper()
 	b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral)
@@ -349,8 +348,8 @@ func (s *strimzi) writeSecrets(t *testing.T) (names []string) {
 	return names
 }
 
-// createTopics creates those declared topics that are named, as the Topic Operator does, and
-// returns when the broker has answered.
+// createTopics creates the named topics, as the Topic Operator does. It returns when the broker has
+// responded.
 func (s *strimzi) createTopics(t *testing.T, names ...string) {
 	t.Helper()
 	for _, topic := range s.topics {
@@ -368,8 +367,8 @@ func (s *strimzi) createTopics(t *testing.T, names ...string) {
 	}
 }
 
-// topicsAreReady tells of all topics that they are. It comes after createTopics, so that nobody
-// waits for kubectl meanwhile.
+// topicsAreReady sets the condition Ready of all topics. It is separate from createTopics, which is
+// measured and must not wait for kubectl.
 func (s *strimzi) topicsAreReady(t *testing.T) {
 	t.Helper()
 	for _, topic := range s.topics {
@@ -377,9 +376,9 @@ func (s *strimzi) topicsAreReady(t *testing.T) {
 	}
 }
 
-// as are the options of a Kafka client that comes as one of the users, or as admin. Whatever broker
-// it asks for, the connection goes through the port-forward; that the broker has the name which was
-// asked for is still checked.
+// as returns the options of a Kafka client with a user's certificate, or admin's. Every connection
+// goes through the port-forward. The client still checks that the broker's certificate has the name
+// that it asked for.
 func (s *strimzi) as(t *testing.T, user string) []kgo.Opt {
 	t.Helper()
 	certPEM, keyPEM := s.clientsCA.Issue(t, user)
@@ -404,7 +403,7 @@ func (s *strimzi) with(certificates ...tls.Certificate) []kgo.Opt {
 		})}
 }
 
-// client is a Kafka client of a user, until the test ends.
+// client returns a Kafka client of a user. It is closed when the test ends.
 func (s *strimzi) client(t *testing.T, user string) *kadm.Client {
 	t.Helper()
 	client, err := kadm.NewOptClient(s.as(t, user)...)
@@ -415,7 +414,7 @@ func (s *strimzi) client(t *testing.T, user string) *kadm.Client {
 	return client
 }
 
-// read returns what a topic holds.
+// read returns the records of a topic.
 func (s *strimzi) read(t *testing.T, topic string) []testenv.Record {
 	t.Helper()
 	records, err := testenv.Read(t.Context(), s.bootstrap(), topic, s.as(t, admin)...)
@@ -439,7 +438,7 @@ func (s *strimzi) produce(t *testing.T, topic, key, value string) {
 	}
 }
 
-// texts are settings as Kafka takes them.
+// texts returns settings as Kafka takes them.
 func texts(settings map[string]any) map[string]string {
 	m := make(map[string]string)
 	for name, value := range settings {
