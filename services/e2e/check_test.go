@@ -139,7 +139,8 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"a repetition with the same key took effect twice", func(e *evidence) {
 			r := published(6, "e7", "t4", "A", 6, "s2")
 			publish(e, r)
-			e.cart["A"], e.order.orders["A"] = storedOrder{6, "", string(r.Value)}, storedOrder{6, "e7", string(r.Value)}
+			e.cart["A"] = storedOrder{6, "", string(r.Value)}
+			e.order.orders["A"] = storedOrder{6, "e7", string(r.Value)}
 		}, []string{"twice in effect"}},
 		{"a version was given twice", func(e *evidence) {
 			publish(e, published(6, "e7", "t8", "A", 5, "never"))

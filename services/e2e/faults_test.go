@@ -168,10 +168,10 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 			}
 		}
 	}
-	t.Logf(
-		"%d accepted, %d refused, %d unknown, %d asked again; %d look-ups; %d records, %d of them repeated; %d orders; %d crashes of Order",
-		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups), len(e.records), repeated,
-		len(e.cart), len(crashes))
+	t.Logf("%d accepted, %d refused, %d unknown, %d requests repeated; %d look-ups",
+		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups))
+	t.Logf("%d records, %d of them repeated; %d orders; %d crashes of Order",
+		len(e.records), repeated, len(e.cart), len(crashes))
 	if outcomes[accepted] < 100 {
 		t.Errorf("there was hardly any load: %v", outcomes)
 	}

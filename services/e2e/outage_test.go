@@ -135,7 +135,7 @@ func TestMissingTopics(t *testing.T) {
 	order.stop()
 }
 
-// After SIGTERM under load the services end in time and in order, and no acknowledged order is lost.
+// After SIGTERM under load the services end in time and in order. No acknowledged order is lost.
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)

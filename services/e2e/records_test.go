@@ -21,8 +21,9 @@ import (
 
 // body returns an order as any producer could write it.
 func body(id, status string, version int64) []byte {
-	text := fmt.Sprintf(
-		`{"orderId":%q,"customerId":"c","orderDate":"2026-01-02T03:04:05Z","items":[{"productId":"P","quantity":2,"price":10.5}],"totalAmount":21,"currency":"USD","status":%q`, id, status)
+	text := fmt.Sprintf(`{"orderId":%q,"customerId":"c","orderDate":"2026-01-02T03:04:05Z",`+
+		`"items":[{"productId":"P","quantity":2,"price":10.5}],`+
+		`"totalAmount":21,"currency":"USD","status":%q`, id, status)
 	if version != 0 {
 		text += fmt.Sprintf(`,"version":%d`, version)
 	}
@@ -119,7 +120,8 @@ func TestRecordsOfAnyKind(t *testing.T) {
 					Headers: headers}},
 			{contract.ReasonUndecodable,
 				contract.Message{Topic: contract.TopicUpdated, Key: []byte("good"), Value: []byte{0, 1, 2, 0xff}}},
-			// The key is empty and not nil: Kafka refuses a record without a key in a compacted topic.
+			// The key is empty and not nil: Kafka refuses a record without a key in a compacted
+			// topic.
 			{contract.ReasonUndecodable,
 				contract.Message{Topic: contract.TopicUpdated, Key: []byte{}, Value: []byte{}}},
 			{contract.ReasonUndecodable, message("good", "g1", "new", -1)},

@@ -1,5 +1,5 @@
-// Command kafkad starts and stops a real Kafka broker for development. It is what `make kafka` and
-// `make kafka-stop` run; the broker goes on when the command has ended.
+// Command kafkad starts and stops a real Kafka broker for development. `make kafka` and `make
+// kafka-stop` run it. The broker keeps running when the command ends.
 package main
 
 import (
@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	defaultDir   = "data/broker"
-	defaultPort  = 9092
+	defaultDir  = "data/broker"
+	defaultPort = 9092
+	// stopPatience is how long a broker may take to end before it is killed.
 	stopPatience = 30 * time.Second
 )
 
@@ -35,6 +36,8 @@ func main() {
 	}
 }
 
+// run executes one command. The address is printed as KAFKA_BROKERS=..., a line that a shell can
+// evaluate.
 func run(ctx context.Context, args []string, getenv func(string) string, out io.Writer) error {
 	if len(args) == 0 {
 		args = []string{""}
@@ -58,6 +61,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	return errors.New("usage: kafkad start [-port PORT] [-dir DIR] | stop [-dir DIR] | status [-dir DIR]")
 }
 
+// start starts a broker, unless one runs already, and makes the declared topics. The broker keeps
+// running when the command ends.
 func start(ctx context.Context, dir, portText string, out io.Writer) error {
 	port := defaultPort
 	if portText != "" {
@@ -88,7 +93,7 @@ func start(ctx context.Context, dir, portText string, out io.Writer) error {
 		addr = k.Addr
 	}
 	if err := localkafka.CreateTopics(ctx, addr, contract.Topics(), 1); err != nil {
-		return fmt.Errorf("kafka runs, but not with the declared topics (stop it and delete %s to begin anew): %w",
+		return fmt.Errorf("kafka runs, but not with the declared topics (stop it and delete %s to start over): %w",
 			dir, err)
 	}
 	how := "make kafka-stop"
@@ -99,6 +104,7 @@ func start(ctx context.Context, dir, portText string, out io.Writer) error {
 	return nil
 }
 
+// stop stops the broker that works on dir, if there is one. Its data stays.
 func stop(dir string, out io.Writer) error {
 	addr, pid, err := localkafka.Running(dir)
 	if err != nil {
@@ -115,9 +121,9 @@ func stop(dir string, out io.Writer) error {
 	return nil
 }
 
-// end ends the broker that works on dir. It is not this process's child, so its disappearance is
-// all there is to wait for; where nobody collects ended processes, as in some containers, that is
-// the disappearance of its lock.
+// end ends the broker that works on dir, and kills it after stopPatience. It waits until the
+// broker's lock is gone: the broker is no child of this process, and in some containers nobody
+// collects ended processes.
 func end(dir string, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err
@@ -130,6 +136,7 @@ func end(dir string, pid int) error {
 	return syscall.Kill(pid, syscall.SIGKILL)
 }
 
+// status prints whether a broker runs, and its address.
 func status(dir string, out io.Writer) error {
 	addr, pid, err := localkafka.Running(dir)
 	if err != nil {
@@ -143,6 +150,7 @@ func status(dir string, out io.Writer) error {
 	return nil
 }
 
+// withoutTime leaves the time out of log lines: a person reads them as they come.
 func withoutTime(groups []string, a slog.Attr) slog.Attr {
 	if a.Key == slog.TimeKey && len(groups) == 0 {
 		return slog.Attr{}

@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// One story, since each broker takes seconds: start, start again, stop, stop again, start with what
-// was there.
+// The steps are one story, because each broker takes seconds: start, start again, stop, stop again,
+// and start with the data that was there.
 func TestStartStop(t *testing.T) {
 	// Skips where no broker can run.
 	other := testenv.StartKafka(t)
@@ -35,7 +35,7 @@ func TestStartStop(t *testing.T) {
 	kafkad(t, "status", dir, "No Kafka runs")
 	kafkad(t, "stop", dir, "No Kafka runs")
 
-	// As a command of its own, which ends: the broker must not end with it.
+	// kafkad runs in a process of its own here. The broker must not end with it.
 	cmd := exec.Command(os.Args[0], "start", "-port", "0", "-dir", dir)
 	cmd.Env = append(os.Environ(), "KAFKAD_MAIN=1")
 	out, err := cmd.CombinedOutput()
@@ -105,7 +105,7 @@ func kafkad(t *testing.T, command, dir, want string) string {
 	return out.String()
 }
 
-// brokers reads the line that a shell or a Makefile can take as it is.
+// brokers returns the address from the line that a shell can evaluate.
 func brokers(t *testing.T, out string) string {
 	t.Helper()
 	for line := range strings.Lines(out) {

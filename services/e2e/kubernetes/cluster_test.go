@@ -72,7 +72,8 @@ func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, namespace: fmt.Sprintf("orders-e2e-%06x", rand.IntN(1<<24))}
 	loadImages(t, c)
 	c.apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {
-		"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}}}`, c.namespace))
+		"pod-security.kubernetes.io/enforce": "restricted",
+		"pod-security.kubernetes.io/warn": "restricted"}}}`, c.namespace))
 	t.Cleanup(func() {
 		// The test's context has ended by now.
 		if out, err := exec.Command("kubectl", "delete", "namespace", c.namespace,

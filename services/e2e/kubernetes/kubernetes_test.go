@@ -140,8 +140,8 @@ func (i *installation) notReady(t *testing.T, s *service, why string) {
 
 func (i *installation) readyWithTopics(t *testing.T) {
 	changes := i.watch(t, "pods", "-l", "app.kubernetes.io/instance=orders",
-		"-o",
-		`jsonpath={.metadata.labels.app\.kubernetes\.io/component} {.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
+		"-o", `jsonpath={.metadata.labels.app\.kubernetes\.io/component} `+
+			`{.status.conditions[?(@.type=="Ready")].status}{"\n"}`)
 	// From here on, kubectl watches.
 	now := []string{(<-changes).line, (<-changes).line}
 	slices.Sort(now)

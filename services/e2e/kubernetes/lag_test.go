@@ -27,8 +27,8 @@ func (i *installation) installLagOperator(t *testing.T) {
 	// The metrics come from the leader.
 	i.measures(t, `count(lag_collector_up == 1)`, 1)
 	i.measures(t, `count(up{job=~"cart|order"} == 1)`, 2)
-	i.measures(t,
-		`sum by (kubernetes_pod_name) (kafka_server_replicamanager_leadercount{strimzi_io_cluster="orders"} > bool 0)`, 1)
+	i.measures(t, `sum by (kubernetes_pod_name) `+
+		`(kafka_server_replicamanager_leadercount{strimzi_io_cluster="orders"} > bool 0)`, 1)
 	i.watched = time.Now()
 }
 

@@ -129,8 +129,8 @@ func newStrimzi(t *testing.T, c *cluster) *strimzi {
 	want := listener{Name: "tls", Port: 9093, Type: "internal", TLS: true, Authentication: struct{ Type string }{"tls"}}
 	if k := s.kafka.Spec.Kafka; k.Authorization.Type != "simple" || !slices.Equal(k.Listeners, []listener{want}) ||
 		k.Version != localkafka.Version() || k.MetricsConfig.Type != "strimziMetricsReporter" {
-		t.Fatalf(
-			"strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics and one listener %+v: %+v", localkafka.Version(), want, k)
+		t.Fatalf("strimzi/cluster/dev is not Kafka %s with simple authorization, Strimzi's metrics "+
+			"and one listener %+v: %+v", localkafka.Version(), want, k)
 	}
 	if p := s.pool; p.Metadata.Name != "dual-role" || p.Spec.Replicas != 1 {
 		t.Fatalf("strimzi/cluster/dev has %d nodes in pool %s, want one in dual-role", p.Spec.Replicas, p.Metadata.Name)

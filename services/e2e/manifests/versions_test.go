@@ -45,8 +45,8 @@ func TestOneVersionOfEachProject(t *testing.T) {
 		least         int // how often
 	}{
 		{"Strimzi", strimzi,
-			regexp.MustCompile(
-				`(?:Strimzi |strimzi-kafka-operator (?:--version )?|strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
+			regexp.MustCompile(`(?:Strimzi |strimzi-kafka-operator (?:--version )?|` +
+				`strimzi/operator:|strimzi/kafka:)(\d+\.\d+\.\d+)`), 7},
 		{"Kafka in Strimzi's image", localkafka.Version(),
 			regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
 		{"kube-prometheus-stack", stack, regexp.MustCompile(`kube-prometheus-stack (?:--version )?(\d+\.\d+\.\d+)`), 5},

@@ -38,6 +38,7 @@ func Write(ctx context.Context, dir string) error {
 	return nil
 }
 
+// schema is a JSON schema as it is encoded.
 type schema = map[string]any
 
 // writeKubernetes writes all definitions into one file, and for each kind a file that refers to it.
@@ -69,6 +70,7 @@ func writeKubernetes(swagger, dir string) error {
 	return writeJSON(filepath.Join(dir, "definitions.json"), schema{"definitions": spec.Definitions})
 }
 
+// writeCRD writes the schema of each version of a CRD.
 func writeCRD(file, dir string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {

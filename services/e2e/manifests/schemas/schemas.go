@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"ordersystem.dev/services/internal/backoff"
 )
 
 // These are the releases that the manifests are written for.
@@ -32,6 +34,7 @@ func CRDs(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the repository: %w", err)
 	}
+	// Strimzi commits no CRDs, so its generator makes them. The other projects commit theirs.
 	strimzi, err := strimzi(ctx)
 	if err != nil {
 		return nil, err
@@ -87,10 +90,8 @@ func established(ctx context.Context, crd string) error {
 		if err == nil && string(out) == "True" {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, 100*time.Millisecond) {
 			return fmt.Errorf("%s is not established after 30 s: %s", crd, out)
-		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
+// pom pins Strimzi's version and lists what its generator of CRDs needs.
+//
 //go:embed pom.xml
 var pom []byte
 
@@ -25,6 +27,7 @@ func strimzi(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cache directory: %w", err)
 	}
+	// A changed pom has another sum and so another directory.
 	sum := sha256.Sum256(pom)
 	dir := filepath.Join(cache, "ordersystem", "strimzi-crds-"+hex.EncodeToString(sum[:4]))
 	if _, err := os.Stat(dir); err != nil {
@@ -61,6 +64,7 @@ func generate(ctx context.Context, dir string) error {
 	if err := os.WriteFile(filepath.Join(tmp, "pom.xml"), pom, 0o644); err != nil {
 		return err
 	}
+	// The generator gets each kind by its Java class.
 	const model = "io.strimzi.api.kafka.model."
 	for _, cmd := range []*exec.Cmd{
 		exec.CommandContext(ctx, mvn, "--batch-mode", "--strict-checksums", "-f", filepath.Join(tmp, "pom.xml"),
