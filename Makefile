@@ -1,5 +1,5 @@
-# What a developer and CI do. Needed: Go and a C compiler; for more of the tests what the README lists. Without it, tests skip, or
-# fail with TEST_REQUIRE=1.
+# The commands of a developer and of CI. They need Go and a C compiler. docs/testing.md lists what
+# more of the tests need. Without it, tests are skipped, or fail with TEST_REQUIRE=1.
 
 GO            ?= go
 PACKAGES      ?= ./...
@@ -13,7 +13,8 @@ VERSION       ?= $(shell sed -n 's/^appVersion: *"*\([^"]*\)"*$$/\1/p' charts/or
 CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
-# The programs whose image is published, and how each is built; a build-arg without a value is taken from the environment, if it is there.
+# The programs whose image is published, and how each is built. A build-arg without a value comes
+# from the environment if it is set there.
 PROGRAMS    = cart order lag-operator check
 IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
 BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \
@@ -37,13 +38,14 @@ build: ## Build the programs into ./bin
 	@mkdir -p bin
 	$(GO) build -trimpath -o bin/ ./services/cmd/...
 
-# The test on a cluster comes last and alone: it measures how soon things happen.
+# The tests on a cluster come last and alone, because they measure times.
 ifeq ($(PACKAGES),./...)
 TEST_ALONE = ordersystem.dev/services/e2e/kubernetes
 endif
 .PHONY: test
 test: ## Run every test, with the race detector (PACKAGES=./services/cart for one package)
-	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) $$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
+	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) \
+		$$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
 	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TEST_ALONE))
 
 .PHONY: lint
@@ -54,7 +56,7 @@ lint: ## Check the code, the imports and go.mod
 	$(GOLANGCI_LINT) run
 
 .PHONY: fmt
-fmt: ## Format the code, and say it as today's Go does
+fmt: ## Format the code and modernise it
 	$(GO) fix ./...
 	$(GOLANGCI_LINT) fmt
 
@@ -63,7 +65,8 @@ fuzz: ## Fuzz each decoder for a moment (FUZZ_RUNS=10000000 for longer)
 	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' services | xargs -n1 dirname | sort -u); do \
 		for target in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]+' $$package/*_test.go | cut -d' ' -f2); do \
 			echo "== $$package $$target"; \
-			$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZ_RUNS)x -fuzzminimizetime=10x ./$$package || exit 1; \
+			$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZ_RUNS)x -fuzzminimizetime=10x \
+				./$$package || exit 1; \
 		done; \
 	done
 
@@ -72,20 +75,21 @@ kafka: ## Start a real Kafka with the declared topics, on KAFKA_PORT
 	KAFKA_PORT=$(KAFKA_PORT) $(GO) run ./services/cmd/kafkad start
 
 .PHONY: kafka-stop
-kafka-stop: ## Stop it
+kafka-stop: ## Stop that Kafka; its data stays
 	$(GO) run ./services/cmd/kafkad stop
 
 .PHONY: kind
-kind: ## Create the local cluster of kind-config.yaml, if it is not there
+kind: ## Create the local cluster of kind-config.yaml if it does not exist
 	@missing=$$(for tool in docker kind kubectl; do command -v $$tool >/dev/null || echo $$tool; done); \
-		test -z "$$missing" || { echo 'Not in PATH:' $$missing '(tilt/README.md says where they come from)' >&2; exit 1; }
-	@docker info >/dev/null || { echo 'Docker does not answer. Is it started?' >&2; exit 1; }
+		test -z "$$missing" || { \
+			echo 'Not in PATH:' $$missing '(tilt/README.md says where they come from)' >&2; exit 1; }
+	@docker info >/dev/null || { echo 'Docker has no daemon. Is it started?' >&2; exit 1; }
 	@kind get clusters 2>/dev/null | grep -qx orders || kind create cluster --config kind-config.yaml
 	@kind export kubeconfig --name orders
 	@echo 'Next: tilt up, or by hand as docs/kubernetes.md says'
 
 .PHONY: kind-delete
-kind-delete: ## Delete it with all that it holds
+kind-delete: ## Delete that cluster with everything in it
 	kind delete cluster --name orders
 
 .PHONY: generate
@@ -94,21 +98,21 @@ generate: ## Write what is generated: the CRD and its Go, dashboards, alert rule
 	$(GO) run ./services/cmd/generate-monitoring
 
 .PHONY: charts-docs
-charts-docs: ## Write the charts' README.md from their values
+charts-docs: ## Generate the charts' README.md from their values
 	$(HELM_DOCS) --chart-search-root charts --log-level warning
 
 .PHONY: images
-images: ## Build the images (PLATFORM=linux/arm64 for another than this machine's, BASE and PIP_BASE for other bases)
+images: ## Build the images (PLATFORM=linux/arm64 for another platform, BASE and PIP_BASE for other bases)
 	@set -e; for program in $(PROGRAMS); do \
 		DOCKER_BUILDKIT=1 $(DOCKER) build $(if $(PLATFORM),--platform=$(PLATFORM)) $(BUILD_IMAGE); \
 	done
 
 .PHONY: image-names
-image-names: ## Print their names
+image-names: ## Print the names of the images
 	@for program in $(PROGRAMS); do echo $(IMAGE); done
 
 .PHONY: push
-push: ## Build them for amd64 and arm64 and push them to REGISTRY (needs docker's buildx)
+push: ## Build the images for amd64 and arm64 and push them to REGISTRY (needs Docker's buildx)
 	@set -e; for program in $(PROGRAMS); do \
 		$(DOCKER) buildx build --platform=linux/amd64,linux/arm64 --provenance=false --push $(BUILD_IMAGE); \
 	done
@@ -126,6 +130,6 @@ postman: ## Send the Postman requests to a running system (CART_URL, ORDER_URL)
 	docs/postman/run.sh $(CART_URL) $(ORDER_URL)
 
 .PHONY: clean
-clean: ## Remove what was built, not what was stored
+clean: ## Remove what was built, but no data
 	rm -rf bin docs/postman/node_modules
 	$(GO) clean -testcache

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sends the collection to a running system: docs/postman/run.sh [CART_URL [ORDER_URL [newman's options]]]
-# Ends with an error when any assertion fails. Needs Node.js; newman itself comes by the lock file.
+# Sends the Postman collection to a running system:
+#   docs/postman/run.sh [CART_URL [ORDER_URL [newman's options]]]
+# It fails if any assertion fails. It needs Node.js, and installs newman as the lock file says.
 set -euo pipefail
 cd "$(dirname "$0")"
 
