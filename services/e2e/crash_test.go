@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"syscall"
@@ -24,16 +23,13 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 2))
-	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
-		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		// With short sessions, the partitions of a killed member are soon free again.
-		Settings: map[string]string{
-			"group.consumer.min.session.timeout.ms": "1000", "group.consumer.session.timeout.ms": "1000",
-			"group.consumer.heartbeat.interval.ms": "200", "group.consumer.min.heartbeat.interval.ms": "200",
-		},
-	})
-	testenv.Require(t, err)
-	t.Cleanup(kafka.Kill)
+	// With short sessions, the partitions of a killed member are soon free again.
+	kafka := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
+		"group.consumer.min.session.timeout.ms":    "1000",
+		"group.consumer.session.timeout.ms":        "1000",
+		"group.consumer.heartbeat.interval.ms":     "200",
+		"group.consumer.min.heartbeat.interval.ms": "200",
+	}})
 	declare(t, kafka.Addr)
 
 	const orders, versions, kills, images = 5000, 8, 3, 30
@@ -119,10 +115,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Logf("E2E_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	dir := t.TempDir()
-	kafka, err := localkafka.Start(t.Context(),
-		localkafka.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
-	testenv.Require(t, err)
-	t.Cleanup(kafka.Kill)
+	kafka := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
 	cart.start().ready()

@@ -113,10 +113,7 @@ var failures = map[string][]string{
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
 	reporter := local(localkafka.FreePort())
-	kafka, err := localkafka.Start(t.Context(),
-		localkafka.Options{Dir: t.TempDir(), Settings: localkafka.MetricsSettings(reporter)})
-	testenv.Require(t, err)
-	t.Cleanup(kafka.Kill)
+	kafka := testenv.StartKafkaWith(t, localkafka.Options{Settings: localkafka.MetricsSettings(reporter)})
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
 	collector, err := lag.New(lag.Config{

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -18,12 +17,10 @@ import (
 // before, also after compaction. A Cart that lost its store continues with the next versions.
 func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	t.Parallel()
-	kafka, err := localkafka.Start(t.Context(), localkafka.Options{
-		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	kafka := testenv.StartKafkaWith(t, localkafka.Options{
+		// By default compaction waits for 15 s.
 		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
 	})
-	testenv.Require(t, err)
-	t.Cleanup(kafka.Kill)
 	topics := contract.Topics()
 	// Short segments let compaction come at once: it never touches the segment that is written.
 	for i := range topics {

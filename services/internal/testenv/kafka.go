@@ -34,13 +34,17 @@ func Fake(t testing.TB) string {
 // StartKafka starts a broker for this test alone. It has no topics.
 func StartKafka(t testing.TB) *localkafka.Broker {
 	t.Helper()
-	return startKafka(t, localkafka.Options{})
+	return StartKafkaWith(t, localkafka.Options{})
 }
 
-// startKafka starts a broker for this test alone, in a directory of its own.
-func startKafka(t testing.TB, options localkafka.Options) *localkafka.Broker {
+// StartKafkaWith is [StartKafka] with options. The directory is temporary if it is not set, and the
+// log goes to the test's output.
+func StartKafkaWith(t testing.TB, options localkafka.Options) *localkafka.Broker {
 	t.Helper()
-	options.Dir, options.Log = t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil))
+	if options.Dir == "" {
+		options.Dir = t.TempDir()
+	}
+	options.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	k, err := localkafka.Start(t.Context(), options)
 	Require(t, err)
 	t.Cleanup(func() {

@@ -37,7 +37,7 @@ func StartSecureKafka(t testing.TB) *SecureKafka {
 		dir:     t.TempDir(),
 	}
 	k.Certify(t, k.Clients)
-	k.Broker = startKafka(t, localkafka.Options{TLS: true, Settings: map[string]string{
+	k.Broker = StartKafkaWith(t, localkafka.Options{TLS: true, Settings: map[string]string{
 		// There is no default for this map once SSL is in it.
 		"listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL",
 		"ssl.keystore.type":              "PEM",
