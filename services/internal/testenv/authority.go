@@ -26,7 +26,7 @@ type Authority struct {
 	chain []byte
 }
 
-// NewAuthority makes an authority that signs itself.
+// NewAuthority makes an authority that signs itself. Its certificates are valid for a day.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
 	a := &Authority{}
@@ -96,6 +96,7 @@ func sign(t testing.TB, name string, by *Authority, hosts ...string) (*x509.Cert
 	return cert, key
 }
 
+// pemBlock encodes one block of PEM text, such as a CERTIFICATE.
 func pemBlock(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }

@@ -83,6 +83,7 @@ func SharedKafka(t testing.TB) *localkafka.Broker {
 	return shared.k
 }
 
+// startShared starts the shared broker. Main ends it and removes its directory.
 func startShared() (*localkafka.Broker, error) {
 	dir, err := os.MkdirTemp("", "kafka-")
 	if err != nil {

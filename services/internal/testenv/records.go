@@ -130,6 +130,7 @@ func list(
 	return offsets, nil
 }
 
+// newRecord copies what the tests compare. It ignores what only the client knows.
 func newRecord(r *kgo.Record) Record {
 	record := Record{
 		Topic:     r.Topic,

@@ -76,6 +76,7 @@ func writeCRD(file, dir string) error {
 	if err != nil {
 		return err
 	}
+	// The fields of a CRD that matter here.
 	var crd struct {
 		Spec struct {
 			Group    string
@@ -112,6 +113,7 @@ func beStrict(s schema) {
 	for _, property := range properties {
 		beStrict(property.(schema))
 	}
+	// Objects can be nested in lists and maps too.
 	for _, below := range []string{"items", "additionalProperties"} {
 		if s, ok := s[below].(schema); ok {
 			beStrict(s)
@@ -130,6 +132,7 @@ func write(dir, group, version, kind string, s schema) error {
 	return writeJSON(filepath.Join(dir, strings.ToLower(name+"-"+version)+".json"), s)
 }
 
+// writeJSON writes a schema into a file.
 func writeJSON(file string, s schema) error {
 	text, err := json.Marshal(s)
 	if err != nil {

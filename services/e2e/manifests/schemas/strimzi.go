@@ -39,7 +39,8 @@ func strimzi(ctx context.Context) ([]string, error) {
 }
 
 // generate writes the CRDs into dir. It works in another directory and renames that at the end, so
-// that dir exists only when it is complete.
+// that dir exists only when it is complete. It returns a [*localkafka.MissingError] if Maven or
+// Java 21 is missing: the generator's classes need that version.
 func generate(ctx context.Context, dir string) error {
 	java, err := findJava(ctx, 21)
 	if err != nil {
@@ -87,13 +88,14 @@ func generate(ctx context.Context, dir string) error {
 	return nil
 }
 
+// exists reports whether there is a file or directory at path.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
-// findJava returns the path of a Java of at least this version. A machine's default is often an
-// older Java beside it.
+// findJava returns the path of a Java of at least this version. It looks at JAVA_HOME, then at
+// PATH, then at where Debian installs them: a machine's default is often an older Java beside it.
 func findJava(ctx context.Context, version int) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/jvm/*/bin/java")
 	for _, java := range append([]string{filepath.Join(os.Getenv("JAVA_HOME"), "bin", "java"), "java"}, found...) {
