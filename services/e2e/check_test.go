@@ -123,7 +123,7 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		{"what was refused was published as another version", func(e *evidence) {
 			publish(e, published(2, "e7", "t3", "A", 1, "new"))
 		}, []string{"refused, yet published", "version given twice"}},
-		{"an answer told another version", func(e *evidence) { e.operations[4].version = 7 },
+		{"a response had another version", func(e *evidence) { e.operations[4].version = 7 },
 			[]string{"another version", "out of time"}},
 		{"an event differs from what was asked for", func(e *evidence) { e.operations[4].status = "other" },
 			[]string{"another event"}},
@@ -169,10 +169,10 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 			[]string{"unreadable"}},
 		{"there is a dead letter", func(e *evidence) { e.letters = []testenv.Record{{Key: []byte("A")}} },
 			[]string{"dead letter"}},
-		{"a look-up told what was never published", func(e *evidence) {
+		{"a look-up returned what was never published", func(e *evidence) {
 			e.lookups = append(e.lookups, lookup{"A", 6, "s6"})
 		}, []string{"seen, yet not published"}},
-		{"a look-up told another content", func(e *evidence) {
+		{"a look-up returned another content", func(e *evidence) {
 			e.lookups = append(e.lookups, lookup{"A", 4, "s3"})
 		}, []string{"seen, yet not published"}},
 		{"Cart's store is stale", func(e *evidence) {
@@ -185,7 +185,7 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		}, []string{"order's store differs"}},
 		{"Order's store lacks an order", func(e *evidence) { delete(e.order.orders, "B") },
 			[]string{"order's store differs"}},
-		{"Order's store has one that nobody published", func(e *evidence) {
+		{"Order's store has one that was never published", func(e *evidence) {
 			e.order.orders["C"] = storedOrder{1, "e9", "{}"}
 		}, []string{"order's store differs"}},
 		{"Order's store has another content", func(e *evidence) {

@@ -194,7 +194,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 			return
 		}
 	}
-	l.t.Errorf("%v is not answered for two minutes", o)
+	l.t.Errorf("%v got no response for two minutes", o)
 }
 
 // follow looks up what was accepted.
@@ -208,7 +208,7 @@ func (l *load) follow() {
 			continue
 		}
 		if got.version() < want.version {
-			l.t.Errorf("a look-up of %s at version %d or later told %d", want.order, want.version, got.version())
+			l.t.Errorf("a look-up of %s at version %d or later returned %d", want.order, want.version, got.version())
 		}
 		var body struct {
 			OrderID, Status string
@@ -216,7 +216,7 @@ func (l *load) follow() {
 		}
 		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != want.order ||
 			body.Version != got.version() {
-			l.t.Errorf("a look-up of %s, ETag %d, told %s (%v)", want.order, got.version(), got.body, err)
+			l.t.Errorf("a look-up of %s, ETag %d, returned %s (%v)", want.order, got.version(), got.body, err)
 		}
 		l.mu.Lock()
 		l.lookups = append(l.lookups, lookup{body.OrderID, body.Version, body.Status})

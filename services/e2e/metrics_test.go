@@ -181,10 +181,10 @@ func scrapeSystem(t *testing.T) samples {
 }
 
 func gathered(registry *prometheus.Registry) string {
-	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
+	response := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(response,
 		httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	return answer.Body.String()
+	return response.Body.String()
 }
 
 // add adds a metric with these labels. Its value does not matter.

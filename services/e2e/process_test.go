@@ -384,7 +384,7 @@ func (p *process) update(id, status string) int64 {
 func (p *process) accepted(got reply) int64 {
 	p.t.Helper()
 	if got.status != http.StatusOK || got.version() == 0 {
-		p.t.Fatalf("answered %d %q, ETag %q", got.status, got.body, got.header.Get("ETag"))
+		p.t.Fatalf("got %d %q, ETag %q", got.status, got.body, got.header.Get("ETag"))
 	}
 	return got.version()
 }

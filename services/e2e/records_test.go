@@ -170,18 +170,18 @@ func TestRecordsOfAnyKind(t *testing.T) {
 
 	t.Run("the audit lists each order once, at its highest version", func(t *testing.T) {
 		got := do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicUpdated, "")
-		var answer struct {
+		var audit struct {
 			Message string
 			Orders  []struct {
 				OrderID string
 				Version int64
 			}
 		}
-		if err := json.Unmarshal([]byte(got.body), &answer); err != nil {
+		if err := json.Unmarshal([]byte(got.body), &audit); err != nil {
 			t.Fatalf("%v: %.300s", err, got.body)
 		}
 		versions := map[string]int64{}
-		for _, o := range answer.Orders {
+		for _, o := range audit.Orders {
 			if _, twice := versions[o.OrderID]; twice {
 				t.Errorf("order %s is there twice", o.OrderID)
 			}

@@ -67,18 +67,18 @@ func TestInstallation(t *testing.T) {
 		{"users may do what they need and nothing else",
 			func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
 		{"the lag operator sees a group that keeps its objective", i.installLagOperator},
-		{"another replica leads when the leader goes, and nobody is alarmed", i.loseLeader},
-		{"a consumer that stops is told by status, Event and alert, and so is its recovery", i.stopConsumer},
+		{"another replica leads when the leader goes, and no alert is pending", i.loseLeader},
+		{"status, Event and alert report a consumer that stops, and its recovery", i.stopConsumer},
 		{"no order is lost when pods are deleted and the release is upgraded", i.disturbPods},
 		{"no order is lost when the broker is deleted and comes back", i.disturbBroker},
 		{"renewed certificates are used without a restart", i.renewCertificates},
-		{"a view whose volume is gone is rebuilt from Kafka", i.rebuild},
+		{"an Order store whose volume is gone is rebuilt from Kafka", i.rebuild},
 		{"a missing right is named, and nothing is lost over it", i.missRights},
 		{"the lag operator came through all that", i.lagIsRightAtTheEnd},
 		{"uninstalling the lag operator leaves what was declared", i.uninstallLagOperator},
 		{"uninstalling leaves the data and what is not the release's", i.uninstall},
 		{"installed again it goes on where it was", i.installAgain},
-		{"nobody was warned of Pod Security", i.noWarnings},
+		{"Pod Security warned of nothing", i.noWarnings},
 	} {
 		begin := time.Now()
 		if !t.Run(step.name, step.do) {

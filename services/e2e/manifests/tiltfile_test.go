@@ -374,7 +374,7 @@ func TestTiltBuildsEachProgramFromItsPackages(t *testing.T) {
 		}
 		for _, service := range []string{"services/cart", "services/order"} {
 			if sent(service) && !needed[service] {
-				t.Errorf("%s is built anew when %s changes", image, service)
+				t.Errorf("%s is built again when %s changes", image, service)
 			}
 		}
 	}

@@ -81,7 +81,7 @@ func TestKafkaStartAgain(t *testing.T) {
 // A broker ends with the process that started it, even if that process is killed.
 func TestKafkaEndsWithItsOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux tells a process of its parent's death")
+		t.Skip("only Linux has a parent-death signal")
 	}
 	// Skips where no broker can run.
 	testenv.SharedKafka(t)

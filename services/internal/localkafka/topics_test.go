@@ -75,7 +75,7 @@ func TestDeleteTopic(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := testenv.ReadAll(t, addr, topic.Name); len(got) != 0 {
-			t.Errorf("the topic made anew holds %d records", len(got))
+			t.Errorf("the recreated topic holds %d records", len(got))
 		}
 	})
 }

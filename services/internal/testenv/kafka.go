@@ -1,5 +1,5 @@
 // Package testenv has what tests need around the services: a real Kafka broker, a fake one inside
-// the process, and readers and writers that share no code with the services.
+// the process, and clients that share no code with the services.
 //
 // A test gets a real server where one can run and is skipped where none can. TEST_REQUIRE=1 makes
 // that a failure.
