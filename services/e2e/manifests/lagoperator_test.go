@@ -30,8 +30,9 @@ func kinds(t testing.TB, manifests []byte, kind string) (objects []document) {
 	return objects
 }
 
-// With each of the chart's values files, the operator itself accepts what the ConfigMap holds. Every file that it opens is in a
-// directory that its pod mounts: only there are files in this test, below a directory of its own.
+// The operator itself accepts the ConfigMap of each of the chart's values files. Every file that it
+// opens is in a directory that its pod mounts. The test puts files only there, below a directory of
+// its own.
 func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 	t.Parallel()
 	ca := testenv.NewAuthority(t, "cluster-ca")
@@ -48,8 +49,10 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 			t.Parallel()
 			manifests := helmTemplate(t, "shop", c.chart, c.values)
 			root := t.TempDir()
-			mounted := map[string]bool{"": true} // "": no file
-			for _, container := range field[[]any](kinds(t, manifests, "Deployment")[0], "spec", "template", "spec", "containers") {
+			// An empty path means that there is no file.
+			mounted := map[string]bool{"": true}
+			for _, container := range field[[]any](kinds(t, manifests, "Deployment")[0], "spec", "template", "spec",
+				"containers") {
 				for _, mount := range field[[]any](container.(document), "volumeMounts") {
 					path := filepath.Join(root, field[string](mount.(document), "mountPath"))
 					mounted[path] = true
