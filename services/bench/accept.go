@@ -55,6 +55,7 @@ func (b *bench) accept(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// Both limits of a repeat are combined before the ratio is taken.
 		raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
 		publishing.add(published, raw)
 		alone.add(accepted, raw)
@@ -65,12 +66,12 @@ func (b *bench) accept(ctx context.Context) error {
 	}
 	e, r := stats.SpreadOf(echoRates), stats.SpreadOf(rowRates)
 	printTable(b.out, "Accepted creations", fmt.Sprintf(
-		`%d connections. Each sends its next request when it has the last response. A response means that the
-order and its event are on the disk (synchronous=FULL). Raw: 1 / (1 / e + 1 / r). e = %s is the rate
-of a bare net/http server with the same response (median; %s–%s). r = %s is the rate of the same
-rows, written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same processors.
-In the first row Kafka and the relay to it do too, which is not in the raw limit. CPU: of the
-service; in the first row until everything is published.`,
+		`%d connections. Each sends its next request when it has the last response. A response means that
+the order and its event are on the disk (synchronous=FULL). Raw: 1 / (1 / e + 1 / r). e = %s is the
+rate of a bare net/http server with the same response (median; %s–%s). r = %s is the rate of the
+same rows, written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same
+processors. In the first row Kafka and the relay to it do too, which is not in the raw limit. CPU:
+of the service; in the first row until everything is published.`,
 		b.connections, perSecond.format(e.Median), number(e.Low), number(e.High),
 		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)), publishing, alone)
 	return nil
@@ -109,6 +110,7 @@ func (b *bench) acceptPublishing(ctx context.Context, kafka, prefix string) (rat
 // acceptAlone loads a Cart that cannot reach Kafka. Cart must have reached Kafka once, to know that
 // its store is complete.
 func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
+	// The store is made beforehand: its rebuild from the topics needs Kafka.
 	err = b.inFreshDir(func(dir string) error {
 		if err := b.newStore(ctx, kafka, dir); err != nil {
 			return err

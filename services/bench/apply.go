@@ -24,6 +24,7 @@ func (b *bench) apply(ctx context.Context) error {
 	if _, err := limit.Produce(ctx, k.Addr, "", slices.Values(events)); err != nil {
 		return err
 	}
+	// The bare limit does not decode: its rows are made before any time begins.
 	rows := make([]limit.OrderRow, len(events))
 	for i, m := range events {
 		if rows[i], err = limit.NewOrderRow(m); err != nil {
@@ -67,6 +68,7 @@ func (b *bench) applyOnce(ctx context.Context, kafka string, events int) (rate s
 		}); err != nil {
 			return fmt.Errorf("await the assignment: %w", err)
 		}
+		// The service is ready once it has applied what the topics had when it started.
 		begin := time.Now()
 		if _, err := order.ready(ctx); err != nil {
 			return err

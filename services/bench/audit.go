@@ -43,7 +43,10 @@ func (b *bench) audit(ctx context.Context) error {
 	})
 }
 
+// auditRepeatedly measures all repeats at one Order, which knows the whole topic already.
 func (b *bench) auditRepeatedly(ctx context.Context, kafka string, order *service) error {
+	// The count is known before the orders are written. A client that needs only the count can stop
+	// there, so both times are measured.
 	all := result{what: "everything, until the count is known", unit: perSecond, goal: goal{atLeast: 0.4}}
 	allWhole := result{what: "everything, until the last order is received", unit: perSecond}
 	fresh := result{
@@ -90,8 +93,8 @@ func (b *bench) auditRepeatedly(ctx context.Context, kafka string, order *servic
 		`%s records of as many orders in one topic. Everything: with Cache-Control: no-cache, so that the
 topic is read again into a new index. What is new: %s records came since the last audit. The count
 is at the beginning of the response, after the reading. All orders follow, which is the longer part.
-Raw: for everything, a bare consumer (librdkafka through its Go binding) that throws the records away;
-for what is new, the audit of everything. CPU: of the service, response included.`,
+Raw: for everything, a bare consumer (librdkafka through its Go binding) that throws the records
+away; for what is new, the audit of everything. CPU: of the service, response included.`,
 		grouped(int64(b.audited)), grouped(newRecords)), all, allWhole, fresh, freshWhole)
 	return nil
 }
@@ -120,6 +123,7 @@ func askAudit(
 		return 0, 0, err
 	}
 	defer resp.Body.Close()
+	// The message with the count is in the first bytes; the orders follow.
 	head := make([]byte, 200)
 	if _, err := io.ReadFull(resp.Body, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return 0, 0, err

@@ -46,6 +46,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		return fmt.Errorf("find the repository: %w", err)
 	}
 	b.root = filepath.Dir(strings.TrimSpace(string(out)))
+	// .gitignore has this folder.
 	data := filepath.Join(b.root, "data")
 	if err := os.MkdirAll(data, 0o755); err != nil {
 		return err
@@ -86,6 +87,7 @@ func (b *bench) startKafka(ctx context.Context) (*localkafka.Broker, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The caller gets no broker that it would have to stop after an error.
 	if err := warmUp(ctx, k.Addr); err != nil {
 		k.Stop()
 		return nil, fmt.Errorf("prepare Kafka: %w", err)
@@ -190,6 +192,7 @@ const echoCommand = "echo"
 // startEcho starts the bare HTTP server and waits until it is ready. It is a process of its own, as
 // the services are.
 func (b *bench) startEcho(ctx context.Context) (*service, error) {
+	// The server is this program itself, started with another command.
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -208,6 +211,7 @@ func (b *bench) startEcho(ctx context.Context) (*service, error) {
 // settled waits until everything accepted is published and applied, and returns how many records
 // that were.
 func settled(ctx context.Context, cart, order *service) (applied float64, err error) {
+	// Cart counts acknowledgements, and Order must have applied as many records.
 	if err := cart.awaitPublished(ctx); err != nil {
 		return 0, err
 	}
@@ -228,6 +232,7 @@ func quiet() {
 	time.Sleep(300 * time.Millisecond)
 }
 
+// started is the start of this process, from which progress counts.
 var started = time.Now()
 
 // progress prints a line to stderr, with the time since the start.

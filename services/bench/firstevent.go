@@ -47,6 +47,7 @@ func (b *bench) firstEvent(ctx context.Context) error {
 	}
 
 	results := make(map[limit.Deployment][]limit.Delays)
+	// Only one goroutine appends to system. The deployments share results.
 	var system []coldStart
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
@@ -76,6 +77,7 @@ func (b *bench) firstEvent(ctx context.Context) error {
 		if !backoff.Sleep(ctx, time.Duration(b.repeats*len(deployments)+5)*time.Second) {
 			return ctx.Err()
 		}
+		// One after the other: two systems at once would measure the processors.
 		for n := range b.repeats {
 			got, err := b.coldStart(ctx)
 			if err != nil {
@@ -96,6 +98,7 @@ func (b *bench) firstEvent(ctx context.Context) error {
 	return nil
 }
 
+// topicsOf describes the topics of a deployment in a table.
 func topicsOf(d limit.Deployment) string {
 	if d.Declared {
 		return "declared beforehand"
@@ -122,6 +125,7 @@ func toUpdate(c coldStart) float64      { return c.update }
 func toLaterUpdate(c coldStart) float64 { return c.later }
 func toVisible(c coldStart) float64     { return c.whole }
 
+// printDeployments prints the delays of all deployments.
 func (b *bench) printDeployments(results map[limit.Deployment][]limit.Delays) {
 	fmt.Fprintf(b.out, `
 ### The first event of a new deployment
@@ -143,10 +147,11 @@ that appears later only when it refreshes its metadata, every %s.
 	}
 }
 
+// printColdStarts prints the times of this system.
 func (b *bench) printColdStarts(system []coldStart) {
 	fmt.Fprint(b.out, `
-This system, from a cold start on declared topics (from sending the request over HTTP to Cart until a
-look-up over HTTP at Order shows it):
+This system, from a cold start on declared topics (from sending the request over HTTP to Cart until
+a look-up over HTTP at Order shows it):
 
 | both services started → ready | first creation → visible | first update → visible `+
 		`| next update → visible | started → first update visible |

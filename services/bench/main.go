@@ -42,11 +42,13 @@ type subject struct {
 	run  func(context.Context) error
 }
 
+// run reads the command line and measures what it asks for.
 func run(ctx context.Context, args []string) (err error) {
 	command := ""
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		command, args = args[0], args[1:]
 	}
+	// The flags set the size of the run. The defaults are those of docs/benchmarks.md.
 	b := &bench{out: os.Stdout}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&b.repeats, "repeats", 5, "how often each pair is measured")

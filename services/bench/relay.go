@@ -30,6 +30,7 @@ func (b *bench) relay(ctx context.Context) error {
 	}
 	defer k.Stop()
 	backlog := slices.Collect(load.Orders("relay-", b.records))
+	// All repeats use the same store: the outbox is empty after each.
 	dir := filepath.Join(b.dir, "relay")
 	if err := b.newStore(ctx, k.Addr, dir); err != nil {
 		return err
@@ -57,8 +58,8 @@ func (b *bench) relay(ctx context.Context) error {
 			perSecond.format(ours.Value), perSecond.format(raw.Value))
 	}
 	printTable(b.out, "Relay of a backlog",
-		`From the first record in the topic until Kafka has acknowledged every order and the outbox is empty.
-Raw: librdkafka through its Go binding, the same bytes, keys, headers and settings (idempotent,
+		`From the first record in the topic until Kafka has acknowledged every order and the outbox is
+empty. Raw: librdkafka through its Go binding, the same bytes, keys, headers and settings (idempotent,
 acks=all, lz4, linger 1 ms), from memory, over a connection that exists already. CPU: of the service
 since its start.`, published)
 	return nil
@@ -100,6 +101,8 @@ func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sa
 		return rate, err
 	}
 	err = b.with(ctx, b.cart, dir, kafka, func(cart *service) error {
+		// The rate counts from the first published record: the start of the process is not part of
+		// it.
 		first := before
 		if err := cart.await(ctx, 2*time.Millisecond, func() (_ bool, err error) {
 			first, err = topic.Records()

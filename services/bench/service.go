@@ -19,6 +19,7 @@ import (
 	"time"
 )
 
+// Limits and units of the processes under test.
 const (
 	// readyPatience is long enough for a million records to be applied.
 	readyPatience = 3 * time.Minute
@@ -65,6 +66,7 @@ func startService(ctx context.Context, p program, dir, kafka string) (*service, 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	// The log is beside the data, for an error message if the service ends.
 	s := &service{
 		name: p.name, api: "http://" + api, ops: "http://" + ops,
 		logFile: filepath.Join(dir, p.name+".log"), ended: make(chan struct{}),

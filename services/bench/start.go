@@ -33,6 +33,7 @@ func (b *bench) start(ctx context.Context) error {
 			return err
 		}
 	}
+	// The services start again on the data of the last load.
 	for range b.repeats {
 		if err := s.measure(ctx, s.loadedDir(b.repeats-1), &s.again, &s.memory); err != nil {
 			return err
@@ -106,6 +107,7 @@ func (s *starts) measure(ctx context.Context, dir string, times, memory *pair) e
 	return nil
 }
 
+// loadedDir returns the folder of the data that load leaves behind in a repeat.
 func (s *starts) loadedDir(n int) string { return filepath.Join(s.dir, fmt.Sprint("start-loaded", n)) }
 
 // load measures the peak of memory under full load.

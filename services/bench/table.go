@@ -14,6 +14,7 @@ import (
 // unit is the unit of a result's values.
 type unit string
 
+// The units of the benchmarks.
 const (
 	perSecond    unit = "/s"
 	milliseconds unit = "ms"
@@ -146,6 +147,7 @@ func printTable(w io.Writer, title, note string, results ...result) {
 	}
 }
 
+// formatRatio writes the median of the ratios with the least and the most.
 func (r *result) formatRatio() string {
 	s := r.ratio()
 	if math.IsNaN(s.Median) {
@@ -158,6 +160,7 @@ func (r *result) formatRatio() string {
 	return fmt.Sprintf("%s%s (%s–%s)", number(s.Median), sooner, number(s.Low), number(s.High))
 }
 
+// formatCPU writes the median of processor times, and that of the bare limit in brackets.
 func formatCPU(ours, raw []float64) string {
 	text := number(stats.SpreadOf(ours).Median)
 	if len(raw) > 0 {

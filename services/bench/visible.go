@@ -46,6 +46,7 @@ func (b *bench) capacity(ctx context.Context, cart, order *service) (float64, er
 	if _, _, err := load.Closed(ctx, cart.api, "warm-", b.connections, b.duration/2); err != nil {
 		return 0, err
 	}
+	// The load before has made connections and warmed the services up.
 	before, err := settled(ctx, cart, order)
 	if err != nil {
 		return 0, err
@@ -104,11 +105,11 @@ func (b *bench) visibleAt(ctx context.Context, rate float64, cart, order *servic
 	}
 	printTable(b.out, "Response → visible", fmt.Sprintf(
 		`From Cart's response to a creation until Order has responded to a look-up with it. The look-up is
-sent at once and waits with Prefer: wait, so one HTTP round trip is included. Half load: %s at a fixed
-rate. That is half of what the whole system accepts and shows per second, with both services, Kafka
-and the load on the same processors. Raw: librdkafka through its Go binding, produce → consume → one
-commit to a bare SQLite (synchronous=NORMAL, one transaction for all records that have arrived), with
-the same bytes, settings and rate. CPU: of both services, look-ups included.`,
+sent at once and waits with Prefer: wait, so one HTTP round trip is included. Half load: %s at a
+fixed rate. That is half of what the whole system accepts and shows per second, with both services,
+Kafka and the load on the same processors. Raw: librdkafka through its Go binding, produce →
+consume → one commit to a bare SQLite (synchronous=NORMAL, one transaction for all records that have
+arrived), with the same bytes, settings and rate. CPU: of both services, look-ups included.`,
 		perSecond.format(rate)), results...)
 	return nil
 }

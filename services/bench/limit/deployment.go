@@ -14,6 +14,7 @@ import (
 	"ordersystem.dev/services/internal/localkafka"
 )
 
+// The waits of a deployment.
 const (
 	// settle is the time from the assignment, or from subscribing to topics that do not exist, to
 	// the first event.
@@ -53,6 +54,7 @@ func Deploy(ctx context.Context, addr string, d Deployment, name string) (got De
 	if err != nil {
 		return Delays{}, err
 	}
+	// A consumer belongs to one goroutine, so that it is followed, and closed, in one.
 	seen := make(chan string, 16)
 	stop, assigned := make(chan struct{}), make(chan struct{})
 	done := make(chan error, 1)
@@ -74,6 +76,7 @@ func Deploy(ctx context.Context, addr string, d Deployment, name string) (got De
 	select {
 	case <-assigned:
 	case err := <-done:
+		// The deferred function receives from done again.
 		done <- nil
 		return Delays{}, err
 	case <-ctx.Done():
@@ -127,6 +130,7 @@ func follow(
 func send(ctx context.Context, p *kafka.Producer, topic string, seen <-chan string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, eventPatience)
 	defer cancel()
+	// The value is unique, so that a late event of another kind is not taken for this one.
 	value := fmt.Sprintf("%s %d", topic, time.Now().UnixNano())
 	begin := time.Now()
 	message := toKafka(topic, contract.Message{Key: []byte("order"), Value: []byte(value)})

@@ -83,6 +83,7 @@ func Produce(
 	defer p.Close()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	// The reports are read while the messages are sent: the producer would block otherwise.
 	connected, acked := make(chan struct{}), make(chan error, 1)
 	sent := make(chan int, 1)
 	go func() { acked <- awaitReports(ctx, p, connected, sent) }()
@@ -95,6 +96,7 @@ func Produce(
 		}
 		message := toKafka(to, m)
 		for err = p.Produce(message, nil); err != nil; err = p.Produce(message, nil) {
+			// A full queue is normal for a producer that sends as fast as it can.
 			if e, ok := errors.AsType[kafka.Error](err); !ok || e.Code() != kafka.ErrQueueFull || ctx.Err() != nil {
 				return rate, fmt.Errorf("produce: %w", err)
 			}
@@ -144,6 +146,7 @@ func Consume(ctx context.Context, addr, topic string) (rate stats.Sample, record
 	return stats.Rate(records, time.Since(begin), stats.OwnCPU()-before), records, err
 }
 
+// consumeAll is Consume without the measurement. Closing the consumer is part of the time.
 func consumeAll(ctx context.Context, addr, topic string) (records int, err error) {
 	c, err := newConsumer(addr)
 	if err != nil {

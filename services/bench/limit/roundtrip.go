@@ -99,6 +99,7 @@ func (r *RoundTrip) Once(ctx context.Context, prefix string, n int, l *load.Late
 	m := load.Event(prefix+strconv.Itoa(n), 1)
 	done := make(chan struct{})
 	r.mu.Lock()
+	// The key is registered before the record is sent: it may be committed before Produce returns.
 	r.waiting[string(m.Key)] = done
 	r.mu.Unlock()
 	begin := time.Now()

@@ -17,6 +17,7 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
+// The sizes of statements and transactions.
 const (
 	// RowsPerStatement is how many rows one INSERT writes. In the limit of Cart it is also how many
 	// orders are in one transaction: as many as the load has connections by default.
@@ -202,6 +203,7 @@ func migrate(ctx context.Context, conn *sql.Conn, folder string) error {
 
 // write writes rows in one transaction.
 func (d *database) write(inserts ...insert) error {
+	// sqldb takes the write lock at the beginning of a transaction too.
 	if err := d.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -217,6 +219,7 @@ func (d *database) write(inserts ...insert) error {
 	return d.exec("COMMIT")
 }
 
+// exec executes a statement, which it prepares at its first use.
 func (d *database) exec(query string, args ...any) error {
 	// A context that can end would cost a goroutine for each statement.
 	ctx := context.Background()

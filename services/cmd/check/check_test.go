@@ -121,7 +121,9 @@ func TestWrongResponsesFail(t *testing.T) {
 		"created: version":    {create, `"version":1`, `"version":2`, `, want `},
 		"created: order":      {create, `"orderId":"check-`, `"orderId":"x-`, `Cart returned x-`},
 		"created: status":     {create, `"status":"new"`, `"status":"old"`, `Cart returned `},
-		"created: text":       {create, `^.*$`, `Order created successfully`, `the response is not what the contract says`},
+		"created: text": {
+			create, `^.*$`, `Order created successfully`, `the response is not what the contract says: `,
+		},
 		"updated: version":    {update, `"version":2`, `"version":3`, `version 3, status `},
 		"updated: status":     {update, `"status":"[^"]*"`, `"status":"new"`, `status "new", total `},
 		"updated: total":      {update, `"totalAmount":`, `"totalAmount":1`, `Cart returned `},

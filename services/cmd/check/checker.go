@@ -24,6 +24,7 @@ type checker struct {
 	report *report
 }
 
+// newChecker makes a run. Its client keeps a connection for each order under way.
 func newChecker(o options, stdout, stderr io.Writer) *checker {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, mostUnderWay

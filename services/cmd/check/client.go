@@ -78,6 +78,7 @@ func (c *client) do(ctx context.Context, deadline time.Time, r request, read fun
 func (c *client) try(ctx context.Context, patience time.Duration, r request, read func(io.Reader) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// The timer is reset by each byte, since a large response may take longer than the patience.
 	silence := time.AfterFunc(patience, func() {
 		cancel(fmt.Errorf("%s: nothing heard for %s", r.url, patience.Round(time.Millisecond)))
 	})

@@ -12,6 +12,7 @@ import (
 	"time"
 )
 
+// The steps, as the command line names them.
 const (
 	stepPlace  = "place"
 	stepUpdate = "update"

@@ -25,6 +25,7 @@ type report struct {
 	acknowledged map[string]map[string]int64
 }
 
+// newReport makes an empty report.
 func newReport(stdout, stderr io.Writer) *report {
 	return &report{
 		stdout: stdout, stderr: stderr,

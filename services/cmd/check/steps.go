@@ -44,6 +44,7 @@ func (c *checker) place(ctx context.Context, deadline time.Time, last state) (st
 func (c *checker) update(ctx context.Context, deadline time.Time, last state) (state, error) {
 	want := state{last.OrderID, last.Version + 1, "checked-" + c.tag, last.TotalAmount}
 	r := request{method: http.MethodPut, url: c.cart + "/order/update-order"}
+	// Cart refuses the update if another client has updated the order in between.
 	if last.Version > 0 {
 		r.header = map[string]string{"If-Match": fmt.Sprintf("%q", fmt.Sprint(last.Version))}
 	}
@@ -51,6 +52,7 @@ func (c *checker) update(ctx context.Context, deadline time.Time, last state) (s
 	if err != nil {
 		return state{}, err
 	}
+	// The order was placed before this run, so that its version and total are unknown.
 	if last.Version == 0 {
 		want.Version, want.TotalAmount = max(2, got.Version), got.TotalAmount
 	}

@@ -31,6 +31,7 @@ import (
 
 func main() { os.Exit(process.Main(run)) }
 
+// run starts all parts and waits until one fails or ctx ends.
 func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	dir := e.String("DATA_DIR", "data/demo")
 	unlock, err := lock(dir)
@@ -57,6 +58,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 		return err
 	}
 
+	// There is room for the one report of each service, which may come before it is received.
 	cartAddrs, orderAddrs := make(chan addrs, 1), make(chan addrs, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return collector.Run(ctx) })
@@ -134,6 +136,7 @@ func newCollector(brokers []string, log *slog.Logger) (*lag.Collector, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Short enough to be seen in a demo.
 	const oldest = 5 * time.Second
 	collector.Want(map[string][]lag.Objective{contract.GroupOrder: {{Age: oldest}}})
 	return collector, nil
@@ -143,6 +146,7 @@ func newCollector(brokers []string, log *slog.Logger) (*lag.Collector, error) {
 func serveLag(ctx context.Context, log *slog.Logger, listener net.Listener, collector *lag.Collector) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collector)
+	// The demo is for people who look at the metrics: without the group there is nothing to see.
 	ready := func() error { return lagKnown(collector) }
 	return web.Serve(ctx, log, listener, web.Ops{Ready: ready, Registry: metrics}.Handler())
 }

@@ -10,6 +10,8 @@ import (
 	"ordersystem.dev/services/internal/backoff"
 )
 
+// welcome is printed once both services are ready. It has the ports of Cart, of Order and of the
+// lag collector, the address of Kafka and the folder of the data.
 const welcome = `
 The order system runs. Try, in another terminal:
 
@@ -66,4 +68,5 @@ func respondsOK(ctx context.Context, url string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
+// port returns the port of a TCP address.
 func port(a net.Addr) int { return a.(*net.TCPAddr).Port }

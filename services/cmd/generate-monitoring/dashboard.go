@@ -10,6 +10,7 @@ import (
 // same source always makes the same file.
 type object = map[string]any
 
+// What all dashboards have in common.
 const (
 	// tag is the tag of all dashboards. They link to each other by it.
 	tag = "order-system"
@@ -92,6 +93,7 @@ func (d dashboard) json() ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// object returns the variable as Grafana reads it.
 func (v variable) object() object {
 	return object{
 		"name": v.name, "label": v.title, "type": "query", "datasource": datasource,

@@ -19,6 +19,8 @@ func kafkaDashboard() dashboard {
 	}
 }
 
+// Selections of the brokers' series: those of chosen topics, and those of the requests that clients
+// of this system send.
 const (
 	ofBrokersTopics = ofBrokers + `,topic=~"$topic"`
 	ofRequests      = ofBrokers +
@@ -38,6 +40,7 @@ func number(aggregate, metric string) string {
 	return fmt.Sprintf("%s(%s{%s})", aggregate, metric, ofBrokers)
 }
 
+// kafkaSummary shows what must be right for Kafka to work at all.
 func kafkaSummary() []panel {
 	stat := func(title, about, expr string, limits []limit) panel {
 		return panel{
@@ -66,6 +69,7 @@ func kafkaSummary() []panel {
 	}
 }
 
+// kafkaTraffic shows what producers write and consumers read.
 func kafkaTraffic() []panel {
 	perTopic := func(title, unit, metric, about string) panel {
 		expr := perSecond("topic", "kafka_server_brokertopicmetrics_"+metric, ofBrokersTopics)
@@ -81,6 +85,7 @@ func kafkaTraffic() []panel {
 	}
 }
 
+// kafkaRequests shows how long requests take and where their time goes.
 func kafkaRequests() []panel {
 	// The parts of the time of a produce request, on average.
 	var parts []query
@@ -136,6 +141,7 @@ func kafkaRequests() []panel {
 	}
 }
 
+// kafkaTopics shows the size of each topic.
 func kafkaTopics() []panel {
 	perPartition := func(metric string) string {
 		return fmt.Sprintf(`max by (kafka_cluster, topic, partition) (%s{%s,topic=~"$topic"})`, metric, ofCluster)
@@ -171,6 +177,7 @@ func kafkaTopics() []panel {
 	}
 }
 
+// kafkaBrokers shows the processes and the replicas.
 func kafkaBrokers() []panel {
 	return []panel{
 		kafkaGraph("Memory", "bytes",

@@ -24,6 +24,7 @@ func lagDashboard() dashboard {
 	}
 }
 
+// The labels of one group, and of one topic of a group.
 const (
 	clusterGroup = "kafka_cluster, consumergroup"
 	groupTopic   = clusterGroup + ", topic"
@@ -35,6 +36,8 @@ const (
 	legendTopic = "{{consumergroup}} {{topic}}"
 )
 
+// The lag of each topic of a group in records, the lag of each group in seconds, and its objective
+// in seconds.
 var (
 	lagRecords   = fmt.Sprintf("max by (%s) (kafka_consumergroup_topic_lag{%s})", groupTopic, ofTopic)
 	lagSeconds   = fmt.Sprintf("max by (%s) (kafka_consumergroup_topic_max_lag_seconds{%s})", clusterGroup, ofTopic)
@@ -47,6 +50,7 @@ func statuses(status string) string {
 		groupTopic, ofTopic, status)
 }
 
+// lagSummary shows one number for each question that a person has first.
 func lagSummary() []panel {
 	return []panel{
 		{
@@ -104,6 +108,7 @@ func lagSummary() []panel {
 	}
 }
 
+// lagInSeconds shows how late groups are, and how fast they use up their budget.
 func lagInSeconds() []panel {
 	return []panel{
 		{
@@ -131,6 +136,7 @@ func lagInSeconds() []panel {
 	}
 }
 
+// lagFlow compares what is written with what is read.
 func lagFlow() []panel {
 	written := rate("kafka_topic_partition_current_offset", ofCluster+`,topic=~"$topic"`)
 	return []panel{
@@ -168,6 +174,7 @@ and on (%[2]s) max by (%[2]s) (kafka_consumergroup_topic_max_lag_seconds{%[3]s})
 	}
 }
 
+// lagGroups shows the members and states of groups.
 func lagGroups() []panel {
 	unassigned := fmt.Sprintf("max by (%s) (kafka_consumergroup_unassigned_partitions{%s})", groupTopic, ofTopic)
 	return []panel{
@@ -217,6 +224,7 @@ or 4 * max by (%[1]s) (kafka_consumergroup_state{%[2]s,state="Dead"}) == 4`,
 	}
 }
 
+// lagPartitions shows single partitions, where a cause is often found.
 func lagPartitions() []panel {
 	perPartition := func(metric string) string {
 		return fmt.Sprintf("max by (%s, partition) (%s{%s})", groupTopic, metric, ofTopic)
@@ -304,6 +312,7 @@ func lagPartitions() []panel {
 	}
 }
 
+// lagCollector shows whether the numbers above can be trusted.
 func lagCollector() []panel {
 	const legendCluster = "{{kafka_cluster}}"
 	return []panel{

@@ -263,4 +263,5 @@ func override(by, match string, properties object) object {
 	return object{"matcher": object{"id": by, "options": match}, "properties": list}
 }
 
+// sortedKeys makes the output the same each time.
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -11,6 +11,7 @@ const (
 	inNamespace = `namespace=~"$namespace"`
 )
 
+// What the brokers report themselves, with the label of Strimzi.
 const (
 	// ofBrokers selects the series of the Strimzi Metrics Reporter. The label comes from Strimzi's
 	// pods, through the PodMonitor. The lag operator uses the same name for a cluster.
@@ -32,10 +33,12 @@ func perSecond(by, counter, selector string) string {
 	return fmt.Sprintf("sum by (%s) (%s)", by, rate(counter, selector))
 }
 
+// rate returns a counter per second, over the interval that Grafana thinks right.
 func rate(counter, selector string) string {
 	return fmt.Sprintf("rate(%s{%s}[$__rate_interval])", counter, selector)
 }
 
+// increase returns how much a counter grew in that interval.
 func increase(counter, selector string) string {
 	return fmt.Sprintf("increase(%s{%s}[$__rate_interval])", counter, selector)
 }
@@ -45,6 +48,7 @@ func mean(histogram, selector string) string {
 	return fmt.Sprintf("sum(%s) / sum(%s)", rate(histogram+"_sum", selector), rate(histogram+"_count", selector))
 }
 
+// quantile returns a quantile of a histogram, over all its series.
 func quantile(q float64, histogram, selector string) string {
 	return fmt.Sprintf("histogram_quantile(%g, sum by (le) (%s))", q, rate(histogram+"_bucket", selector))
 }

@@ -63,6 +63,7 @@ func count(counter, legend string) query {
 	return query{expr: fmt.Sprintf("sum(%s)", rate(counter, inNamespace)), legend: legend}
 }
 
+// consumerPanels show how Order reads the topics.
 func consumerPanels() []panel {
 	increases := func(counter, legend string) query {
 		return query{expr: fmt.Sprintf("sum(%s)", increase(counter, inNamespace)), legend: legend}
@@ -123,6 +124,7 @@ func consumerPanels() []panel {
 	}
 }
 
+// lookupPanels show the requests of Order that take long by design.
 func lookupPanels() []panel {
 	return []panel{
 		{
@@ -246,6 +248,7 @@ func clientRow(job string) row {
 		about:   "How full the producer's queue is. Full for long: Kafka takes less than arrives.",
 		queries: []query{{expr: "max by (client) (kafka_client_queue_ratio{" + of(job) + "})", legend: "{{client}}"}},
 	}
+	// Order consumes: what it fetched ahead matters, not its queue to send.
 	if job == "order" {
 		queue = panel{
 			kind: "timeseries", title: "Fetched ahead", width: 6,

@@ -29,6 +29,7 @@ type stage struct {
 	budget float64
 }
 
+// stages are in the order in which an order passes them.
 var stages = []stage{
 	{
 		"Accepted", "From the request until the order and its event are on Cart's disk and Cart responds.",
@@ -67,6 +68,7 @@ func orderWayDashboard() dashboard {
 	}
 }
 
+// wayBudget shows each stage against its part of the budget.
 func wayBudget() []panel {
 	var panels []panel
 	for _, s := range stages {
@@ -93,6 +95,7 @@ func wayBudget() []panel {
 	})
 }
 
+// wayLatency shows the latencies over time, and every event of the last two stages.
 func wayLatency() []panel {
 	var panels []panel
 	for _, s := range stages {
@@ -120,6 +123,7 @@ func wayLatency() []panel {
 				"The points are single events: topic, partition and offset."))
 }
 
+// wayFlow shows where orders wait.
 func wayFlow() []panel {
 	count := func(counter, selector string) string { return fmt.Sprintf("sum(%s)", rate(counter, selector)) }
 	return []panel{
@@ -150,6 +154,7 @@ func wayFlow() []panel {
 	}
 }
 
+// wayFaults shows orders that do not get to the end.
 func wayFaults() []panel {
 	return []panel{
 		{

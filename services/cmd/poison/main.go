@@ -20,6 +20,7 @@ import (
 	"ordersystem.dev/services/internal/process"
 )
 
+// What every run has in common.
 const (
 	// key is always the same, so that compaction keeps only the last poison record.
 	key = "check-poison"
@@ -33,6 +34,8 @@ func main() {
 	}))
 }
 
+// run writes one record and looks for it between the ends of the topic before and after. It prints
+// one line to stdout.
 func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) error {
 	cfg := broker.ConfigFromEnv(e)
 	if err := e.Err(); err != nil {
@@ -73,6 +76,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 		}
 		return nil
 	}
+	// The group is only for the permission to read; nothing is committed.
 	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, before, after, printIt)
 	if err == nil && !found {
 		err = fmt.Errorf("%s does not have the record that it acknowledged", m.Topic)
@@ -82,6 +86,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 
 // write produces one record and waits until Kafka has acknowledged it.
 func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
+	// There is room for the one report, so that the producer can be closed without a reader.
 	delivered := make(chan error, 1)
 	producer, err := broker.NewProducer(cfg, log, func(_ int64, err error) { delivered <- err })
 	if err != nil {
