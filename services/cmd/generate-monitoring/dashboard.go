@@ -6,10 +6,6 @@ import (
 	"fmt"
 )
 
-// object is a part of a dashboard in Grafana's JSON. Its keys are written in order, so that the
-// same source always makes the same file.
-type object = map[string]any
-
 // What all dashboards have in common.
 const (
 	// tag is the tag of all dashboards. They link to each other by it.
@@ -19,9 +15,6 @@ const (
 	// gridWidth is the width of a dashboard in Grafana's units.
 	gridWidth = 24
 )
-
-// datasource is the one that the viewer chose.
-var datasource = object{"type": "prometheus", "uid": "${datasource}"}
 
 // dashboard is one page.
 type dashboard struct {

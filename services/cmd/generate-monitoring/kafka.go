@@ -35,8 +35,8 @@ func kafkaGraph(title, unit, about, expr, legend string) panel {
 	}
 }
 
-// number aggregates a metric of all brokers.
-func number(aggregate, metric string) string {
+// ofAllBrokers aggregates a metric of all brokers.
+func ofAllBrokers(aggregate, metric string) string {
 	return fmt.Sprintf("%s(%s{%s})", aggregate, metric, ofBrokers)
 }
 
@@ -49,18 +49,18 @@ func kafkaSummary() []panel {
 	}
 	return []panel{
 		stat("Brokers", "Brokers that report.",
-			number("count", "kafka_server_replicamanager_leadercount"), good(1)),
+			ofAllBrokers("count", "kafka_server_replicamanager_leadercount"), good(1)),
 		stat("Active controllers", "One, whatever the number of nodes. "+
 			"0: topics cannot be changed and no leader can be chosen.",
-			number("sum", "kafka_controller_kafkacontroller_activecontrollercount"),
+			ofAllBrokers("sum", "kafka_controller_kafkacontroller_activecontrollercount"),
 			[]limit{{"red", 0}, {"green", 1}, {"red", 2}}),
 		stat("Offline partitions", "Partitions without a leader: they can neither be written nor read.",
-			number("max", "kafka_controller_kafkacontroller_offlinepartitionscount"), bad(1)),
+			ofAllBrokers("max", "kafka_controller_kafkacontroller_offlinepartitionscount"), bad(1)),
 		stat("Under minimal replicas", "Partitions with fewer in-sync replicas than min.insync.replicas. "+
 			"Cart's messages to them are refused and wait in its outbox.",
-			number("sum", "kafka_server_replicamanager_underminisrpartitioncount"), bad(1)),
+			ofAllBrokers("sum", "kafka_server_replicamanager_underminisrpartitioncount"), bad(1)),
 		stat("Under-replicated", "Partitions with a replica that is not in sync: normal while a broker restarts.",
-			number("sum", "kafka_server_replicamanager_underreplicatedpartitions"),
+			ofAllBrokers("sum", "kafka_server_replicamanager_underreplicatedpartitions"),
 			[]limit{{"green", 0}, {"yellow", 1}}),
 		stat("Unclean elections", "In the time shown. A replica that was not in sync became leader: "+
 			"acknowledged records are gone.",
@@ -124,7 +124,7 @@ func kafkaRequests() []panel {
 				"Below 30 % requests queue.",
 			queries: []query{
 				{
-					expr:   number("min", "kafka_network_socketserver_networkprocessoravgidlepercent"),
+					expr:   ofAllBrokers("min", "kafka_network_socketserver_networkprocessoravgidlepercent"),
 					legend: "network",
 				},
 				{

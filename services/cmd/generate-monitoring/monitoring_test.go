@@ -239,7 +239,8 @@ func TestTheObjectiveIsTheDeclaredOne(t *testing.T) {
 	}
 }
 
-// expressions returns all queries by the places where they are, with the viewer's choices filled in.
+// expressions returns all queries by the places where they are, with the viewer's choices filled
+// in.
 func expressions(t *testing.T) map[string]string {
 	choices := strings.NewReplacer("$__rate_interval", "5m", "$__range", "1h",
 		"$kafka_cluster", ".+", "$consumergroup", ".+", "$topic", ".+", "$namespace", ".*")

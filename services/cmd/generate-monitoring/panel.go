@@ -8,6 +8,13 @@ import (
 	"strings"
 )
 
+// object is a part of a dashboard in Grafana's JSON. Its keys are written in order, so that the
+// same source always makes the same file.
+type object = map[string]any
+
+// datasource is the one that the viewer chose.
+var datasource = object{"type": "prometheus", "uid": "${datasource}"}
+
 // panel is one picture of a dashboard.
 type panel struct {
 	// kind is Grafana's name of the visualisation: timeseries, stat, heatmap, state-timeline or

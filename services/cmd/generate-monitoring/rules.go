@@ -68,21 +68,21 @@ func objectiveRules() []rulefmt.Rule {
 		rules = append(rules, rulefmt.Rule{Record: outside(window), Expr: expr})
 	}
 	return append(rules,
-		alert(critical, "", rulefmt.Rule{
+		alertRule(critical, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupObjectiveBurnFast",
 			Expr:          burns(fastBurn, hour, 5*minute),
 			KeepFiringFor: 5 * minute,
-			Annotations: text(groupName+" reads too late, and has not recovered.",
+			Annotations: texts(groupName+" reads too late, and has not recovered.",
 				groupName+" was outside its objective for {{ $value | humanizePercentage }} of the last hour. "+
 					"At this rate the month's budget is used up in two days. "+
 					"`kubectl get consumergroups -A` shows how late it is and whether it reads at all."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupObjectiveBurnSlow",
 			Expr:          burns(slowBurn, 6*hour, 30*minute) + "\nor\n" + burns(steadyBurn, day, 2*hour),
 			For:           15 * minute,
 			KeepFiringFor: 15 * minute,
-			Annotations: text(groupName+" repeatedly reads too late.",
+			Annotations: texts(groupName+" repeatedly reads too late.",
 				groupName+" was outside its objective for {{ $value | humanizePercentage }} of the last hours. "+
 					"At this rate the month's budget is used up in days. "+
 					"The dashboard \"Consumer lag\" shows when, and whether more records arrived or fewer were read."),
@@ -98,38 +98,38 @@ func groupRules() []rulefmt.Rule {
 	rules := []rulefmt.Rule{
 		// A new leader of the collector cannot see a standstill for a minute. The alert is kept
 		// through that.
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupStalled",
 			Expr:          status("stalled"),
 			For:           2 * minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": its consumers make no progress.",
+			Annotations: texts(topicName+": its consumers make no progress.",
 				topicName+": {{ $value }} partitions have unread records and a consumer that makes no progress. "+
 					"Look at the consumer's log. A restart frees a consumer that hangs."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupStopped",
 			Expr:          status("stopped"),
 			For:           5 * minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": no consumer reads it.",
+			Annotations: texts(topicName+": no consumer reads it.",
 				topicName+": {{ $value }} partitions have unread records and no consumer. "+
 					"Start the consumer again, or delete the group if it is not needed any more."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "ConsumerGroupRewound",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_offset_rewinds_total[15m])) > 0", byTopic),
-			Annotations: text(topicName+": its position went back.",
+			Annotations: texts(topicName+": its position went back.",
 				topicName+": its position went back about "+`{{ printf "%.0f" $value }}`+" times "+
 					"in the last 15 minutes, in all partitions together, so records are read again. "+
 					"If nobody reset it on purpose, look for consumers that commit partitions that they have lost."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert:         "ConsumerGroupWithoutPosition",
 			Expr:          withoutPosition(""),
 			For:           15 * minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(groupName+" has an objective and no position.",
+			Annotations: texts(groupName+" has an objective and no position.",
 				groupName+" should be at most {{ $value | humanizeDuration }} behind, "+
 					"but has committed in no topic, so its lag is unknown. "+
 					"Check that its name in the ConsumerGroup is right, that it runs, and that it commits."),
@@ -139,7 +139,7 @@ func groupRules() []rulefmt.Rule {
 		losing("deleted", rulefmt.Rule{
 			Alert: "ConsumerGroupRecordsLost",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_records_lost_total[1h])) > 0", byTopic),
-			Annotations: text(topicName+": records were deleted before it read them.",
+			Annotations: texts(topicName+": records were deleted before it read them.",
 				topicName+": retention deleted "+`{{ printf "%.0f" $value }}`+" records in the last hour "+
 					"that the group had not read. "+
 					"Make the topic's retention longer first, then the consumer faster."),
@@ -149,7 +149,7 @@ func groupRules() []rulefmt.Rule {
 			Expr:          status("lost"),
 			For:           minute,
 			KeepFiringFor: 5 * minute,
-			Annotations: text(topicName+": its position is outside the log.",
+			Annotations: texts(topicName+": its position is outside the log.",
 				topicName+": in {{ $value }} partitions the position is before the first record of the log "+
 					"or after the last. Check whether the consumer continues, and from which position."),
 		}),
@@ -158,7 +158,7 @@ func groupRules() []rulefmt.Rule {
 			Expr:          headroomFalls(),
 			For:           5 * minute,
 			KeepFiringFor: 15 * minute,
-			Annotations: text(topicName+": retention is about to delete what it has not read.",
+			Annotations: texts(topicName+": retention is about to delete what it has not read.",
 				topicName+": only {{ $value | humanizePercentage }} of the log lies before the first unread record, "+
 					"and the group is not catching up. Make the topic's retention longer now."),
 		}),
@@ -171,40 +171,40 @@ func collectorRules() []rulefmt.Rule {
 	// is known. The other causes therefore remember less.
 	const before = remembered - hour
 	return []rulefmt.Rule{
-		alert(critical, "old", rulefmt.Rule{
+		alertRule(critical, "old", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
 			Expr: fmt.Sprintf("time() - max by (%s) (%s) > %d",
 				byCluster, lately(lastPolled, remembered), collectorOld),
 			For: minute,
-			Annotations: text(clusterName+": consumer lag is not known.",
+			Annotations: texts(clusterName+": consumer lag is not known.",
 				clusterName+": its consumer groups were last read {{ $value | humanizeDuration }} ago, "+
 					"so no alert on them can fire. "+
 					"`kubectl logs -n {{ $labels.namespace }} -l app.kubernetes.io/name=lag-operator --tail=-1` "+
 					"shows why."),
 		}),
-		alert(critical, "never", rulefmt.Rule{
+		alertRule(critical, "never", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
 			Expr: fmt.Sprintf("max by (%[1]s) (lag_collector_up) == 0\nunless\nmax by (%[1]s) (%[2]s)",
 				byCluster, lately(lastPolled, before)),
 			For: 2 * minute,
-			Annotations: text(clusterName+": consumer lag is not known.",
+			Annotations: texts(clusterName+": consumer lag is not known.",
 				clusterName+": the lag operator has never read it since it started "+
 					"(lag_collector_up is {{ $value }}). Its log shows why: address, certificates or rights."),
 		}),
-		alert(critical, "absent", rulefmt.Rule{
+		alertRule(critical, "absent", rulefmt.Rule{
 			Alert: "LagCollectorNoData",
 			Expr:  fmt.Sprintf("absent_over_time(%s[%s])\nunless on ()\nmax(lag_collector_up)", lastPolled, before),
 			For:   5 * minute,
-			Annotations: text("Consumer lag is not known.",
+			Annotations: texts("Consumer lag is not known.",
 				"Prometheus has had no data of the lag operator for a day, or never (absent: {{ $value }}). "+
 					"Check that it is installed, runs and is scraped: "+
 					"`kubectl get pods,podmonitors -A -l app.kubernetes.io/name=lag-operator`."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "LagSeriesDropped",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(lag_collector_series_dropped_total[15m])) > 0", byCluster),
 			For:   5 * minute,
-			Annotations: text(clusterName+": some groups have no metrics.",
+			Annotations: texts(clusterName+": some groups have no metrics.",
 				clusterName+": the polls of the last 15 minutes left out "+`{{ printf "%.0f" $value }}`+" series "+
 					"to keep to maxSeries, so some groups are not watched. Raise it, or discover fewer groups."),
 		}),
@@ -214,7 +214,7 @@ func collectorRules() []rulefmt.Rule {
 // serviceRules fire on what Cart and Order report of themselves.
 func serviceRules() []rulefmt.Rule {
 	return []rulefmt.Rule{
-		alert(critical, "", rulefmt.Rule{
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "ServiceNotReady",
 			Expr: fmt.Sprintf(`
 sum by (namespace, job) (service_ready) == 0
@@ -223,33 +223,33 @@ max by (namespace, job) (%s) * 0
 unless on (namespace, job)
 max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 			For: 5 * minute,
-			Annotations: text(jobName+" has no ready instance.",
+			Annotations: texts(jobName+" has no ready instance.",
 				"{{ $value }} instances of "+jobName+" are ready. "+
 					"/readyz of a pod and its log show what is missing."),
 		}),
-		alert(critical, "", rulefmt.Rule{
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",
 			Expr: fmt.Sprintf("max by (namespace, job) "+
 				"(cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d", outboxOld),
 			For: 2 * minute,
-			Annotations: text(jobName+" cannot publish.",
+			Annotations: texts(jobName+" cannot publish.",
 				"Messages that "+jobName+" accepted have waited for Kafka for {{ $value | humanizeDuration }}. "+
 					"Lag does not show them. Check whether Kafka is reachable, and what the relay logs."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "DeliveryFailing",
 			Expr: "sum by (namespace, job, code) " +
 				"(increase(cart_delivery_failures_total[5m]) or increase(order_delivery_failures_total[5m])) > 0",
 			For: 5 * minute,
-			Annotations: text(jobName+": Kafka refuses its messages.",
+			Annotations: texts(jobName+": Kafka refuses its messages.",
 				`{{ printf "%.0f" $value }}`+" messages of "+jobName+
 					" were refused in the last 5 minutes with {{ $labels.code }}. "+
 					"They are sent again, in order, so everything behind them waits."),
 		}),
-		alert(warning, "", rulefmt.Rule{
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
 			Expr:  "sum by (namespace, reason) (increase(order_dead_letters_total[15m])) > 0",
-			Annotations: text("Records that are no orders: {{ $labels.reason }}.",
+			Annotations: texts("Records that are no orders: {{ $labels.reason }}.",
 				`{{ printf "%.0f" $value }}`+" records in the last 15 minutes held no order ({{ $labels.reason }}) "+
 					"and are in order-dead-letter-topic. "+
 					"Find the producer that wrote them. The orders around them are not delayed."),
@@ -267,12 +267,12 @@ func losing(cause string, r rulefmt.Rule) []rulefmt.Rule {
 	page, note := r, r
 	page.Expr = strings.TrimSpace(r.Expr) + "\nand " + declared
 	note.Expr = strings.TrimSpace(r.Expr) + "\nunless " + declared
-	return []rulefmt.Rule{alert(critical, cause, page), alert(warning, cause, note)}
+	return []rulefmt.Rule{alertRule(critical, cause, page), alertRule(warning, cause, note)}
 }
 
-// alert completes an alert rule with its severity, its cause and the address of its runbook. The
-// cause distinguishes rules of the same alert; it may be empty.
-func alert(severity, cause string, r rulefmt.Rule) rulefmt.Rule {
+// alertRule completes an alert rule with its severity, its cause and the address of its runbook.
+// The cause distinguishes rules of the same alert; it may be empty.
+func alertRule(severity, cause string, r rulefmt.Rule) rulefmt.Rule {
 	r.Expr = strings.TrimSpace(r.Expr)
 	r.Labels = map[string]string{"severity": severity}
 	if cause != "" {
@@ -283,8 +283,8 @@ func alert(severity, cause string, r rulefmt.Rule) rulefmt.Rule {
 	return r
 }
 
-// text returns the annotations that people read first.
-func text(summary, description string) map[string]string {
+// texts returns the annotations that people read first.
+func texts(summary, description string) map[string]string {
 	return map[string]string{"summary": summary, "description": description}
 }
 

@@ -58,8 +58,8 @@ func orderDashboard() dashboard {
 	}
 }
 
-// count returns the rate of one of Order's counters.
-func count(counter, legend string) query {
+// orderRate returns the rate of one of Order's counters.
+func orderRate(counter, legend string) query {
 	return query{expr: fmt.Sprintf("sum(%s)", rate(counter, inNamespace)), legend: legend}
 }
 
@@ -74,9 +74,9 @@ func consumerPanels() []panel {
 			about: "Applied; repeats that were skipped (a producer that starts again sends some twice); " +
 				"events overtaken by a newer one, since the topics are read side by side.",
 			queries: []query{
-				count("order_event_age_seconds_count", "applied"),
-				count("order_duplicates_total", "repeats"),
-				count("order_stale_events_total", "overtaken"),
+				orderRate("order_event_age_seconds_count", "applied"),
+				orderRate("order_duplicates_total", "repeats"),
+				orderRate("order_stale_events_total", "overtaken"),
 			},
 		},
 		{
@@ -138,9 +138,9 @@ func lookupPanels() []panel {
 			kind: "timeseries", title: "Audits", width: 12, unit: "recps",
 			about: "Records read from topics for audits, and those that hold no order.",
 			queries: []query{
-				count("order_audit_records_total", "read"),
-				count("order_audit_unusable_records_total", "without an order"),
-				count("order_audit_reads_total", "audits"),
+				orderRate("order_audit_records_total", "read"),
+				orderRate("order_audit_unusable_records_total", "without an order"),
+				orderRate("order_audit_reads_total", "audits"),
 			},
 		},
 	}
