@@ -22,20 +22,25 @@ import (
 
 // bench is one run: its size and its files.
 type bench struct {
+	// repeats is how often each pair is measured.
 	repeats int
 	// duration is that of one measurement under load.
-	duration    time.Duration
+	duration time.Duration
+	// connections of the load. Each has one request under way.
 	connections int
 	// records is the size of a relay's backlog, and the number of events to apply.
 	records int
+	// audited is the number of records in the audited topic.
 	audited int
 
 	// root is the repository.
 	root string
 	// dir has all data and is removed at the end.
-	dir         string
+	dir string
+	// cart and order are built by prepare.
 	cart, order program
-	out         io.Writer
+	// out gets the tables. Progress goes to stderr.
+	out io.Writer
 }
 
 // prepare builds the programs as they are shipped. Data is below the repository: a temporary
@@ -58,6 +63,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	b.cart = program{name: "cart", path: filepath.Join(b.dir, "cart.program")}
 	b.order = program{name: "order", path: filepath.Join(b.dir, "order.program")}
 	for _, p := range []program{b.cart, b.order} {
+		// -trimpath is what the images are built with.
 		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", p.path, "./services/cmd/"+p.name)
 		build.Dir = b.root
 		if out, err := build.CombinedOutput(); err != nil {
@@ -227,6 +233,7 @@ func settled(ctx context.Context, cart, order *service) (applied float64, err er
 // quiet returns memory to the system and lets the disk settle, so that one measurement does not pay
 // for the one before it.
 func quiet() {
+	// Otherwise the garbage collector of this process runs during the next measurement.
 	debug.FreeOSMemory()
 	syscall.Sync()
 	time.Sleep(300 * time.Millisecond)

@@ -89,6 +89,7 @@ func (b *bench) firstEvent(ctx context.Context) error {
 		}
 		return nil
 	})
+	// Nothing is printed unless all results are complete.
 	if err := g.Wait(); err != nil {
 		return err
 	}

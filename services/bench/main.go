@@ -38,8 +38,10 @@ func main() {
 
 // subject is what one table is about.
 type subject struct {
+	// name is that of the flag -only.
 	name string
-	run  func(context.Context) error
+	// run measures and prints the table.
+	run func(context.Context) error
 }
 
 // run reads the command line and measures what it asks for.
@@ -84,6 +86,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 
+	// From here on there are files to remove.
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ const appliedRecords = "order_apply_batch_records_sum"
 
 // program is a program under test.
 type program struct {
+	// name is for messages and files; path is the executable.
 	name, path string
 	args       []string
 }
@@ -44,8 +45,9 @@ type service struct {
 	// api and ops are URLs without a path.
 	api, ops string
 	cmd      *exec.Cmd
-	logFile  string
-	started  time.Time
+	// logFile has stdout and stderr of the process.
+	logFile string
+	started time.Time
 	// readyAfter is the time from the start until the service was ready; 0 until ready has
 	// returned.
 	readyAfter time.Duration

@@ -52,6 +52,7 @@ func number(x float64) string {
 	case math.IsNaN(x) || math.IsInf(x, 0):
 		return "–"
 	case x >= 1000:
+		// Numbers above 1,000 are rounded to three digits too.
 		step := math.Pow(10, math.Floor(math.Log10(x))-2)
 		return grouped(int64(math.Round(x/step) * step))
 	case x >= 100:
@@ -75,6 +76,7 @@ func grouped(n int64) string {
 }
 
 // goal is the target of a ratio. The zero value is none.
+// Only one of the two is set.
 type goal struct{ atLeast, atMost float64 }
 
 // format writes the target and whether the ratio meets it.
@@ -97,8 +99,11 @@ func (g goal) format(ratio float64) string {
 
 // result compares this system with the bare limit, repeat by repeat.
 type result struct {
-	what      string
-	unit      unit
+	// what is the first cell of the result's line in the table.
+	what string
+	// unit is that of ours and raw. The ratio has none.
+	unit unit
+	// ours and raw have one value for each repeat.
 	ours, raw []float64
 	// cpu is processor time in µs per order, of the service alone. rawCPU is that of the bare
 	// limit.

@@ -84,6 +84,7 @@ func (b *bench) visibleAt(ctx context.Context, rate float64, cart, order *servic
 		if err != nil {
 			return err
 		}
+		// The processor time cannot be divided between the two loads, and is given for the second.
 		cpu := stats.PerOrder(cart.cpu()+order.cpu()-before, len(alone)+len(loaded))
 		quiet()
 		rawAlone, rawLoaded, err := b.latencies(ctx, rate, func(l *load.Latencies) call {

@@ -57,7 +57,8 @@ func newConsumer(addr string) (*kafka.Consumer, error) {
 	})
 }
 
-// toKafka converts a message to the client's type.
+// toKafka converts a message to the client's type. The partitioner chooses the partition by the
+// key, as that of the services does.
 func toKafka(topic string, m contract.Message) *kafka.Message {
 	headers := make([]kafka.Header, len(m.Headers))
 	for i, h := range m.Headers {
@@ -69,9 +70,9 @@ func toKafka(topic string, m contract.Message) *kafka.Message {
 	}
 }
 
-// Produce sends messages, to their own topics if topic is empty, and waits until Kafka has
-// acknowledged each. The time begins with the acknowledgement of the first message: to connect and
-// to get a producer ID is no part of the work.
+// Produce measures a bare producer. It sends messages, to their own topics if topic is empty, and
+// waits until Kafka has acknowledged each. The time begins with the acknowledgement of the first
+// message: to connect and to get a producer ID is no part of the work.
 func Produce(
 	ctx context.Context, addr, topic string, messages iter.Seq[contract.Message],
 ) (rate stats.Sample, err error) {
@@ -120,6 +121,7 @@ func Produce(
 // the first one.
 func awaitReports(ctx context.Context, p *kafka.Producer, connected chan<- struct{}, sent <-chan int) error {
 	got, want := 0, -1
+	// want is unknown until all messages are sent.
 	for got != want {
 		select {
 		case e := <-p.Events():
@@ -188,9 +190,12 @@ func assignAll(c *kafka.Consumer, topic string, from kafka.Offset) (partitions i
 }
 
 // Counter counts the records that a topic was ever given.
+//
+// Deleted records count too, so that the difference of two counts is what was written in between.
 type Counter struct {
-	client     *kafka.Consumer
-	topic      string
+	client *kafka.Consumer
+	topic  string
+	// partitions is the number of partitions when the counter was made.
 	partitions int32
 }
 

@@ -19,13 +19,14 @@ type RoundTrip struct {
 	producer *kafka.Producer
 	consumer *kafka.Consumer
 	db       *database
-	stop     chan struct{}
-	done     chan struct{}
+	// stop is closed to end consume, which closes done.
+	stop, done chan struct{}
 
 	mu sync.Mutex
 	// waiting has a channel for each key under way, which is closed when the record is committed.
 	waiting map[string]chan struct{}
-	failed  error
+	// failed has the errors of commits. Every later Once returns them.
+	failed error
 }
 
 // NewRoundTrip connects a producer and a consumer of a topic with a new database below dir.

@@ -46,6 +46,7 @@ func Creations(
 	defer func() { err = errors.Join(err, db.close()) }()
 	// The rows are made before the time begins.
 	var batches [][]insert
+	// Enough for a rate. A fast disk takes them before the time is over.
 	const most = 100_000
 	for batch := range slices.Chunk(slices.Collect(load.Orders(prefix, most)), RowsPerStatement) {
 		batches = append(batches, cartRows(batch))
@@ -82,9 +83,12 @@ func Upserts(ctx context.Context, dir string, schema Schema, rows []OrderRow) (r
 
 // OrderRow is a row of the Order service's table.
 type OrderRow struct {
-	id, eventID    string
-	version, total int64
-	body           []byte
+	id, eventID string
+	version     int64
+	// total is in the smallest unit of the currency.
+	total int64
+	// body is the order as JSON.
+	body []byte
 }
 
 // NewOrderRow decodes an event into the row that the Order service writes for it.
@@ -95,8 +99,10 @@ func NewOrderRow(m contract.Message) (OrderRow, error) {
 
 // insert is rows for one table.
 type insert struct {
+	// head comes before the values in the statement, and tail after them.
 	head, tail string
-	columns    int
+	// columns is the number of values in a row.
+	columns int
 	// args has the values of all rows, one row after the other.
 	args []any
 }

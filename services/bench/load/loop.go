@@ -61,6 +61,7 @@ func Open(ctx context.Context, rate float64, duration time.Duration, do func(ctx
 // Latencies collects how long calls took. It is safe for concurrent use.
 type Latencies struct {
 	mu sync.Mutex
+	// ms are milliseconds in the order in which the calls returned.
 	ms []float64
 }
 

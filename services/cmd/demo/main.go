@@ -34,6 +34,7 @@ func main() { os.Exit(process.Main(run)) }
 // run starts all parts and waits until one fails or ctx ends.
 func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	dir := e.String("DATA_DIR", "data/demo")
+	// Everything below writes to dir.
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
@@ -48,6 +49,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// A port that is taken is reported before anything runs.
 	lagOps, err := web.Listen(cfg.lagAddr)
 	if err != nil {
 		return err
