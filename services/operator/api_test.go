@@ -842,7 +842,8 @@ func TestLeaderChange(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	first, second := newScript(), newScript()
-	one := start(t, a.config(), testLog(t), a.kube, first)
+	log := &lines{}
+	one := start(t, a.config(), slog.New(slog.NewTextHandler(log, nil)), a.kube, first)
 	first.leads(t)
 	two := start(t, a.config(), testLog(t), a.kube, second)
 	cg := a.consumerGroup(t, "orders")
@@ -871,6 +872,9 @@ func TestLeaderChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.leads(t)
+	if text := log.String(); strings.Contains(text, "level=WARN") || strings.Contains(text, "level=ERROR") {
+		t.Errorf("the log of a replica that stops in order is alarming:\n%s", text)
+	}
 	// A lease that is not released lasts 15 s.
 	if took := time.Since(begin); took > 12*time.Second {
 		t.Errorf("the other leads after %v: the lease was not released", took)
