@@ -128,14 +128,15 @@ func (a *api) get(t *testing.T, cg *v1alpha1.ConsumerGroup) *v1alpha1.ConsumerGr
 func (a *api) is(t *testing.T, cg *v1alpha1.ConsumerGroup, condition, want string) {
 	t.Helper()
 	await(t, func() error {
-		if got := says(a.get(t, cg), condition); got != want {
+		if got := conditionOf(a.get(t, cg), condition); got != want {
 			return fmt.Errorf("%s is %s, want %s", condition, got, want)
 		}
 		return nil
 	})
 }
 
-func says(cg *v1alpha1.ConsumerGroup, condition string) string {
+// conditionOf returns a condition as Status/Reason. It is empty if there is none.
+func conditionOf(cg *v1alpha1.ConsumerGroup, condition string) string {
 	c := meta.FindStatusCondition(cg.Status.Conditions, condition)
 	if c == nil {
 		return ""
@@ -560,7 +561,7 @@ func TestWritesAreFew(t *testing.T) {
 	writes(1, func(int) int64 { return 1 })
 	if n := writes(4, func(int) int64 { return 1 }); n < 4 || n > 5 {
 		t.Errorf(
-			"%d writes in 4 idle minutes: want one a minute, so that a reader can tell a status that nobody keeps", n,
+			"%d writes in 4 idle minutes: want one a minute, to recognise a status that is no longer kept", n,
 		)
 	}
 	if n := writes(2, func(poll int) int64 { return int64(poll) }); n < 11 || n > 12 {
@@ -593,16 +594,16 @@ func TestConflict(t *testing.T) {
 		return snapshotOf(map[string][]lag.Partition{"a": {behind(0, 9, time.Minute, lag.StatusStalled)}})
 	}
 	result, cg := b.reconcile(t, cg, stalled())
-	if result.RequeueAfter == 0 || says(cg, v1alpha1.Consuming) != "True/Reading" || b.events != nil {
-		t.Errorf("again after %v; %s; events %q", result.RequeueAfter, says(cg, v1alpha1.Consuming), b.events)
+	if result.RequeueAfter == 0 || conditionOf(cg, v1alpha1.Consuming) != "True/Reading" || b.events != nil {
+		t.Errorf("again after %v; %s; events %q", result.RequeueAfter, conditionOf(cg, v1alpha1.Consuming), b.events)
 	}
 	b.r.client = b.WithWatch
 	// This passes the objective to the collector. It counts from the next poll on.
 	b.reconcile(t, cg, nil)
 	b.time = b.time.Add(5 * time.Second)
 	_, cg = b.reconcile(t, cg, stalled())
-	if says(cg, v1alpha1.Consuming) != "False/Stalled" ||
-		says(cg, v1alpha1.WithinObjective) != "True/WithinObjective" || cg.Status.ObservedGeneration != 2 {
+	if conditionOf(cg, v1alpha1.Consuming) != "False/Stalled" ||
+		conditionOf(cg, v1alpha1.WithinObjective) != "True/WithinObjective" || cg.Status.ObservedGeneration != 2 {
 		t.Errorf("%+v", cg.Status)
 	}
 	if diff := cmp.Diff([]string{"Warning Stalled"}, b.events); diff != "" {
@@ -622,7 +623,7 @@ func TestRestartLeavesWhatIsNotKnown(t *testing.T) {
 		return snapshotOf(map[string][]lag.Partition{"a": {p}})
 	}
 	_, cg = b.reconcile(t, cg, stuck(lag.StatusStopped, b.time.Add(-time.Hour)))
-	if got := says(cg, v1alpha1.Consuming); got != "False/Stopped" {
+	if got := conditionOf(cg, v1alpha1.Consuming); got != "False/Stopped" {
 		t.Fatal(got)
 	}
 	changed := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming).LastTransitionTime
@@ -636,7 +637,7 @@ func TestRestartLeavesWhatIsNotKnown(t *testing.T) {
 		}
 		_, cg = b.reconcile(t, cg, stuck(status, begun))
 		c := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming)
-		if got := says(cg, v1alpha1.Consuming); got != "False/Stopped" || !c.LastTransitionTime.Equal(&changed) {
+		if got := conditionOf(cg, v1alpha1.Consuming); got != "False/Stopped" || !c.LastTransitionTime.Equal(&changed) {
 			t.Fatalf("%v after the restart it is %s since %v", b.time.Sub(begun), got, c.LastTransitionTime)
 		}
 	}
@@ -663,29 +664,29 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 	} {
 		b.time = b.time.Add(5 * time.Second)
 		b.poll(nil, &lag.ReadError{API: "ListGroups", Err: errors.New("dial tcp: connection refused")})
-		if _, cg = b.reconcile(t, cg, nil); says(cg, v1alpha1.Consuming) != want {
-			t.Errorf("after %d failed polls: %s, want %s", i+1, says(cg, v1alpha1.Consuming), want)
+		if _, cg = b.reconcile(t, cg, nil); conditionOf(cg, v1alpha1.Consuming) != want {
+			t.Errorf("after %d failed polls: %s, want %s", i+1, conditionOf(cg, v1alpha1.Consuming), want)
 		}
 	}
 	if cg.Status.Lag != nil || cg.Status.State != "" || !cg.Status.LastPollTime.Equal(polled) {
 		t.Errorf("it still shows numbers: %+v", cg.Status)
 	}
 	message := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming).Message
-	want := "cluster main could not be read since " + polled.UTC().Format(time.RFC3339) +
-		": ListGroups: CONNECTION; the operator's log says more"
+	want := "cluster main has not been readable since " + polled.UTC().Format(time.RFC3339) +
+		": ListGroups: CONNECTION; see the operator's log"
 	if message != want {
-		t.Errorf("it says %q, want %q", message, want)
+		t.Errorf("the message is %q, want %q", message, want)
 	}
 	b.time = b.time.Add(5 * time.Second)
-	if _, cg = b.reconcile(t, cg, snapshotOf(fine)); says(cg, v1alpha1.Consuming) != "True/Reading" {
-		t.Errorf("after it came back: %s", says(cg, v1alpha1.Consuming))
+	if _, cg = b.reconcile(t, cg, snapshotOf(fine)); conditionOf(cg, v1alpha1.Consuming) != "True/Reading" {
+		t.Errorf("after it came back: %s", conditionOf(cg, v1alpha1.Consuming))
 	}
 	for i, want := range []string{"True/AllReady", "True/AllReady", "True/AllReady", "False/NotReady"} {
 		b.time = b.time.Add(5 * time.Second)
 		s := snapshotOf(fine)
 		s.Topics["a"].Ready = false
-		if _, cg = b.reconcile(t, cg, s); says(cg, v1alpha1.TopicsReady) != want {
-			t.Errorf("after %d polls without a leader: %s, want %s", i+1, says(cg, v1alpha1.TopicsReady), want)
+		if _, cg = b.reconcile(t, cg, s); conditionOf(cg, v1alpha1.TopicsReady) != want {
+			t.Errorf("after %d polls without a leader: %s, want %s", i+1, conditionOf(cg, v1alpha1.TopicsReady), want)
 		}
 	}
 	wantEvents := []string{
@@ -697,7 +698,7 @@ func TestClusterGoesAndComesBack(t *testing.T) {
 	}
 }
 
-// A poll that began before the collector was told of a group has not looked for it.
+// A poll that began before the collector knew of a group has not looked for it.
 func TestNotFoundOnlyAfterItWasLookedFor(t *testing.T) {
 	t.Parallel()
 	b := newBench(newAPI(t))
@@ -710,7 +711,7 @@ func TestNotFoundOnlyAfterItWasLookedFor(t *testing.T) {
 		t.Errorf("%+v", cg.Status)
 	}
 	b.time = b.time.Add(time.Second)
-	if _, cg = b.reconcile(t, cg, empty()); says(cg, v1alpha1.Consuming) != "False/NotFound" {
+	if _, cg = b.reconcile(t, cg, empty()); conditionOf(cg, v1alpha1.Consuming) != "False/NotFound" {
 		t.Errorf("%+v", cg.Status)
 	}
 }
@@ -736,8 +737,8 @@ func TestNoCommitIsGivenAMinute(t *testing.T) {
 		for i := range c.polls {
 			b.time = b.time.Add(5 * time.Second)
 			_, cg = b.reconcile(t, cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0), c.partition}}))
-			if says(cg, v1alpha1.Consuming) != c.want {
-				t.Fatalf("after %d polls it is %s, want %s", i+1, says(cg, v1alpha1.Consuming), c.want)
+			if conditionOf(cg, v1alpha1.Consuming) != c.want {
+				t.Fatalf("after %d polls it is %s, want %s", i+1, conditionOf(cg, v1alpha1.Consuming), c.want)
 			}
 		}
 	}
@@ -781,7 +782,7 @@ func TestEventsAreFew(t *testing.T) {
 			snapshotOf(map[string][]lag.Partition{"a": {behind(0, 1, time.Duration(i%2)*time.Minute, lag.StatusOK)}}),
 		)
 		want := []string{"True/WithinObjective", "False/ObjectiveMissed"}[i%2]
-		if got := says(cg, v1alpha1.WithinObjective); got != want {
+		if got := conditionOf(cg, v1alpha1.WithinObjective); got != want {
 			t.Fatalf("%s, want %s", got, want)
 		}
 	}
@@ -831,7 +832,7 @@ func TestObjectives(t *testing.T) {
 	leniently.Age = 5 * time.Second
 	wanted(leniently)
 	b.reconcile(t, other, nil)
-	if got := says(a.get(t, other), v1alpha1.Consuming); got != "Unknown/UnknownCluster" {
+	if got := conditionOf(a.get(t, other), v1alpha1.Consuming); got != "Unknown/UnknownCluster" {
 		t.Errorf("in another cluster: %s", got)
 	}
 }
@@ -895,7 +896,7 @@ func TestLeaderChange(t *testing.T) {
 		}
 		return nil
 	})
-	if got := says(cg, v1alpha1.Consuming); got != "False/Stalled" {
+	if got := conditionOf(cg, v1alpha1.Consuming); got != "False/Stalled" {
 		t.Errorf("after the change it is %s", got)
 	}
 	if !shows(two) {
@@ -941,7 +942,7 @@ func TestKafkaTopics(t *testing.T) {
 	cg := a.consumerGroup(t, "orders")
 	await(t, func() error {
 		s.finds(map[string][]lag.Partition{"a": {ok(0)}, "b": {ok(0)}, "c": {ok(0)}})
-		if got := says(a.get(t, cg), v1alpha1.TopicsReady); got != "False/NotSupported" {
+		if got := conditionOf(a.get(t, cg), v1alpha1.TopicsReady); got != "False/NotSupported" {
 			return errors.New(got)
 		}
 		return nil
@@ -961,7 +962,7 @@ func TestKafkaTopics(t *testing.T) {
 	ready(bad, "True", "", "")
 	await(t, func() error {
 		s.finds(map[string][]lag.Partition{"a": {ok(0)}, "b": {ok(0)}, "c": {ok(0)}})
-		if got := says(a.get(t, cg), v1alpha1.TopicsReady); got != "True/AllReady" {
+		if got := conditionOf(a.get(t, cg), v1alpha1.TopicsReady); got != "True/AllReady" {
 			return errors.New(got)
 		}
 		return nil
@@ -1027,8 +1028,8 @@ func TestNoKafkaTopics(t *testing.T) {
 	if !s.exists(now.Add(time.Minute)) {
 		t.Error("it did not look again")
 	}
-	var nobody *strimzi
-	if topics, err := nobody.topics(t.Context(), now); topics != nil || err != nil {
+	var none *strimzi
+	if topics, err := none.topics(t.Context(), now); topics != nil || err != nil {
 		t.Errorf("without KafkaTopics in the configuration: %v, %v", topics, err)
 	}
 }
@@ -1083,7 +1084,7 @@ func TestLeastRBAC(t *testing.T) {
 	cg := a.consumerGroup(t, "orders", "a")
 	await(t, func() error {
 		s.finds(map[string][]lag.Partition{"a": {behind(0, 9, time.Hour, lag.StatusStalled)}})
-		if got := says(a.get(t, cg), v1alpha1.Consuming); got != "False/Stalled" {
+		if got := conditionOf(a.get(t, cg), v1alpha1.Consuming); got != "False/Stalled" {
 			return fmt.Errorf("%q\n%s", got, log)
 		}
 		return nil

@@ -48,8 +48,8 @@ func isUnknown(reason, format string, args ...any) verdict {
 }
 
 // cutMessage explains a condition that is unknown because a part could not be read.
-const cutMessage = "a part of the topics, or how old what is unread there is, could not be read; " +
-	"the condition TopicsReady or the operator's log says why"
+const cutMessage = "a part of the topics, or the age of their unread records, could not be read; see the " +
+	"condition TopicsReady or the operator's log"
 
 // consuming decides whether the records that can be read are being read.
 //
@@ -78,14 +78,14 @@ func (a *assessment) consuming() verdict {
 	t := a.totals
 	switch {
 	case t.count[lag.StatusLost] > 0:
-		return isFalse(recordsLost, "%s: %s. The consumer goes on where its auto.offset.reset says; what it missed "+
-			"has to come from elsewhere", t.partitionsIn(lag.StatusLost), a.loss())
+		return isFalse(recordsLost, "%s: %s. The consumer continues as its auto.offset.reset says; the records "+
+			"that it missed have to come from elsewhere", t.partitionsIn(lag.StatusLost), a.loss())
 	case t.count[lag.StatusStopped] > 0:
-		return isFalse(stopped, "no member reads %s: start the consumer%s; if the topic is given up, delete the "+
-			"group's commits in it", t.partitionsIn(lag.StatusStopped), has)
+		return isFalse(stopped, "no member reads %s: start the consumer%s; if the group no longer needs the "+
+			"topic, delete its committed offsets there", t.partitionsIn(lag.StatusStopped), has)
 	case t.count[lag.StatusStalled] > 0:
-		return isFalse(stalled, "a member has %s and does not move on: look in the consumer's log for a record "+
-			"that it cannot get past%s", t.partitionsIn(lag.StatusStalled), has)
+		return isFalse(stalled, "a member is assigned %s and makes no progress: look in the consumer's log for "+
+			"a record that it cannot process%s", t.partitionsIn(lag.StatusStalled), has)
 	case t.cut:
 		return isUnknown(unreadable, cutMessage)
 	case t.undetermined, t.bare() && a.now.Sub(a.bareSince) < lag.Patience:
@@ -94,21 +94,21 @@ func (a *assessment) consuming() verdict {
 			return verdict{before.Status, before.Reason, before.Message}
 		}
 		return isUnknown(
-			notKnownYet, "%s; whether the group moves and commits has to be watched for a minute", t.unread(),
+			notKnownYet, "%s; whether the group makes progress is known after a minute", t.unread(),
 		)
 	case t.count[lag.StatusNoCommit] > 0:
-		return isFalse(noCommit, "there are records, and no commit, in %s: either the consumer does not commit, or "+
-			"it began at the end (auto.offset.reset=latest) and nothing new has come",
+		return isFalse(noCommit, "there are records but no committed offset in %s: the consumer does not "+
+			"commit, or it began at the end (auto.offset.reset=latest) and no new record has come",
 			t.partitionsIn(lag.StatusNoCommit))
 	case t.unsubscribed != nil:
-		return isFalse(notSubscribed, "the group has nothing to do with %s, where there are records: correct what the "+
-			"consumer subscribes to, or spec.topics", strings.Join(t.unsubscribed[:min(len(t.unsubscribed), 3)], ", "))
+		return isFalse(notSubscribed, "the group does not subscribe to %s, where there are records: correct the "+
+			"consumer's subscription, or spec.topics", strings.Join(t.unsubscribed[:min(len(t.unsubscribed), 3)], ", "))
 	case t.count[lag.StatusRewound] > 0:
-		return isTrue(rewound, "the commit went back in %s, and what was read is read again; if nobody has reset "+
-			"the offsets, look for a second consumer that commits", t.partitionsIn(lag.StatusRewound))
+		return isTrue(rewound, "the committed offset went back in %s, and records are read again; if nobody has "+
+			"reset the offsets, look for a second consumer that commits", t.partitionsIn(lag.StatusRewound))
 	case t.count[lag.StatusSlow] > 0:
-		return isTrue(fallingBehind, "records come faster than %s: make the consumer faster, or add members, at "+
-			"most one for each partition%s", t.partitionsIn(lag.StatusSlow), has)
+		return isTrue(fallingBehind, "records arrive faster than they are read in %s: make the consumer faster, "+
+			"or add members, at most one for each partition%s", t.partitionsIn(lag.StatusSlow), has)
 	case a.known.Members == 0:
 		return isTrue(noMembers, "the group has no members; %s", t.unread())
 	}
@@ -120,12 +120,12 @@ func (a *assessment) loss() string {
 	worst := a.totals.worstIn[lag.StatusLost]
 	switch {
 	case worst.Committed >= a.log(worst.topic, worst.Number).Start:
-		return "its commit lies beyond the log's end"
+		return "the committed offset is beyond the end of the log"
 	case a.totals.lost > 0:
-		return fmt.Sprintf("retention took %s before they were read", plural(a.totals.lost, "record", "records"))
+		return fmt.Sprintf("retention deleted %s before they were read", plural(a.totals.lost, "record", "records"))
 	}
 	// They were lost before this process began, so it did not count them.
-	return "retention took records before they were read"
+	return "retention deleted records before they were read"
 }
 
 // withinObjective decides whether the oldest unread record is younger than the objective, in all
@@ -139,7 +139,7 @@ func (a *assessment) withinObjective() verdict {
 	case t.oldest != nil && t.oldest.Age > objective:
 		next := ""
 		if t.timeToClose() == nil {
-			next = "; the condition Consuming says why"
+			next = "; see the condition Consuming"
 		}
 		return isFalse(objectiveMissed, "%s; the objective is %s%s", t.unread(), objective, next)
 	case t.cut:
@@ -171,7 +171,8 @@ func (a *assessment) topicsReady(topics []v1alpha1.TopicStatus) verdict {
 		}
 		return isFalse(reason, "%s: %s", summary(bad, len(topics), "not ready"), bad[0].Message)
 	case len(unknown) > 0:
-		return isUnknown(unknown[0].Reason, "%s: %s", summary(unknown, len(topics), "not known"), unknown[0].Message)
+		list := summary(unknown, len(topics), "not known")
+		return isUnknown(unknown[0].Reason, "%s: %s", list, unknown[0].Message)
 	}
 	return isTrue(allReady, "%s", plural(len(topics), "topic is ready", "topics are ready"))
 }
@@ -198,15 +199,15 @@ func (a *assessment) unknown() verdict {
 		return isUnknown(notFound, "%s", a.absent())
 	case len(a.names) == 0:
 		return isUnknown(
-			noTopics, "the group has to do with no topic: no member subscribes to one, and there is no commit",
+			noTopics, "the group subscribes to no topic and has no committed offset",
 		)
 	}
-	return isUnknown(noCommit, "the group has not committed anything in its topics")
+	return isUnknown(noCommit, "the group has no committed offset in its topics")
 }
 
 func (a *assessment) absent() string {
-	return fmt.Sprintf("Kafka knows no group %q: start its consumer, or correct the name (delete this "+
-		"ConsumerGroup and create another); a group without members is forgotten offsets.retention.minutes after "+
-		"its last commit",
+	return fmt.Sprintf("Kafka has no group %q: start its consumer, or delete this ConsumerGroup and create one "+
+		"with the right name; Kafka deletes a group without members offsets.retention.minutes after its last "+
+		"commit",
 		a.cg.Spec.Group)
 }

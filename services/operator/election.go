@@ -35,7 +35,7 @@ var errLeaseLost = errors.New("the lease is lost: it could not be renewed in tim
 // no two of them work at the same time. After a loss, elect does not wait for work.
 //
 // controller-runtime's manager can run an election as well. It reports each end of it with the same
-// untyped error, also when the manager was told to stop, so a loss could only be recognised by
+// untyped error, also when the manager was asked to stop, so a loss could only be recognised by
 // text.
 func elect(ctx context.Context, lock resourcelock.Interface, work func(context.Context) error) error {
 	leading, ended := make(chan struct{}), make(chan struct{})

@@ -99,8 +99,8 @@ func (in *inputs) partial(topic string) bool {
 // are empty otherwise.
 func (in *inputs) clusterError() (reason, message string) {
 	if !in.clusterConfigured() {
-		return unknownCluster, fmt.Sprintf("the operator knows no cluster %q, only %s: correct spec.cluster, "+
-			"or add it to the operator's configuration", in.cg.Spec.Cluster, strings.Join(in.configured, ", "))
+		return unknownCluster, fmt.Sprintf("the operator's configuration has no cluster %q, only %s: correct "+
+			"spec.cluster, or add the cluster", in.cg.Spec.Cluster, strings.Join(in.configured, ", "))
 	}
 	if in.unreachable != "" {
 		return clusterUnreachable, in.unreachable
@@ -163,7 +163,7 @@ func cause(err error) string {
 	}
 	text := e.Stable()
 	if strings.HasSuffix(e.Code(), "_AUTHORIZATION_FAILED") {
-		text += ": see whether the operator's user may Describe it"
+		text += ": check that the operator's user may Describe it"
 	}
 	return text
 }

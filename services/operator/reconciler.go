@@ -211,7 +211,7 @@ func (r *reconciler) inputs(cg *v1alpha1.ConsumerGroup, d declared) (inputs, boo
 		last = in.snapshot.Time
 	}
 	if err := c.Err(); err != nil && in.now.Sub(last) > grace {
-		in.unreachable = fmt.Sprintf("cluster %s could not be read since %s: %s; the operator's log says more",
+		in.unreachable = fmt.Sprintf("cluster %s has not been readable since %s: %s; see the operator's log",
 			c.Name, last.UTC().Format(time.RFC3339), cause(err))
 		return in, true
 	}

@@ -20,7 +20,7 @@ import (
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// ok is a partition of which all is read.
+// ok is a partition of which everything is read.
 func ok(number int32) lag.Partition {
 	return lag.Partition{
 		Number: number, Committed: 100, Since: noon.Add(-time.Hour), Status: lag.StatusOK, LastProgress: noon,
@@ -95,11 +95,11 @@ func TestStatusOfAGroupThatReads(t *testing.T) {
 		Conditions: []metav1.Condition{
 			condition(
 				"Consuming", "True", "Reading",
-				"1 member; 5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s",
+				"1 member; 5 records unread, the oldest for 4.2s (a/1), caught up in 3s at this pace",
 			),
 			condition(
 				"WithinObjective", "True", "WithinObjective",
-				"5 records unread, the oldest for 4.2s (a/1), at this pace for another 3s; the objective is 10s",
+				"5 records unread, the oldest for 4.2s (a/1), caught up in 3s at this pace; the objective is 10s",
 			),
 			condition("TopicsReady", "True", "AllReady", "2 topics are ready"),
 		},
@@ -174,10 +174,10 @@ func TestConditions(t *testing.T) {
 		lagIsUnknown, bareIsKnown bool
 		membersAreUnknown         bool
 	}{
-		"all is read": {
+		"everything is read": {
 			snapshot: with(topics{"a": {ok(0)}}, nil), ready: "True/AllReady", consuming: "True/Reading",
-			within: "True/WithinObjective", message: "1 member; all is read",
-			messageOfWithin: "all is read; the objective is 10s",
+			within: "True/WithinObjective", message: "1 member; everything is read",
+			messageOfWithin: "everything is read; the objective is 10s",
 		},
 		"at the objective": {
 			snapshot: with(topics{"a": {behind(0, 1, 10*time.Second, lag.StatusOK)}}, nil), ready: "True/AllReady",
@@ -186,8 +186,8 @@ func TestConditions(t *testing.T) {
 		"past the objective": {
 			snapshot: with(topics{"a": {behind(0, 1, 10001*time.Millisecond, lag.StatusOK)}}, nil),
 			ready:    "True/AllReady", consuming: "True/Reading", within: "False/ObjectiveMissed",
-			messageOfWithin: "1 record unread, the oldest for 11s (a/0); the objective is 10s; " +
-				"the condition Consuming says why",
+			messageOfWithin: "1 record unread, the oldest for 11s (a/0); the objective is 10s; see the " +
+				"condition Consuming",
 		},
 		"stalled": {
 			snapshot: with(
@@ -200,8 +200,8 @@ func TestConditions(t *testing.T) {
 				nil,
 			),
 			ready: "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
-			message: "a member has a/2 and 1 other partition (50 records unread, the oldest for 3m0s) " +
-				"and does not move on",
+			message: "a member is assigned a/2 and 1 other partition (50 records unread, the oldest for 3m0s) " +
+				"and makes no progress",
 		},
 		"stopped": {
 			snapshot: with(
@@ -219,32 +219,34 @@ func TestConditions(t *testing.T) {
 		"retention was faster": {
 			snapshot: with(topics{"a": {behind(0, 1, time.Hour, lag.StatusStopped), lost}}, starts(67)),
 			ready:    "True/AllReady", consuming: "False/RecordsLost", within: "False/ObjectiveMissed",
-			message: "a/1 (40 records unread, the oldest for 1h0m0s): retention took 7 records before they were read",
+			message: "a/1 (40 records unread, the oldest for 1h0m0s): retention deleted 7 records before they " +
+				"were read",
 		},
 		"retention was faster before": {
 			snapshot: with(topics{"a": {lostBefore}}, starts(67)), ready: "True/AllReady",
 			consuming: "False/RecordsLost", within: "False/ObjectiveMissed",
-			message: "): retention took records before they were read. ",
+			message: "): retention deleted records before they were read. ",
 		},
-		"retention took all there was": {
+		"retention deleted all there was": {
 			snapshot: with(topics{"a": {behind(1, 10, 0, lag.StatusLost)}}, starts(100)), ready: "True/AllReady",
 			consuming: "False/RecordsLost", within: "True/WithinObjective",
-			message: "): retention took records before they were read. ",
+			message: "): retention deleted records before they were read. ",
 		},
 		"a commit beyond the end": {
 			snapshot: with(topics{"a": {beyond}}, nil), ready: "True/AllReady", consuming: "False/RecordsLost",
-			within: "True/WithinObjective", message: "its commit lies beyond the log's end",
+			within: "True/WithinObjective", message: "the committed offset is beyond the end of the log",
 		},
 		"a replay": {
 			snapshot: with(
 				topics{"a": {behind(0, 40, time.Hour, lag.StatusRewound), behind(1, 1, 0, lag.StatusSlow)}}, nil,
 			),
 			ready: "True/AllReady", consuming: "True/Rewound", within: "False/ObjectiveMissed",
-			message: "the commit went back in a/0",
+			message: "the committed offset went back in a/0",
 		},
 		"too slow": {
 			snapshot: with(topics{"a": {behind(0, 40, time.Hour, lag.StatusSlow)}}, nil), ready: "True/AllReady",
-			consuming: "True/FallingBehind", within: "False/ObjectiveMissed", message: "records come faster than a/0",
+			consuming: "True/FallingBehind", within: "False/ObjectiveMissed", message: "records arrive faster " +
+				"than they are read in a/0",
 		},
 		"shut down with all read": {
 			snapshot: with(topics{"a": {ok(0)}}, members(0)), ready: "True/AllReady", consuming: "True/NoMembers",
@@ -253,7 +255,7 @@ func TestConditions(t *testing.T) {
 		"stalled, without known members": {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStalled)}}, members(-1)),
 			ready:    "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
-			message: "that it cannot get past$", membersAreUnknown: true,
+			message: "that it cannot process$", membersAreUnknown: true,
 		},
 		"stopped, without known members": {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)),
@@ -267,7 +269,7 @@ func TestConditions(t *testing.T) {
 		},
 		"the members are not known": {
 			snapshot: with(topics{"a": {ok(0)}}, members(-1)), ready: "True/AllReady", consuming: "True/Reading",
-			within: "True/WithinObjective", message: "^all is read", membersAreUnknown: true,
+			within: "True/WithinObjective", message: "^everything is read", membersAreUnknown: true,
 		},
 		"nothing to commit": {
 			snapshot: with(topics{"a": {ok(0), empty}}, starts(100)), ready: "True/AllReady",
@@ -287,7 +289,7 @@ func TestConditions(t *testing.T) {
 			snapshot: with(topics{"a": {ok(0), none}}, nil),
 			inputs:   func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
 			before:   "True/Reading", ready: "True/AllReady", consuming: "False/NoCommit",
-			within: "True/WithinObjective", message: "there are records, and no commit, in a/1: either",
+			within: "True/WithinObjective", message: "there are records but no committed offset in a/1: the",
 			bareIsKnown: true,
 		},
 		"no commit at all": {
@@ -308,7 +310,7 @@ func TestConditions(t *testing.T) {
 			),
 			inputs: func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
 			ready:  "True/AllReady", consuming: "False/NotSubscribed", within: "True/WithinObjective",
-			message: "nothing to do with b, where there are records", bareIsKnown: true,
+			message: "does not subscribe to b, where there are records", bareIsKnown: true,
 		},
 		"a topic of others": {
 			cg:       consumerGroup("a"),
@@ -317,7 +319,7 @@ func TestConditions(t *testing.T) {
 		},
 		"unknown to Kafka": {
 			snapshot: with(nil, gone), ready: "Unknown/NotFound", consuming: "False/NotFound",
-			within: "Unknown/NotFound", message: `Kafka knows no group "readers": start its consumer`,
+			within: "Unknown/NotFound", message: `Kafka has no group "readers": start its consumer`,
 			lagIsUnknown: true,
 		},
 		"without topics": {
@@ -336,7 +338,7 @@ func TestConditions(t *testing.T) {
 		"just found, and unreadable": {
 			snapshot: with(topics{"a": {unmoved}}, nil), before: "Unknown/ClusterUnreachable", ready: "True/AllReady",
 			consuming: "Unknown/NotKnownYet", within: "False/ObjectiveMissed",
-			message: "40 records unread, the oldest for 1h0m0s (a/1); whether the group moves",
+			message: "40 records unread, the oldest for 1h0m0s (a/1); whether the group makes progress",
 		},
 		"just found, and not there before": {
 			snapshot: with(topics{"a": {unmoved}}, nil), before: "False/NotFound", ready: "True/AllReady",
@@ -383,7 +385,8 @@ func TestConditions(t *testing.T) {
 		"another cluster": {
 			cg:    elsewhere,
 			ready: "Unknown/UnknownCluster", consuming: "Unknown/UnknownCluster", within: "Unknown/UnknownCluster",
-			message: `the operator knows no cluster "elsewhere", only main, other: correct`, lagIsUnknown: true,
+			message: `the operator's configuration has no cluster "elsewhere", only main, other: ` +
+				`correct`, lagIsUnknown: true,
 		},
 		"an unreachable cluster": {
 			snapshot: with(topics{"a": {ok(0)}}, nil),
@@ -397,8 +400,8 @@ func TestConditions(t *testing.T) {
 				s.Errors = []*lag.ReadError{{API: "OffsetFetch", Group: "readers", Err: kerr.GroupAuthorizationFailed}}
 			}),
 			ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
-			message: "^OffsetFetch of group readers: GROUP_AUTHORIZATION_FAILED: " +
-				"see whether the operator's user may Describe it$",
+			message: "^OffsetFetch of group readers: GROUP_AUTHORIZATION_FAILED: check that the operator's user " +
+				"may Describe it$",
 			lagIsUnknown: true,
 		},
 		"a group whose broker is away": {
@@ -434,7 +437,7 @@ func TestConditions(t *testing.T) {
 				fails("ListOffsets", "a", context.DeadlineExceeded)(s)
 			}),
 			ready: "False/NotReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
-			messageOfReady: "a partition has no leader that answers", lagIsUnknown: true,
+			messageOfReady: "a partition has no leader that responds", lagIsUnknown: true,
 		},
 		"a part of a topic": {
 			snapshot: with(topics{"a": {ok(0)}}, partial), ready: "True/AllReady", consuming: "Unknown/Unreadable",
@@ -451,7 +454,7 @@ func TestConditions(t *testing.T) {
 		"an age that was not found": {
 			snapshot: with(topics{"a": {ok(0), ageless}}, fails("ListOffsets", "a", context.DeadlineExceeded)),
 			ready:    "True/AllReady", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
-			messageOfWithin: "how old what is unread there is", lagIsUnknown: true,
+			messageOfWithin: "the age of their unread records", lagIsUnknown: true,
 		},
 		"no age that was found": {
 			snapshot: with(topics{"a": {ageless}}, nil), ready: "True/AllReady", consuming: "Unknown/Unreadable",
@@ -475,8 +478,8 @@ func TestConditions(t *testing.T) {
 			cg:       consumerGroup("a", "b"),
 			snapshot: with(topics{"a": {ok(0)}}, fails("Metadata", "b", kerr.TopicAuthorizationFailed)),
 			ready:    "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
-			messageOfReady: "of 2 topics, b not known: Metadata of topic b: TOPIC_AUTHORIZATION_FAILED: " +
-				"see whether the operator's user may Describe it$",
+			messageOfReady: "of 2 topics, b not known: Metadata of topic b: TOPIC_AUTHORIZATION_FAILED: check " +
+				"that the operator's user may Describe it$",
 			lagIsUnknown: true,
 		},
 		"a topic that is being made": {
@@ -522,7 +525,7 @@ func TestConditions(t *testing.T) {
 				in.strimzi = map[string]kafkaTopic{"b": {object: "b", ready: "True"}}
 			},
 			ready: "False/NotFound", consuming: "True/Reading", within: "True/WithinObjective",
-			messageOfReady: "KafkaTopic b is there and its topic is not",
+			messageOfReady: "KafkaTopic b exists and its topic does not",
 		},
 		"KafkaTopics of an unreachable cluster": {
 			cg: consumerGroup("a"),
@@ -616,7 +619,7 @@ func TestNumbersOfAPart(t *testing.T) {
 func TestPartIsGivenTime(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*lag.Snapshot){
-		"a topic that is not told": func(s *lag.Snapshot) {
+		"a topic that is not returned": func(s *lag.Snapshot) {
 			delete(s.Topics, "a")
 			s.Errors = []*lag.ReadError{{API: "Metadata", Topic: "a", Err: context.DeadlineExceeded}}
 		},
@@ -650,8 +653,8 @@ func TestPartIsGivenTime(t *testing.T) {
 func TestUnreachableStaysTheSame(t *testing.T) {
 	t.Parallel()
 	b, cg := newBench(&api{}), consumerGroup("a")
-	want := "cluster main could not be read since " + b.time.UTC().Format(time.RFC3339) +
-		": ListGroups: CONNECTION; the operator's log says more"
+	want := "cluster main has not been readable since " + b.time.UTC().Format(time.RFC3339) +
+		": ListGroups: CONNECTION; see the operator's log"
 	b.time = b.time.Add(time.Minute)
 	for port := range 2 {
 		b.poll(

@@ -80,14 +80,14 @@ func topicStatus(in *inputs, name string) v1alpha1.TopicStatus {
 	case inKafka == nil && err != "":
 		return as(fromKafka, metav1.ConditionUnknown, unreadable, err)
 	case inKafka == nil && isDeclared:
-		return as(fromKafka, metav1.ConditionFalse, notFound, fmt.Sprintf("KafkaTopic %s is there and its "+
-			"topic is not (yet): if that lasts, see whether Strimzi's topic operator runs", object.object))
+		return as(fromKafka, metav1.ConditionFalse, notFound, fmt.Sprintf("KafkaTopic %s exists and its topic "+
+			"does not (yet): if that lasts, check that Strimzi's topic operator runs", object.object))
 	case inKafka == nil:
 		return as(fromKafka, metav1.ConditionFalse, notFound, "Kafka has no such topic, or the operator may "+
 			"not Describe it: create it, or correct spec.topics")
 	case !inKafka.Ready:
-		return as(fromKafka, metav1.ConditionFalse, notReady, "a partition has no leader that answers: see "+
-			"whether all brokers run")
+		return as(fromKafka, metav1.ConditionFalse, notReady, "a partition has no leader that responds: check "+
+			"that all brokers run")
 	case declaredReady:
 		return as(fromStrimzi, metav1.ConditionTrue, "", "")
 	}

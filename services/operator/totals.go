@@ -131,11 +131,11 @@ func (t *totals) timeToClose() *int64 {
 func (t *totals) unread() string {
 	switch {
 	case t.committed == 0 && t.bare():
-		return "there is no commit"
+		return "there is no committed offset"
 	case t.committed == 0:
 		return "there is nothing to read"
 	case t.records == 0:
-		return "all is read"
+		return "everything is read"
 	}
 	text := fmt.Sprintf("%s unread, the oldest for %s (%s/%d)",
 		plural(t.records, "record", "records"), rounded(t.oldest.Age), t.oldest.topic, t.oldest.Number)
@@ -143,7 +143,7 @@ func (t *totals) unread() string {
 		text = "at least " + text
 	}
 	if s := t.timeToClose(); s != nil {
-		text += fmt.Sprintf(", at this pace for another %s", time.Duration(*s)*time.Second)
+		text += fmt.Sprintf(", caught up in %s at this pace", time.Duration(*s)*time.Second)
 	}
 	return text
 }
