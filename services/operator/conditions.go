@@ -16,16 +16,17 @@ import (
 // assessment decides the conditions of a ConsumerGroup.
 type assessment struct {
 	*inputs
-	// known is the group, or nil if it could not be read or does not exist.
-	known *lag.Group
+	// found is the group, or nil if it could not be read or does not exist.
+	found *lag.Group
 	// names are the topics that count.
 	names  []string
 	totals *totals
 }
 
+// assess finds the group and adds up its partitions in the topics that count.
 func assess(in *inputs) *assessment {
-	a := &assessment{inputs: in, known: in.group(), names: in.topics()}
-	a.totals = addUp(in, a.known, a.names)
+	a := &assessment{inputs: in, found: in.group(), names: in.topics()}
+	a.totals = addUp(in, a.found, a.names)
 	return a
 }
 
@@ -35,20 +36,23 @@ type verdict struct {
 	reason, message string
 }
 
+// isTrue returns a verdict with the status True.
 func isTrue(reason, format string, args ...any) verdict {
 	return verdict{metav1.ConditionTrue, reason, fmt.Sprintf(format, args...)}
 }
 
+// isFalse returns a verdict with the status False.
 func isFalse(reason, format string, args ...any) verdict {
 	return verdict{metav1.ConditionFalse, reason, fmt.Sprintf(format, args...)}
 }
 
+// isUnknown returns a verdict with the status Unknown.
 func isUnknown(reason, format string, args ...any) verdict {
 	return verdict{metav1.ConditionUnknown, reason, fmt.Sprintf(format, args...)}
 }
 
-// cutMessage explains a condition that is unknown because a part could not be read.
-const cutMessage = "a part of the topics, or the age of their unread records, could not be read; see the " +
+// incompleteMessage explains a condition that is unknown because a part could not be read.
+const incompleteMessage = "a part of the topics, or the age of their unread records, could not be read; see the " +
 	"condition TopicsReady or the operator's log"
 
 // consuming decides whether the records that can be read are being read.
@@ -62,16 +66,16 @@ const cutMessage = "a part of the topics, or the age of their unread records, co
 // stuck. Commits get the same minute, because a consumer commits for the first time in a partition
 // some time after the first record is there.
 func (a *assessment) consuming() verdict {
-	if reason, _ := a.clusterError(); reason == "" && a.known == nil && a.groupError() == "" {
+	if reason, _ := a.clusterError(); reason == "" && a.found == nil && a.groupError() == "" {
 		return isFalse(notFound, "%s", a.absent())
 	}
-	if a.known == nil || len(a.names) == 0 {
+	if a.found == nil || len(a.names) == 0 {
 		return a.unknown()
 	}
 	// Both stay empty if Kafka did not return the members.
 	members, has := "", ""
-	if a.known.Members >= 0 {
-		members = plural(a.known.Members, "member", "members")
+	if a.found.Members >= 0 {
+		members = plural(a.found.Members, "member", "members")
 		has = fmt.Sprintf(" (the group has %s)", members)
 		members += "; "
 	}
@@ -86,8 +90,8 @@ func (a *assessment) consuming() verdict {
 	case t.count[lag.StatusStalled] > 0:
 		return isFalse(stalled, "a member is assigned %s and makes no progress: look in the consumer's log for "+
 			"a record that it cannot process%s", t.partitionsIn(lag.StatusStalled), has)
-	case t.cut:
-		return isUnknown(unreadable, cutMessage)
+	case t.incomplete:
+		return isUnknown(unreadable, incompleteMessage)
 	case t.undetermined, t.bare() && a.now.Sub(a.bareSince) < lag.Patience:
 		before := meta.FindStatusCondition(a.cg.Status.Conditions, v1alpha1.Consuming)
 		if before != nil && before.Status != metav1.ConditionUnknown && before.Reason != notFound {
@@ -109,7 +113,7 @@ func (a *assessment) consuming() verdict {
 	case t.count[lag.StatusSlow] > 0:
 		return isTrue(fallingBehind, "records arrive faster than they are read in %s: make the consumer faster, "+
 			"or add members, at most one for each partition%s", t.partitionsIn(lag.StatusSlow), has)
-	case a.known.Members == 0:
+	case a.found.Members == 0:
 		return isTrue(noMembers, "the group has no members; %s", t.unread())
 	}
 	return isTrue(reading, "%s%s", members, t.unread())
@@ -134,7 +138,7 @@ func (a *assessment) withinObjective() verdict {
 	objective := time.Duration(a.cg.Spec.Objective.MaxLagSeconds) * time.Second
 	t := a.totals
 	switch {
-	case a.known == nil || len(a.names) == 0:
+	case a.found == nil || len(a.names) == 0:
 		return a.unknown()
 	case t.oldest != nil && t.oldest.Age > objective:
 		next := ""
@@ -142,8 +146,8 @@ func (a *assessment) withinObjective() verdict {
 			next = "; see the condition Consuming"
 		}
 		return isFalse(objectiveMissed, "%s; the objective is %s%s", t.unread(), objective, next)
-	case t.cut:
-		return isUnknown(unreadable, cutMessage)
+	case t.incomplete:
+		return isUnknown(unreadable, incompleteMessage)
 	case t.committed == 0 && t.bare():
 		return a.unknown()
 	}
@@ -195,7 +199,7 @@ func (a *assessment) unknown() verdict {
 	switch {
 	case a.groupError() != "":
 		return isUnknown(unreadable, "%s", a.groupError())
-	case a.known == nil:
+	case a.found == nil:
 		return isUnknown(notFound, "%s", a.absent())
 	case len(a.names) == 0:
 		return isUnknown(
@@ -205,6 +209,7 @@ func (a *assessment) unknown() verdict {
 	return isUnknown(noCommit, "the group has no committed offset in its topics")
 }
 
+// absent explains that Kafka has no such group.
 func (a *assessment) absent() string {
 	return fmt.Sprintf("Kafka has no group %q: start its consumer, or delete this ConsumerGroup and create one "+
 		"with the right name; Kafka deletes a group without members offsets.retention.minutes after its last "+

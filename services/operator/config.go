@@ -84,6 +84,7 @@ func (c Config) LogValue() slog.Value {
 	)
 }
 
+// pattern returns the text of a regular expression. It is empty for a nil one.
 func pattern(r *regexp.Regexp) string {
 	if r == nil {
 		return ""
@@ -99,6 +100,7 @@ type file struct {
 	WatchNamespaces []string `yaml:"watchNamespaces"`
 }
 
+// fileCluster is a Kafka cluster in the file.
 type fileCluster struct {
 	Name             string
 	BootstrapServers string `yaml:"bootstrapServers"`
@@ -124,6 +126,7 @@ func (p *parser) wrong(where, value, allowed string) {
 	p.mistakes = append(p.mistakes, fmt.Errorf("%s: %s: %q: must be %s", p.file, where, value, allowed))
 }
 
+// parse reads text into cfg, as far as it has no mistakes.
 func (p *parser) parse(text []byte, cfg *Config) {
 	f, ok := p.decode(text)
 	if !ok {
@@ -191,12 +194,14 @@ func (p *parser) decode(text []byte) (f file, ok bool) {
 // same rule, also in the CRD.
 var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
+// namespace checks the name of a namespace.
 func (p *parser) namespace(where, name string) {
 	if !label.MatchString(name) {
 		p.wrong(where, name, "the name of a namespace")
 	}
 }
 
+// cluster returns the configuration of one Kafka cluster. where is its key in the file.
 func (p *parser) cluster(where string, c fileCluster) Cluster {
 	cluster := Cluster{
 		Config:      lag.Config{Name: c.Name, Kafka: p.kafka(where, c)},

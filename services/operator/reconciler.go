@@ -33,10 +33,15 @@ import (
 // collector is a lag.Collector, or a scripted one in tests.
 type collector interface {
 	prometheus.Collector
+	// Run polls the cluster until ctx ends.
 	Run(ctx context.Context) error
+	// Snapshot returns the last poll that succeeded, or nil.
 	Snapshot() *lag.Snapshot
+	// Err returns why the last poll failed, or nil.
 	Err() error
+	// Polled receives a value after each poll.
 	Polled() <-chan struct{}
+	// Want sets the objectives of groups, by the group's name. The groups are polled too.
 	Want(objectives map[string][]lag.Objective)
 }
 
@@ -55,10 +60,12 @@ type watchedCluster struct {
 // reconciler keeps the status of each ConsumerGroup up to date with the last poll of its cluster.
 // It never sends a request to Kafka itself.
 type reconciler struct {
-	client   client.Client
-	events   events.EventRecorder
+	client client.Client
+	events events.EventRecorder
+	// clusters are the Kafka clusters by name.
 	clusters map[string]*watchedCluster
-	now      func() time.Time
+	// now is the clock. Tests replace it.
+	now func() time.Time
 
 	// mu guards groups.
 	mu     sync.Mutex

@@ -62,6 +62,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, kube *rest.Config, s
 	return run(ctx, cfg, log, kube, started, open)
 }
 
+// run is Run with collectors that open returns: tests replace them.
 func run(
 	ctx context.Context, cfg Config, log *slog.Logger, kube *rest.Config,
 	started func(ops net.Addr), open func(lag.Config) (collector, error),

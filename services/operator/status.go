@@ -36,7 +36,7 @@ func newStatus(in inputs) (status v1alpha1.ConsumerGroupStatus, bareSince time.T
 
 	a := assess(&in)
 	setNumbers(&status, a.totals)
-	topics := topicStatuses(&in, a.known, a.names)
+	topics := topicStatuses(&in, a.found, a.names)
 	status.Topics = listed(topics)
 
 	set := func(condition string, v verdict) {

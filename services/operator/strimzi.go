@@ -45,6 +45,7 @@ type strimzi struct {
 	again time.Time
 }
 
+// newStrimzi prepares the watch of the KafkaTopics that t selects. It begins when cache runs.
 func newStrimzi(
 	t KafkaTopics, kube *rest.Config, httpClient *http.Client, mapper meta.RESTMapper, log *slog.Logger,
 ) (*strimzi, error) {

@@ -32,8 +32,8 @@ type totals struct {
 	lost int64
 	// unsubscribed are the topics with records that the group neither subscribes to nor commits in.
 	unsubscribed []string
-	// cut is true if a part could not be read. The sums are of the rest, so the truth may be more.
-	cut bool
+	// incomplete is true if a part could not be read. The sums are of the rest, so the truth may be more.
+	incomplete bool
 	// undetermined is true if a partition has not been watched long enough: records are unread and
 	// old, or may be lost, and it is not known yet whether the group moves.
 	undetermined bool
@@ -65,7 +65,7 @@ func addUp(in *inputs, group *lag.Group, topics []string) *totals {
 		return t
 	}
 	for _, name := range topics {
-		t.cut = t.cut || in.partial(name)
+		t.incomplete = t.incomplete || in.partial(name)
 		topic := group.Topics[name]
 		if topic == nil {
 			if in.hasRecords(name) {
@@ -80,6 +80,8 @@ func addUp(in *inputs, group *lag.Group, topics []string) *totals {
 	return t
 }
 
+// add counts one partition. The sums are of partitions with a committed offset only: without one,
+// it is not known which records the group will read.
 func (t *totals) add(in *inputs, p *partition) {
 	t.count[p.Status]++
 	if p.worse(t.worstIn[p.Status]) {
@@ -113,7 +115,7 @@ func (t *totals) add(in *inputs, p *partition) {
 }
 
 // known reports whether the sums are the whole truth.
-func (t *totals) known() bool { return t.committed > 0 && !t.cut }
+func (t *totals) known() bool { return t.committed > 0 && !t.incomplete }
 
 // bare reports whether there are records in a partition in which the group has committed nothing.
 func (t *totals) bare() bool { return t.count[lag.StatusNoCommit] > 0 || t.unsubscribed != nil }
@@ -139,7 +141,7 @@ func (t *totals) unread() string {
 	}
 	text := fmt.Sprintf("%s unread, the oldest for %s (%s/%d)",
 		plural(t.records, "record", "records"), rounded(t.oldest.Age), t.oldest.topic, t.oldest.Number)
-	if t.cut {
+	if t.incomplete {
 		text = "at least " + text
 	}
 	if s := t.timeToClose(); s != nil {
@@ -179,6 +181,7 @@ func rounded(d time.Duration) time.Duration {
 	return (d + unit - 1).Truncate(unit)
 }
 
+// plural returns a number with the word that fits it.
 func plural[N int | int64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
