@@ -9,11 +9,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -84,13 +81,7 @@ func TestARebuildThatWaitsForKafkaShowsIt(t *testing.T) {
 	}
 	addr := kafka.ListenAddrs()[0]
 	testenv.Produce(t, addr, event(t, "a", 1))
-	fetched := make(chan struct{})
-	fetch := sync.OnceFunc(func() { close(fetched) })
-	kafka.ControlKey(int16(kmsg.Fetch), func(kmsg.Request) (kmsg.Response, error, bool) {
-		kafka.KeepControl()
-		fetch()
-		return nil, nil, true // no response
-	})
+	fetched := testenv.MuteFetches(kafka)
 	s := start(t, filepath.Join(t.TempDir(), "cart"), addr)
 	<-fetched
 	s.until(t, s.ops+"/readyz", 503, errRebuilding.Error())

@@ -57,7 +57,7 @@ func (r *Readiness) stop() {
 // ready.
 func (r *Readiness) Err() error {
 	// The checks run without the lock, as they take locks of their own.
-	reason, checks := r.state()
+	checks, reason := r.state()
 	for _, check := range checks {
 		more := check()
 		switch {
@@ -71,15 +71,15 @@ func (r *Readiness) Err() error {
 }
 
 // state returns the reason, and the checks that may add to it.
-func (r *Readiness) state() (reason error, checks []func() error) {
+func (r *Readiness) state() (checks []func() error, reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.stopping:
-		return errStopping, nil
+		return nil, errStopping
 	case !r.set:
-		return errStarting, r.checks
+		return r.checks, errStarting
 	default:
-		return r.reason, r.checks
+		return r.checks, r.reason
 	}
 }
