@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -44,11 +45,30 @@ func kustomize(t testing.TB, dir string) []byte {
 	return []byte(out)
 }
 
+// helmVersion is asked for once, because many tests need it.
+var helmVersion = sync.OnceValues(func() (string, error) {
+	out, err := exec.Command("helm", "version", "--template", "{{.Version}}").Output()
+	return strings.TrimSpace(string(out)), err
+})
+
+// requireHelm ends the test as testenv.CannotRun does without Helm 4.
+func requireHelm(t testing.TB) {
+	t.Helper()
+	testenv.RequireProgram(t, "helm", "Helm 4")
+	version, err := helmVersion()
+	if err != nil {
+		t.Fatalf("ask helm for its version: %v", err)
+	}
+	if !strings.HasPrefix(version, "v4.") {
+		testenv.CannotRun(t, "helm is "+version+": install Helm 4")
+	}
+}
+
 // helmTemplate renders the chart with a values file. If values is empty, it uses the chart's own
 // values only.
 func helmTemplate(t testing.TB, namespace, chart, values string) []byte {
 	t.Helper()
-	testenv.RequireProgram(t, "helm", "Helm 4")
+	requireHelm(t)
 	args := []string{"template", filepath.Base(chart), chart, "--namespace", namespace}
 	if values != "" {
 		args = append(args, "--values", values)
@@ -164,7 +184,7 @@ func TestManifestsFitTheSchemas(t *testing.T) {
 
 func TestChartsPassTheLinter(t *testing.T) {
 	t.Parallel()
-	testenv.RequireProgram(t, "helm", "Helm 4")
+	requireHelm(t)
 	for _, c := range charts(t) {
 		t.Run(filepath.Join(c.chart, filepath.Base(c.values)), func(t *testing.T) {
 			t.Parallel()

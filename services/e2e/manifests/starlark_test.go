@@ -11,8 +11,6 @@ import (
 	"go.starlark.net/starlark"
 	"go.starlark.net/starlarkstruct"
 	"go.starlark.net/syntax"
-
-	"ordersystem.dev/services/internal/testenv"
 )
 
 // tiltfile is what a Tiltfile declares. The test evaluates it as Tilt does, with those of Tilt's
@@ -192,7 +190,7 @@ func (f *tiltfile) helm(t testing.TB, unpack func(...any) error) (starlark.Value
 	for _, value := range elements[string](set) {
 		args = append(args, "--set", value)
 	}
-	testenv.RequireProgram(t, "helm", "Helm 4")
+	requireHelm(t)
 	out, _ := run(t, nil, "helm", args...)
 	rendered := strings.Split(out, "---\n")
 	rendered = slices.DeleteFunc(rendered, func(manifest string) bool {
