@@ -24,7 +24,9 @@ import (
 )
 
 var (
-	buildDir   string
+	// buildDir holds the programs that build makes.
+	buildDir string
+	// buildFlags has -race if the tests have it.
 	buildFlags []string
 )
 
