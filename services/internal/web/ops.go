@@ -1,0 +1,61 @@
+package web
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Ops are the endpoints for those who run a service, on a port of their own.
+type Ops struct {
+	// Ready returns nil when the service can do its work, else what is missing. It is called at each
+	// probe and each scrape, from several goroutines.
+	Ready func() error
+	// Registry holds the metrics of the service.
+	Registry *prometheus.Registry
+	// More are shown beside the Registry: a library may keep its metrics in a registry of its own.
+	More []prometheus.Gatherer
+	// OpenAPI describes the HTTP API; nil when there is none but this one.
+	OpenAPI []byte
+	// AsyncAPI describes the topics; nil when there are none.
+	AsyncAPI []byte
+}
+
+// Handler serves /healthz (the process runs), /readyz (it can do its work now), /metrics, and
+// /openapi.yaml and /asyncapi.yaml if there are such documents. It adds the metric service_ready, which
+// shows what /readyz does, so it must be called only once per Registry.
+func (o Ops) Handler() http.Handler {
+	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "service_ready", Help: "1 when /readyz answers 200 at this moment, else 0.",
+	}, func() float64 {
+		if o.Ready() != nil {
+			return 0
+		}
+		return 1
+	}))
+	m := http.NewServeMux()
+	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		WriteText(w, http.StatusOK, "ok\n")
+	})
+	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := o.Ready(); err != nil {
+			WriteText(w, http.StatusServiceUnavailable, "not ready: "+err.Error()+"\n")
+			return
+		}
+		WriteText(w, http.StatusOK, "ready\n")
+	})
+	all := append(prometheus.Gatherers{o.Registry}, o.More...)
+	// Only the OpenMetrics format has exemplars.
+	m.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	for path, document := range map[string][]byte{"/openapi.yaml": o.OpenAPI, "/asyncapi.yaml": o.AsyncAPI} {
+		if document == nil {
+			continue
+		}
+		m.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/yaml")
+			_, _ = w.Write(document)
+		})
+	}
+	return m
+}

@@ -1,0 +1,70 @@
+package web_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/internal/web"
+)
+
+func TestRoutesIgnoreCase(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	h := web.Routes{
+		{Method: "GET", Path: "/order/find", Handler: func(w http.ResponseWriter, r *http.Request) {
+			web.WriteText(w, 200, strings.Join(r.URL.Query()["orderid"], "|"))
+		}},
+		{Method: "GET", Path: "/order/break", Handler: func(w http.ResponseWriter, _ *http.Request) {
+			web.WriteText(w, 200, "half of it")
+			panic(http.ErrAbortHandler)
+		}},
+	}.Handler(reg)
+	for _, c := range []struct {
+		method, target string
+		status         int
+		text           string
+	}{
+		{"GET", "/Order/Find?OrderId=A%20b", 200, "A b"},
+		{"GET", "/ORDER/FIND?ORDERID=Case%26Kept&orderid=2", 200, "Case&Kept|2"},
+		{"GET", "/order/find", 200, ""},
+		{"HEAD", "/order/find?orderid=x", 200, "x"}, // the recorder keeps the body that a server leaves out
+		{"GET", "//order/find", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
+		{"GET", "/order/lost", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
+		{"DELETE", "/order/FIND", 405, "This path takes GET, not DELETE."},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(c.method, c.target, nil))
+		if w.Code != c.status || w.Body.String() != c.text {
+			t.Errorf("%s %s: %d %q, want %d %q", c.method, c.target, w.Code, w.Body, c.status, c.text)
+		}
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the handler's panic did not get through: the connection would not break")
+			}
+		}()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/order/break", nil))
+	}()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]uint64{}
+	for _, m := range families[0].GetMetric() {
+		var labels []string
+		for _, l := range m.GetLabel() {
+			labels = append(labels, l.GetValue())
+		}
+		got[strings.Join(labels, " ")] = m.GetHistogram().GetSampleCount()
+	}
+	// Nothing that a client makes up becomes a label.
+	if diff := cmp.Diff(map[string]uint64{"200 GET /order/find": 4, "404 other other": 2, "aborted GET /order/break": 1, "405 other other": 1}, got); diff != "" {
+		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
+	}
+}
