@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// WantsJSON reports whether the client asks for JSON. Text is the default, because the clients of the
-// reference system expect it.
+// WantsJSON reports whether the client asks for JSON. Text is the default, because the clients of
+// the reference system expect it.
 func WantsJSON(r *http.Request) bool {
 	for _, header := range r.Header.Values("Accept") {
 		for part := range strings.SplitSeq(header, ",") {
@@ -42,7 +42,8 @@ func HasToken(h http.Header, name, token string) bool {
 func PreferredWait(h http.Header, longest time.Duration) time.Duration {
 	for _, header := range h.Values("Prefer") {
 		for preference := range splitUnquoted(header, ',') {
-			// Only the part before the first semicolon names the preference; the rest are parameters.
+			// Only the part before the first semicolon names the preference; the rest are
+			// parameters.
 			for first := range splitUnquoted(preference, ';') {
 				name, value, _ := strings.Cut(first, "=")
 				if !strings.EqualFold(strings.TrimSpace(name), "wait") {
@@ -55,8 +56,8 @@ func PreferredWait(h http.Header, longest time.Duration) time.Duration {
 	return 0
 }
 
-// waitSeconds returns the duration of a whole number of seconds, at most longest. It is 0 for anything
-// that is no such number.
+// waitSeconds returns the duration of a whole number of seconds, at most longest. It is 0 for
+// anything that is no such number.
 func waitSeconds(value string, longest time.Duration) time.Duration {
 	if value == "" || strings.Trim(value, "0123456789") != "" {
 		return 0

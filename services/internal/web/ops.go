@@ -9,8 +9,8 @@ import (
 
 // Ops are the endpoints for those who run a service, on a port of their own.
 type Ops struct {
-	// Ready returns nil when the service can do its work, else what is missing. It is called at each
-	// probe and each scrape, from several goroutines.
+	// Ready returns nil when the service can do its work, else what is missing. It is called at
+	// each probe and each scrape, from several goroutines.
 	Ready func() error
 	// Registry holds the metrics of the service.
 	Registry *prometheus.Registry
@@ -23,8 +23,8 @@ type Ops struct {
 }
 
 // Handler serves /healthz (the process runs), /readyz (it can do its work now), /metrics, and
-// /openapi.yaml and /asyncapi.yaml if there are such documents. It adds the metric service_ready, which
-// shows what /readyz does, so it must be called only once per Registry.
+// /openapi.yaml and /asyncapi.yaml if there are such documents. It adds the metric service_ready,
+// which shows what /readyz does, so it must be called only once per Registry.
 func (o Ops) Handler() http.Handler {
 	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "service_ready", Help: "1 when /readyz answers 200 at this moment, else 0.",

@@ -19,7 +19,8 @@ func TestOps(t *testing.T) {
 		Ready: func() error { return missing }, Registry: reg, More: []prometheus.Gatherer{library},
 		OpenAPI: []byte("openapi: 3.1.0\n"), AsyncAPI: []byte("asyncapi: 3.0.0\n"),
 	}.Handler()
-	own, others := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "own_seconds", Help: "Own."}), prometheus.NewCounter(prometheus.CounterOpts{Name: "library_calls_total", Help: "A library's."})
+	own := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "own_seconds", Help: "Own."})
+	others := prometheus.NewCounter(prometheus.CounterOpts{Name: "library_calls_total", Help: "A library's."})
 	reg.MustRegister(own)
 	library.MustRegister(others)
 	own.(prometheus.ExemplarObserver).ObserveWithExemplar(1, prometheus.Labels{"offset": "4711"})
@@ -46,19 +47,20 @@ func TestOps(t *testing.T) {
 	check("/healthz", 200, "ok")
 	check("/metrics", 200, "service_ready 0\n")
 
-	// Exemplars are for those who ask for the format that has them.
+	// Only a client that asks for the OpenMetrics format gets exemplars.
 	r := httptest.NewRequest("GET", "/metrics", nil)
 	r.Header.Set("Accept", "application/openmetrics-text;version=1.0.0")
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	if !strings.HasPrefix(w.Header().Get("Content-Type"), "application/openmetrics-text") || !strings.Contains(w.Body.String(), `# {offset="4711"} 1`) {
+	if !strings.HasPrefix(w.Header().Get("Content-Type"), "application/openmetrics-text") ||
+		!strings.Contains(w.Body.String(), `# {offset="4711"} 1`) {
 		t.Errorf("%v\n%s", w.Header(), w.Body)
 	}
 	if _, body := get("/metrics"); strings.Contains(body, "4711") {
 		t.Errorf("the plain format: %s", body)
 	}
 
-	// A program that serves nothing else has nothing to describe.
+	// A program without an API and topics has no documents.
 	h = web.Ops{Ready: func() error { return nil }, Registry: prometheus.NewRegistry()}.Handler()
 	check("/openapi.yaml", 404, "")
 	check("/asyncapi.yaml", 404, "")

@@ -30,15 +30,15 @@ type PacedWriter struct {
 	written int64
 	begun   bool
 
-	// mu is held while the deadline of the connection moves, so that no Write moves it after the end
-	// of ctx, and so that the end of ctx does not move it after Close.
+	// mu is held while the deadline of the connection moves, so that no Write moves it after the
+	// end of ctx, and so that the end of ctx does not move it after Close.
 	mu     sync.Mutex
 	closed bool
 }
 
-// NewPacedWriter returns a PacedWriter whose time begins now. When ctx ends, a Write that waits for the
-// client fails at once, and so does every later one. The caller must call Close before its handler
-// returns.
+// NewPacedWriter returns a PacedWriter whose time begins now. When ctx ends, a Write that waits for
+// the client fails at once, and so does every later one. The caller must call Close before its
+// handler returns.
 func NewPacedWriter(ctx context.Context, w http.ResponseWriter, pace Pace) *PacedWriter {
 	p := &PacedWriter{
 		ctx: ctx, w: w, control: http.NewResponseController(w), pace: pace, start: time.Now(),

@@ -63,8 +63,8 @@ func TestPacedWriterMovesTheDeadline(t *testing.T) {
 	})
 }
 
-// However the end of the context and the writes fall together, the deadline that stays is the one that
-// lets a waiting write fail.
+// However the end of the context and the writes fall together, the deadline that stays is the one
+// that lets a waiting write fail.
 func TestEndOfContextHasTheLastWord(t *testing.T) {
 	t.Parallel()
 	for range 500 {

@@ -26,7 +26,8 @@ func TestProblemsAreTextOrJSON(t *testing.T) {
 		problem.Write(w, r)
 		got := [2]string{w.Header().Get("Content-Type"), w.Body.String()}
 		if got != want || w.Code != 503 || w.Header().Get("Retry-After") != "2" {
-			t.Errorf("Accept %q: %d %q, Retry-After %q, want %q", accept, w.Code, got, w.Header().Get("Retry-After"), want)
+			t.Errorf("Accept %q: %d %q, Retry-After %q, want %q",
+				accept, w.Code, got, w.Header().Get("Retry-After"), want)
 		}
 	}
 }

@@ -24,8 +24,8 @@ type Route struct {
 	Handler http.HandlerFunc
 }
 
-// Handler serves the routes, whatever the case of a request's path and of the names in its query, and
-// measures each request. For an unknown path or method it responds with what there is.
+// Handler serves the routes, whatever the case of a request's path and of the names in its query,
+// and measures each request. For an unknown path or method it responds with what there is.
 func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "http_request_duration_seconds",
@@ -66,8 +66,8 @@ func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	return FoldCase(router)
 }
 
-// FoldCase passes every request on with its path and the names in its query in lower case, because no
-// router ignores case. Values stay as they are.
+// FoldCase passes every request on with its path and the names in its query in lower case, because
+// no router ignores case. Values stay as they are.
 func FoldCase(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u := *r.URL

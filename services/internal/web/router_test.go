@@ -24,6 +24,7 @@ func TestRoutesIgnoreCase(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}},
 	}.Handler(reg)
+	const unknown = "There is nothing at this path. This service has: GET /order/break, GET /order/find."
 	for _, c := range []struct {
 		method, target string
 		status         int
@@ -32,9 +33,10 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		{"GET", "/Order/Find?OrderId=A%20b", 200, "A b"},
 		{"GET", "/ORDER/FIND?ORDERID=Case%26Kept&orderid=2", 200, "Case&Kept|2"},
 		{"GET", "/order/find", 200, ""},
-		{"HEAD", "/order/find?orderid=x", 200, "x"}, // the recorder keeps the body that a server leaves out
-		{"GET", "//order/find", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
-		{"GET", "/order/lost", 404, "There is nothing at this path. This service has: GET /order/break, GET /order/find."},
+		// The recorder keeps the body that a server leaves out.
+		{"HEAD", "/order/find?orderid=x", 200, "x"},
+		{"GET", "//order/find", 404, unknown},
+		{"GET", "/order/lost", 404, unknown},
 		{"DELETE", "/order/FIND", 405, "This path takes GET, not DELETE."},
 	} {
 		w := httptest.NewRecorder()
@@ -46,7 +48,7 @@ func TestRoutesIgnoreCase(t *testing.T) {
 	func() {
 		defer func() {
 			if recover() == nil {
-				t.Error("the handler's panic did not get through: the connection would not break")
+				t.Error("the panic of a handler is swallowed: the connection would not break")
 			}
 		}()
 		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/order/break", nil))
@@ -64,7 +66,10 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		got[strings.Join(labels, " ")] = m.GetHistogram().GetSampleCount()
 	}
 	// Nothing that a client makes up becomes a label.
-	if diff := cmp.Diff(map[string]uint64{"200 GET /order/find": 4, "404 other other": 2, "aborted GET /order/break": 1, "405 other other": 1}, got); diff != "" {
+	want := map[string]uint64{
+		"200 GET /order/find": 4, "404 other other": 2, "aborted GET /order/break": 1, "405 other other": 1,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
 	}
 }

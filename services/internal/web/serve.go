@@ -34,8 +34,8 @@ func Listen(addr env.Addr) (net.Listener, error) {
 	return ln, nil
 }
 
-// Serve serves requests on ln until ctx ends. Then it stops accepting and waits for those under way,
-// at most Drain. It closes ln.
+// Serve serves requests on ln until ctx ends. Then it stops accepting and waits for those under
+// way, at most Drain. It closes ln.
 func Serve(ctx context.Context, log *slog.Logger, ln net.Listener, h http.Handler) error {
 	srv := &http.Server{
 		Handler:           h,

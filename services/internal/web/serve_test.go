@@ -22,27 +22,29 @@ func TestServeDrains(t *testing.T) {
 	entered, finish := make(chan struct{}), make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(entered)
+		<-finish
+		web.WriteText(w, 200, "done")
+	})
 	go func() {
-		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			close(entered)
-			<-finish
-			web.WriteText(w, 200, "done")
-		}))
+		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, handler)
 	}()
-	answer := make(chan string)
+	body := make(chan string)
 	go func() {
 		resp, err := http.Get("http://" + ln.Addr().String())
 		if err != nil {
-			answer <- err.Error()
+			body <- err.Error()
 			return
 		}
 		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		answer <- string(body) + errorText(err)
+		text, err := io.ReadAll(resp.Body)
+		body <- string(text) + errorText(err)
 	}()
 	<-entered
 	stop()
-	for { // until nothing is accepted any more
+	// Until nothing is accepted any more.
+	for {
 		conn, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
 			break
@@ -50,8 +52,8 @@ func TestServeDrains(t *testing.T) {
 		conn.Close()
 	}
 	close(finish)
-	if got := <-answer; got != "done" {
-		t.Errorf("the request under way was answered %q, want %q", got, "done")
+	if got := <-body; got != "done" {
+		t.Errorf("the request under way got %q, want %q", got, "done")
 	}
 	if err := <-served; err != nil {
 		t.Errorf("Serve: %v", err)
