@@ -1,5 +1,3 @@
-// Package order is the Order service: it folds the order topics into a store of its own, answers look-ups from that store, and
-// audits the topics by reading them.
 package order
 
 import (
@@ -9,15 +7,20 @@ import (
 	"ordersystem.dev/services/internal/env"
 )
 
-// Config is what the service is told from outside.
+// Config is the configuration of the service.
 type Config struct {
-	HTTPAddr env.Addr // the API
-	OpsAddr  env.Addr // probes and metrics
-	DataDir  string   // the store, and the audit's indexes
-	Kafka    broker.Config
+	// HTTPAddr is the address of the API.
+	HTTPAddr env.Addr
+	// OpsAddr is the address of the probes and metrics.
+	OpsAddr env.Addr
+	// DataDir holds the store and the indexes of the audit.
+	DataDir string
+	// Kafka is how to reach the cluster. Run sets its client ID and statistics.
+	Kafka broker.Config
 }
 
-// ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the API's port + 1), DATA_DIR and KAFKA_*; e.Err() says what is wrong.
+// ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the port of the API + 1), DATA_DIR and
+// KAFKA_*. e.Err returns what is wrong.
 func ConfigFromEnv(e *env.Env) Config {
 	http := e.Addr("HTTP_ADDR", ":7000")
 	return Config{
@@ -28,7 +31,7 @@ func ConfigFromEnv(e *env.Env) Config {
 	}
 }
 
-// LogValue is the configuration as the log shows it; the broker's part masks its secrets.
+// LogValue returns the configuration as the log shows it. The part of Kafka masks its secrets.
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),

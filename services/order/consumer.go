@@ -5,63 +5,75 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
-	"strconv"
 	"time"
 
-	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/order/fold"
 )
 
-// consumer brings what the order topics tell into the store. It is the broker.Handler of the service; one goroutine calls it.
-type consumer struct {
+// topicConsumer brings the records of the order topics into the store. It is the broker.Handler of
+// the service: one goroutine calls its methods.
+type topicConsumer struct {
 	store   *store
 	waiters *waiters
-	view    *view
+	catchUp *catchUp
 	metrics *metrics
 	log     *slog.Logger
-	now     func() time.Time
+	// now is time.Now, or the clock of a test.
+	now func() time.Time
 
-	// next is the end of the last batch applied, by partition, and what the store must say for the next one to be written. It is
-	// loaded at assignment and never read from the store in between: a member that slept through a rebalance would read what the
-	// new owner wrote there, and go on as if it were its own.
+	// next is the offset behind the last applied batch, by assigned partition. A batch is written
+	// only where the store has the same offset.
+	//
+	// It is loaded at assignment and never again from the store. Else a member that slept through a
+	// rebalance would read there what the new owner wrote, and go on as if it were its own.
 	next map[broker.Partition]int64
 }
 
-// Assigned says where to go on reading. The store's word counts, not what is committed to Kafka.
-func (c *consumer) Assigned(ctx context.Context, ps []broker.Partition) (map[broker.Partition]int64, error) {
-	next, anew, err := c.store.assign(ctx, ps)
+// newTopicConsumer returns one without partitions.
+func newTopicConsumer(s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger) *topicConsumer {
+	return &topicConsumer{
+		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now,
+		next: map[broker.Partition]int64{},
+	}
+}
+
+// Assigned returns the offset at which to go on in each partition. It takes them from the store:
+// what is committed to Kafka is only a hint for tools.
+func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (map[broker.Partition]int64, error) {
+	next, fresh, err := c.store.assign(ctx, ps)
 	if err != nil {
 		return nil, err
 	}
 	numbers := map[string][]int32{}
-	for _, p := range anew {
+	for _, p := range fresh {
 		numbers[p.Topic] = append(numbers[p.Topic], p.Number)
 	}
-	for topic, ns := range numbers {
+	for topic, partitions := range numbers {
 		c.metrics.recreated.Inc()
-		c.log.Warn("the topic was deleted and made anew: it is read from its beginning, and orders that only the old one told stay",
-			"topic", topic, "partitions", ns)
+		c.log.Warn("the topic was recreated: it is read from its beginning, and orders that only the old one had stay",
+			"topic", topic, "partitions", partitions)
 	}
 	maps.Copy(c.next, next)
-	c.view.moved()
+	c.catchUp.offsetsMoved()
 	return next, nil
 }
 
-// Revoked forgets the partitions: a batch of theirs that is still under way is refused from now on.
-func (c *consumer) Revoked(ps []broker.Partition) {
+// Revoked forgets the partitions. A batch of theirs that is under way is refused from now on.
+func (c *topicConsumer) Revoked(ps []broker.Partition) {
 	for _, p := range ps {
 		delete(c.next, p)
 	}
 }
 
-// Apply brings one batch into the store, whole or not at all, and may be called again with the same one.
-func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
+// Apply brings one batch into the store, whole or not at all. It may be called again with the same
+// one.
+func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 	start := c.now()
 	moves := make([]move, 0, len(b.Next))
 	for p, to := range b.Next {
-		from, mine := c.next[p]
-		if !mine {
+		from, assigned := c.next[p]
+		if !assigned {
 			return fmt.Errorf("%s/%d is not assigned: %w", p.Topic, p.Number, broker.ErrFenced)
 		}
 		if from != to {
@@ -71,7 +83,7 @@ func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
 	if len(b.Records) == 0 && len(moves) == 0 {
 		return nil
 	}
-	out, err := c.store.apply(ctx, decode(b.Records), moves, start)
+	result, err := c.store.apply(ctx, fold.Decode(b.Records), moves, start)
 	if err != nil {
 		c.metrics.applyFailures.Inc()
 		return fmt.Errorf("apply %d records: %w", len(b.Records), err)
@@ -79,46 +91,16 @@ func (c *consumer) Apply(ctx context.Context, b broker.Batch) error {
 	for _, m := range moves {
 		c.next[m.partition] = m.to
 	}
-	c.waiters.wake(out.winners)
-	c.view.moved()
-	c.metrics.applied(out, b.Records, start, c.now())
-	if len(out.letters) > 0 {
-		first := out.letters[0]
-		c.log.Warn("records go to the dead-letter topic", "count", len(out.letters), "reason", first.reason, "err", first.message,
-			"topic", first.record.Topic, "partition", first.record.Partition, "offset", first.record.Offset)
+	c.waiters.wake(result.Winners)
+	c.catchUp.offsetsMoved()
+	c.metrics.applied(result, b.Records, start, c.now())
+	if len(result.Rejected) > 0 {
+		// One line for the batch, with its first record: a flood of bad records must not flood the
+		// log.
+		first := result.Rejected[0]
+		c.log.Warn("records go to the dead-letter topic", "count", len(result.Rejected),
+			"reason", first.Reason, "err", first.Message,
+			"topic", first.Record.Topic, "partition", first.Record.Partition, "offset", first.Record.Offset)
 	}
 	return nil
-}
-
-// maxLetterBytes keeps a dead letter within its topic's 2 MiB: a compressed batch can hold a record far larger than a topic admits,
-// and a letter that Kafka refuses would stop all those behind it.
-const (
-	maxLetterBytes = 2_000_000
-	headerFraming  = 10 // bytes at most that a header takes beside its key and value
-)
-
-// deadLetters addresses records to the dead-letter topic: key, value and headers as they are, and where from and why besides.
-func deadLetters(letters []letter, now time.Time) []contract.Message {
-	ms := make([]contract.Message, len(letters))
-	for i, l := range letters {
-		m := contract.Message{Topic: contract.TopicDeadLetter, Key: l.record.Key, Value: l.record.Value, Headers: slices.Clone(l.record.Headers)}
-		size := len(m.Key) + len(m.Value)
-		for _, h := range m.Headers {
-			size += len(h.Key) + len(h.Value) + headerFraming
-		}
-		if size > maxLetterBytes {
-			m.Key, m.Value = m.Key[:min(len(m.Key), contract.MaxIDBytes)], m.Value[:min(len(m.Value), maxLetterBytes)]
-			m.Headers = []contract.Header{{Key: "dlt-cut", Value: strconv.AppendInt(nil, int64(size), 10)}}
-		}
-		m.Headers = append(m.Headers,
-			contract.Header{Key: "dlt-topic", Value: []byte(l.record.Topic)},
-			contract.Header{Key: "dlt-partition", Value: strconv.AppendInt(nil, int64(l.record.Partition), 10)},
-			contract.Header{Key: "dlt-offset", Value: strconv.AppendInt(nil, l.record.Offset, 10)},
-			contract.Header{Key: "dlt-reason", Value: []byte(l.reason)},
-			contract.Header{Key: "dlt-message", Value: []byte(l.message)},
-			contract.Header{Key: "dlt-time", Value: []byte(now.UTC().Format(time.RFC3339Nano))},
-		)
-		ms[i] = m
-	}
-	return ms
 }

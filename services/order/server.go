@@ -15,112 +15,122 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/web"
+	"ordersystem.dev/services/order/audit"
 )
 
 const (
-	maxWait    = 30 * time.Second // longest wait that a look-up is granted
-	retryAfter = 2 * time.Second  // when a look-up may be worth trying again
+	// maxWait is the longest wait that a look-up is granted.
+	maxWait = 30 * time.Second
+	// notReadyRetry is when a look-up may be worth trying again while the store catches up.
+	notReadyRetry = 2 * time.Second
+	// auditRetry is when an audit that failed may be worth trying again.
+	auditRetry = 5 * time.Second
 )
 
-// server answers the API.
+// server serves the API.
 type server struct {
-	store    *store
-	view     *view
-	waiters  *waiters
-	auditor  *auditor
-	log      *slog.Logger
-	stopping context.Context // ends when the service stops
-
-	pace pace // at which a client must take an audit's answer
+	store   *store
+	catchUp *catchUp
+	waiters *waiters
+	auditor *audit.Auditor
+	log     *slog.Logger
+	// stopping ends when the service stops. Requests that wait are then ended with errStopping.
+	stopping context.Context
+	// pace is how fast a client must take the result of an audit.
+	pace web.Pace
 }
 
+// handler returns the handler of the API. It registers the metrics of the requests, so it is called
+// once.
 func (s *server) handler(reg prometheus.Registerer) http.Handler {
 	return web.Routes{
-		{Method: http.MethodGet, Path: "/order/order-details", Handler: answer(s.log, s.details)},
-		{Method: http.MethodGet, Path: "/order/getallorderidsfromtopic", Handler: answer(s.log, s.audit)},
+		{Method: http.MethodGet, Path: "/order/order-details", Handler: s.respond(s.details)},
+		{Method: http.MethodGet, Path: "/order/getallorderidsfromtopic", Handler: s.respond(s.audit)},
 	}.Handler(reg)
 }
 
-// problem is a web.Problem as an error.
-type problem web.Problem
-
-func (p problem) Error() string { return p.Text }
-
-// answer writes the error that a handler returns instead of answering; what is no problem of the client's is logged and told in general.
-func answer(log *slog.Logger, h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+// respond writes the problem for the error of a handler, and logs the error where the response does
+// not tell the client what is wrong.
+func (s *server) respond(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		err := h(w, r)
+		err := handle(w, r)
 		if err == nil {
 			return
 		}
-		p, ok := errors.AsType[problem](err)
-		if !ok {
-			p = problem{Status: http.StatusInternalServerError, Text: "Something went wrong in the Order service; its log says what."}
-			if r.Context().Err() == nil { // else the client has gone, and what failed is only that
-				log.Error("request", "path", r.URL.Path, "err", err)
-			}
+		p := problem(err)
+		switch {
+		case errors.Is(err, errStopping), errors.Is(err, context.Canceled):
+			// Nothing failed: the service stops, or the client has gone.
+		case errors.Is(err, audit.ErrUnreadable):
+			s.log.Warn("audit", "err", err)
+		case p.Status == http.StatusInternalServerError && r.Context().Err() == nil:
+			s.log.Error("request", "path", r.URL.Path, "err", err)
 		}
-		web.Problem(p).Write(w, r)
+		p.Write(w, r)
 	}
 }
 
-// details answers one order, and waits for it if the client prefers that.
+// details responds with one order, and waits for it if the client prefers that.
 func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 	q, err := query(r)
 	if err != nil {
 		return err
 	}
 	if !q.Has("orderid") {
-		return badRequest("orderId is missing: GET /order/order-details?orderId=X.")
+		return invalidError{errors.New("orderId is missing: GET /order/order-details?orderId=X")}
 	}
 	id, err := contract.ParseOrderID(q.Get("orderid"))
 	if err != nil {
-		return badRequest(err.Error() + ".")
+		return invalidError{err}
 	}
 	least := int64(1)
 	if q.Has("minversion") {
 		if least, err = strconv.ParseInt(q.Get("minversion"), 10, 64); err != nil || least < 1 {
-			return badRequest(fmt.Sprintf("minVersion must be a whole number from 1, not %.20q.", q.Get("minversion")))
+			return invalidError{
+				fmt.Errorf("minVersion must be a whole number from 1, not %.20q", q.Get("minversion")),
+			}
 		}
 	}
-	if missing := s.view.ready(); missing != nil {
-		return problem{http.StatusServiceUnavailable, "The Order service is not ready: " + missing.Error() + ".", retryAfter}
+	if missing := s.catchUp.ready(); missing != nil {
+		return notReadyError{missing}
 	}
-	wait := preferredWait(r.Header)
+	wait := web.PreferredWait(r.Header, maxWait)
 	if wait > 0 {
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait.Seconds())))
 	}
-	k, err := s.await(r.Context(), id, least, wait)
+	found, err := s.await(r.Context(), id, least, wait)
 	if err != nil {
 		return err
 	}
-	if k.version == 0 {
-		return problem{Status: http.StatusNotFound, Text: "Order with ID " + id + " not found."}
+	if found.version == 0 {
+		return notFoundError{id}
 	}
-	w.Header().Set("ETag", `"`+strconv.FormatInt(k.version, 10)+`"`)
-	if k.version < least {
-		return problem{Status: http.StatusPreconditionFailed,
-			Text: fmt.Sprintf("Order with ID %s is known at version %d, not yet at %d.", id, k.version, least)}
+	w.Header().Set("ETag", `"`+strconv.FormatInt(found.version, 10)+`"`)
+	if found.version < least {
+		return versionError{orderID: id, known: found.version, least: least}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(withShippingCost(k)) // the client has gone: nobody is left to tell
+	// An error here means that the client has gone.
+	_, _ = w.Write(withShippingCost(found))
 	return nil
 }
 
-// await returns the order once it is known at version least or later, or as it is known when the time is up.
-func (s *server) await(ctx context.Context, id string, least int64, wait time.Duration) (known, error) {
+// await returns the order once its version is at least least, or as it is when the wait is over.
+func (s *server) await(ctx context.Context, id string, least int64, wait time.Duration) (stored, error) {
 	if wait <= 0 {
 		return s.store.get(ctx, id)
 	}
 	timeUp := time.NewTimer(wait)
 	defer timeUp.Stop()
 	for {
-		changed, leave := s.waiters.watch(id) // before reading, so that no change falls in between
-		k, err := s.store.get(ctx, id)
-		if err != nil || k.version >= least {
+		// Before reading, so that no change falls in between.
+		changed, leave := s.waiters.watch(id)
+		found, err := s.store.get(ctx, id)
+		if err != nil || found.version >= least {
 			leave()
-			return k, err
+			return found, err
 		}
 		select {
 		case <-changed:
@@ -129,21 +139,24 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 		case <-timeUp.C:
 		case <-ctx.Done():
 		case <-s.stopping.Done():
-			// Not 404: the time it was to wait is not over, and whoever answers next may well know the order.
-			err = problem{http.StatusServiceUnavailable, "The Order service is stopping; ask again.", time.Second}
+			// Not as it is: the wait is not over, and the next service may well find the order.
+			err = errStopping
 		}
 		leave()
-		return k, err
+		return found, err
 	}
 }
 
 // withShippingCost adds the shipping cost at the end of the order's JSON.
-func withShippingCost(k known) []byte {
-	b := append(k.body[:len(k.body)-1:len(k.body)-1], `,"shippingCost":`...)
-	return append(append(b, contract.ShippingCost(k.total).String()...), '}')
+func withShippingCost(found stored) []byte {
+	b := append(found.body[:len(found.body)-1:len(found.body)-1], `,"shippingCost":`...)
+	return append(append(b, contract.ShippingCost(found.total).String()...), '}')
 }
 
-// audit answers the orders of a topic, as the topic itself tells them.
+// audit responds with the orders of a topic, as the topic itself has them.
+//
+// A stop ends it: an audit that waits gets errStopping, and a response that is being written
+// breaks.
 func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	q, err := query(r)
 	if err != nil {
@@ -151,142 +164,133 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	}
 	topic := q.Get("topicname")
 	if !contract.IsOrderTopic(topic) {
-		return problem{Status: http.StatusBadRequest, Text: "Invalid topic name."}
+		return errTopicName
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	control := http.NewResponseController(w)
-	defer context.AfterFunc(s.stopping, func() { // neither Kafka nor a slow client holds the stop up
-		cancel()
-		_ = control.SetWriteDeadline(time.Now())
-	})()
-	snap, err := s.auditor.snapshot(ctx, topic, has(r.Header, "Cache-Control", "no-cache"))
-	if err := control.SetWriteDeadline(time.Now().Add(s.pace.grace)); err != nil { // reading may have taken longer than the server's
-		return err
-	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
+	result, err := s.auditor.Audit(ctx, topic, web.HasToken(r.Header, "Cache-Control", "no-cache"))
+	// The audit may have taken longer than the server allows a response. An error here means that
+	// the connection is closed, which the next write notices.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.pace.Grace))
 	if err != nil {
 		return err
 	}
-	defer snap.close()
-	if snap.orders == 0 {
-		return problem{Status: http.StatusNotFound, Text: "No orders found in the specified topic."}
+	defer result.Close()
+	if result.Orders == 0 {
+		return errNoOrders
 	}
+	paced := web.NewPacedWriter(ctx, w, s.pace)
+	defer paced.Close()
 	w.Header().Set("Content-Type", "application/json")
-	paced := &pacedWriter{ctx: ctx, w: w, control: control, pace: s.pace, start: time.Now()}
-	if err := snap.writeJSON(ctx, paced); err != nil {
-		if r.Context().Err() == nil {
-			s.log.Warn("an audit's answer breaks off", "topic", topic, "bytes", paced.written, "err", err)
-		}
-		panic(http.ErrAbortHandler) // the status is out: only a broken connection tells that the answer is not whole
+	err = result.WriteJSON(ctx, paced)
+	if err == nil || !paced.Begun() {
+		return err
 	}
-	return nil
-}
-
-// pace is how fast a client must take an answer: after the first moments so many bytes a second. Else its connection breaks, for
-// the answer holds a snapshot of the index and one of the few connections to it.
-type pace struct {
-	grace time.Duration
-	rate  int64 // bytes per second
-}
-
-type pacedWriter struct {
-	ctx     context.Context // of the answer
-	w       http.ResponseWriter
-	control *http.ResponseController
-	pace    pace
-	start   time.Time
-	written int64
-}
-
-func (p *pacedWriter) Write(b []byte) (int, error) {
-	if err := context.Cause(p.ctx); err != nil {
-		return 0, err
+	if r.Context().Err() == nil {
+		s.log.Warn("the response to an audit breaks off", "topic", topic, "bytes", paced.Written(), "err", err)
 	}
-	due := p.start.Add(p.pace.grace + time.Duration((p.written+int64(len(b)))/p.pace.rate)*time.Second)
-	if err := p.control.SetWriteDeadline(due); err != nil {
-		return 0, err
-	}
-	n, err := p.w.Write(b)
-	p.written += int64(n)
-	return n, err
+	// The status is sent already. Only a broken connection shows that the response is not whole.
+	panic(http.ErrAbortHandler)
 }
 
-// query reads the parameters, whose names are in lower case here. One given twice is refused: which of them counts would be a guess.
+// query returns the parameters, whose names are in lower case here. A parameter that is given twice
+// is refused, because either value might be meant.
 func query(r *http.Request) (url.Values, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, badRequest("the query cannot be read: " + err.Error() + ".")
+		return nil, invalidError{fmt.Errorf("the query cannot be read: %w", err)}
 	}
 	for _, name := range []string{"orderId", "minVersion", "topicName"} {
 		values := q[strings.ToLower(name)]
 		if len(values) > 1 {
-			return nil, badRequest(name + " is given more than once.")
+			return nil, invalidError{errors.New(name + " is given more than once")}
 		}
 		if !utf8.ValidString(strings.Join(values, "")) {
-			return nil, badRequest(name + " is not valid UTF-8.")
+			return nil, invalidError{errors.New(name + " is not valid UTF-8")}
 		}
 	}
 	return q, nil
 }
 
-func badRequest(text string) error {
-	return problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + text}
+var (
+	errTopicName = errors.New("the topic is no order topic")
+	errNoOrders  = errors.New("the topic holds no orders")
+	// errStopping ends requests that wait. They may succeed on the next service.
+	errStopping = errors.New("the service is stopping")
+)
+
+// invalidError is a request that the contract does not allow. Its text is for the client.
+type invalidError struct{ error }
+
+// notReadyError is a look-up before the store has caught up. It wraps what is missing.
+type notReadyError struct{ error }
+
+// notFoundError is a look-up of an order that the store does not have.
+type notFoundError struct{ orderID string }
+
+func (e notFoundError) Error() string { return "order " + e.orderID + " is not known" }
+
+// versionError is a look-up of a version that the store does not have yet.
+type versionError struct {
+	orderID      string
+	known, least int64
 }
 
-// preferredWait is how long the client prefers to wait (RFC 7240), at most maxWait. The first `wait` counts; what cannot be
-// understood is as if it were not there, as the RFC asks.
-func preferredWait(h http.Header) time.Duration {
-	for _, header := range h.Values("Prefer") {
-		for preference := range splitUnquoted(header, ',') {
-			for first := range splitUnquoted(preference, ';') { // what follows are parameters
-				name, value, _ := strings.Cut(first, "=")
-				if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-					break
-				}
-				value = strings.Trim(strings.TrimSpace(value), `"`)
-				if value == "" || strings.Trim(value, "0123456789") != "" {
-					return 0
-				}
-				seconds, err := strconv.Atoi(value)
-				if err != nil { // more digits than a number can have
-					return maxWait
-				}
-				return min(time.Duration(min(seconds, 3600))*time.Second, maxWait)
-			}
-		}
-	}
-	return 0
+func (e versionError) Error() string {
+	return fmt.Sprintf("order %s is at version %d, not at %d", e.orderID, e.known, e.least)
 }
 
-// splitUnquoted yields the parts of s between separators that are not within a quoted string.
-func splitUnquoted(s string, separator byte) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		start, quoted := 0, false
-		for i := 0; i < len(s); i++ {
-			switch {
-			case s[i] == '"':
-				quoted = !quoted
-			case quoted && s[i] == '\\':
-				i++
-			case !quoted && s[i] == separator:
-				if !yield(s[start:i]) {
-					return
-				}
-				start = i + 1
-			}
+// problem is the one table from errors to HTTP responses.
+func problem(err error) web.Problem {
+	if e, ok := errors.AsType[invalidError](err); ok {
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + e.Error() + "."}
+	}
+	if e, ok := errors.AsType[notReadyError](err); ok {
+		return unavailable("The Order service is not ready: "+e.Error()+".", notReadyRetry)
+	}
+	if e, ok := errors.AsType[notFoundError](err); ok {
+		return web.Problem{Status: http.StatusNotFound, Text: "Order with ID " + e.orderID + " not found."}
+	}
+	if e, ok := errors.AsType[versionError](err); ok {
+		return web.Problem{
+			Status: http.StatusPreconditionFailed,
+			Text:   fmt.Sprintf("Order with ID %s is known at version %d, not yet at %d.", e.orderID, e.known, e.least),
 		}
-		yield(s[start:])
+	}
+	switch {
+	case errors.Is(err, errStopping):
+		return unavailable("The Order service is stopping; ask again.", time.Second)
+	case errors.Is(err, errTopicName):
+		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid topic name."}
+	case errors.Is(err, errNoOrders):
+		return web.Problem{Status: http.StatusNotFound, Text: "No orders found in the specified topic."}
+	case errors.Is(err, audit.ErrBusy):
+		return unavailable("Too many audits are being answered; try again later.", auditRetry)
+	case errors.Is(err, audit.ErrUnreadable), errors.Is(err, context.Canceled):
+		return unavailable(unreadable(err), auditRetry)
+	default:
+		return web.Problem{
+			Status: http.StatusInternalServerError,
+			Text:   "Something went wrong in the Order service; its log says what.",
+		}
 	}
 }
 
-// has says whether one of a header's comma-separated values is this one.
-func has(h http.Header, name, want string) bool {
-	for _, header := range h.Values(name) {
-		for value := range strings.SplitSeq(header, ",") {
-			if strings.EqualFold(strings.TrimSpace(value), want) {
-				return true
-			}
-		}
+// unreadable returns the text for a topic that cannot be read. An error that is not known may hold
+// details of the cluster, so its text stays in the log.
+func unreadable(err error) string {
+	if e, ok := errors.AsType[*broker.MissingTopicsError](err); ok {
+		return "The topic cannot be read: " + e.Error() + "."
 	}
-	return false
+	_, unreachable := errors.AsType[*broker.UnreachableError](err)
+	if unreachable || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, audit.ErrStalled) {
+		return "The topic cannot be read: Kafka is unreachable."
+	}
+	return "The topic cannot be read now; the Order service's log says why."
+}
+
+// unavailable is a problem that passes: the client should try again after some time.
+func unavailable(text string, retryAfter time.Duration) web.Problem {
+	return web.Problem{Status: http.StatusServiceUnavailable, Text: text, RetryAfter: retryAfter}
 }

@@ -12,15 +12,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/order/ordertest"
 )
 
-// api is a server of the API on a store whose only writer is the test.
+// api serves the API on a store whose only writer is the test.
 type api struct {
-	*consumer
+	*topicConsumer
 	url  string
 	stop context.CancelFunc
 }
@@ -28,148 +28,180 @@ type api struct {
 func newAPI(t *testing.T) *api {
 	t.Helper()
 	c := member(t, t.TempDir())
-	c.mustAssign(t, one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0))
-	c.view.caughtUp.Store(true)
+	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
+	c.catchUp.done.Store(true)
 	ctx, stop := context.WithCancel(t.Context())
-	s := &server{store: c.store, view: c.view, waiters: c.waiters, log: c.log, stopping: ctx}
+	s := &server{store: c.store, catchUp: c.catchUp, waiters: c.waiters, log: c.log, stopping: ctx}
 	srv := httptest.NewServer(s.handler(prometheus.NewRegistry()))
 	t.Cleanup(srv.Close)
 	t.Cleanup(stop)
-	return &api{consumer: c, url: srv.URL, stop: stop}
+	return &api{topicConsumer: c, url: srv.URL, stop: stop}
 }
 
-type answered struct {
+type response struct {
 	Status int
 	Body   string
 	Header http.Header
 }
 
-func get(t testing.TB, url string, headers ...string) answered {
+// get returns the response to a request that must get one.
+func get(t testing.TB, url string, headers ...string) response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	got, err := fetch(t.Context(), url, headers...)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return got
+}
+
+func fetch(ctx context.Context, url string, headers ...string) (response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return response{}, err
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return response{}, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answered{resp.StatusCode, string(body), resp.Header}
+	return response{resp.StatusCode, string(body), resp.Header}, err
 }
 
 func TestOrderDetails(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	a.mustApply(t, batch(event(t, "A", 1, "a1"), event(t, "A", 2, "a2")))
-	spaced := event(t, "with blank + ü", 1, "b1")
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+	spaced := ordertest.Event(t, "with blank + ü", 1, "b1")
 	spaced.Offset = 1
 	a.mustApply(t, batch(spaced))
 
-	details := `{"orderId":"A","customerId":"7b9f1a52-5f0e-4a8e-9a25-0d7d3b6d1c11","orderDate":"2026-03-01T12:00:00Z",` +
-		`"items":[{"productId":"Product1","quantity":2,"price":10.5},{"productId":"Product2","quantity":1,"price":25.25}],` +
-		`"totalAmount":46.25,"currency":"USD","status":"by a2","version":2,"shippingCost":0.93}`
+	details := `{"orderId":"A","customerId":"7b9f1a52-5f0e-4a8e-9a25-0d7d3b6d1c11",` +
+		`"orderDate":"2026-03-01T12:00:00Z","items":[{"productId":"Product1","quantity":2,"price":10.5},` +
+		`{"productId":"Product2","quantity":1,"price":25.25}],"totalAmount":46.25,"currency":"USD",` +
+		`"status":"by a2","version":2,"shippingCost":0.93}`
+	const path, invalid = "/order/order-details?", "Invalid input fields. "
 	for _, tt := range []struct {
 		name, path string
-		headers    []string
 		status     int
-		body       string // exact, or with … at its end a prefix
-		etag       string
+		// body is exact, or a prefix with … at its end.
+		body string
+		etag string
 	}{
-		{"as the reference has it", "/order/order-details?orderId=A", nil, 200, details, `"2"`},
-		{"path and query names ignore case", "/Order/ORDER-Details?ORDERid=A", nil, 200, details, `"2"`},
-		{"blanks at the ends of the ID are trimmed", "/order/order-details?orderId=%20A+", nil, 200, details, `"2"`},
-		{"what is not known in the query is ignored", "/order/order-details?orderId=A&x=1&x=2", nil, 200, details, `"2"`},
-		{"inner blanks stay", "/order/order-details?orderId=with+blank+%2B+%C3%BC", nil, 200, `{"orderId":"with blank + ü",…`, `"1"`},
-		{"unknown order", "/order/order-details?orderId=B", nil, 404, "Order with ID B not found.", ""},
-		{"an ID's case counts", "/order/order-details?orderId=a", nil, 404, "Order with ID a not found.", ""},
-		{"no orderId", "/order/order-details", nil, 400, "Invalid input fields. orderId is missing: GET /order/order-details?orderId=X.", ""},
-		{"blank orderId", "/order/order-details?orderId=%20", nil, 400, "Invalid input fields. orderId is blank…", ""},
-		{"orderId too long", "/order/order-details?orderId=" + strings.Repeat("x", 257), nil, 400,
-			"Invalid input fields. orderId has 257 bytes, …", ""},
-		{"orderId with a control character", "/order/order-details?orderId=A%07B", nil, 400, "Invalid input fields. orderId contains a control character…", ""},
-		{"orderId is not UTF-8", "/order/order-details?orderId=A%FF", nil, 400, "Invalid input fields. orderId is not valid UTF-8.", ""},
-		{"orderId twice", "/order/order-details?orderId=A&orderID=A", nil, 400, "Invalid input fields. orderId is given more than once.", ""},
-		{"the query is broken", "/order/order-details?orderId=%zz", nil, 400, "Invalid input fields. the query cannot be read: …", ""},
-		{"minVersion reached", "/order/order-details?orderId=A&minVersion=2", nil, 200, details, `"2"`},
-		{"minVersion passed", "/order/order-details?orderId=A&minversion=1", nil, 200, details, `"2"`},
-		{"minVersion ahead", "/order/order-details?orderId=A&minVersion=3", nil, 412, "Order with ID A is known at version 2, not yet at 3.", `"2"`},
-		{"minVersion of an unknown order", "/order/order-details?orderId=B&minVersion=3", nil, 404, "Order with ID B not found.", ""},
-		{"minVersion 0", "/order/order-details?orderId=A&minVersion=0", nil, 400, "Invalid input fields. minVersion must be a whole number from 1, not \"0\".", ""},
-		{"minVersion is no number", "/order/order-details?orderId=A&minVersion=1.5", nil, 400,
-			"Invalid input fields. minVersion must be a whole number from 1, not \"1.5\".", ""},
-		{"minVersion beyond every number", "/order/order-details?orderId=A&minVersion=9223372036854775808", nil, 400,
-			"Invalid input fields. minVersion must be a whole number from 1, not \"92233720368547758…", ""},
-		{"problem details", "/order/order-details?orderId=B", []string{"Accept", "application/json"}, 404,
-			`{"type":"about:blank","title":"Not Found","status":404,"detail":"Order with ID B not found."}`, ""},
-		{"wrong topic", "/order/getAllOrderIdsFromTopic?topicName=order-dead-letter-topic", nil, 400, "Invalid topic name.", ""},
-		{"no topic", "/order/getAllOrderIdsFromTopic", nil, 400, "Invalid topic name.", ""},
-		{"elsewhere", "/order/nothing", nil, 404, "There is nothing at this path.…", ""},
+		{"as the reference has it", path + "orderId=A", 200, details, `"2"`},
+		{"path and query names ignore case", "/Order/ORDER-Details?ORDERid=A", 200, details, `"2"`},
+		{"blanks at the ends of the ID are trimmed", path + "orderId=%20A+", 200, details, `"2"`},
+		{"unknown parameters are ignored", path + "orderId=A&x=1&x=2", 200, details, `"2"`},
+		{"inner blanks stay", path + "orderId=with+blank+%2B+%C3%BC", 200, `{"orderId":"with blank + ü",…`, `"1"`},
+		{"unknown order", path + "orderId=B", 404, "Order with ID B not found.", ""},
+		{"the case of an ID counts", path + "orderId=a", 404, "Order with ID a not found.", ""},
+		{
+			"no orderId", "/order/order-details", 400,
+			invalid + "orderId is missing: GET /order/order-details?orderId=X.", "",
+		},
+		{"blank orderId", path + "orderId=%20", 400, invalid + "orderId is blank…", ""},
+		{
+			"orderId too long", path + "orderId=" + strings.Repeat("x", 257), 400,
+			invalid + "orderId has 257 bytes, …", "",
+		},
+		{
+			"orderId with a control character", path + "orderId=A%07B", 400,
+			invalid + "orderId contains a control character…", "",
+		},
+		{"orderId is not UTF-8", path + "orderId=A%FF", 400, invalid + "orderId is not valid UTF-8.", ""},
+		{"orderId twice", path + "orderId=A&orderID=A", 400, invalid + "orderId is given more than once.", ""},
+		{"the query is broken", path + "orderId=%zz", 400, invalid + "the query cannot be read: …", ""},
+		{"minVersion reached", path + "orderId=A&minVersion=2", 200, details, `"2"`},
+		{"minVersion passed", path + "orderId=A&minversion=1", 200, details, `"2"`},
+		{
+			"minVersion ahead", path + "orderId=A&minVersion=3", 412,
+			"Order with ID A is known at version 2, not yet at 3.", `"2"`,
+		},
+		{"minVersion of an unknown order", path + "orderId=B&minVersion=3", 404, "Order with ID B not found.", ""},
+		{
+			"minVersion 0", path + "orderId=A&minVersion=0", 400,
+			invalid + `minVersion must be a whole number from 1, not "0".`, "",
+		},
+		{
+			"minVersion is no number", path + "orderId=A&minVersion=1.5", 400,
+			invalid + `minVersion must be a whole number from 1, not "1.5".`, "",
+		},
+		{
+			"minVersion beyond every number", path + "orderId=A&minVersion=9223372036854775808", 400,
+			invalid + `minVersion must be a whole number from 1, not "92233720368547758…`, "",
+		},
+		{
+			"wrong topic", "/order/getAllOrderIdsFromTopic?topicName=order-dead-letter-topic", 400,
+			"Invalid topic name.", "",
+		},
+		{"no topic", "/order/getAllOrderIdsFromTopic", 400, "Invalid topic name.", ""},
+		{"elsewhere", "/order/nothing", 404, "There is nothing at this path.…", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got := get(t, a.url+tt.path, tt.headers...)
-			body, more := strings.CutSuffix(tt.body, "…")
-			if more && strings.HasPrefix(got.Body, body) {
-				got.Body = body
-			}
-			if diff := cmp.Diff(answered{Status: tt.status, Body: body}, answered{Status: got.Status, Body: got.Body}); diff != "" {
-				t.Errorf("answer (-want +got):\n%s", diff)
+			got := get(t, a.url+tt.path)
+			want, more := strings.CutSuffix(tt.body, "…")
+			if got.Status != tt.status || !strings.HasPrefix(got.Body, want) || (!more && got.Body != want) {
+				t.Errorf("response %d %q, want %d %q", got.Status, got.Body, tt.status, tt.body)
 			}
 			if got := got.Header.Get("ETag"); got != tt.etag {
 				t.Errorf("ETag = %s, want %s", got, tt.etag)
 			}
-			if kind := got.Header.Get("Content-Type"); tt.status == 200 && (kind != "application/json" || !json.Valid([]byte(get(t, a.url+tt.path).Body))) {
-				t.Errorf("the answer is no JSON, or does not say so: %s", kind)
+			if tt.status != 200 {
+				return
+			}
+			if kind := got.Header.Get("Content-Type"); kind != "application/json" || !json.Valid([]byte(got.Body)) {
+				t.Errorf("the response is no JSON, or has another Content-Type: %s", kind)
 			}
 		})
 	}
 }
 
-func TestLookUpsWaitUntilTheViewHasCaughtUp(t *testing.T) {
+func TestProblemDetailsOfALookUp(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	a.view.caughtUp.Store(false)
+	got := get(t, a.url+"/order/order-details?orderId=B", "Accept", "application/json")
+	const want = `{"type":"about:blank","title":"Not Found","status":404,"detail":"Order with ID B not found."}`
+	if got.Status != 404 || got.Body != want {
+		t.Errorf("response %d %s, want 404 %s", got.Status, got.Body, want)
+	}
+}
+
+func TestLookUpsAreRefusedUntilTheStoreHasCaughtUp(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.catchUp.done.Store(false)
 	for _, headers := range [][]string{nil, {"Prefer", "wait=30"}} {
 		got := get(t, a.url+"/order/order-details?orderId=A", headers...)
-		if got.Status != 503 || got.Header.Get("Retry-After") == "" || !strings.Contains(got.Body, "not connected to Kafka yet") {
+		if got.Status != 503 || got.Header.Get("Retry-After") == "" ||
+			!strings.Contains(got.Body, "not connected to Kafka yet") {
 			t.Errorf("before it has caught up: %+v", got)
 		}
 	}
 	if got := get(t, a.url+"/order/order-details"); got.Status != 400 {
-		t.Errorf("what can never be right is said at once, got %d", got.Status)
+		t.Errorf("a request that can never succeed: %d, want 400 at once", got.Status)
 	}
-	a.view.caughtUp.Store(true)
+	a.catchUp.done.Store(true)
 	if got := get(t, a.url+"/order/order-details?orderId=A"); got.Status != 404 {
 		t.Errorf("after it has caught up: %+v", got)
 	}
 }
 
-// asking is a look-up under way.
-func (a *api) asking(t testing.TB, path string, headers ...string) <-chan answered {
-	done := make(chan answered, 1)
+// asking starts a look-up and returns a channel for its response.
+func (a *api) asking(t testing.TB, path string, headers ...string) <-chan response {
+	done := make(chan response, 1)
 	go func() { done <- get(t, a.url+path, headers...) }()
 	return done
 }
 
 // watched waits until so many look-ups wait.
-func (a *api) watched(t testing.TB, callers int) {
+func (a *api) watched(t testing.TB, lookups int) {
 	t.Helper()
-	eventually(t, "waiting look-ups", func() bool {
-		a.waiters.mu.Lock()
-		defer a.waiters.mu.Unlock()
-		n := 0
-		for _, on := range a.waiters.by {
-			n += on.callers
-		}
-		return n == callers
+	ordertest.Eventually(t, fmt.Sprintf("%d waiting look-ups", lookups), func() bool {
+		return a.waiters.count() == lookups
 	})
 }
 
@@ -180,59 +212,53 @@ func TestLookUpWaitsForItsOrder(t *testing.T) {
 	second := a.asking(t, "/order/order-details?orderId=A&minVersion=2", "Prefer", "wait=30")
 	a.watched(t, 2)
 
-	other := event(t, "B", 1, "b1")
-	a.mustApply(t, batch(other))
-	select {
-	case got := <-unknown:
-		t.Fatalf("another order's event answered the look-up: %+v", got)
-	default:
-	}
-	created := event(t, "A", 1, "a1")
+	// Another order's event is no reason to respond: the version below shows that none did.
+	a.mustApply(t, batch(ordertest.Event(t, "B", 1, "b1")))
+	created := ordertest.Event(t, "A", 1, "a1")
 	created.Offset = 1
 	a.mustApply(t, batch(created))
-	if got := <-unknown; got.Status != 200 || got.Header.Get("ETag") != `"1"` || got.Header.Get("Preference-Applied") != "wait=30" {
+	if got := <-unknown; got.Status != 200 || got.Header.Get("ETag") != `"1"` ||
+		got.Header.Get("Preference-Applied") != "wait=30" {
 		t.Errorf("once the order is known: %+v", got)
 	}
-	a.watched(t, 1) // it saw version 1, and waits again
-	a.mustApply(t, batch(event(t, "A", 2, "a2")))
+	// The second saw version 1, and waits again.
+	a.watched(t, 1)
+	a.mustApply(t, batch(ordertest.Event(t, "A", 2, "a2")))
 	if got := <-second; got.Status != 200 || got.Header.Get("ETag") != `"2"` {
 		t.Errorf("once version 2 is known: %+v", got)
 	}
 	a.watched(t, 0)
 }
 
-// However a look-up and the order's event fall together, the look-up sees it: the wait would last for ever else.
+// However a look-up and the order's event fall together, the look-up sees the event. One that does
+// not returns an old version when its wait is over.
 func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	s := &server{store: a.store, waiters: a.waiters, stopping: t.Context()}
 	const rounds, lookUps = 100, 50
 	for round := range int64(rounds) {
+		want := round + 2
 		var wg sync.WaitGroup
 		for range lookUps {
 			wg.Go(func() {
-				if k, err := s.await(t.Context(), "A", round+2, time.Minute); err != nil || k.version != round+2 {
-					t.Errorf("version %d: got %d, %v", round+2, k.version, err)
+				found, err := s.await(t.Context(), "A", want, 20*time.Second)
+				if err != nil || found.version != want {
+					t.Errorf("version %d: got %d, %v", want, found.version, err)
 				}
 			})
 		}
-		r := event(t, "A", round+2, fmt.Sprint(round))
+		r := ordertest.Event(t, "A", want, fmt.Sprint(round))
 		r.Offset = round
 		a.mustApply(t, batch(r))
-		done := make(chan struct{})
-		go func() { wg.Wait(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(20 * time.Second):
-			t.Fatalf("version %d is known, and look-ups still wait for it", round+2)
-		}
+		wg.Wait()
 	}
 }
 
-func TestLookUpWaitsNoLongerThanItSays(t *testing.T) {
+func TestLookUpWaitsAsLongAsItPrefers(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	a.mustApply(t, batch(event(t, "A", 1, "a1")))
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
 	for _, tt := range []struct {
 		query, prefer string
 		status        int
@@ -242,7 +268,7 @@ func TestLookUpWaitsNoLongerThanItSays(t *testing.T) {
 		{"orderId=B", "wait=1", 404, "wait=1", time.Second},
 		{"orderId=B&minVersion=2", "wait=1", 404, "wait=1", time.Second},
 		{"orderId=A&minVersion=2", "wait=1", 412, "wait=1", time.Second},
-		{"orderId=A", "wait=1", 200, "wait=1", 0},
+		{"orderId=A", "wait=30", 200, "wait=30", 0},
 		{"orderId=B", "wait=0", 404, "", 0},
 		{"orderId=B", "wait=soon", 404, "", 0},
 	} {
@@ -252,40 +278,39 @@ func TestLookUpWaitsNoLongerThanItSays(t *testing.T) {
 			got := get(t, a.url+"/order/order-details?"+tt.query, "Prefer", tt.prefer)
 			took := time.Since(start)
 			if got.Status != tt.status || got.Header.Get("Preference-Applied") != tt.applied {
-				t.Errorf("answer %d %q, Preference-Applied %q; want %d, %q", got.Status, got.Body, got.Header.Get("Preference-Applied"), tt.status, tt.applied)
+				t.Errorf("response %d %q, Preference-Applied %q; want %d, %q", got.Status, got.Body,
+					got.Header.Get("Preference-Applied"), tt.status, tt.applied)
 			}
-			if took < tt.least || (tt.least == 0 && took > 900*time.Millisecond) {
-				t.Errorf("it took %s", took)
+			// 20 s are far less than the wait that is not needed, and far more than a slow machine
+			// takes.
+			if took < tt.least || took > 20*time.Second {
+				t.Errorf("it took %s, want at least %s and less than 20 s", took, tt.least)
 			}
 		})
 	}
 }
 
-func TestStoppingServerAnswersItsWaiters(t *testing.T) {
+func TestAStopEndsLookUpsThatWait(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	a.mustApply(t, batch(event(t, "A", 1, "a1")))
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
 	unknown := a.asking(t, "/order/order-details?orderId=B", "Prefer", "wait=30")
 	older := a.asking(t, "/order/order-details?orderId=A&minVersion=2", "Prefer", "wait=30")
 	a.watched(t, 2)
 	a.stop()
-	for _, waiting := range []<-chan answered{unknown, older} {
-		select {
-		case got := <-waiting:
-			if got.Status != 503 || got.Header.Get("Retry-After") == "" {
-				t.Errorf("a look-up cut off by the server's end: %+v", got)
-			}
-		case <-time.After(5 * time.Second):
-			t.Fatal("a waiting look-up is not answered")
+	for _, waiting := range []<-chan response{unknown, older} {
+		if got := <-waiting; got.Status != 503 || got.Body != "The Order service is stopping; ask again." ||
+			got.Header.Get("Retry-After") == "" {
+			t.Errorf("a look-up that waits when the server stops: %+v, want 503", got)
 		}
 	}
 	a.watched(t, 0)
 	if got := get(t, a.url+"/order/order-details?orderId=A", "Prefer", "wait=5"); got.Status != 200 {
-		t.Errorf("what needs no waiting is still answered: %+v", got)
+		t.Errorf("a look-up that need not wait: %+v, want 200", got)
 	}
 }
 
-// A client that goes away leaves nothing behind.
+// A client that leaves keeps no watch.
 func TestClientThatLeavesWaitsNoLonger(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -300,38 +325,4 @@ func TestClientThatLeavesWaitsNoLonger(t *testing.T) {
 	a.watched(t, 1)
 	leave()
 	a.watched(t, 0)
-}
-
-func TestPreferredWait(t *testing.T) {
-	t.Parallel()
-	for header, want := range map[string]time.Duration{
-		"":                          0,
-		"wait=5":                    5 * time.Second,
-		"Wait=5":                    5 * time.Second,
-		`wait="5"`:                  5 * time.Second,
-		" wait = 5 ":                5 * time.Second,
-		"wait=5; strict":            5 * time.Second,
-		"respond-async, wait=5":     5 * time.Second,
-		"respond-async;wait=5":      0, // a parameter of another preference
-		`x="a, wait=9", wait=2`:     2 * time.Second,
-		`x="a\", wait=9", wait=2`:   2 * time.Second,
-		"wait=1, wait=7":            time.Second, // the first counts
-		"wait=x, wait=7":            0,
-		"wait":                      0,
-		"wait=":                     0,
-		"wait=-1":                   0,
-		"wait=1.5":                  0,
-		"wait=0":                    0,
-		"wait=30":                   30 * time.Second,
-		"wait=31":                   30 * time.Second,
-		"wait=99999999999999999999": 30 * time.Second,
-		"waiting=5":                 0,
-	} {
-		if got := preferredWait(http.Header{"Prefer": {header}}); got != want {
-			t.Errorf("Prefer: %s = %s, want %s", header, got, want)
-		}
-	}
-	if got := preferredWait(http.Header{"Prefer": {"respond-async", "wait=3", "wait=4"}}); got != 3*time.Second {
-		t.Errorf("several header fields = %s, want the first wait", got)
-	}
 }

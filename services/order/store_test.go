@@ -20,9 +20,11 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/order/fold"
+	"ordersystem.dev/services/order/ordertest"
 )
 
-// state is what a store holds, as orders at their versions.
+// state returns the orders of the store with their versions.
 func (s *store) state(t testing.TB) map[string]int64 {
 	t.Helper()
 	rows, err := s.db.Read.QueryContext(t.Context(), "SELECT order_id, version FROM orders")
@@ -45,7 +47,7 @@ func (s *store) state(t testing.TB) map[string]int64 {
 	return all
 }
 
-// at is where the store is in a partition, -1 when it does not know it.
+// at returns the offset of a partition in the store, or -1 if the store does not have it.
 func (s *store) at(t testing.TB, p broker.Partition) int64 {
 	t.Helper()
 	all, err := s.offsets(t.Context())
@@ -58,7 +60,7 @@ func (s *store) at(t testing.TB, p broker.Partition) int64 {
 	return -1
 }
 
-// deadLetters are the records that wait in the store for the dead-letter topic.
+// deadLetters returns the messages that wait in the store for the dead-letter topic.
 func (s *store) deadLetters(t testing.TB) []contract.Message {
 	t.Helper()
 	rows, err := s.db.Read.QueryContext(t.Context(), "SELECT topic, record_key, value FROM outbox ORDER BY id")
@@ -80,72 +82,78 @@ func (s *store) deadLetters(t testing.TB) []contract.Message {
 	return all
 }
 
+// offsets are offsets by partition.
+type offsets = map[broker.Partition]int64
+
 func TestAssignment(t *testing.T) {
 	t.Parallel()
-	created, updated := one(contract.TopicCreated, 0), one(contract.TopicUpdated, 3)
+	created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 3)
 	c := member(t, t.TempDir())
 
-	if diff := cmp.Diff(map[broker.Partition]int64{created: 0, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
+	if diff := cmp.Diff(offsets{created: 0, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
 		t.Errorf("partitions that were never read (-want +got):\n%s", diff)
 	}
 	if got := c.store.at(t, updated); got != 0 {
 		t.Errorf("an assigned partition is at %d in the store, want a row with 0", got)
 	}
-	c.mustApply(t, batch(event(t, "A", 1, "a1")))
+	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
 	c.Revoked([]broker.Partition{created, updated})
-	if diff := cmp.Diff(map[broker.Partition]int64{created: 1, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
+	if diff := cmp.Diff(offsets{created: 1, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
 		t.Errorf("assigned again (-want +got):\n%s", diff)
 	}
 	if got := count(t, c.metrics.recreated); got != 0 {
-		t.Errorf("%v topics were counted as made anew", got)
+		t.Errorf("%v topics were counted as recreated", got)
 	}
 }
 
-func TestTopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
+func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 	t.Parallel()
-	old, kept := one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0)
-	anew := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
+	old, kept := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+	another := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
 	c := member(t, t.TempDir())
 	c.mustAssign(t, old, kept)
-	c.mustApply(t, batch(event(t, "A", 1, "a1"), event(t, "B", 2, "b2")))
+	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "B", 2, "b2")))
 
-	if diff := cmp.Diff(map[broker.Partition]int64{anew: 0, kept: 1}, c.mustAssign(t, anew, kept)); diff != "" {
+	if diff := cmp.Diff(offsets{another: 0, kept: 1}, c.mustAssign(t, another, kept)); diff != "" {
 		t.Errorf("offsets (-want +got):\n%s", diff)
 	}
 	if got := count(t, c.metrics.recreated); got != 1 {
-		t.Errorf("%v topics were counted as made anew, want 1", got)
+		t.Errorf("%v topics were counted as recreated, want 1", got)
 	}
 	if diff := cmp.Diff(map[string]int64{"A": 1, "B": 2}, c.store.state(t)); diff != "" {
-		t.Errorf("orders that only the old topic told (-want +got):\n%s", diff)
+		t.Errorf("orders that only the old topic had (-want +got):\n%s", diff)
 	}
 	// A member that still reads the old topic cannot write any more.
-	if err := c.Apply(t.Context(), broker.Batch{Next: map[broker.Partition]int64{old: 2}}); !errors.Is(err, broker.ErrFenced) {
+	late := broker.Batch{Next: offsets{old: 2}}
+	if err := c.Apply(t.Context(), late); !errors.Is(err, broker.ErrFenced) {
 		t.Errorf("a batch of the old topic: %v, want ErrFenced", err)
 	}
-	c.mustAssign(t, anew)
+	c.mustAssign(t, another)
 	if got := count(t, c.metrics.recreated); got != 1 {
 		t.Errorf("the next assignment counts the topic again: %v", got)
 	}
 }
 
-// Two members believe that they have the partition; the one that lost it writes nothing, whichever is slower.
+// Two members believe that they have the partition. The one that lost it writes nothing.
 func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	t.Parallel()
-	p := one(contract.TopicCreated, 0)
+	p := ordertest.Partition(contract.TopicCreated, 0)
 	c := member(t, t.TempDir())
 	c.mustAssign(t, p)
-	c.mustApply(t, batch(event(t, "A", 1, "a1"))) // at 1
-	owner := *c                                   // on the same store
+	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+	// The store is at offset 1. The owner is on the same store.
+	owner := *c
 	owner.next = maps.Clone(c.next)
 
-	second := event(t, "B", 1, "b1")
+	second := ordertest.Event(t, "B", 1, "b1")
 	second.Offset = 1
-	owner.mustApply(t, batch(second)) // at 2
+	owner.mustApply(t, batch(second))
 
-	late := []broker.Record{event(t, "C", 1, "c1"), raw(contract.TopicCreated, "D", "broken")}
+	late := []broker.Record{ordertest.Event(t, "C", 1, "c1"), ordertest.Raw(contract.TopicCreated, "D", "broken")}
 	late[0].Offset, late[1].Offset = 1, 2
 	b := batch(late...)
-	for range 2 { // and it does not take over what the store says when it tries again
+	// The second time it must not have taken over the offset of the store.
+	for range 2 {
 		if err := c.Apply(t.Context(), b); !errors.Is(err, broker.ErrFenced) {
 			t.Fatalf("Apply: %v, want ErrFenced", err)
 		}
@@ -162,11 +170,11 @@ func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	if got := count(t, c.metrics.deadLetters.WithLabelValues(string(contract.ReasonUndecodable))); got != 0 {
 		t.Errorf("%v dead letters were counted", got)
 	}
-	// Assigned anew, it goes on from the owner's end, whatever it remembers.
-	if diff := cmp.Diff(map[broker.Partition]int64{p: 2}, c.mustAssign(t, p)); diff != "" {
+	// Assigned again, it goes on from the owner's end, whatever it remembers.
+	if diff := cmp.Diff(offsets{p: 2}, c.mustAssign(t, p)); diff != "" {
 		t.Errorf("assigned again (-want +got):\n%s", diff)
 	}
-	third := event(t, "C", 1, "c1")
+	third := ordertest.Event(t, "C", 1, "c1")
 	third.Offset = 2
 	c.mustApply(t, batch(third))
 	owner.mustAssign(t, p)
@@ -175,10 +183,10 @@ func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	}
 }
 
-// One partition of a batch that is lost takes the whole batch with it: the records of all of them were folded together.
+// One lost partition makes the whole batch fail, because the records of all were folded together.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	t.Parallel()
-	mine, lost := one(contract.TopicCreated, 0), one(contract.TopicCreated, 1)
+	mine, lost := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicCreated, 1)
 	c := member(t, t.TempDir())
 	c.mustAssign(t, mine, lost)
 	if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
@@ -187,9 +195,9 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	other := event(t, "B", 1, "b1")
+	other := ordertest.Event(t, "B", 1, "b1")
 	other.Partition = 1
-	if err := c.Apply(t.Context(), batch(event(t, "A", 1, "a1"), other)); !errors.Is(err, broker.ErrFenced) {
+	if err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"), other)); !errors.Is(err, broker.ErrFenced) {
 		t.Errorf("Apply: %v, want ErrFenced", err)
 	}
 	if got := c.store.state(t); len(got) != 0 {
@@ -200,14 +208,15 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// What was revoked is refused even where the store would let it through, as nobody has written since.
+// A revoked partition is refused even where the store would accept the batch, because no other
+// member has written since.
 func TestRevokedPartitionIsRefused(t *testing.T) {
 	t.Parallel()
-	p := one(contract.TopicCreated, 0)
+	p := ordertest.Partition(contract.TopicCreated, 0)
 	c := member(t, t.TempDir())
 	c.mustAssign(t, p)
 	c.Revoked([]broker.Partition{p})
-	if err := c.Apply(t.Context(), batch(event(t, "A", 1, "a1"))); !errors.Is(err, broker.ErrFenced) {
+	if err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"))); !errors.Is(err, broker.ErrFenced) {
 		t.Errorf("Apply: %v, want ErrFenced", err)
 	}
 	if got := c.store.state(t); len(got) != 0 {
@@ -218,25 +227,30 @@ func TestRevokedPartitionIsRefused(t *testing.T) {
 func TestDeadLettersKeepTheRecordAsItWas(t *testing.T) {
 	t.Parallel()
 	c := member(t, t.TempDir())
-	c.mustAssign(t, one(contract.TopicCreated, 4), one(contract.TopicUpdated, 0))
+	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 4), ordertest.Partition(contract.TopicUpdated, 0))
 	headers := []contract.Header{{Key: "ce_id", Value: []byte{0xff, 0}}, {Key: "none"}, {Key: "ce_id", Value: []byte{}}}
-	bad := broker.Record{Topic: contract.TopicCreated, Partition: 4, Offset: 8, Key: []byte("A"), Value: []byte("{broken\xff"), Headers: headers}
+	bad := broker.Record{
+		Topic: contract.TopicCreated, Partition: 4, Offset: 8,
+		Key: []byte("A"), Value: []byte("{broken\xff"), Headers: headers,
+	}
 	tombstone := broker.Record{Topic: contract.TopicCreated, Partition: 4, Offset: 9}
 	c.mustApply(t, batch(bad, tombstone))
 
 	want := []contract.Message{
 		{Topic: contract.TopicDeadLetter, Key: []byte("A"), Value: []byte("{broken\xff")},
-		{Topic: contract.TopicDeadLetter}, // no key is not an empty key
+		// No key is not an empty key.
+		{Topic: contract.TopicDeadLetter},
 	}
 	if diff := cmp.Diff(want, c.store.deadLetters(t)); diff != "" {
 		t.Errorf("dead letters (-want +got):\n%s", diff)
 	}
-	if got := c.store.at(t, one(contract.TopicCreated, 4)); got != 10 {
+	if got := c.store.at(t, ordertest.Partition(contract.TopicCreated, 4)); got != 10 {
 		t.Errorf("the offset is %d, want 10: behind the dead letters", got)
 	}
 
-	now := at.Add(time.Second)
-	got := deadLetters([]letter{{&bad, contract.ReasonUndecodable, "broken JSON"}}, now)[0].Headers
+	now := ordertest.At.Add(time.Second)
+	rejected := fold.Rejected{Record: &bad, Reason: contract.ReasonUndecodable, Message: "broken JSON"}
+	got := deadLetter(rejected, now).Headers
 	for i, h := range []contract.Header{
 		headers[0], headers[1], headers[2],
 		{Key: "dlt-topic", Value: []byte(contract.TopicCreated)}, {Key: "dlt-partition", Value: []byte("4")},
@@ -257,7 +271,8 @@ func TestDeadLettersKeepTheRecordAsItWas(t *testing.T) {
 	}
 }
 
-// What is too large for the dead-letter topic is cut, and says so, rather than stopping all letters behind it.
+// A letter that is too large for its topic is cut, and has a header that says so. Else it would
+// stop all letters behind it.
 func TestDeadLetterFitsIntoItsTopic(t *testing.T) {
 	t.Parallel()
 	big := bytes.Repeat([]byte("x"), 3<<20)
@@ -265,9 +280,11 @@ func TestDeadLetterFitsIntoItsTopic(t *testing.T) {
 		{Key: []byte("A"), Value: big},
 		{Key: big, Value: []byte("v")},
 		{Headers: []contract.Header{{Key: "h", Value: big}}},
-		{Headers: slices.Repeat([]contract.Header{{Key: "h", Value: []byte{}}}, 900_000)}, // what frames them is most of their size
+		// What frames these headers is most of their size.
+		{Headers: slices.Repeat([]contract.Header{{Key: "h", Value: []byte{}}}, 900_000)},
 	} {
-		m := deadLetters([]letter{{&r, contract.ReasonUndecodable, "too large"}}, at)[0]
+		rejected := fold.Rejected{Record: &r, Reason: contract.ReasonUndecodable, Message: "too large"}
+		m := deadLetter(rejected, ordertest.At)
 		size := len(m.Key) + len(m.Value)
 		for _, h := range m.Headers {
 			size += len(h.Key) + len(h.Value) + 2
@@ -276,22 +293,23 @@ func TestDeadLetterFitsIntoItsTopic(t *testing.T) {
 			t.Errorf("a dead letter of %d bytes, headers %.200q", size, m.Headers)
 		}
 		if (m.Key == nil) != (r.Key == nil) || (m.Value == nil) != (r.Value == nil) {
-			t.Error("what was not there is there, or the other way round")
+			t.Error("a key or value that was absent is there, or the other way round")
 		}
 	}
 }
 
-// A dead-letter topic that refuses for long must not fill the disk, and what has no dead letters goes on meanwhile.
+// A dead-letter topic that refuses for long must not fill the disk. Batches without dead letters go
+// on.
 func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 	t.Parallel()
 	c := member(t, t.TempDir())
 	c.store.maxLetters = 1
-	c.mustAssign(t, one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0))
-	c.mustApply(t, batch(raw(contract.TopicCreated, "A", "broken")))
+	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
+	c.mustApply(t, batch(ordertest.Raw(contract.TopicCreated, "A", "broken")))
 
-	next := raw(contract.TopicCreated, "B", "broken")
+	next := ordertest.Raw(contract.TopicCreated, "B", "broken")
 	next.Offset = 1
-	b := batch(next, event(t, "C", 2, "c2"))
+	b := batch(next, ordertest.Event(t, "C", 2, "c2"))
 	for range 3 {
 		if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
 			t.Fatalf("Apply: %v, want errLettersFull", err)
@@ -300,13 +318,14 @@ func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 	if got := c.store.box.Rows(); got != 1 {
 		t.Errorf("%d dead letters are counted to wait, want 1", got)
 	}
-	if n := len(c.store.deadLetters(t)); n != 1 || len(c.store.state(t)) != 0 || c.store.at(t, one(contract.TopicCreated, 0)) != 1 {
-		t.Errorf("the refused batch left something: %d letters, orders %v", n, c.store.state(t))
+	letters, at := len(c.store.deadLetters(t)), c.store.at(t, ordertest.Partition(contract.TopicCreated, 0))
+	if letters != 1 || len(c.store.state(t)) != 0 || at != 1 {
+		t.Errorf("the refused batch left something: %d letters, offset %d, orders %v", letters, at, c.store.state(t))
 	}
-	c.mustApply(t, batch(event(t, "D", 2, "d2")))
+	c.mustApply(t, batch(ordertest.Event(t, "D", 2, "d2")))
 
 	c.store.maxLetters = 2
-	b.Next[one(contract.TopicUpdated, 0)] = 2
+	b.Next[ordertest.Partition(contract.TopicUpdated, 0)] = 2
 	c.mustApply(t, b)
 	if diff := cmp.Diff(map[string]int64{"C": 2, "D": 2}, c.store.state(t)); diff != "" {
 		t.Errorf("orders once there is room (-want +got):\n%s", diff)
@@ -316,24 +335,36 @@ func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 	}
 }
 
-// The store refuses by itself that a version goes back, whatever was decided above it.
+// The store itself refuses that a version goes back, whatever was decided above it, and says so.
 func TestVersionNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	c := member(t, t.TempDir())
-	for _, version := range []int64{3, 2, 3, 1} {
-		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-			d := decode([]broker.Record{event(t, "A", version, "e")})
-			return upsert(tx, []*decoded{&d[0]})
-		}); err != nil {
-			t.Fatal(err)
+	write := func(version int64) error {
+		return c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			decoded := fold.Decode([]broker.Record{
+				ordertest.Event(t, "A", version, "e"),
+				ordertest.Event(t, "B", 10-version, "e"),
+			})
+			return upsert(tx, []*fold.Decoded{&decoded[0], &decoded[1]})
+		})
+	}
+	if err := write(3); err != nil {
+		t.Fatal(err)
+	}
+	// B moves forward each time, A never.
+	for _, version := range []int64{2, 1} {
+		err := write(version)
+		if got, ok := errors.AsType[*sqldb.CountError](err); !ok || *got != (sqldb.CountError{Changed: 1, Want: 2}) {
+			t.Errorf("version %d after 3: %v, want 1 of 2 rows to be changed", version, err)
 		}
-		if diff := cmp.Diff(map[string]int64{"A": 3}, c.store.state(t)); diff != "" {
+		if diff := cmp.Diff(map[string]int64{"A": 3, "B": 7}, c.store.state(t)); diff != "" {
 			t.Fatalf("after version %d (-want +got):\n%s", version, diff)
 		}
 	}
 }
 
-// history is a pair of topics in memory, as a Cart service that starts again now and then leaves them.
+// history has the records of both topics, as a Cart service that sometimes starts again leaves
+// them.
 type history map[broker.Partition][]broker.Record
 
 func randomHistory(t testing.TB, r *rand.Rand, orders int) history {
@@ -341,7 +372,7 @@ func randomHistory(t testing.TB, r *rand.Rand, orders int) history {
 	add := func(record broker.Record) {
 		f := fnv.New32a()
 		f.Write(record.Key)
-		p := one(record.Topic, int32(f.Sum32()%3))
+		p := ordertest.Partition(record.Topic, int32(f.Sum32()%3))
 		record.Partition, record.Offset = p.Number, int64(len(h[p]))
 		if n := len(h[p]); n > 0 && r.IntN(20) == 0 { // a gap
 			record.Offset = h[p][n-1].Offset + 1 + int64(r.IntN(3))
@@ -354,21 +385,22 @@ func randomHistory(t testing.TB, r *rand.Rand, orders int) history {
 	for range orders * 4 {
 		id := fmt.Sprint("order-", r.IntN(orders))
 		versions[id]++
-		record := event(t, id, versions[id], fmt.Sprint(id, "/", versions[id]))
+		record := ordertest.Event(t, id, versions[id], fmt.Sprint(id, "/", versions[id]))
 		for range 1 + r.IntN(2)*r.IntN(3) { // some repeated
 			add(record)
 		}
 		switch r.IntN(25) {
 		case 0:
-			add(raw(record.Topic, id, "broken"))
+			add(ordertest.Raw(record.Topic, id, "broken"))
 		case 1:
-			add(event(t, id, versions[id], "a conflict"))
+			add(ordertest.Event(t, id, versions[id], "a conflict"))
 		}
 	}
 	return h
 }
 
-// want is the fold of the topics up to some offsets, done the plain way: each order at the highest version that any record has.
+// want returns the fold of the topics up to some offsets, done the plain way: each order with the
+// highest version that any record has.
 func (h history) want(next map[broker.Partition]int64) map[string]int64 {
 	all := map[string]int64{}
 	for p, records := range h {
@@ -382,10 +414,12 @@ func (h history) want(next map[broker.Partition]int64) map[string]int64 {
 	return all
 }
 
-// play applies the history in random batches; between runs between two calls, and then again from where the store is.
-func (h history) play(t testing.TB, c *consumer, r *rand.Rand, between func()) {
+// play applies the history in random batches, from where the store is. It calls between after each.
+func (h history) play(t testing.TB, c *topicConsumer, r *rand.Rand, between func()) {
 	t.Helper()
-	partitions := slices.SortedFunc(maps.Keys(h), func(a, b broker.Partition) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	partitions := slices.SortedFunc(maps.Keys(h), func(a, b broker.Partition) int {
+		return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
+	})
 	next := c.mustAssign(t, partitions...)
 	for {
 		b := broker.Batch{Next: map[broker.Partition]int64{}}
@@ -422,7 +456,8 @@ func TestStateIsTheFoldOfTheTopicsAfterEachBatch(t *testing.T) {
 				t.Fatalf("seed %d: the store against the topics up to its offsets (-want +got):\n%s", seed, diff)
 			}
 		})
-		// Read a second time from the beginning, nothing changes: every event is a duplicate or stale.
+		// Read a second time from the beginning, nothing changes: every event is a duplicate or
+		// stale.
 		before := hash(t, c.store)
 		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 			_, err := tx.Exec("UPDATE offsets SET next_offset = 0")
@@ -444,7 +479,8 @@ func TestRebuiltStoreIsTheSame(t *testing.T) {
 	first := member(t, t.TempDir())
 	h.play(t, first, r, func() {})
 	want := hash(t, first.store)
-	for range 3 { // each in batches and an interleaving of its own
+	// Each is in batches and an interleaving of its own.
+	for range 3 {
 		again := member(t, t.TempDir())
 		h.play(t, again, r, func() {})
 		if got := hash(t, again.store); got != want {
@@ -499,28 +535,33 @@ func TestMigrationOfTheOutboxIsTheOutboxsOwn(t *testing.T) {
 	}
 }
 
-// Look-ups read no row of another order, and none of their own twice.
+// A look-up reads one row, by the index.
 func TestLookUpUsesTheIndex(t *testing.T) {
 	t.Parallel()
 	c := member(t, t.TempDir())
 	var id, parent, unused int
 	var plan string
-	err := c.store.db.Read.QueryRowContext(t.Context(), "EXPLAIN QUERY PLAN SELECT version, total, body FROM orders WHERE order_id = ?", "A").
-		Scan(&id, &parent, &unused, &plan)
+	err := c.store.db.Read.QueryRowContext(t.Context(),
+		"EXPLAIN QUERY PLAN SELECT version, total, body FROM orders WHERE order_id = ?", "A",
+	).Scan(&id, &parent, &unused, &plan)
 	if err != nil || plan != "SEARCH orders USING INDEX sqlite_autoindex_orders_1 (order_id=?)" {
 		t.Errorf("plan = %q, %v", plan, err)
 	}
-	if k, err := c.store.get(t.Context(), "unknown"); err != nil || k.version != 0 {
-		t.Errorf("an unknown order: %+v, %v", k, err)
+	if found, err := c.store.get(t.Context(), "unknown"); err != nil || found.version != 0 {
+		t.Errorf("an unknown order: %+v, %v", found, err)
 	}
 }
 
 func TestEventsThatChangeNothingAreCounted(t *testing.T) {
 	t.Parallel()
 	c := member(t, t.TempDir())
-	c.mustAssign(t, one(contract.TopicCreated, 0), one(contract.TopicUpdated, 0))
-	c.mustApply(t, batch(event(t, "A", 3, "a3"), event(t, "A", 3, "a3"), event(t, "A", 1, "a1"), event(t, "A", 2, "a2"), event(t, "A", 3, "b3")))
-	got := []float64{count(t, c.metrics.duplicates), count(t, c.metrics.stale), count(t, c.metrics.deadLetters.WithLabelValues("conflict"))}
+	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
+	c.mustApply(t, batch(
+		ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 1, "a1"),
+		ordertest.Event(t, "A", 2, "a2"), ordertest.Event(t, "A", 3, "b3"),
+	))
+	conflicts := c.metrics.deadLetters.WithLabelValues("conflict")
+	got := []float64{count(t, c.metrics.duplicates), count(t, c.metrics.stale), count(t, conflicts)}
 	if diff := cmp.Diff([]float64{1, 2, 1}, got); diff != "" {
 		t.Errorf("duplicates, stale events, conflicts (-want +got):\n%s", diff)
 	}
@@ -536,7 +577,8 @@ func TestMetricsOfReasonsExistFromTheStart(t *testing.T) {
 	}
 	for _, f := range families {
 		if f.GetName() == "order_dead_letters_total" && len(f.GetMetric()) != len(contract.Reasons()) {
-			t.Errorf("order_dead_letters_total has %d series, want one for each of %v", len(f.GetMetric()), contract.Reasons())
+			t.Errorf("order_dead_letters_total has %d series, want one for each of %v",
+				len(f.GetMetric()), contract.Reasons())
 		}
 	}
 }

@@ -1,16 +1,20 @@
--- The newest version of each order that the topics told. The key is an integer and the order ID a second index, because random
--- texts as primary keys cost 5-17 times as much per insert once there are many.
+-- The newest version of each order that the topics have. The integer key is SQLite's own row ID; the
+-- order ID has a unique index.
 CREATE TABLE orders (
     id       INTEGER PRIMARY KEY,
     order_id TEXT    NOT NULL UNIQUE,
     version  INTEGER NOT NULL,
-    event_id TEXT    NOT NULL, -- tells a repeated event from another one that claims the same version
-    total    INTEGER NOT NULL, -- minor units
-    body     BLOB    NOT NULL  -- the order's JSON, as it is answered
+    -- Tells a repeated event from another one that claims the same version.
+    event_id TEXT    NOT NULL,
+    -- In minor units.
+    total    INTEGER NOT NULL,
+    -- The order as JSON, as clients get it.
+    body     BLOB    NOT NULL
 );
 
--- Where to go on reading. These offsets change in the transaction that changes the orders; what is committed to Kafka is a hint
--- for tools. The topic's ID is part of the key, as a topic made anew counts from 0 again.
+-- The offset of the next record to read, by partition. It changes in the transaction that changes the
+-- orders; what is committed to Kafka is only a hint for tools. The ID of the topic is part of the key,
+-- because a recreated topic counts from 0 again.
 CREATE TABLE offsets (
     topic_id    TEXT    NOT NULL,
     partition   INTEGER NOT NULL,

@@ -1,0 +1,165 @@
+// Package audit finds out which orders a topic holds by reading the topic itself.
+//
+// It keeps what it has read in an index on disk, so that an audit reads only what is new. Audits
+// that come together share one read.
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+)
+
+const (
+	// boundsTimeout is how long Kafka may take to say where a topic begins and ends.
+	boundsTimeout = 5 * time.Second
+	// slotTimeout is how long an audit waits until one of MaxResults is closed.
+	slotTimeout = 5 * time.Second
+	// stallTimeout is how long a read may go on without a record.
+	stallTimeout = 15 * time.Second
+)
+
+// MaxResults is how many results may be open at once. Each holds a connection to its index, of
+// which the pool has no fewer, and may keep an index on disk that was replaced.
+const MaxResults = 4
+
+// Source is where an Auditor reads topics.
+type Source struct {
+	// Bounds returns the first offset of each partition, and the one after the last.
+	Bounds func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error)
+	// Read passes the records between two offsets of each partition to apply, in batches that are
+	// valid only during the call.
+	Read func(
+		ctx context.Context, from, to map[broker.Partition]int64,
+		apply func(context.Context, []broker.Record) error,
+	) error
+}
+
+// Kafka returns the Source that reads Kafka's topics.
+func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
+	return Source{
+		Bounds: admin.Bounds,
+		Read: func(
+			ctx context.Context, from, to map[broker.Partition]int64,
+			apply func(context.Context, []broker.Record) error,
+		) error {
+			return broker.ReadTo(ctx, cfg, log, contract.GroupAudit, from, to, apply)
+		},
+	}
+}
+
+// Auditor audits topics. It is safe for concurrent use.
+type Auditor struct {
+	dir     string
+	source  Source
+	metrics *metrics
+	log     *slog.Logger
+
+	slotTimeout  time.Duration
+	stallTimeout time.Duration
+
+	// ctx is the context of the reads, because a read belongs to all audits that wait for it.
+	ctx  context.Context
+	stop context.CancelFunc
+
+	// slots has a value for each open result.
+	slots chan struct{}
+
+	mu      sync.Mutex
+	readers map[string]*reader // by topic
+}
+
+// New returns an Auditor that keeps its indexes in dir. It deletes what an earlier run left there,
+// because the topics may have been recreated since.
+func New(dir string, source Source, reg prometheus.Registerer, log *slog.Logger) (*Auditor, error) {
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, fmt.Errorf("remove old audit indexes: %w", err)
+	}
+	a := &Auditor{
+		dir: dir, source: source, metrics: newMetrics(reg), log: log,
+		slotTimeout: slotTimeout, stallTimeout: stallTimeout,
+		slots: make(chan struct{}, MaxResults), readers: map[string]*reader{},
+	}
+	a.ctx, a.stop = context.WithCancel(context.Background())
+	return a, nil
+}
+
+// Close ends the reads and removes the indexes. All results must be closed before.
+func (a *Auditor) Close() error {
+	a.stop()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for _, r := range a.readers {
+		errs = append(errs, r.close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(a.dir))...)
+}
+
+// Audit returns the orders of the topic up to the end that it has now, or to a later one. With
+// fresh it reads all of the topic again. The caller must close the result. When ctx ends, the error
+// is or wraps the cause of ctx.
+func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result, error) {
+	asked, cancel := context.WithTimeout(ctx, boundsTimeout)
+	first, end, err := a.source.Bounds(asked, topic)
+	cancel()
+	if err != nil {
+		return nil, unreadable(ctx, topic, err)
+	}
+	r := a.readerOf(topic)
+	ix, err := r.upTo(ctx, first, end, fresh)
+	if err != nil {
+		return nil, unreadable(ctx, topic, err)
+	}
+	if err := a.takeSlot(ctx); err != nil {
+		r.release(ix)
+		return nil, err
+	}
+	result, err := openResult(ctx, topic, ix, func() {
+		<-a.slots
+		r.release(ix)
+	})
+	if err != nil {
+		return nil, causeOf(ctx, err)
+	}
+	return result, nil
+}
+
+// takeSlot waits for a slot. It returns ErrBusy when there is none in time.
+func (a *Auditor) takeSlot(ctx context.Context) error {
+	timeout := time.NewTimer(a.slotTimeout)
+	defer timeout.Stop()
+	select {
+	case a.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timeout.C:
+		return ErrBusy
+	}
+}
+
+// readerOf returns the reader of a topic.
+func (a *Auditor) readerOf(topic string) *reader {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.readers[topic]
+	if r == nil {
+		r = &reader{
+			topic: topic, dir: a.dir, read: a.source.Read, stallTimeout: a.stallTimeout,
+			metrics: a.metrics, log: a.log,
+		}
+		r.ctx, r.stop = context.WithCancel(a.ctx)
+		a.readers[topic] = r
+	}
+	return r
+}

@@ -1,0 +1,25 @@
+package audit
+
+import (
+	"log/slog"
+	"testing"
+
+	"ordersystem.dev/services/order/ordertest"
+)
+
+// BenchmarkAuditIndex brings creations and updates, 1 : 3, into an index. ns/op is per event.
+func BenchmarkAuditIndex(b *testing.B) {
+	ix, err := newIndex(b.Context(), b.TempDir()+"/ix.db", "id", slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ix.close()
+	records := ordertest.Events(b, b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for n := 0; n < len(records); n += 1000 {
+		if _, err := ix.add(b.Context(), records[n:min(n+1000, len(records))]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,30 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrBusy is returned when MaxResults results are open and none is closed in time.
+	ErrBusy = errors.New("too many results are open")
+	// ErrUnreadable is returned when the topic cannot be read at present. It wraps the cause, which
+	// may be ErrStalled, a *broker.UnreachableError, a *broker.MissingTopicsError or a context's.
+	ErrUnreadable = errors.New("the topic cannot be read")
+	// ErrStalled is the cause when Kafka can be reached and no record comes.
+	ErrStalled = errors.New("nothing comes from Kafka")
+)
+
+// unreadable returns ErrUnreadable with its cause.
+func unreadable(ctx context.Context, topic string, err error) error {
+	return fmt.Errorf("%w: %s: %w", ErrUnreadable, topic, causeOf(ctx, err))
+}
+
+// causeOf returns why ctx ended, if it has: whatever failed then, failed because of that.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}

@@ -1,0 +1,102 @@
+package audit
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/order/fold"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// index holds what was read of one topic so far, in a database file of its own. It is a cache that
+// every start deletes, so its commits do not wait for the disk and its offsets are in memory.
+type index struct {
+	// topicID is the ID of the topic. A topic that is recreated has another one.
+	topicID string
+	path    string
+	db      *sqldb.DB
+
+	// The fields below are under the reader's lock.
+
+	// next is the offset behind the last record that is in the index, by partition.
+	next map[broker.Partition]int64
+	// refs counts the users: the reader itself while this is its current index, and each audit that
+	// was promised it.
+	refs int
+}
+
+// newIndex creates an empty index at path.
+func newIndex(ctx context.Context, path, topicID string, log *slog.Logger) (*index, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	db, err := sqldb.Open(ctx, path, sqldb.Off, files, log)
+	if err != nil {
+		// The end of ctx may leave a file that is not whole.
+		return nil, errors.Join(err, removeFiles(path))
+	}
+	return &index{topicID: topicID, path: path, db: db, next: map[broker.Partition]int64{}}, nil
+}
+
+// covers reports whether the index is of this very topic and has everything below end.
+func (ix *index) covers(end map[broker.Partition]int64) bool {
+	for p, want := range end {
+		if p.TopicID != ix.topicID || ix.next[p] < want {
+			return false
+		}
+	}
+	return true
+}
+
+// add brings records into the index. Of several records of one version the first stays. It returns
+// how many of the records hold no order.
+func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int, err error) {
+	result := fold.Batch(nil, fold.Decode(records))
+	const columns = 3
+	args := make([]any, 0, columns*len(result.Winners))
+	for _, d := range result.Winners {
+		args = append(args, d.Event.Order.OrderID, d.Event.Order.Version, d.Body)
+	}
+	err = ix.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		// Here the condition decides, because the batch was folded without what the index knows. So
+		// it is no fault when fewer rows change.
+		_, err := tx.ExecRows("INSERT INTO orders(order_id, version, body) VALUES ", columns,
+			` ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, body = excluded.body
+			WHERE excluded.version > orders.version`, args)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(result.Winners), err)
+	}
+	for _, rejected := range result.Rejected {
+		if rejected.Reason != contract.ReasonConflict {
+			unusable++
+		}
+	}
+	return unusable, nil
+}
+
+// close closes the index and removes it from the disk.
+func (ix *index) close() error { return errors.Join(ix.db.Close(), removeFiles(ix.path)) }
+
+// removeFiles removes the files of the database at path, as far as there are any.
+func removeFiles(path string) error {
+	var errs []error
+	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
+		if err := os.Remove(path + suffix); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,157 @@
+package order
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+)
+
+// askAgain is how often the offsets are read although this member has not moved them: another
+// member may have.
+const askAgain = time.Second
+
+// catchUp knows whether the store has reached the offsets at which the topics ended when the
+// service started.
+//
+// It asks the store and not the consumer. A member without partitions never hears from its group;
+// it has caught up when the store has, no matter which member filled it. A partition counts only
+// once the store has a row for it, which some member writes when it takes the partition over. So a
+// new deployment is not ready before its first event would be read.
+type catchUp struct {
+	done  atomic.Bool
+	moved chan struct{} // holds a token when offsets moved
+
+	mu sync.Mutex
+	// missing is what it waits for. It is not nil.
+	missing error
+}
+
+func newCatchUp() *catchUp {
+	return &catchUp{moved: make(chan struct{}, 1), missing: errors.New("not connected to Kafka yet")}
+}
+
+// run waits for the topics, and then until the store has caught up with them. It returns an error
+// when the store cannot be read.
+func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, log *slog.Logger) error {
+	start := time.Now()
+	topics := []string{contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter}
+	if _, err := admin.AwaitTopics(ctx, c.waitFor, topics...); err != nil {
+		return err
+	}
+	if err := c.follow(ctx, s, admin.Bounds); err != nil {
+		return err
+	}
+	log.Info("caught up with the topics", "seconds", time.Since(start).Seconds())
+	return nil
+}
+
+// follow returns once the store has reached the ends of the topics. bounds is broker.Admin.Bounds.
+// While it fails, follow tries again.
+func (c *catchUp) follow(
+	ctx context.Context, s *store,
+	bounds func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error),
+) error {
+	var first, end map[broker.Partition]int64
+	for {
+		at, err := s.offsets(ctx)
+		if err != nil {
+			return err
+		}
+		if end == nil || recreated(at, end) {
+			if first, end, err = bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
+				end = nil
+			}
+		}
+		if err == nil {
+			err = behind(at, first, end)
+		}
+		if err == nil {
+			c.done.Store(true)
+			return nil
+		}
+		c.waitFor(err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.moved:
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// waitFor sets what ready returns. nil changes nothing.
+func (c *catchUp) waitFor(missing error) {
+	if missing == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.missing = missing
+}
+
+// ready returns nil once the store has caught up, and stays nil. Before that it returns what is
+// missing.
+func (c *catchUp) ready() error {
+	if c.done.Load() {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.missing
+}
+
+// offsetsMoved must be called when this member has moved offsets in the store. It does not block.
+func (c *catchUp) offsetsMoved() {
+	if c.done.Load() {
+		return
+	}
+	select {
+	case c.moved <- struct{}{}:
+	default:
+	}
+}
+
+// recreated reports whether a topic was deleted and created again since its ends were listed. Those
+// ends would never be reached.
+func recreated(at, end map[broker.Partition]int64) bool {
+	ids := map[string]string{}
+	for p := range at {
+		ids[p.Topic] = p.TopicID
+	}
+	for p := range end {
+		if id, ok := ids[p.Topic]; ok && id != p.TopicID {
+			return true
+		}
+	}
+	return false
+}
+
+// behind returns nil when the offsets have reached the ends, else how far they are. What is before
+// first is no longer in the topics and does not count.
+func behind(at, first, end map[broker.Partition]int64) error {
+	var read, all int64
+	unassigned := 0
+	for p, last := range end {
+		next, assigned := at[p]
+		if !assigned {
+			unassigned++
+		}
+		all += last - first[p]
+		read += min(max(next, first[p]), last) - first[p]
+	}
+	switch {
+	case read < all:
+		return fmt.Errorf("catching up: %d of %d records", read, all)
+	case unassigned > 0:
+		return fmt.Errorf("waiting for the consumer group: %d of %d partitions are not assigned to anyone yet",
+			unassigned, len(end))
+	}
+	return nil
+}
