@@ -29,7 +29,7 @@ type Route struct {
 func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "http_request_duration_seconds",
-		Help: "Time in seconds to answer a request, the wait that a look-up asked for included.",
+		Help: "Time in seconds to respond to a request, the wait that a look-up asked for included.",
 		// 0.5 ms to 65 s.
 		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18), NativeHistogramBucketFactor: 1.1,
 	}, []string{"route", "method", "code"})
