@@ -59,8 +59,8 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// update handles the update of an order. The event depends on the stored order, so it is made in the
-// transaction.
+// update handles the update of an order. The event depends on the stored order, so it is made in
+// the transaction.
 func (s *server) update(w http.ResponseWriter, r *http.Request) {
 	s.respond(w, r, "Order updated successfully", func(body []byte, traceparent string) (change, error) {
 		req, err := contract.DecodeUpdateOrder(body)
@@ -203,8 +203,8 @@ func problem(err error, orderID string) web.Problem {
 	}
 }
 
-// parseIfMatch splits If-Match into its entity tags. It returns nil if there are none, and for *, which
-// every order matches.
+// parseIfMatch splits If-Match into its entity tags. It returns nil if there are none, and for *,
+// which every order matches.
 func parseIfMatch(headers []string) []string {
 	var tags []string
 	for _, h := range headers {
@@ -218,8 +218,9 @@ func parseIfMatch(headers []string) []string {
 	return tags
 }
 
-// parseIdempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header. The draft wants a
-// quoted string. Many clients leave the quotes out, so a key is the same with and without them.
+// parseIdempotencyKey reads the header of draft-ietf-httpapi-idempotency-key-header. The draft
+// wants a quoted string. Many clients leave the quotes out, so a key is the same with and without
+// them.
 func parseIdempotencyKey(headers []string) (string, error) {
 	if len(headers) == 0 {
 		return "", nil

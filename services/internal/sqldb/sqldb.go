@@ -73,7 +73,7 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if db.lock, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return err
 	}
-	if err := db.takeLock(ctx, path, log); err != nil {
+	if err := takeLock(ctx, db.lock, log); err != nil {
 		return err
 	}
 	// Settings in the DSN apply to every connection of a pool.
@@ -100,7 +100,7 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if _, err := db.write.ExecContext(ctx, settings); err != nil {
 		return err
 	}
-	if err := db.migrate(ctx, migrations); err != nil {
+	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations) }); err != nil {
 		return err
 	}
 	if db.Read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
@@ -110,6 +110,53 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	readers := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
 	db.Read.SetMaxOpenConns(readers)
 	db.Read.SetMaxIdleConns(readers)
+	return nil
+}
+
+// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise.
+// Transactions run one after the other.
+//
+// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether
+// it was committed. fn only reads and writes the database, so that it can be run again: what else
+// is to happen goes to AfterCommit or is done by the caller.
+func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// go-sqlite3 starts a goroutine for each statement if its context can end.
+	tx := &Tx{conn: db.write, stmts: db.stmts, ctx: context.WithoutCancel(ctx)}
+	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	err := fn(tx)
+	if err == nil {
+		if _, err = tx.Exec("COMMIT"); err != nil {
+			err = fmt.Errorf("commit: %w", err)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, tx.rollback())
+	}
+	for _, then := range tx.committed {
+		then()
+	}
+	return nil
+}
+
+// QueryIn is Tx.QueryIn on the read connections, outside of a transaction.
+func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
+	for n := range chunks(len(keys)) {
+		rows, err := db.Read.QueryContext(ctx, head+"("+marks(n)+")"+tail, keys[:n]...)
+		if err != nil {
+			return err
+		}
+		if err := each(rows, scan); err != nil {
+			return err
+		}
+		keys = keys[n:]
+	}
 	return nil
 }
 

@@ -3,49 +3,18 @@ package sqldb
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/mattn/go-sqlite3"
 )
 
-// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise.
-// Transactions run one after the other.
-//
-// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether
-// it was committed. fn only reads and writes the database, so that it can be run again: what else
-// is to happen goes to AfterCommit or is done by the caller.
-func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	// go-sqlite3 starts a goroutine for each statement if its context can end.
-	tx := &Tx{db: db, ctx: context.WithoutCancel(ctx)}
-	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
-		return fmt.Errorf("begin: %w", err)
-	}
-	err := fn(tx)
-	if err == nil {
-		if _, err = tx.Exec("COMMIT"); err != nil {
-			err = fmt.Errorf("commit: %w", err)
-		}
-	}
-	if err != nil {
-		return errors.Join(err, tx.rollback())
-	}
-	for _, then := range tx.committed {
-		then()
-	}
-	return nil
-}
-
 // Tx is a transaction under way. It is valid only during the call of DB.Tx that made it.
 type Tx struct {
-	db  *DB
-	ctx context.Context
+	conn *sql.Conn
+	// stmts has the prepared statements of conn, by their text. They outlive the transaction.
+	stmts map[string]*sql.Stmt
+	ctx   context.Context
 	// committed is what AfterCommit has collected.
 	committed []func()
 }
@@ -59,7 +28,7 @@ func (tx *Tx) AfterCommit(then func()) { tx.committed = append(tx.committed, the
 // errors, such as a full disk.
 func (tx *Tx) rollback() error {
 	var ended bool
-	if err := tx.db.write.Raw(func(c any) error {
+	if err := tx.conn.Raw(func(c any) error {
 		ended = c.(*sqlite3.SQLiteConn).AutoCommit()
 		return nil
 	}); err != nil || ended {
@@ -74,14 +43,14 @@ func (tx *Tx) rollback() error {
 // stmt returns the prepared statement of a text. The number of different texts is small, see
 // chunks.
 func (tx *Tx) stmt(query string) (*sql.Stmt, error) {
-	if s, ok := tx.db.stmts[query]; ok {
+	if s, ok := tx.stmts[query]; ok {
 		return s, nil
 	}
-	s, err := tx.db.write.PrepareContext(tx.ctx, query)
+	s, err := tx.conn.PrepareContext(tx.ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	tx.db.stmts[query] = s
+	tx.stmts[query] = s
 	return s, nil
 }
 
@@ -149,21 +118,6 @@ func (tx *Tx) ExecRows(head string, columns int, tail string, args []any) (int64
 func (tx *Tx) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows) error) error {
 	for n := range chunks(len(keys)) {
 		if err := tx.Query(head+"("+marks(n)+")"+tail, scan, keys[:n]...); err != nil {
-			return err
-		}
-		keys = keys[n:]
-	}
-	return nil
-}
-
-// QueryIn is Tx.QueryIn on the read connections, outside of a transaction.
-func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
-	for n := range chunks(len(keys)) {
-		rows, err := db.Read.QueryContext(ctx, head+"("+marks(n)+")"+tail, keys[:n]...)
-		if err != nil {
-			return err
-		}
-		if err := each(rows, scan); err != nil {
 			return err
 		}
 		keys = keys[n:]
