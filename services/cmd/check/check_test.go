@@ -118,9 +118,9 @@ func TestWrongResponsesFail(t *testing.T) {
 		request, old, new string
 		want              string
 	}{
-		"created: version":    {create, `"version":1`, `"version":2`, `, want `},
-		"created: order":      {create, `"orderId":"check-`, `"orderId":"x-`, `Cart returned x-`},
-		"created: status":     {create, `"status":"new"`, `"status":"old"`, `Cart returned `},
+		"created: version": {create, `"version":1`, `"version":2`, `, want `},
+		"created: order":   {create, `"orderId":"check-`, `"orderId":"x-`, `Cart returned x-`},
+		"created: status":  {create, `"status":"new"`, `"status":"old"`, `Cart returned `},
 		"created: text": {
 			create, `^.*$`, `Order created successfully`, `the response is not what the contract says: `,
 		},
