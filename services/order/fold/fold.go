@@ -36,7 +36,7 @@ func Decode(records []broker.Record) []Decoded {
 	for from := 0; from < len(records); from += part {
 		wg.Go(func() {
 			for i := from; i < min(from+part, len(records)); i++ {
-				all[i] = decode(&records[i])
+				all[i].decode(&records[i])
 			}
 		})
 	}
@@ -44,14 +44,13 @@ func Decode(records []broker.Record) []Decoded {
 	return all
 }
 
-// decode encodes the order here too: what cannot be stored is a fault of the record, and must not
-// stop the transaction of a whole batch later.
-func decode(r *broker.Record) Decoded {
-	d := Decoded{Record: r}
+// decode fills d from a record. It encodes the order too: what cannot be stored is a fault of the
+// record, and must not stop the transaction of a whole batch later.
+func (d *Decoded) decode(r *broker.Record) {
+	d.Record = r
 	if d.Event, d.Err = contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); d.Err == nil {
 		d.Body, d.Err = d.Event.Order.Encode()
 	}
-	return d
 }
 
 // Mark is what an event is compared with: the version of an order that is known, and the event that
