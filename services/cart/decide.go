@@ -20,6 +20,7 @@ var (
 	errExists      = errors.New("order exists")
 	errNotFound    = errors.New("order not found")
 	errSameStatus  = errors.New("order has this status already")
+	errLastVersion = errors.New("order has the highest version")
 	errKeyReused   = errors.New("idempotency key was used for another request")
 	errKeyInFlight = errors.New("a request with this idempotency key is under way")
 	errBacklog     = errors.New("backlog to Kafka is full")
@@ -184,6 +185,10 @@ func (l *ledger) apply(c change) (orderState, contract.Message, error) {
 	}
 	if o.Status == c.status {
 		return orderState{}, contract.Message{}, errSameStatus
+	}
+	// A record that Cart did not publish can have brought the order there.
+	if current.version >= contract.MaxVersion {
+		return orderState{}, contract.Message{}, errLastVersion
 	}
 	o.Status, o.Version = c.status, current.version+1
 	m, err := newEvent(contract.TypeUpdated, o, c.traceparent, l.now).Message()

@@ -101,6 +101,20 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 	}
 }
 
+// A version never overflows, whatever a foreign producer has written into the topics.
+func TestTheHighestVersionIsTheLast(t *testing.T) {
+	t.Parallel()
+	l := newLedger(noon)
+	l.room = 9
+	l.orders["a"] = orderState{contract.MaxVersion - 1, creation(t, "a").created.Value}
+	if got, err := l.decide(update("a", "paid")); err != nil || got.version != contract.MaxVersion {
+		t.Errorf("the update before the last: version %d (%v), want %d", got.version, err, int64(contract.MaxVersion))
+	}
+	if _, err := l.decide(update("a", "shipped")); !errors.Is(err, errLastVersion) {
+		t.Errorf("the update behind the last: %v, want %v", err, errLastVersion)
+	}
+}
+
 func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	t.Parallel()
 	created := creation(t, "a")

@@ -114,6 +114,9 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (c
 	if err != nil {
 		return change{}, err
 	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return change{}, errEncoded
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, contract.MaxBodyBytes))
 	if err != nil {
 		return change{}, fmt.Errorf("%w: %w", errUnread, err)
@@ -126,6 +129,7 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (c
 var (
 	errNotRebuilt = errors.New("store is not rebuilt")
 	errUnread     = errors.New("request could not be read to its end")
+	errEncoded    = errors.New("request body has a content encoding")
 )
 
 // invalidError refuses a request that the contract does not allow. Its text is for the client.
@@ -189,6 +193,16 @@ func problem(err error, orderID string) web.Problem {
 			Status:     http.StatusServiceUnavailable,
 			Text:       "The order could not be stored and nothing was changed. Try again later.",
 			RetryAfter: 5 * time.Second,
+		}
+	case errors.Is(err, errLastVersion):
+		return web.Problem{
+			Status: http.StatusConflict,
+			Text:   "Order with ID " + orderID + " has reached the highest version and cannot be updated any more.",
+		}
+	case errors.Is(err, errEncoded):
+		return web.Problem{
+			Status: http.StatusUnsupportedMediaType,
+			Text:   "The request body has a Content-Encoding. Send it without one, as plain JSON.",
 		}
 	case errors.Is(err, errUnread):
 		return web.Problem{

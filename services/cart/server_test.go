@@ -94,6 +94,18 @@ func TestResponsesAreThoseOfTheContract(t *testing.T) {
 			`{"ORDERID": "other", "itemsnum": 1, "note": "x"}`, 200, "Order created successfully",
 		},
 		{
+			"a slash at the end of the path", "POST", create + "/", `{"orderId": "other", "itemsNum": 1}`, 409,
+			"Order already exists",
+		},
+		{
+			"half of a surrogate pair", "POST", create, `{"orderId": "cut-\ud83d", "itemsNum": 1}`, 400,
+			`Invalid input fields. not valid Unicode: \ud83d is half of a surrogate pair.`,
+		},
+		{
+			"a key given twice", "PUT", put, `{"orderId": "other", "status": "a", "Status": "b"}`, 400,
+			"Invalid input fields. Status is given more than once.",
+		},
+		{
 			"blanks at the ends are trimmed", "POST", create, `{"orderId": "\tother ", "itemsNum": 1}`, 409,
 			"Order already exists",
 		},
@@ -193,6 +205,38 @@ func TestResponsesAreThoseOfTheContract(t *testing.T) {
 	}
 	if got := len(rows(t, a.commits.store, "SELECT id FROM outbox")); got != 4 {
 		t.Errorf("%d events, want one for each of the 4 requests with status 200", got)
+	}
+}
+
+func TestRequestsThatAreRefusedForTheirHeaders(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t, 100)
+	for name, c := range map[string]struct {
+		header, value string
+		status        int
+		text          string
+	}{
+		"a page of another site": {
+			"Sec-Fetch-Site", "cross-site", 403,
+			"A page of another origin sent this request (Sec-Fetch-Site, Origin). " +
+				"Send it from this origin, or from a program.",
+		},
+		"a page of another origin, in an old browser": {
+			"Origin", "https://elsewhere.example", 403,
+			"A page of another origin sent this request (Sec-Fetch-Site, Origin). " +
+				"Send it from this origin, or from a program.",
+		},
+		"a page of this origin": {"Sec-Fetch-Site", "same-origin", 200, "Order created successfully"},
+		"a compressed body": {
+			"Content-Encoding", "gzip", 415,
+			"The request body has a Content-Encoding. Send it without one, as plain JSON.",
+		},
+		"a body that is not encoded": {"Content-Encoding", "identity", 200, "Order created successfully"},
+	} {
+		resp := a.do("POST", create, `{"orderId": "`+name+`", "itemsNum": 1}`, c.header, c.value)
+		if got := text(t, resp); resp.StatusCode != c.status || got != c.text {
+			t.Errorf("%s: %d %q, want %d %q", name, resp.StatusCode, got, c.status, c.text)
+		}
 	}
 }
 

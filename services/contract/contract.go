@@ -24,6 +24,9 @@ const (
 	MaxStatusBytes = 256
 	// MaxItems is the number of items of one order.
 	MaxItems = 1000
+	// MaxVersion is the highest version of an order: 2⁵³ − 1, which every JSON parser keeps exact. A
+	// record with a higher one is undecodable, so that no version can overflow.
+	MaxVersion = 1<<53 - 1
 	// MaxBodyBytes is the size of a request body.
 	MaxBodyBytes = 64 << 10
 	// MaxEventBytes is the size of an encoded event. It is below the topics' limit of 1 MiB,
@@ -126,10 +129,20 @@ func parseText(name, s string, limit int) (string, error) {
 		wrong = "is not valid UTF-8"
 	case strings.ContainsFunc(t, unicode.IsControl):
 		wrong = "contains a control character"
+	case !strings.ContainsFunc(t, isVisible):
+		wrong = "has no visible character"
 	default:
 		return t, nil
 	}
 	return "", fmt.Errorf("%s %s, must be 1 to %d bytes of UTF-8 without control characters", name, wrong, limit)
+}
+
+// isVisible reports whether a person can see a character. A format character, such as a zero width
+// space, and a filler cannot be seen.
+func isVisible(r rune) bool {
+	const brailleBlank = '\u2800'
+	return unicode.IsGraphic(r) && !unicode.IsSpace(r) && r != brailleBlank &&
+		!unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 // check checks an order of a record. It demands what the services rely on, and no more: a producer
@@ -163,8 +176,8 @@ func (o Order) check() error {
 	if total != o.TotalAmount {
 		return fmt.Errorf("totalAmount is %s, its items sum to %s", o.TotalAmount, total)
 	}
-	if o.Version < 0 {
-		return fmt.Errorf("version is %d, must be 1 or more", o.Version)
+	if o.Version < 0 || o.Version > MaxVersion {
+		return fmt.Errorf("version is %d, must be 1 to %d", o.Version, MaxVersion)
 	}
 	if !writable(o.OrderDate) {
 		return fmt.Errorf("orderDate is in the year %d of UTC, must be 0 to 9999", o.OrderDate.UTC().Year())

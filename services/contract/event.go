@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -199,6 +202,9 @@ func (e *Event) readHeaders(headers []Header) error {
 			if len(v) > MaxIDBytes {
 				return undecodable("header %s has %d bytes, must be at most %d", h.Key, len(v), MaxIDBytes)
 			}
+			if !utf8.ValidString(v) {
+				return undecodable("header %s is not valid UTF-8", h.Key)
+			}
 			e.ID = v
 		case HeaderTraceparent:
 			e.Traceparent = v
@@ -224,9 +230,12 @@ func (e *Event) readHeaders(headers []Header) error {
 // decodeStrict decodes exactly one JSON value into v. It accepts unknown keys, and keys in any
 // case.
 func decodeStrict(data []byte, v any) error {
-	// encoding/json silently replaces bytes that are not UTF-8.
+	// encoding/json silently replaces what is not Unicode: two such IDs would become one.
 	if !utf8.Valid(data) {
 		return errors.New("not valid UTF-8")
+	}
+	if half := loneSurrogate(data); half != "" {
+		return fmt.Errorf("not valid Unicode: %s is half of a surrogate pair", half)
 	}
 	if json.Unmarshal(data, v) == nil {
 		return nil
@@ -240,6 +249,44 @@ func decodeStrict(data []byte, v any) error {
 		return errors.New("something follows the JSON value")
 	}
 	return nil
+}
+
+// loneSurrogate returns the first escape in a JSON text that is half of a surrogate pair, such as
+// \ud83d without the other half behind it, or "" if there is none.
+func loneSurrogate(data []byte) string {
+	for {
+		i := bytes.IndexByte(data, '\\')
+		if i < 0 || i+1 == len(data) {
+			return ""
+		}
+		data = data[i:]
+		first, ok := escapedRune(data)
+		switch {
+		case !ok:
+			// It is another escape, of two bytes.
+			data = data[2:]
+		case !utf16.IsSurrogate(first):
+			data = data[escapeBytes:]
+		default:
+			second, _ := escapedRune(data[escapeBytes:])
+			if utf16.DecodeRune(first, second) == unicode.ReplacementChar {
+				return string(data[:escapeBytes])
+			}
+			data = data[2*escapeBytes:]
+		}
+	}
+}
+
+// escapeBytes is the size of an escape such as \ud83d.
+const escapeBytes = 6
+
+// escapedRune reads an escape such as \ud83d at the start of data. ok is false if there is none.
+func escapedRune(data []byte) (r rune, ok bool) {
+	if len(data) < escapeBytes || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(data[2:escapeBytes]), 16, 16)
+	return rune(n), err == nil
 }
 
 // jsonError rewrites an error of encoding/json for a client, who knows JSON and not Go.

@@ -346,6 +346,15 @@ func TestDeadLetters(t *testing.T) {
 			message: "version is -1",
 		},
 		{
+			name: "version beyond what JSON keeps exact", topic: TopicUpdated,
+			value: changed("version", "9007199254740992"), reason: ReasonUndecodable,
+			message: "version is 9007199254740992, must be 1 to 9007199254740991",
+		},
+		{
+			name: "half of a surrogate pair", value: changed("status", `"\ud83d"`), reason: ReasonUndecodable,
+			message: `not valid Unicode: \ud83d is half of a surrogate pair`,
+		},
+		{
 			name: "version beyond int64", value: changed("version", "9223372036854775808"), reason: ReasonUndecodable,
 			message: "version must be a whole number",
 		},

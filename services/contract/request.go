@@ -25,7 +25,7 @@ type UpdateOrder struct {
 // of the response.
 func DecodeCreateOrder(body []byte) (CreateOrder, error) {
 	var raw struct{ OrderID, ItemsNum json.RawMessage }
-	if err := decodeStrict(body, &raw); err != nil {
+	if err := decodeBody(body, &raw); err != nil {
 		return CreateOrder{}, err
 	}
 	var req CreateOrder
@@ -39,7 +39,7 @@ func DecodeCreateOrder(body []byte) (CreateOrder, error) {
 // of the response.
 func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
 	var raw struct{ OrderID, Status json.RawMessage }
-	if err := decodeStrict(body, &raw); err != nil {
+	if err := decodeBody(body, &raw); err != nil {
 		return UpdateOrder{}, err
 	}
 	var req UpdateOrder
@@ -47,6 +47,35 @@ func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
 	req.OrderID, idErr = textField("orderId", raw.OrderID, ParseOrderID)
 	req.Status, statusErr = textField("status", raw.Status, ParseStatus)
 	return req, joinSentence(idErr, statusErr)
+}
+
+// decodeBody decodes a JSON object into v. It refuses a key that is given twice, in whatever case:
+// which of the two counts would be a guess.
+func decodeBody(body []byte, v any) error {
+	if err := decodeStrict(body, v); err != nil {
+		return err
+	}
+	// The body is valid, so no error is left to find.
+	d := json.NewDecoder(bytes.NewReader(body))
+	if start, _ := d.Token(); start != json.Delim('{') {
+		return nil
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		token, _ := d.Token()
+		key, _ := token.(string)
+		// encoding/json takes ſ for s, as upper case does.
+		folded := strings.ToLower(strings.ToUpper(key))
+		if seen[folded] {
+			return fmt.Errorf("%.40s is given more than once", key)
+		}
+		seen[folded] = true
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // textField decodes a string and checks it with parse.

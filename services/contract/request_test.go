@@ -69,8 +69,32 @@ func TestDecodeCreateOrder(t *testing.T) {
 		},
 		{name: "escapes", body: `{"order\u0049d":"\u00e9\ud83d\uded2","itemsNum":1}`, want: CreateOrder{"é🛒", 1}},
 		{
-			name: "the last of two keys counts", body: `{"orderId":"a","OrderId":"b","itemsNum":1,"itemsNum":2}`,
-			want: CreateOrder{"b", 2},
+			name: "a key given twice", body: `{"orderId":"a","OrderId":"b","itemsNum":1}`,
+			err: "OrderId is given more than once",
+		},
+		{
+			name: "an unknown key given twice", body: `{"orderId":"a","itemsNum":1,"x":{"x":1},"x":2}`,
+			err: "x is given more than once",
+		},
+		{
+			name: "half of a surrogate pair", body: `{"orderId":"cut-\ud83d","itemsNum":1}`,
+			err: `not valid Unicode: \ud83d is half of a surrogate pair`,
+		},
+		{
+			name: "the other half", body: `{"orderId":"cut-\udd92","itemsNum":1}`,
+			err: `not valid Unicode: \udd92 is half of a surrogate pair`,
+		},
+		{
+			name: "halves in the wrong order", body: `{"orderId":"\udd92\ud83e","itemsNum":1}`,
+			err: `not valid Unicode: \udd92 is half of a surrogate pair`,
+		},
+		{
+			name: "an escaped backslash is no escape of a half", body: `{"orderId":"\\ud83d","itemsNum":1}`,
+			want: CreateOrder{`\ud83d`, 1},
+		},
+		{
+			name: "an ID that nobody can see", body: `{"orderId":"\u200b\u3164\ufe0f","itemsNum":1}`,
+			err: "orderId has no visible character, must be 1 to 256 bytes of UTF-8 without control characters",
 		},
 		{name: "least items", body: `{"orderId":"a","itemsNum":1}`, want: CreateOrder{"a", 1}},
 		{name: "most items", body: `{"orderId":"a","itemsNum":1000}`, want: CreateOrder{"a", 1000}},
@@ -180,8 +204,16 @@ func TestDecodeUpdateOrder(t *testing.T) {
 		},
 		{name: "unknown keys", body: `{"orderId":"a","status":"b","itemsNum":-1}`, want: UpdateOrder{"a", "b"}},
 		{
-			name: "the last of two keys counts", body: `{"status":"a","orderId":"a","STATUS":"b"}`,
-			want: UpdateOrder{"a", "b"},
+			name: "a key given twice", body: `{"status":"a","orderId":"a","STATUS":"b"}`,
+			err: "STATUS is given more than once",
+		},
+		{
+			name: "a key that encoding/json takes for another one", body: `{"orderId":"a","status":"b","ſtatus":"c"}`,
+			err: "ſtatus is given more than once",
+		},
+		{
+			name: "half of a surrogate pair", body: `{"orderId":"a","status":"\ud83d"}`,
+			err: `not valid Unicode: \ud83d is half of a surrogate pair`,
 		},
 		{
 			name: "longest status", body: `{"orderId":"a","status":"` + strings.Repeat("x", 256) + `"}`,

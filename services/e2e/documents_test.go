@@ -56,6 +56,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inCart, cart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 409},
 		{inCart, cart, "POST", createPath, "", `{"OrderId": " ", "ItemsNum": 3.5}`, nil, 400},
 		{inCart, cart, "POST", createPath, "", big, nil, 413},
+		{inCart, cart, "POST", createPath, "", `{}`, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{inCart, cart, "POST", createPath, "", `{}`, []string{"Content-Encoding", "gzip"}, 415},
 		{inCart, cart, "DELETE", createPath, "", "", nil, 405},
 		{inCart, lonelyCart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 503},
 
@@ -69,6 +71,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inCart, cart, "PUT", updatePath, "", `{"orderId": "nobody's", "status": "Lost"}`, nil, 404},
 		{inCart, cart, "PUT", updatePath, "", `{"orderId": "A %d"`, nil, 400},
 		{inCart, cart, "PUT", updatePath, "", big, nil, 413},
+		{inCart, cart, "PUT", updatePath, "", `{}`, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{inCart, cart, "PUT", updatePath, "", `{}`, []string{"Content-Encoding", "gzip"}, 415},
 		{inCart, cart, "GET", updatePath, "", "", nil, 405},
 		{inCart, lonelyCart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, nil, 503},
 

@@ -197,7 +197,9 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 // query returns the parameters, whose names are in lower case here. A parameter that is given twice
 // is refused, because either value might be meant.
 func query(r *http.Request) (url.Values, error) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
+	// A semicolon is a character like any other in a query (WHATWG URL), also in an order ID.
+	// net/url refuses it, because it once separated parameters.
+	q, err := url.ParseQuery(strings.ReplaceAll(r.URL.RawQuery, ";", "%3B"))
 	if err != nil {
 		return nil, invalidError{fmt.Errorf("the query cannot be read: %w", err)}
 	}

@@ -78,6 +78,9 @@ func TestOrderDetails(t *testing.T) {
 	spaced := ordertest.Event(t, "with blank + ü", 1, "b1")
 	spaced.Offset = 1
 	a.mustApply(t, batch(spaced))
+	semicolon := ordertest.Event(t, "a;b", 1, "c1")
+	semicolon.Offset = 2
+	a.mustApply(t, batch(semicolon))
 
 	details := `{"orderId":"A","customerId":"7b9f1a52-5f0e-4a8e-9a25-0d7d3b6d1c11",` +
 		`"orderDate":"2026-03-01T12:00:00Z","items":[{"productId":"Product1","quantity":2,"price":10.5},` +
@@ -96,6 +99,8 @@ func TestOrderDetails(t *testing.T) {
 		{"blanks at the ends of the ID are trimmed", path + "orderId=%20A+", 200, details, `"2"`},
 		{"unknown parameters are ignored", path + "orderId=A&x=1&x=2", 200, details, `"2"`},
 		{"inner blanks stay", path + "orderId=with+blank+%2B+%C3%BC", 200, `{"orderId":"with blank + ü",…`, `"1"`},
+		{"a semicolon is part of the ID", path + "orderId=a;b", 200, `{"orderId":"a;b",…`, `"1"`},
+		{"a semicolon elsewhere", path + "orderId=A&utm=100%25;x", 200, details, `"2"`},
 		{"unknown order", path + "orderId=B", 404, "Order with ID B not found.", ""},
 		{"the case of an ID counts", path + "orderId=a", 404, "Order with ID a not found.", ""},
 		{

@@ -16,9 +16,10 @@ const readBatch = 1000
 // to, which is not included. It gives the records to apply in batches that are valid only during
 // the call.
 //
-// It ends a partition early where its log ends: compaction and transactions leave offsets that no
-// record has, so ReadTo never waits for one. While Kafka is away it waits until ctx ends. It goes
-// on with new TLS files when there are any. A topic that does not exist is an error.
+// It waits for no record: compaction and transactions leave offsets that no record has. But it ends a
+// partition only at or behind the offset in to, so it waits until ctx ends while Kafka is away or the
+// log is shorter. It goes on with new TLS files when there are any. A topic that does not exist is an
+// error.
 //
 // It joins no group and commits nothing. librdkafka wants the name of a group all the same; without
 // the permission to describe that group it only logs a warning.
@@ -193,8 +194,10 @@ func (r *boundedReader) read(ctx context.Context) error {
 				batch = <-r.empty
 			}
 		case kafka.PartitionEOF:
-			// Every record below the end of the range has been read.
-			if left := r.open[topicPartition{*event.Topic, event.Partition}]; left != nil {
+			// A leader whose high watermark lags after an election shows an end that is too early.
+			// The client reports the end again when it has moved.
+			left := r.open[topicPartition{*event.Topic, event.Partition}]
+			if left != nil && int64(event.Offset) >= left.end {
 				r.finish(left)
 				current = nil
 			}

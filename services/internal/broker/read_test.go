@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -73,10 +75,6 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 			{"no partition", nil, nil, map[int32][]int64{}},
 			{"one partition", nil, map[Partition]int64{at(1): 1}, map[int32][]int64{1: {0}}},
 			{"only a marker", map[Partition]int64{at(0): 5}, map[Partition]int64{at(0): 6}, map[int32][]int64{}},
-			{
-				"beyond the end", map[Partition]int64{at(0): 4}, map[Partition]int64{at(0): 100},
-				map[int32][]int64{0: {4}},
-			},
 		} {
 			got, err := read(t, addr, test.from, test.to)
 			if err != nil {
@@ -88,6 +86,62 @@ func TestReadToKeepsToItsBounds(t *testing.T) {
 		}
 		if got := testenv.CommittedOffsets(t, addr, "reader"); len(got) != 0 {
 			t.Errorf("it committed %v", got)
+		}
+	})
+}
+
+// After an election the new leader may not know yet how far the log is committed. The end that it
+// shows then is not the end.
+func TestReadToReadsOnWhenTheHighWatermarkLags(t *testing.T) {
+	t.Parallel()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "topic"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	addr := cluster.ListenAddrs()[0]
+	testenv.Produce(t, addr, messages("topic", 10, 1)...)
+	cluster.ControlKey(kmsg.Fetch.Int16(), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		fetch := request.(*kmsg.FetchRequest)
+		if len(fetch.Topics) == 0 {
+			return nil, nil, false
+		}
+		response := fetch.ResponseKind().(*kmsg.FetchResponse)
+		topic := kmsg.NewFetchResponseTopic()
+		topic.Topic, topic.TopicID = fetch.Topics[0].Topic, fetch.Topics[0].TopicID
+		partition := kmsg.NewFetchResponseTopicPartition()
+		partition.HighWatermark, partition.LastStableOffset, partition.RecordBatches = 5, 5, []byte{}
+		topic.Partitions = append(topic.Partitions, partition)
+		response.Topics = append(response.Topics, topic)
+		return response, nil, true
+	})
+	to := map[Partition]int64{{"topic", "", 0}: 10}
+	got, err := read(t, addr, map[Partition]int64{{"topic", "", 0}: 5}, to)
+	if diff := cmp.Diff(map[int32][]int64{0: {5, 6, 7, 8, 9}}, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+}
+
+// A log that is shorter than it should be is never taken for read to its end.
+func TestReadToWaitsForAnOffsetBehindTheLog(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, 5, 1)...)
+		id, _, _ := bounds(t, addr, topic)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		to := map[Partition]int64{{topic, id, 0}: 6}
+		err := ReadTo(ctx, config(addr), logger(t), "reader", nil, to, func(_ context.Context, records []Record) error {
+			switch records[len(records)-1].Offset {
+			case 4:
+				testenv.Produce(t, addr, messages(topic, 1, 1)...)
+			case 5:
+				cancel()
+			}
+			return nil
+		})
+		if ctx.Err() == nil {
+			t.Errorf("ReadTo ends before offset 6: %v", err)
 		}
 	})
 }

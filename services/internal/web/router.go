@@ -45,7 +45,7 @@ func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 			// RFC 9110 section 9.1 requires HEAD; net/http leaves the body out.
 			methods = append(methods, http.MethodHead)
 		}
-		measured := measure(durations, route.Path, route.Method, route.Handler)
+		measured := measure(durations, route.Path, route.Method, refuseOtherOrigins(route.Handler))
 		router.Handle(route.Path, measured).Methods(methods...)
 		allowed[route.Path] = append(allowed[route.Path], route.Method)
 		all = append(all, route.Method+" "+route.Path)
@@ -66,12 +66,29 @@ func (rs Routes) Handler(reg prometheus.Registerer) http.Handler {
 	return FoldCase(router)
 }
 
+// refuseOtherOrigins refuses a request that a page of another origin makes a browser send, if it
+// could change something. Programs send neither of the headers that tell, and are not affected.
+func refuseOtherOrigins(h http.HandlerFunc) http.HandlerFunc {
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		Problem{
+			Status: http.StatusForbidden,
+			Text: "A page of another origin sent this request (Sec-Fetch-Site, Origin). " +
+				"Send it from this origin, or from a program.",
+		}.Write(w, r)
+	}))
+	return protection.Handler(h).ServeHTTP
+}
+
 // FoldCase passes every request on with its path and the names in its query in lower case, because
-// no router ignores case. Values stay as they are.
+// no router ignores case. It also drops one slash at the end of the path. Values stay as they are.
 func FoldCase(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u := *r.URL
 		u.Path, u.RawPath = strings.ToLower(u.Path), ""
+		if len(u.Path) > 1 {
+			u.Path = strings.TrimSuffix(u.Path, "/")
+		}
 		if u.RawQuery != "" {
 			pairs := strings.Split(u.RawQuery, "&")
 			for i, pair := range pairs {

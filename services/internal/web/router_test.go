@@ -33,6 +33,8 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		{"GET", "/Order/Find?OrderId=A%20b", 200, "A b"},
 		{"GET", "/ORDER/FIND?ORDERID=Case%26Kept&orderid=2", 200, "Case&Kept|2"},
 		{"GET", "/order/find", 200, ""},
+		{"GET", "/order/find/?orderid=x", 200, "x"},
+		{"GET", "/order/find//", 404, unknown},
 		// The recorder keeps the body that a server leaves out.
 		{"HEAD", "/order/find?orderid=x", 200, "x"},
 		{"GET", "//order/find", 404, unknown},
@@ -67,7 +69,7 @@ func TestRoutesIgnoreCase(t *testing.T) {
 	}
 	// Nothing that a client makes up becomes a label.
 	want := map[string]uint64{
-		"200 GET /order/find": 4, "404 other other": 2, "aborted GET /order/break": 1, "405 other other": 1,
+		"200 GET /order/find": 5, "404 other other": 3, "aborted GET /order/break": 1, "405 other other": 1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)

@@ -23,8 +23,11 @@ var migrations embed.FS
 type index struct {
 	// topicID is the ID of the topic. A topic that is recreated has another one.
 	topicID string
-	path    string
-	db      *sqldb.DB
+	// first is where the log began when the index was created. Records below a later beginning were
+	// deleted since, and may be in the index.
+	first map[broker.Partition]int64
+	path  string
+	db    *sqldb.DB
 
 	// The fields below are under the reader's lock.
 
@@ -35,8 +38,10 @@ type index struct {
 	refs int
 }
 
-// newIndex creates an empty index at path.
-func newIndex(ctx context.Context, path, topicID string, log *slog.Logger) (*index, error) {
+// newIndex creates an empty index at path, for a log that begins at first.
+func newIndex(
+	ctx context.Context, path, topicID string, first map[broker.Partition]int64, log *slog.Logger,
+) (*index, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
@@ -46,13 +51,24 @@ func newIndex(ctx context.Context, path, topicID string, log *slog.Logger) (*ind
 		// The end of ctx may leave a file that is not whole.
 		return nil, errors.Join(err, removeFiles(path))
 	}
-	return &index{topicID: topicID, path: path, db: db, next: map[broker.Partition]int64{}}, nil
+	return &index{topicID: topicID, first: first, path: path, db: db, next: map[broker.Partition]int64{}}, nil
 }
 
-// covers reports whether the index is of this very topic and has everything below end.
-func (ix *index) covers(end map[broker.Partition]int64) bool {
+// covers reports whether the index has everything from first to end, and nothing else.
+func (ix *index) covers(first, end map[broker.Partition]int64) bool {
 	for p, want := range end {
-		if p.TopicID != ix.topicID || ix.next[p] < want {
+		if ix.next[p] < want {
+			return false
+		}
+	}
+	return ix.valid(first)
+}
+
+// valid reports whether the index can be brought forward: it is of this very topic, and no record was
+// deleted since it was created.
+func (ix *index) valid(first map[broker.Partition]int64) bool {
+	for p, begin := range first {
+		if p.TopicID != ix.topicID || begin > ix.first[p] {
 			return false
 		}
 	}

@@ -59,13 +59,13 @@ type reading struct {
 }
 
 // serves reports whether a running reading is good enough for one more audit. One whose last caller
-// has left is about to fail.
-func (rd *reading) serves(end map[broker.Partition]int64, fresh bool) bool {
+// has left is about to fail. One that began before records were deleted may have read them.
+func (rd *reading) serves(first, end map[broker.Partition]int64, fresh bool) bool {
 	if rd.callers == 0 || (fresh && !rd.fresh) {
 		return false
 	}
 	for p, want := range end {
-		if to, ok := rd.end[p]; !ok || to < want {
+		if to, ok := rd.end[p]; !ok || to < want || rd.first[p] < first[p] {
 			return false
 		}
 	}
@@ -109,13 +109,13 @@ func (r *reader) upTo(
 	ctx context.Context, first, end map[broker.Partition]int64, fresh bool,
 ) (*index, error) {
 	r.mu.Lock()
-	if !fresh && r.current != nil && r.current.covers(end) {
+	if !fresh && r.current != nil && r.current.covers(first, end) {
 		defer r.mu.Unlock()
 		r.current.refs++
 		return r.current, nil
 	}
 	rd := r.running
-	if rd == nil || !rd.serves(end, fresh) {
+	if rd == nil || !rd.serves(first, end, fresh) {
 		if r.waiting == nil {
 			r.waiting = &reading{done: make(chan struct{})}
 		}
@@ -241,7 +241,7 @@ func (r *reader) readInto(
 }
 
 // indexFor returns the index that a reading goes on with. It is a new one when everything is to be
-// read, or when the topic was recreated.
+// read, when the topic was recreated, or when records were deleted from it.
 //
 // A new index that replaces no usable one becomes the current index at once. So the next reading
 // goes on where this one ends, even if it fails.
@@ -255,11 +255,11 @@ func (r *reader) indexFor(ctx context.Context, rd *reading) (*index, error) {
 	r.files++
 	path := filepath.Join(r.dir, r.topic+"-"+strconv.Itoa(r.files)+".db")
 	r.mu.Unlock()
-	usable := current != nil && current.topicID == topicID
+	usable := current != nil && current.valid(rd.first)
 	if usable && !rd.fresh {
 		return current, nil
 	}
-	ix, err := newIndex(ctx, path, topicID, r.log)
+	ix, err := newIndex(ctx, path, topicID, rd.first, r.log)
 	if err != nil {
 		return nil, fmt.Errorf("make an index: %w", err)
 	}

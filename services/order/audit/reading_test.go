@@ -113,6 +113,25 @@ func TestAuditOfARecreatedTopicStartsOver(t *testing.T) {
 	}
 }
 
+// DeleteRecords moves the beginning of a log. What it deletes is no longer in the topic.
+func TestAuditNoticesDeletedRecords(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 50)...)
+	a := newAuditor(t, sourceOf(tp))
+	a.orders(t, false)
+	tp.DeleteRecords()
+	if got := a.orders(t, false); len(got) != 0 {
+		t.Errorf("all records were deleted, the audit has %d orders", len(got))
+	}
+	tp.Add(ordertest.Updates(t, 90, 92)...)
+	if diff := cmp.Diff(map[string]int64{"order-90": 2, "order-91": 2}, a.orders(t, false)); diff != "" {
+		t.Errorf("orders (-want +got):\n%s", diff)
+	}
+	if got := len(a.indexFiles(t)); got != 1 {
+		t.Errorf("%d indexes, want 1", got)
+	}
+}
+
 // A failed read fails its callers. What it had read is kept and not read again.
 func TestAuditGoesOnWhereAFailedReadEnded(t *testing.T) {
 	t.Parallel()
@@ -296,16 +315,22 @@ func TestReadEndsWithItsLastCaller(t *testing.T) {
 // fail.
 func TestReadThatWasLeftServesNobody(t *testing.T) {
 	t.Parallel()
-	r := &reading{end: map[broker.Partition]int64{{Number: 0}: 9}, callers: 1, fresh: true}
-	if !r.serves(map[broker.Partition]int64{{Number: 0}: 9}, true) {
+	r := &reading{
+		first: map[broker.Partition]int64{{Number: 0}: 2}, end: map[broker.Partition]int64{{Number: 0}: 9},
+		callers: 1, fresh: true,
+	}
+	if !r.serves(r.first, map[broker.Partition]int64{{Number: 0}: 9}, true) {
 		t.Error("a read with a caller serves another one with the same end")
 	}
-	if r.serves(map[broker.Partition]int64{{Number: 0}: 10}, false) ||
-		r.serves(map[broker.Partition]int64{{Number: 1}: 1}, false) {
+	if r.serves(r.first, map[broker.Partition]int64{{Number: 0}: 10}, false) ||
+		r.serves(r.first, map[broker.Partition]int64{{Number: 1}: 1}, false) {
 		t.Error("a read serves a caller beyond its end")
 	}
+	if r.serves(map[broker.Partition]int64{{Number: 0}: 3}, map[broker.Partition]int64{{Number: 0}: 9}, false) {
+		t.Error("a read that began before records were deleted serves a caller that came afterwards")
+	}
 	r.callers = 0
-	if r.serves(map[broker.Partition]int64{{Number: 0}: 9}, false) {
+	if r.serves(r.first, map[broker.Partition]int64{{Number: 0}: 9}, false) {
 		t.Error("a read that its last caller has left serves another")
 	}
 }

@@ -24,6 +24,7 @@ type Topic struct {
 	mu      sync.Mutex
 	id      string
 	records map[int32][]broker.Record
+	first   map[int32]int64
 	counts  []int
 	gate    chan struct{}
 	lastCtx context.Context
@@ -54,7 +55,17 @@ func (tp *Topic) Add(records ...broker.Record) {
 func (tp *Topic) Recreate() {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
-	tp.id, tp.records = tp.id+"+", map[int32][]broker.Record{}
+	tp.id, tp.records, tp.first = tp.id+"+", map[int32][]broker.Record{}, nil
+}
+
+// DeleteRecords deletes all records, as Kafka's request of that name does: offsets go on.
+func (tp *Topic) DeleteRecords() {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	tp.first = map[int32]int64{}
+	for n, records := range tp.records {
+		tp.first[n] = int64(len(records))
+	}
 }
 
 // HoldReads makes every read wait before each batch until the returned channel is closed.
@@ -72,7 +83,7 @@ func (tp *Topic) Bounds(_ context.Context, names ...string) (first, end map[brok
 	first, end = map[broker.Partition]int64{}, map[broker.Partition]int64{}
 	for n := range int32(2) {
 		p := broker.Partition{Topic: names[0], TopicID: tp.id, Number: n}
-		first[p], end[p] = 0, int64(len(tp.records[n]))+tp.Gap
+		first[p], end[p] = tp.first[n], int64(len(tp.records[n]))+tp.Gap
 	}
 	return first, end, nil
 }
