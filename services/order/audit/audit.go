@@ -22,10 +22,10 @@ import (
 const (
 	// boundsTimeout is how long Kafka may take to say where a topic begins and ends.
 	boundsTimeout = 5 * time.Second
-	// slotTimeout is how long an audit waits until one of MaxResults is closed.
-	slotTimeout = 5 * time.Second
-	// stallTimeout is how long a read may go on without a record.
-	stallTimeout = 15 * time.Second
+	// defaultSlotTimeout is how long an audit waits until one of MaxResults is closed.
+	defaultSlotTimeout = 5 * time.Second
+	// defaultStallTimeout is how long a read may go on without a record.
+	defaultStallTimeout = 15 * time.Second
 )
 
 // MaxResults is how many results may be open at once. Each holds a connection to its index, of
@@ -86,7 +86,7 @@ func New(dir string, source Source, reg prometheus.Registerer, log *slog.Logger)
 	}
 	a := &Auditor{
 		dir: dir, source: source, metrics: newMetrics(reg), log: log,
-		slotTimeout: slotTimeout, stallTimeout: stallTimeout,
+		slotTimeout: defaultSlotTimeout, stallTimeout: defaultStallTimeout,
 		slots: make(chan struct{}, MaxResults), readers: map[string]*reader{},
 	}
 	a.ctx, a.stop = context.WithCancel(context.Background())
