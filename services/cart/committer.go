@@ -38,7 +38,7 @@ type committer struct {
 	stopped chan struct{}
 	// failure is why the store cannot be written; nil: it can.
 	failure atomic.Pointer[error]
-	// full reports whether the backlog was full at the last batch. Only run uses it.
+	// full is true if the backlog was full at the last batch. Only run uses it.
 	full bool
 
 	mu sync.Mutex
@@ -128,7 +128,7 @@ func (c *committer) run(ctx context.Context) error {
 	defer close(c.stopped)
 	sweep := time.NewTimer(sweepEvery)
 	defer sweep.Stop()
-	// probing reports whether the next sweep comes after probeEvery.
+	// probing is true if the next sweep comes after probeEvery.
 	probing := false
 	batch := make([]*pending, 0, batchMost)
 	for {

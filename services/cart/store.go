@@ -231,12 +231,17 @@ func (s *store) restore(ctx context.Context, orders map[string]orderState) error
 	})
 }
 
-// markRebuilt marks the store as rebuilt, which it must not be yet.
+// markRebuilt marks the store as rebuilt. It may be called again: a commit that reported an error may
+// have taken effect.
 func (s *store) markRebuilt(ctx context.Context, now time.Time) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		written, err := tx.Exec("INSERT INTO rebuilt(at) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM rebuilt)",
-			now.UnixMilli())
-		if err := sqldb.ExpectRows(1, written, err); err != nil {
+		const insert = "INSERT INTO rebuilt(at) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM rebuilt)"
+		_, err := tx.Exec(insert, now.UnixMilli())
+		var marks int64
+		if err == nil {
+			err = tx.Query("SELECT count(*) FROM rebuilt", func(r *sql.Rows) error { return r.Scan(&marks) })
+		}
+		if err := sqldb.ExpectRows(1, marks, err); err != nil {
 			return fmt.Errorf("mark the store as rebuilt: %w", err)
 		}
 		return nil

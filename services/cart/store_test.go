@@ -129,11 +129,6 @@ func TestALostWriteIsAnError(t *testing.T) {
 			func(s *store) error { return s.markRebuilt(t.Context(), noon) },
 			sqldb.CountError{Changed: 0, Want: 1},
 		},
-		"a second mark of a rebuild": {
-			"INSERT INTO rebuilt(at) VALUES (1)",
-			func(s *store) error { return s.markRebuilt(t.Context(), noon) },
-			sqldb.CountError{Changed: 0, Want: 1},
-		},
 		"the probe": {
 			ignored("UPDATE", "rebuilt"),
 			func(s *store) error {

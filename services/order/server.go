@@ -52,7 +52,7 @@ func (s *server) handler(reg prometheus.Registerer) http.Handler {
 }
 
 // respond writes the problem for the error of a handler, and logs the error where the response does
-// not tell the client what is wrong.
+// not show what is wrong.
 func (s *server) respond(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		err := handle(w, r)
@@ -60,12 +60,8 @@ func (s *server) respond(handle func(http.ResponseWriter, *http.Request) error) 
 			return
 		}
 		p := problem(err)
-		switch {
-		case errors.Is(err, errStopping), errors.Is(err, context.Canceled):
-			// Nothing failed: the service stops, or the client has gone.
-		case errors.Is(err, audit.ErrUnreadable):
-			s.log.Warn("audit", "err", err)
-		case p.Status == http.StatusInternalServerError && r.Context().Err() == nil:
+		// If the client has gone, the error is only that.
+		if p.Status == http.StatusInternalServerError && r.Context().Err() == nil {
 			s.log.Error("request", "path", r.URL.Path, "err", err)
 		}
 		p.Write(w, r)
@@ -174,6 +170,10 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	// the connection is closed, which the next write notices.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.pace.Grace))
 	if err != nil {
+		// Nothing failed if the service stops or the client has gone.
+		if ctx.Err() == nil && errors.Is(err, audit.ErrUnreadable) {
+			s.log.Warn("audit", "topic", topic, "err", err)
+		}
 		return err
 	}
 	defer result.Close()

@@ -114,7 +114,8 @@ func (b *Box) oldest() (time.Duration, error) {
 }
 
 // Add writes messages in the caller's transaction and wakes the relay once it is committed. It also
-// deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own.
+// deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own. It is
+// called at most once in a transaction.
 func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 	if err := b.deleteAcked(tx); err != nil {
 		return err
@@ -134,28 +135,53 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 		b.rows.Add(added)
 		select {
 		case b.wake <- struct{}{}:
-		// It is awake.
 		default:
+			// The relay has a token already.
 		}
 	})
 	return nil
 }
 
 // deleteAcked deletes the acknowledged rows in a transaction. A row among them that was never
-// published, or one that is gone already, is an error: an event would be lost, or another process
-// has the database.
+// published is an error: its event would be lost. Rows that are gone already are none. A commit that
+// reported an error has taken effect all the same, so the rows in the table are counted again.
 func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 	last, want := b.acked.get()
 	if want == 0 {
 		return nil
 	}
 	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", last)
+	if err == nil && deleted < want {
+		return b.recount(tx, last, want, deleted)
+	}
 	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
 		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
 	}
 	tx.AfterCommit(func() {
-		b.acked.deleted(deleted)
-		b.rows.Add(-deleted)
+		b.acked.deleted(want)
+		b.rows.Add(-want)
+	})
+	return nil
+}
+
+// recount takes the number of rows from the table, after only deleted of the want acknowledged rows up
+// to the ID last were there to delete.
+func (b *Box) recount(tx *sqldb.Tx, last, want, deleted int64) error {
+	var rows, left int64
+	err := tx.Query("SELECT count(*), count(*) FILTER (WHERE id <= ?) FROM outbox",
+		func(r *sql.Rows) error { return r.Scan(&rows, &left) }, last)
+	if err != nil {
+		return fmt.Errorf("count the outbox: %w", err)
+	}
+	if left > 0 {
+		return fmt.Errorf("delete what was acknowledged from the outbox: %w",
+			&sqldb.CountError{Changed: deleted, Want: want})
+	}
+	tx.AfterCommit(func() {
+		b.acked.deleted(want)
+		b.rows.Store(rows)
+		b.log.Warn("acknowledged rows were gone already: a commit that failed has taken effect",
+			"rows", want-deleted)
 	})
 	return nil
 }

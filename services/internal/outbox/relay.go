@@ -73,7 +73,7 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 	var cleanup <-chan time.Time
 	// last is the ID of the last row handed to the producer.
 	last, _ := b.acked.get()
-	// more reports whether rows may be waiting in the table.
+	// more is true if rows may be waiting in the table.
 	more := true
 	for {
 		if more && w.room() {

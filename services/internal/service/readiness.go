@@ -15,7 +15,7 @@ var (
 // starting. It is safe for concurrent use.
 type Readiness struct {
 	mu sync.Mutex
-	// set reports whether Set was called.
+	// set is true once Set or ReadyUnlessSet was called.
 	set      bool
 	stopping bool
 	// reason is the last one that was set; nil: ready.

@@ -31,7 +31,7 @@ type Config struct {
 type Service struct {
 	// Registry has the collectors for Go and the process. A service adds its own.
 	Registry *prometheus.Registry
-	// Ready is why the service is not ready. It says "starting" until the service sets it.
+	// Ready is why the service is not ready. It is "starting" until the service sets it.
 	Ready *Readiness
 
 	cfg Config

@@ -12,12 +12,13 @@ import (
 // is done. A task that returns an error stops the service.
 type Task func(ctx context.Context) error
 
-// Stage is tasks that stop at the same time.
+// Stage is tasks that stop at the same time. The order of the stages is written in the Run of each
+// service: services/cart/run.go and services/order/run.go.
 type Stage []Task
 
 // run starts all tasks at once. When ctx ends or a task fails, it calls stopping and then stops the
 // stages in their order: the context of a stage ends once all tasks of the stages before it have
-// returned. run returns the first failure.
+// returned. run returns the first failure. At least one task must run until its context ends.
 //
 // The contexts of the stages are detached from ctx, else all of them would end at the same moment.
 func run(ctx context.Context, stopping func(), stages []Stage) error {
@@ -49,8 +50,8 @@ func run(ctx context.Context, stopping func(), stages []Stage) error {
 	return tasks.Wait()
 }
 
-// withoutEnd drops an error that only reports that ctx has ended: a task that was told to stop has
-// not failed.
+// withoutEnd drops an error that only reports that ctx has ended: a task that stops because its
+// context ended has not failed.
 func withoutEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
 		return nil

@@ -27,7 +27,7 @@ type Ops struct {
 // which shows what /readyz does, so it must be called only once per Registry.
 func (o Ops) Handler() http.Handler {
 	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "service_ready", Help: "1 when /readyz answers 200 at this moment, else 0.",
+		Name: "service_ready", Help: "1 if /readyz responds with 200 now, else 0.",
 	}, func() float64 {
 		if o.Ready() != nil {
 			return 0

@@ -28,11 +28,12 @@ type PacedWriter struct {
 	unwatch func() bool
 
 	written int64
-	begun   bool
 
 	// mu is held while the deadline of the connection moves, so that no Write moves it after the
-	// end of ctx, and so that the end of ctx does not move it after Close.
+	// end of ctx, and so that the end of ctx moves it neither before the first Write nor after
+	// Close: then the handler may still write another response.
 	mu     sync.Mutex
+	begun  bool
 	closed bool
 }
 
@@ -52,7 +53,6 @@ func (p *PacedWriter) Write(b []byte) (int, error) {
 	if err := p.extend(p.written + int64(len(b))); err != nil {
 		return 0, err
 	}
-	p.begun = true
 	n, err := p.w.Write(b)
 	p.written += int64(n)
 	if cause := context.Cause(p.ctx); err != nil && cause != nil {
@@ -68,6 +68,7 @@ func (p *PacedWriter) extend(bytes int64) error {
 	if cause := context.Cause(p.ctx); cause != nil {
 		return cause
 	}
+	p.begun = true
 	allowed := p.pace.Grace + time.Duration(bytes/p.pace.Rate)*time.Second
 	return p.control.SetWriteDeadline(p.start.Add(allowed))
 }
@@ -76,14 +77,18 @@ func (p *PacedWriter) extend(bytes int64) error {
 func (p *PacedWriter) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed {
+	if p.begun && !p.closed {
 		// An error here means that the connection is closed already.
 		_ = p.control.SetWriteDeadline(time.Now())
 	}
 }
 
 // Begun reports whether any part of the response, its status included, may have reached the client.
-func (p *PacedWriter) Begun() bool { return p.begun }
+func (p *PacedWriter) Begun() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.begun
+}
 
 // Written returns how many bytes of the body were written.
 func (p *PacedWriter) Written() int64 { return p.written }

@@ -64,7 +64,8 @@ func TestPacedWriterMovesTheDeadline(t *testing.T) {
 }
 
 // However the end of the context and the writes fall together, the deadline that stays is the one
-// that lets a waiting write fail.
+// that lets a waiting write fail. Before the first write it stays as it was: the handler responds with
+// something else then.
 func TestEndOfContextHasTheLastWord(t *testing.T) {
 	t.Parallel()
 	for range 500 {
@@ -79,11 +80,34 @@ func TestEndOfContextHasTheLastWord(t *testing.T) {
 				_, err = p.Write([]byte("x"))
 			}
 			synctest.Wait()
-			if !errors.Is(err, errEnd) || d.after(start) != 0 {
-				t.Errorf("Write: %v, the deadline is in %s; want %v and none left", err, d.after(start), errEnd)
+			want := start
+			if !p.Begun() {
+				want = time.Time{}
+			}
+			if !errors.Is(err, errEnd) || d.after(want) != 0 {
+				t.Errorf("Write: %v, the deadline is %s beside %s, want %v and none", err, d.after(want), want, errEnd)
 			}
 		})
 	}
+}
+
+// A handler that is told to stop before it has written anything can still respond.
+func TestEndOfContextBeforeTheFirstWriteLeavesTheConnectionAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newDeadlines()
+		ctx, end := context.WithCancelCause(t.Context())
+		p := web.NewPacedWriter(ctx, d, web.Pace{Grace: time.Minute, Rate: 1})
+		defer p.Close()
+		end(errEnd)
+		synctest.Wait()
+		if _, err := p.Write([]byte("x")); !errors.Is(err, errEnd) || p.Begun() {
+			t.Errorf("Write: %v, begun %v; want %v and not begun", err, p.Begun(), errEnd)
+		}
+		if !d.last.IsZero() {
+			t.Errorf("the deadline was moved to %s", d.last)
+		}
+	})
 }
 
 // A connection may serve the next request once the handler has returned.
