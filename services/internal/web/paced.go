@@ -68,9 +68,12 @@ func (p *PacedWriter) extend(bytes int64) error {
 	if cause := context.Cause(p.ctx); cause != nil {
 		return cause
 	}
-	p.begun = true
 	allowed := p.pace.Grace + time.Duration(bytes/p.pace.Rate)*time.Second
-	return p.control.SetWriteDeadline(p.start.Add(allowed))
+	if err := p.control.SetWriteDeadline(p.start.Add(allowed)); err != nil {
+		return err
+	}
+	p.begun = true
+	return nil
 }
 
 // cut makes a Write that waits for the client fail.
