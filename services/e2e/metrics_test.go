@@ -117,8 +117,8 @@ func scrapeSystem(t *testing.T) samples {
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
 	collector, err := lag.New(lag.Config{
-		Name: "orders", Kafka: kafkaconfig.Client{Brokers: []string{kafka.Addr}}, Interval: 100 * time.Millisecond,
-		Groups: regexp.MustCompile(""),
+		Name: "orders", Kafka: kafkaconfig.Client{Brokers: []string{kafka.Addr}, ClientID: "lag-collector"},
+		Interval: 100 * time.Millisecond, Groups: regexp.MustCompile(""),
 	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)

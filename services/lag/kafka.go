@@ -3,9 +3,7 @@ package lag
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -38,7 +36,7 @@ func clientOptions(k kafkaconfig.Client, timeout time.Duration) ([]kgo.Opt, erro
 	versions.SetMaxKeyVersion(9, 9)
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(k.Brokers...),
-		kgo.ClientID("lag-collector"),
+		kgo.ClientID(k.ClientID),
 		kgo.MaxVersions(versions),
 		kgo.RequestTimeoutOverhead(timeout),
 		kgo.RetryTimeout(timeout),
@@ -82,13 +80,7 @@ func tlsConfig(k kafkaconfig.Client, host string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
-	if k.CA != "" {
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM([]byte(files.CA)) {
-			return nil, fmt.Errorf("read CA: no certificate in %s", k.CA)
-		}
-	}
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: files.Roots}
 	if files.Cert != "" {
 		cfg.Certificates = []tls.Certificate{files.Pair}
 	}

@@ -807,6 +807,14 @@ func TestConfigMistakes(t *testing.T) {
 	}
 }
 
+func TestClientHasTheConfiguredID(t *testing.T) {
+	t.Parallel()
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}, ClientID: "watcher"}})
+	if got := c.poller.client.kafka.OptValue(kgo.ClientID); got != "watcher" {
+		t.Errorf("the client's ID is %v, want watcher", got)
+	}
+}
+
 // The user's name and password are read at each connection.
 func TestPasswordRenewal(t *testing.T) {
 	t.Parallel()

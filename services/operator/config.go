@@ -227,6 +227,7 @@ func (p *parser) cluster(where string, c fileCluster) Cluster {
 func (p *parser) kafka(where string, c fileCluster) kafkaconfig.Client {
 	k := kafkaconfig.Client{
 		Brokers:      kafkaconfig.SplitBrokers(c.BootstrapServers),
+		ClientID:     "lag-collector",
 		Protocol:     c.SecurityProtocol,
 		CA:           c.TLS.CA,
 		Cert:         c.TLS.Cert,

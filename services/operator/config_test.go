@@ -68,14 +68,16 @@ watchNamespaces: [orders, audit]
 	orders := lag.Config{
 		Name: "orders", Interval: 10 * time.Second, Groups: regexp.MustCompile("^(?:order-.*|audit)$"),
 		Kafka: kafkaconfig.Client{
-			Brokers: []string{"a:9093", "b:9093"}, Protocol: "sasl_ssl",
+			Brokers: []string{"a:9093", "b:9093"}, ClientID: "lag-collector", Protocol: "sasl_ssl",
 			CA: dir, Cert: dir + "/c.crt", Key: dir + "/c.key",
 			Mechanism: "SCRAM-SHA-512", UsernameFile: dir + "/u", PasswordFile: dir + "/p",
 		},
 	}
 	plain := lag.Config{
 		Name: "plain", Interval: 10 * time.Second,
-		Kafka: kafkaconfig.Client{Brokers: []string{"kafka:9092"}, Protocol: "plaintext"},
+		Kafka: kafkaconfig.Client{
+			Brokers: []string{"kafka:9092"}, ClientID: "lag-collector", Protocol: "plaintext",
+		},
 	}
 	want := Config{
 		OpsAddr:         env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},

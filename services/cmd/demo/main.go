@@ -131,7 +131,7 @@ func readConfig(e *env.Env, dir, brokers string) (config, error) {
 func newCollector(brokers []string, log *slog.Logger) (*lag.Collector, error) {
 	collector, err := lag.New(lag.Config{
 		Name:     "demo",
-		Kafka:    kafkaconfig.Client{Brokers: brokers},
+		Kafka:    kafkaconfig.Client{Brokers: brokers, ClientID: "lag-collector"},
 		Interval: time.Second,
 		Groups:   regexp.MustCompile(""),
 	}, log)

@@ -2,6 +2,7 @@ package kafkaconfig
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"os"
 )
@@ -10,6 +11,8 @@ import (
 type TLS struct {
 	// CA is the PEM text of the trusted certificates. Empty trusts what the system trusts.
 	CA string
+	// Roots is CA parsed. It is nil if CA is empty.
+	Roots *x509.CertPool
 	// Cert and Key are the PEM texts of the client's certificate and its key. Both are empty for a
 	// client without a certificate.
 	Cert, Key string
@@ -23,12 +26,12 @@ func (c Client) HasTLSFiles() bool { return c.CA != "" || c.Cert != "" || c.Key 
 // ReadTLS reads the TLS files as one set. A certificate and a key that do not belong together are
 // an error: one of them was read before a change of the files, and the other after it.
 func (c Client) ReadTLS() (TLS, error) {
-	trusted, err := readCA(c.CA)
+	trusted, roots, err := readCA(c.CA)
 	if err != nil {
 		return TLS{}, err
 	}
 	if c.Cert == "" && c.Key == "" {
-		return TLS{CA: trusted}, nil
+		return TLS{CA: trusted, Roots: roots}, nil
 	}
 	cert, err := os.ReadFile(c.Cert)
 	if err != nil {
@@ -42,5 +45,5 @@ func (c Client) ReadTLS() (TLS, error) {
 	if err != nil {
 		return TLS{}, fmt.Errorf("%s and %s are not a certificate and its key: %w", c.Cert, c.Key, err)
 	}
-	return TLS{CA: trusted, Cert: string(cert), Key: string(key), Pair: pair}, nil
+	return TLS{CA: trusted, Roots: roots, Cert: string(cert), Key: string(key), Pair: pair}, nil
 }

@@ -94,7 +94,7 @@ func isAddress(broker string) bool {
 }
 
 func (v *validation) tlsFiles(c Client) {
-	if _, err := readCA(c.CA); err != nil {
+	if _, _, err := readCA(c.CA); err != nil {
 		v.wrong(FieldCA, c.CA, "a file of PEM certificates, or a directory with *.crt files of them: "+err.Error())
 	}
 	cert, certRead := v.read(FieldCert, c.Cert)
