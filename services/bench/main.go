@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string) (err error) {
 	b := &bench{out: os.Stdout}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&b.repeats, "repeats", 5, "how often each pair is measured")
-	flags.DurationVar(&b.duration, "span", 4*time.Second, "how long one measurement under load takes")
+	flags.DurationVar(&b.duration, "for", 4*time.Second, "how long one measurement under load takes")
 	flags.IntVar(&b.connections, "connections", 64, "connections of the load")
 	flags.IntVar(&b.records, "records", 200_000, "records to relay, and to apply")
 	flags.IntVar(&b.audited, "audited", 1_000_000, "records to audit")

@@ -97,9 +97,7 @@ func (a *assessment) consuming() verdict {
 		if before != nil && before.Status != metav1.ConditionUnknown && before.Reason != notFound {
 			return verdict{before.Status, before.Reason, before.Message}
 		}
-		return isUnknown(
-			notKnownYet, "%s; whether the group makes progress is known after a minute", t.unread(),
-		)
+		return isUnknown(notKnownYet, "%s; whether the group makes progress is known after a minute", t.unread())
 	case t.count[lag.StatusNoCommit] > 0:
 		return isFalse(noCommit, "there are records but no committed offset in %s: the consumer does not "+
 			"commit, or it began at the end (auto.offset.reset=latest) and no new record has come",
@@ -202,9 +200,7 @@ func (a *assessment) unknown() verdict {
 	case a.found == nil:
 		return isUnknown(notFound, "%s", a.absent())
 	case len(a.names) == 0:
-		return isUnknown(
-			noTopics, "the group subscribes to no topic and has no committed offset",
-		)
+		return isUnknown(noTopics, "the group subscribes to no topic and has no committed offset")
 	}
 	return isUnknown(noCommit, "the group has no committed offset in its topics")
 }

@@ -295,12 +295,12 @@ func (r *reconciler) want(name string) {
 	c.Want(objectives)
 }
 
-// update changes what is remembered of a ConsumerGroup, if it still exists.
-func (r *reconciler) update(key types.NamespacedName, change func(*declared)) {
+// update edits what is remembered of a ConsumerGroup, if it still exists.
+func (r *reconciler) update(key types.NamespacedName, edit func(*declared)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if d := r.groups[key]; d != nil {
-		change(d)
+		edit(d)
 	}
 }
 

@@ -139,7 +139,7 @@ func run(
 	if started != nil {
 		started(ops.Addr())
 	}
-	log.Info("lag-operator is listening", "ops", ops.Addr().String())
+	log.Info("listening", "ops", ops.Addr().String())
 	g, ctx := errgroup.WithContext(ctx)
 	// The endpoints and the cache of the API server's objects outlive the leader's work.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -156,7 +156,7 @@ func run(
 	g.Go(func() error { return k8s.Start(serving) })
 	g.Go(func() error { return web.Serve(serving, log, ops, endpoints.Handler()) })
 	err = g.Wait()
-	log.Info("lag-operator has stopped")
+	log.Info("stopped")
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/order/audit"
 )
 
 // askAgain is how often the offsets are read although this member has not moved them: another
@@ -54,10 +55,7 @@ func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, log *s
 
 // follow returns once the store has reached the ends of the topics. bounds is broker.Admin.Bounds.
 // While it fails, follow tries again.
-func (c *catchUp) follow(
-	ctx context.Context, s *store,
-	bounds func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error),
-) error {
+func (c *catchUp) follow(ctx context.Context, s *store, bounds audit.BoundsFunc) error {
 	var first, end map[broker.Partition]int64
 	for {
 		at, err := s.offsets(ctx)

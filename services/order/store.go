@@ -80,7 +80,7 @@ func (s *store) assign(
 	ctx context.Context, ps []broker.Partition,
 ) (next map[broker.Partition]int64, fresh []broker.Partition, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
-		next, fresh, err = assign(tx, ps)
+		next, fresh, err = assignIn(tx, ps)
 		return err
 	})
 	if err != nil {
@@ -89,8 +89,8 @@ func (s *store) assign(
 	return next, fresh, nil
 }
 
-// assign is what store.assign does in its transaction.
-func assign(
+// assignIn does the work of assign in its transaction.
+func assignIn(
 	tx *sqldb.Tx, ps []broker.Partition,
 ) (next map[broker.Partition]int64, fresh []broker.Partition, err error) {
 	next = make(map[broker.Partition]int64, len(ps))
@@ -141,7 +141,7 @@ func (s *store) apply(ctx context.Context, batch []fold.Decoded, moves []move, n
 	return result, nil
 }
 
-// applyIn is what apply does in its transaction.
+// applyIn does the work of apply in its transaction.
 func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
 	marks, err := readMarks(tx, batch)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"time"
 
 	"ordersystem.dev/services/internal/backoff"
@@ -84,7 +85,20 @@ func (c *Consumer) LastPoll() time.Time {
 // Lag returns how many records each partition holds beyond what was applied, as the client knows it
 // from its last fetches. Partitions whose lag is unknown (not fetched yet, paused, broker away) are
 // absent. Without Config.Stats it returns nil.
-func (c *Consumer) Lag() map[Partition]int64 { return c.knownLag() }
+func (c *Consumer) Lag() map[Partition]int64 {
+	c.lagMu.Lock()
+	defer c.lagMu.Unlock()
+	// After a while without a fetch, what is known is too old.
+	if c.cfg.Stats == nil || time.Since(c.lagAt) > 3*c.cfg.Stats.every {
+		return nil
+	}
+	return maps.Clone(c.lag)
+}
 
 // Err returns what keeps the consumer from working at the moment, or nil.
-func (c *Consumer) Err() error { return c.err() }
+func (c *Consumer) Err() error {
+	if err := c.failure.Load(); err != nil {
+		return *err
+	}
+	return c.trouble.reason()
+}

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,16 +28,6 @@ type membership struct {
 	lagAt time.Time
 }
 
-// knownLag returns what setLag set last, or nil if that is too old.
-func (m *membership) knownLag() map[Partition]int64 {
-	m.lagMu.Lock()
-	defer m.lagMu.Unlock()
-	if m.cfg.Stats == nil || time.Since(m.lagAt) > 3*m.cfg.Stats.every {
-		return nil
-	}
-	return maps.Clone(m.lag)
-}
-
 func (m *membership) setLag(lag map[Partition]int64) {
 	m.lagMu.Lock()
 	defer m.lagMu.Unlock()
@@ -56,11 +45,3 @@ func (m *membership) dropLag(gone []Partition) {
 // fails records why no batch can be applied at the moment; works ends that.
 func (m *membership) fails(err error) { m.failure.Store(&err) }
 func (m *membership) works()          { m.failure.Store(nil) }
-
-// err returns what keeps the consumer from working, or nil.
-func (m *membership) err() error {
-	if err := m.failure.Load(); err != nil {
-		return *err
-	}
-	return m.trouble.reason()
-}

@@ -21,7 +21,7 @@ var ErrInUse = errors.New("the database is in use by another process")
 // the successor of a deleted pod while that one still finishes its requests.
 func takeLock(ctx context.Context, file *os.File, log *slog.Logger) error {
 	over := time.After(lockWait)
-	for said := false; ; said = true {
+	for logged := false; ; logged = true {
 		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return nil
@@ -29,7 +29,7 @@ func takeLock(ctx context.Context, file *os.File, log *slog.Logger) error {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return fmt.Errorf("lock %s: %w", file.Name(), err)
 		}
-		if !said {
+		if !logged {
 			log.Warn("another process has the database: waiting for its end",
 				"path", strings.TrimSuffix(file.Name(), ".lock"), "at_most", lockWait)
 		}

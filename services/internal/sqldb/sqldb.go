@@ -107,9 +107,9 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 		return err
 	}
 	// Each connection has a cache of 2 MB, which Go's memory limit does not count.
-	readers := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
-	db.Read.SetMaxOpenConns(readers)
-	db.Read.SetMaxIdleConns(readers)
+	connections := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
+	db.Read.SetMaxOpenConns(connections)
+	db.Read.SetMaxIdleConns(connections)
 	return nil
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// boundsTimeout is how long Kafka may take to say where a topic begins and ends.
+	// boundsTimeout is how long the look-up of a topic's bounds may take.
 	boundsTimeout = 5 * time.Second
 	// defaultSlotTimeout is how long an audit waits until one of MaxResults is closed.
 	defaultSlotTimeout = 5 * time.Second
@@ -32,16 +32,20 @@ const (
 // which the pool has no fewer, and may keep an index on disk that was replaced.
 const MaxResults = 4
 
+// BoundsFunc returns the first offset of each partition of the topics, and the one after the last.
+type BoundsFunc func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error)
+
+// ReadFunc passes the records between two offsets of each partition to apply, in batches that are
+// valid only during the call.
+type ReadFunc func(
+	ctx context.Context, from, to map[broker.Partition]int64,
+	apply func(context.Context, []broker.Record) error,
+) error
+
 // Source is where an Auditor reads topics.
 type Source struct {
-	// Bounds returns the first offset of each partition, and the one after the last.
-	Bounds func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error)
-	// Read passes the records between two offsets of each partition to apply, in batches that are
-	// valid only during the call.
-	Read func(
-		ctx context.Context, from, to map[broker.Partition]int64,
-		apply func(context.Context, []broker.Record) error,
-	) error
+	Bounds BoundsFunc
+	Read   ReadFunc
 }
 
 // Kafka returns the Source that reads Kafka's topics.

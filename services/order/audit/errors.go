@@ -21,7 +21,8 @@ func unreadable(ctx context.Context, topic string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrUnreadable, topic, causeOf(ctx, err))
 }
 
-// causeOf returns why ctx ended, if it has: whatever failed then, failed because of that.
+// causeOf returns the cause of ctx if ctx has ended, because err is then only a consequence.
+// Otherwise it returns err.
 func causeOf(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

@@ -21,14 +21,10 @@ type reader struct {
 
 	topic        string
 	dir          string
+	read         ReadFunc
 	stallTimeout time.Duration
 	metrics      *metrics
 	log          *slog.Logger
-
-	read func(
-		ctx context.Context, from, to map[broker.Partition]int64,
-		apply func(context.Context, []broker.Record) error,
-	) error
 
 	wg sync.WaitGroup // the running reading
 
