@@ -45,8 +45,8 @@ func (p *preparation) run(ctx context.Context, ready *service.Readiness, open fu
 }
 
 // awaitTopics waits until the topics exist. The service is ready meanwhile, except while a broker
-// that can be reached has no such topics. It does not become ready at once, because a broker that
-// is there mostly responds within the second.
+// that can be reached has no such topics. It waits a second first: a reachable broker usually
+// responds within that time, and may lack the topics.
 func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness) error {
 	defer time.AfterFunc(time.Second, ready.ReadyUnlessSet).Stop()
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {

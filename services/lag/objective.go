@@ -19,9 +19,8 @@ func (o Objective) includes(topic string) bool {
 	return len(o.Topics) == 0 || slices.Contains(o.Topics, topic)
 }
 
-// breached reports whether an unread record is older than the objective allows. One such record is
-// enough to know. That there is none is known only if every partition could be read and the group
-// has committed in at least one: a group that never consumed does not keep an objective.
+// breached reports whether any unread record is older than o.Age. If none is, known is false when a
+// partition or an age could not be read, or when the group has committed nothing.
 func (o Objective) breached(g *Group) (yes, known bool) {
 	committed, complete := false, true
 	for name, t := range g.Topics {

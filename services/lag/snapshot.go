@@ -46,12 +46,12 @@ type Group struct {
 // GroupTopic is the progress of a group in one topic.
 type GroupTopic struct {
 	Topic string
-	// Subscribed reports that a member reads the topic, with or without assigned partitions.
+	// Subscribed is true if a member reads the topic, with or without assigned partitions.
 	Subscribed bool
 	// Unassigned is the number of partitions of a subscribed topic that no member has.
 	Unassigned int
-	// Partial reports that partitions are absent because their leaders did not respond. There are
-	// no sums then.
+	// Partial is true if partitions are absent because their leaders did not respond. There are no
+	// sums then.
 	Partial bool
 	// Partitions are sorted by number.
 	Partitions []Partition
@@ -73,7 +73,7 @@ type Partition struct {
 	Records int64
 	// Age is the time since the first unread record was appended: 0 if all is read, never negative.
 	Age time.Duration
-	// AgeUnknown reports that the age was not found in time. It is at least Age.
+	// AgeUnknown is true if the age was not found in time. It is at least Age.
 	AgeUnknown bool
 	// Since is when this process first saw the partition. Stalled, stopped and slow need some time
 	// after it.
@@ -133,7 +133,7 @@ type Topic struct {
 	Count int
 	// Partitions are those whose leaders responded, sorted by number.
 	Partitions []TopicPartition
-	// Ready reports that all leaders responded.
+	// Ready is true if all leaders responded.
 	Ready bool
 }
 
@@ -153,7 +153,7 @@ type TopicPartition struct {
 type Replication struct {
 	// Leader is a broker ID.
 	Leader int32
-	// Preferred reports that the leader is the first of the replicas.
+	// Preferred is true if the leader is the first of the replicas.
 	Preferred bool
 	// Replicas is their number, InSync the number of those that are in sync.
 	Replicas, InSync int

@@ -31,8 +31,9 @@ var errLeaseLost = errors.New("the lease is lost: it could not be renewed in tim
 // elect waits until this replica holds the lease, then runs work until ctx ends. It returns what
 // work returns, or errLeaseLost.
 //
-// The lease is released only after work has ended, so that another replica can continue at once and
-// no two of them work at the same time. After a loss, elect does not wait for work.
+// The lease is released only after work has ended, or after stopTimeout; the process then ends with
+// an error. Another replica can continue at once after the release. After a loss, elect does not
+// wait for work.
 //
 // controller-runtime's manager can run an election as well. It reports each end of it with the same
 // untyped error, also when the manager was asked to stop, so a loss could only be recognised by

@@ -430,7 +430,7 @@ func TestConditions(t *testing.T) {
 			ready: "False/NotReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
 			messageOfWithin: "at least 1 record unread", lagIsUnknown: true,
 		},
-		"a partition whose leader does not answer": {
+		"a partition whose leader does not respond": {
 			snapshot: with(topics{"a": {ok(0)}}, func(s *lag.Snapshot) {
 				s.Topics["a"].Ready = false
 				partial(s)

@@ -152,7 +152,7 @@ var (
 	descAssigned   = prometheus.NewDesc("order_assigned_partitions", "Partitions that this member has.", nil, nil)
 	descFailing    = prometheus.NewDesc("order_consumer_failing",
 		"1 while something keeps the consumer from its work. "+
-			"The log says what and, before the first catch-up, /readyz does.", nil, nil)
+			"The log shows the reason. Before the first catch-up, /readyz shows it too.", nil, nil)
 	descLastPoll = prometheus.NewDesc("order_last_poll_timestamp_seconds",
 		"When the consumer last asked for records, in Unix time. It asks ten times a second, also when there is "+
 			"nothing, while it retries and without Kafka. It does not ask while a batch is being applied.", nil, nil)

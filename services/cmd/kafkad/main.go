@@ -122,8 +122,8 @@ func stop(dir string, out io.Writer) error {
 }
 
 // end ends the broker that works on dir, and kills it after stopPatience. It waits until the
-// broker's lock is gone: the broker is no child of this process, and in some containers nobody
-// collects ended processes.
+// broker's lock is gone: the broker is no child of this process, and in some containers no process
+// collects ended children.
 func end(dir string, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err

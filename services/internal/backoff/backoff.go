@@ -1,4 +1,5 @@
-// Package backoff waits between attempts: twice as long each time, and never beyond the end of a context.
+// Package backoff waits between attempts: twice as long each time, and never beyond the end of a
+// context.
 //
 // A library would bring jitter and a limit on the total time. The callers here need neither: each
 // is the only one of its process, and none gives up before its context ends.

@@ -74,8 +74,9 @@ func (a *Admin) Close() {
 // client that uses them. Until then the present clients go on: a file may be half written, or the
 // brokers may not know the new authority yet.
 //
-// The response of one broker decides for all. So in the middle of the roll of an authority, clients
-// may give up connections that work for ones to brokers that do not know the new files yet.
+// One broker's response decides for all. While a new authority is being rolled out, a client may
+// therefore drop a connection that works, and reconnect to a broker that does not trust its new
+// certificate yet.
 func (a *Admin) watch(ctx context.Context) {
 	// logged names the problem that has a line in the log already.
 	logged := ""
