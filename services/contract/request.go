@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 )
@@ -55,27 +56,49 @@ func decodeBody(body []byte, v any) error {
 	if err := decodeStrict(body, v); err != nil {
 		return err
 	}
-	// The body is valid, so no error is left to find.
-	d := json.NewDecoder(bytes.NewReader(body))
-	if start, _ := d.Token(); start != json.Delim('{') {
-		return nil
-	}
-	seen := map[string]bool{}
-	for d.More() {
-		token, _ := d.Token()
-		key, _ := token.(string)
-		// encoding/json takes ſ for s, as upper case does.
-		folded := strings.ToLower(strings.ToUpper(key))
-		if seen[folded] {
-			return fmt.Errorf("%.40s is given more than once", key)
+	var keys []string
+	for key := range topLevelKeys(body) {
+		for _, other := range keys {
+			if strings.EqualFold(key, other) {
+				return fmt.Errorf("%.40s is given more than once", key)
+			}
 		}
-		seen[folded] = true
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return err
-		}
+		keys = append(keys, key)
 	}
 	return nil
+}
+
+// topLevelKeys yields the keys of a JSON object. The JSON must be valid.
+func topLevelKeys(body []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		depth := 0
+		// key is true where a string would be a key.
+		key := false
+		for i := 0; i < len(body); i++ {
+			switch body[i] {
+			case '{', '[':
+				depth++
+				key = body[i] == '{'
+			case '}', ']':
+				depth--
+			case ',':
+				key = true
+			case ':':
+				key = false
+			case '"':
+				start := i
+				for i++; body[i] != '"'; i++ {
+					if body[i] == '\\' {
+						i++
+					}
+				}
+				var name string
+				if depth == 1 && key && (json.Unmarshal(body[start:i+1], &name) != nil || !yield(name)) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // textField decodes a string and checks it with parse.
