@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -81,6 +82,7 @@ func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return invalidError{err}
 	}
+	has := parseIfNoneMatch(r.Header.Values("If-None-Match"))
 	least := int64(1)
 	if q.Has("minversion") {
 		if least, err = strconv.ParseInt(q.Get("minversion"), 10, 64); err != nil || least < 1 {
@@ -92,26 +94,70 @@ func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 	if missing := s.catchUp.ready(); missing != nil {
 		return notReadyError{missing}
 	}
+	// A wait without minVersion is for a version that the client does not have.
+	awaited := least
+	if !q.Has("minversion") {
+		awaited = has.newest() + 1
+	}
 	wait := web.PreferredWait(r.Header, maxWait)
 	if wait > 0 {
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait.Seconds())))
 	}
-	found, err := s.await(r.Context(), id, least, wait)
+	found, err := s.await(r.Context(), id, awaited, wait)
 	if err != nil {
 		return err
 	}
 	if found.version == 0 {
 		return notFoundError{id}
 	}
-	w.Header().Set("ETag", `"`+strconv.FormatInt(found.version, 10)+`"`)
+	w.Header().Set("ETag", etag(found.version))
 	if found.version < least {
 		return versionError{orderID: id, known: found.version, least: least}
+	}
+	if has.names(found.version) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
 	}
 	w.Header().Set("Content-Type", "application/json")
 	// An error here means that the client has gone.
 	_, _ = w.Write(withShippingCost(found))
 	return nil
 }
+
+// entityTags are the versions of an order that a client has.
+type entityTags []string
+
+// parseIfNoneMatch splits If-None-Match into its entity tags. A weak one counts like a strong one
+// (RFC 9110 section 13.1.2).
+func parseIfNoneMatch(headers []string) entityTags {
+	var tags entityTags
+	for _, h := range headers {
+		for tag := range strings.SplitSeq(h, ",") {
+			tags = append(tags, strings.TrimPrefix(strings.TrimSpace(tag), "W/"))
+		}
+	}
+	return tags
+}
+
+// names reports whether the client has this version. The tag * names all.
+func (tags entityTags) names(version int64) bool {
+	return slices.Contains(tags, "*") || slices.Contains(tags, etag(version))
+}
+
+// newest returns the highest version that the client has, or 0 if it has none.
+func (tags entityTags) newest() int64 {
+	var newest int64
+	for _, tag := range tags {
+		version, err := strconv.ParseInt(strings.Trim(tag, `"`), 10, 64)
+		if err == nil && version <= contract.MaxVersion {
+			newest = max(newest, version)
+		}
+	}
+	return newest
+}
+
+// etag returns the entity tag of a version.
+func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
 // await returns the order once its version is at least least, or as it is when the wait is over.
 func (s *server) await(ctx context.Context, id string, least int64, wait time.Duration) (stored, error) {

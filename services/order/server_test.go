@@ -165,6 +165,78 @@ func TestOrderDetails(t *testing.T) {
 	}
 }
 
+func TestClientThatHasTheOrderGetsNoBody(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+	for _, tt := range []struct {
+		query string
+		has   []string // If-None-Match
+		want  int
+	}{
+		{"orderId=A", []string{`"2"`}, 304},
+		{"orderId=A", []string{`W/"2"`}, 304},
+		{"orderId=A", []string{`*`}, 304},
+		{"orderId=A", []string{`"x,y" ,W/"7" , "2"`}, 304},
+		{"orderId=A", []string{`"1"`, `"2"`}, 304},
+		{"orderId=A&minVersion=2", []string{`"2"`}, 304},
+		{"orderId=A", []string{``}, 200},
+		{"orderId=A", []string{`"1"`}, 200},
+		{"orderId=A", []string{`"3"`}, 200},
+		{"orderId=A", []string{`2`}, 200},
+		{"orderId=A", []string{`w/"2"`}, 200},
+		{"orderId=A", []string{`"02"`}, 200},
+		// A condition changes only what would be a success.
+		{"orderId=A&minVersion=3", []string{`"2"`}, 412},
+		{"orderId=A&minVersion=3", []string{`*`}, 412},
+		{"orderId=B", []string{`*`}, 404},
+		{"orderId=A&orderId=A", []string{`*`}, 400},
+	} {
+		var headers []string
+		for _, tags := range tt.has {
+			headers = append(headers, "If-None-Match", tags)
+		}
+		got := get(t, a.url+"/order/order-details?"+tt.query, headers...)
+		if got.Status != tt.want {
+			t.Errorf("%s, If-None-Match %q: %d %s, want %d", tt.query, tt.has, got.Status, got.Body, tt.want)
+		}
+		if got.Status == 304 && (got.Header.Get("ETag") != `"2"` || got.Body != "" ||
+			got.Header.Get("Content-Type") != "") {
+			t.Errorf("%s, If-None-Match %q: %+v, want an ETag and no body", tt.query, tt.has, got)
+		}
+	}
+}
+
+// A wait without minVersion is for a version that the client does not have.
+func TestLookUpWaitsForAVersionThatTheClientDoesNotHave(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+	const path = "/order/order-details?orderId=A"
+	got := get(t, a.url+path, "Prefer", "wait=1", "If-None-Match", `"1"`)
+	if got.Status != 304 || got.Header.Get("ETag") != `"1"` || got.Header.Get("Preference-Applied") != "wait=1" {
+		t.Errorf("nothing changes within the wait: %+v, want 304", got)
+	}
+	for query, tag := range map[string]string{"&minVersion=1": `"1"`, "": "*"} {
+		got := get(t, a.url+path+query, "Prefer", "wait=30", "If-None-Match", tag)
+		if got.Status != 304 {
+			t.Errorf("%s, If-None-Match %s: %+v, want 304 at once", query, tag, got)
+		}
+	}
+	newer := a.asking(t, path, "Prefer", "wait=30", "If-None-Match", `W/"1", "0"`)
+	a.watched(t, 1)
+	a.mustApply(t, batch(ordertest.Event(t, "A", 2, "a2")))
+	if got := <-newer; got.Status != 200 || got.Header.Get("ETag") != `"2"` {
+		t.Errorf("once a newer version is known: %+v, want 200", got)
+	}
+	for _, tags := range []string{`"9007199254740991"`, `"9223372036854775807"`} {
+		got := get(t, a.url+path, "Prefer", "wait=1", "If-None-Match", tags)
+		if got.Status != 200 || got.Header.Get("ETag") != `"2"` {
+			t.Errorf("a client that has version %s: %+v, want 200", tags, got)
+		}
+	}
+}
+
 func TestProblemDetailsOfALookUp(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
