@@ -3,26 +3,46 @@ package web
 import (
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// WantsJSON reports whether the client asks for JSON. Text is the default, because the clients of
-// the reference system expect it.
+// WantsJSON reports whether the client prefers JSON to text, by the weights in Accept (RFC 9110
+// section 12.5.1). If it names JSON, JSON wins at equal weights. If only */* does, text wins: it is
+// the default, because the clients of the reference system expect it.
 func WantsJSON(r *http.Request) bool {
-	for _, header := range r.Header.Values("Accept") {
-		for part := range strings.SplitSeq(header, ",") {
-			kind, params, err := mime.ParseMediaType(part)
-			if err != nil || (kind != "application/json" && kind != "application/problem+json") {
-				continue
-			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 {
-				return true
-			}
-		}
+	accept := strings.Join(r.Header.Values("Accept"), ",")
+	if accept == "" {
+		return false
 	}
-	return false
+	json, named := quality(accept, "application/json", "application/problem+json", "application/*")
+	text, _ := quality(accept, "text/plain", "text/*")
+	return json > text || (named && json > 0 && json == text)
+}
+
+// quality returns the weight that Accept gives to the first of the media ranges that it has, and
+// reports whether it has one. Otherwise it returns the weight of */*, or 0.
+func quality(accept string, ranges ...string) (weight float64, named bool) {
+	best := len(ranges) + 1
+	ranges = append(ranges, "*/*")
+	for part := range splitUnquoted(accept, ',') {
+		kind, params, err := mime.ParseMediaType(part)
+		rank := slices.Index(ranges, kind)
+		if err != nil || rank < 0 || rank > best {
+			continue
+		}
+		q, err := strconv.ParseFloat(params["q"], 64)
+		if err != nil || !(q >= 0 && q <= 1) {
+			q = 1
+		}
+		if rank < best {
+			best, weight = rank, 0
+		}
+		weight = max(weight, q)
+	}
+	return weight, best < len(ranges)-1
 }
 
 // HasToken reports whether one of the comma-separated values of a header is token, in any case.

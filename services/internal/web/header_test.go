@@ -2,11 +2,91 @@ package web_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
 	"ordersystem.dev/services/internal/web"
 )
+
+func TestWantsJSON(t *testing.T) {
+	t.Parallel()
+	if web.WantsJSON(httptest.NewRequest("GET", "/", nil)) {
+		t.Error("without Accept: JSON, want text")
+	}
+	for accept, want := range map[string]bool{
+		"":                              false,
+		"application/json":              true,
+		"APPLICATION/JSON":              true,
+		"application/problem+json":      true,
+		"application/*":                 true,
+		"application/json;q=0.001":      true,
+		"application/json; q=.5":        true,
+		`application/json; x="a,b;q=0"`: true,
+		"application/jsonp":             false,
+		"json":                          false,
+		"text/html":                     false,
+		"nonsense;;, application/json":  true,
+
+		// Nothing but */* names JSON: text is the default.
+		"*/*":                   false,
+		"text/html, */*; q=0.8": false,
+		"*/*;q=0.5":             false,
+		"*":                     false,
+
+		// JSON is named, and as good as text.
+		"application/json, text/plain":       true,
+		"application/json, text/plain, */*":  true,
+		"text/plain, application/json":       true,
+		"application/json, */*":              true,
+		"text/*;q=0.5, application/*;q=0.5":  true,
+		"text/html, application/json; q=0.5": true,
+
+		// One of the two is better.
+		"application/json;q=0.5, text/plain":           false,
+		"application/json;q=0.9, */*":                  false,
+		"application/json;q=0.9, */*;q=0.8":            true,
+		"application/*;q=0.4, text/*;q=0.5":            false,
+		"text/plain;q=0.5, */*":                        true,
+		"application/json, text/plain;q=0.999":         true,
+		"text/plain, application/problem+json;q=0.999": false,
+
+		// The most specific range counts, wherever it stands.
+		"application/json;q=0.1, application/*, text/plain;q=0.5":   false,
+		"application/*;q=0.1, application/json, text/plain;q=0.5":   true,
+		"text/plain;q=0.1, text/*, application/json;q=0.5":          true,
+		"application/json;q=0.1, application/json;q=0.9, */*;q=0.5": true,
+
+		// A weight of 0 refuses. What is refused is sent only if all is refused: there is no 406.
+		"application/json;q=0":                           false,
+		"application/json;q=0.000, */*":                  false,
+		"application/json;q=0, application/*":            false,
+		"application/json;q=0, application/problem+json": false,
+		"text/plain;q=0, */*":                            true,
+		"text/*;q=0, */*;q=0.1":                          true,
+		"text/plain;q=0":                                 false,
+		"*/*;q=0":                                        false,
+		"*/*;q=0, application/json":                      true,
+
+		// A weight that is none does not count.
+		"application/json;q=high":        true,
+		"application/json;q=NaN":         true,
+		"application/json;q=2, */*":      true,
+		"application/json;q=-1":          true,
+		"application/json;q=1e-999, */*": false,
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Accept", accept)
+		if got := web.WantsJSON(r); got != want {
+			t.Errorf("Accept: %s: JSON %t, want %t", accept, got, want)
+		}
+	}
+	several := httptest.NewRequest("GET", "/", nil)
+	several.Header["Accept"] = []string{"application/json;q=0.5", "text/plain"}
+	if web.WantsJSON(several) {
+		t.Error("the second header field is not looked at")
+	}
+}
 
 func TestPreferredWait(t *testing.T) {
 	t.Parallel()

@@ -16,7 +16,6 @@ func TestProblemsAreTextOrJSON(t *testing.T) {
 		"":                                   {"text/plain; charset=utf-8", "Try later."},
 		"*/*":                                {"text/plain; charset=utf-8", "Try later."},
 		"text/html, nonsense;;":              {"text/plain; charset=utf-8", "Try later."},
-		"application/json;q=0":               {"text/plain; charset=utf-8", "Try later."},
 		"application/json":                   {"application/problem+json", details},
 		"text/html, APPLICATION/json; q=0.5": {"application/problem+json", details},
 	} {
