@@ -321,8 +321,9 @@ func (d *document) complete(t *testing.T, unseen map[string]string) {
 				}
 			}
 			for _, part := range parts {
-				if _, explained := unseen[name+part]; explained == d.seen[name+part] {
-					t.Errorf("%s%s: documented; seen: %t, explained why not: %t", name, part, d.seen[name+part], explained)
+				seen := d.seen[name+part]
+				if _, explained := unseen[name+part]; explained == seen {
+					t.Errorf("%s%s: documented; seen: %t, explained why not: %t", name, part, seen, explained)
 				}
 			}
 		}
