@@ -98,14 +98,23 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 	return rebuild(ctx, p.kafka, p.admin, p.store, p.log)
 }
 
-// watch looks the topics up once a second until ctx ends. The rebuild itself only waits while Kafka
-// is away, and would not show why.
+// watch looks once a second, until ctx ends, at what may hold the rebuild up: Kafka is away, or an
+// open transaction withholds records. The rebuild itself only waits, and would not show why.
 func (p *preparation) watch(ctx context.Context, report func(reason error)) {
+	logged := false
 	for backoff.Sleep(ctx, time.Second) {
-		_, err := p.admin.Topics(ctx, orderTopics...)
+		err := p.admin.Withheld(ctx, orderTopics...)
+		withheld, ok := errors.AsType[*broker.WithheldError](err)
 		switch {
 		case ctx.Err() != nil:
 			return
+		case ok:
+			if !logged {
+				logged = true
+				p.log.Warn("an open transaction withholds records from the rebuild",
+					"err", withheld, "next", broker.FindHanging)
+			}
+			report(fmt.Errorf("%w: %w", errRebuilding, withheld))
 		case err != nil:
 			report(fmt.Errorf("%w: waiting for Kafka: %w", errRebuilding, err))
 		default:

@@ -13,8 +13,9 @@ import (
 var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 
 // rebuild fills a new store with the orders of the topics, so that no version is given twice and no
-// order is created twice. It reads up to the ends that the topics have at its start, as only this
-// service writes to them. A rebuild that was cut off starts again from the beginning.
+// order is created twice. It reads up to the high watermarks that the topics have at its start, as
+// only this service writes to them. Orders behind an open transaction exist, so it waits for them. A
+// rebuild that was cut off starts again from the beginning.
 func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger) error {
 	first, end, err := admin.Bounds(ctx, orderTopics...)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 const askAgain = time.Second
 
 // catchUp knows whether the store has reached the offsets at which the topics ended when the
-// service started.
+// service started. They end at their high watermarks: what an open transaction withholds counts.
 //
 // It asks the store and not the consumer. A member without partitions never hears from its group;
 // it has caught up when the store has, no matter which member filled it. A partition counts only
@@ -46,24 +46,32 @@ func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, log *s
 	if _, err := admin.AwaitTopics(ctx, c.waitFor, topics...); err != nil {
 		return err
 	}
-	if err := c.follow(ctx, s, admin.Bounds); err != nil {
+	if err := c.follow(ctx, s, ends{admin.Bounds, admin.Withheld}, log); err != nil {
 		return err
 	}
 	log.Info("caught up with the topics", "seconds", time.Since(start).Seconds())
 	return nil
 }
 
-// follow returns once the store has reached the ends of the topics. bounds is broker.Admin.Bounds.
-// While it fails, follow tries again.
-func (c *catchUp) follow(ctx context.Context, s *store, bounds audit.BoundsFunc) error {
+// ends are the functions of a broker.Admin that know where the topics end.
+type ends struct {
+	bounds   audit.BoundsFunc
+	withheld func(ctx context.Context, topics ...string) error
+}
+
+// follow returns once the store has reached the high watermarks of the topics. While they cannot be
+// looked up, follow tries again.
+func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, log *slog.Logger) error {
 	var first, end map[broker.Partition]int64
+	// waited is true when no offset has moved for askAgain, and logged when that has a line.
+	waited, logged := false, false
 	for {
 		at, err := s.offsets(ctx)
 		if err != nil {
 			return err
 		}
 		if end == nil || recreated(at, end) {
-			if first, end, err = bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
+			if first, end, err = kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
 				end = nil
 			}
 		}
@@ -74,12 +82,25 @@ func (c *catchUp) follow(ctx context.Context, s *store, bounds audit.BoundsFunc)
 			c.done.Store(true)
 			return nil
 		}
+		if waited && end != nil {
+			why := kafka.withheld(ctx, contract.TopicCreated, contract.TopicUpdated)
+			if withheld, ok := errors.AsType[*broker.WithheldError](why); ok {
+				err = withheld
+				if !logged {
+					logged = true
+					log.Warn("an open transaction withholds records from the view",
+						"err", err, "next", broker.FindHanging)
+				}
+			}
+		}
 		c.waitFor(err)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-c.moved:
+			waited = false
 		case <-time.After(askAgain):
+			waited = true
 		}
 	}
 }

@@ -87,9 +87,10 @@ func TestCatchUpFollowsTheStore(t *testing.T) {
 		defer mu.Unlock()
 		return nil, end, unreachable
 	}
+	withheld := func(context.Context, ...string) error { return nil }
 	c := member(t, t.TempDir())
 	done := make(chan error, 1)
-	go func() { done <- c.catchUp.follow(t.Context(), c.store, bounds) }()
+	go func() { done <- c.catchUp.follow(t.Context(), c.store, ends{bounds, withheld}, c.log) }()
 	awaitReason := func(want string) {
 		t.Helper()
 		ordertest.Eventually(t, want, func() bool {

@@ -157,15 +157,22 @@ var (
 		"When the consumer last asked for records, in Unix time. It asks ten times a second, also when there is "+
 			"nothing, while it retries and without Kafka. It does not ask while a batch is being applied.", nil, nil)
 	descLag = prometheus.NewDesc("order_consumer_lag",
-		"Records between the last one applied and the partition's end as this client knows it, every five seconds. "+
+		"Records between the last one applied and the partition's high watermark as this client knows it, every "+
+			"five seconds. What an open transaction withholds counts. "+
 			"Partitions that this member does not have, or cannot fetch at present, are absent: "+
 			"see kafka_consumergroup_lag for what the brokers know.",
+		[]string{"topic", "partition"}, nil)
+	descWithheld = prometheus.NewDesc("order_withheld_seconds",
+		"Time in seconds for which an open transaction has withheld records of a partition from Order, as this "+
+			"client knows it, every five seconds. 0 if none does.",
 		[]string{"topic", "partition"}, nil)
 )
 
 // Describe is part of prometheus.Collector.
 func (m memberMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRebalances, descAssigned, descFailing, descLastPoll, descLag} {
+	for _, d := range []*prometheus.Desc{
+		descRebalances, descAssigned, descFailing, descLastPoll, descLag, descWithheld,
+	} {
 		ch <- d
 	}
 }
@@ -185,7 +192,8 @@ func (m memberMetrics) Collect(ch chan<- prometheus.Metric) {
 	if at := m.LastPoll(); !at.IsZero() {
 		gauge(descLastPoll, float64(at.UnixMilli())/1e3)
 	}
-	for p, records := range m.Lag() {
-		gauge(descLag, float64(records), p.Topic, strconv.Itoa(int(p.Number)))
+	for p, lag := range m.Lag() {
+		gauge(descLag, float64(lag.Records), p.Topic, strconv.Itoa(int(p.Number)))
+		gauge(descWithheld, lag.Withheld.Seconds(), p.Topic, strconv.Itoa(int(p.Number)))
 	}
 }

@@ -331,6 +331,9 @@ func unreadable(err error) string {
 	if e, ok := errors.AsType[*broker.MissingTopicsError](err); ok {
 		return "The topic cannot be read: " + e.Error() + "."
 	}
+	if e, ok := errors.AsType[*broker.WithheldError](err); ok {
+		return "The topic cannot be read to its end: " + e.Error() + "."
+	}
 	_, unreachable := errors.AsType[*broker.UnreachableError](err)
 	if unreachable || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, audit.ErrStalled) {
 		return "The topic cannot be read: Kafka is unreachable."

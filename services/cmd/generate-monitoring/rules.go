@@ -246,6 +246,15 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 					" were refused in the last 5 minutes with {{ $labels.code }}. "+
 					"They are sent again, in order, so everything behind them waits."),
 		}),
+		alertRule(critical, "", rulefmt.Rule{
+			Alert: "OrderRecordsWithheld",
+			Expr:  fmt.Sprintf("max by (namespace, topic, partition) (order_withheld_seconds) > %d", withheldLong),
+			For:   minute,
+			Annotations: texts("An open transaction withholds orders.",
+				"On {{ $labels.topic }}/{{ $labels.partition }} a transaction has been open for "+
+					"{{ $value | humanizeDuration }}. Order cannot read what is behind it. "+
+					"Find its producer, or abort the transaction."),
+		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
 			Expr:  "sum by (namespace, reason) (increase(order_dead_letters_total[15m])) > 0",

@@ -121,6 +121,16 @@ func consumerPanels() []panel {
 				{expr: "max(order_consumer_failing{" + inNamespace + "})", legend: "failing"},
 			},
 		},
+		{
+			kind: "timeseries", title: "Withheld by open transactions", width: 8, unit: "s",
+			alert: "OrderRecordsWithheld",
+			about: "How long an open transaction has kept Order from reading on. " +
+				"Cart's transactions take milliseconds.",
+			queries: []query{{
+				expr: "max by (topic) (order_withheld_seconds{" + inNamespace + "})", legend: "{{topic}}",
+			}},
+			limits: bad(withheldLong),
+		},
 	}
 }
 

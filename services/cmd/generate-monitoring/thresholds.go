@@ -35,6 +35,9 @@ const (
 	collectorOld = 120
 	// outboxOld is how long, in seconds, an order waits for Kafka.
 	outboxOld = 60
+	// withheldLong is how long, in seconds, a transaction withholds records. Cart's end after 10 s at
+	// the latest, and a broker ends those of a dead producer within 10 s more.
+	withheldLong = 60
 )
 
 const (

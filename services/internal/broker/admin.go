@@ -168,8 +168,9 @@ func (a *Admin) AwaitTopics(
 	}
 }
 
-// Bounds returns the first offset of each partition of the topics, and the offset after the last
-// record that a reader of committed records can get.
+// Bounds returns the first offset of each partition of the topics, and its high watermark, which is
+// the offset after its last record. While a transaction is open, readers cannot get the records from
+// its beginning on: see Withheld.
 func (a *Admin) Bounds(ctx context.Context, topics ...string) (first, end map[Partition]int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
@@ -178,12 +179,72 @@ func (a *Admin) Bounds(ctx context.Context, topics ...string) (first, end map[Pa
 		return nil, nil, err
 	}
 	lookup, ctx := errgroup.WithContext(ctx)
-	lookup.Go(func() (err error) { first, err = a.offsets(ctx, infos, kafka.EarliestOffsetSpec); return })
-	lookup.Go(func() (err error) { end, err = a.offsets(ctx, infos, kafka.LatestOffsetSpec); return })
+	lookup.Go(func() (err error) { first, err = a.offsets(ctx, infos, kafka.EarliestOffsetSpec, allRecords); return })
+	lookup.Go(func() (err error) { end, err = a.offsets(ctx, infos, kafka.LatestOffsetSpec, allRecords); return })
 	if err := lookup.Wait(); err != nil {
 		return nil, nil, err
 	}
 	return first, end, nil
+}
+
+// WithheldError means that open transactions withhold records from readers of committed records.
+// Transactions that are in order end within moments. One that hangs has lost its producer.
+type WithheldError struct {
+	// Topic and Partition are where most is withheld, and Offsets is how many offsets that is.
+	Topic     string
+	Partition int32
+	Offsets   int64
+	// Others is the number of other partitions with open transactions.
+	Others int
+}
+
+func (e *WithheldError) Error() string {
+	text := fmt.Sprintf("waiting for an open transaction on %s/%d: %d offsets are withheld",
+		e.Topic, e.Partition, e.Offsets)
+	if e.Others > 0 {
+		text += fmt.Sprintf(", as on %d more partitions", e.Others)
+	}
+	return text
+}
+
+// FindHanging is the next step when a transaction stays open, for logs.
+const FindHanging = "kafka-transactions.sh find-hanging lists transactions without a producer, and abort ends one"
+
+// Withheld returns a *WithheldError if records of the topics are withheld at present, and nil if
+// none are.
+func (a *Admin) Withheld(ctx context.Context, topics ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	infos, err := a.Topics(ctx, topics...)
+	if err != nil {
+		return err
+	}
+	// In this order: what is appended in between does not count as withheld.
+	end, err := a.offsets(ctx, infos, kafka.LatestOffsetSpec, allRecords)
+	if err != nil {
+		return err
+	}
+	stable, err := a.offsets(ctx, infos, kafka.LatestOffsetSpec, committedRecords)
+	if err != nil {
+		return err
+	}
+	var most *WithheldError
+	partitions := 0
+	for p := range end {
+		n := end[p] - stable[p]
+		if n <= 0 {
+			continue
+		}
+		partitions++
+		if most == nil || n > most.Offsets {
+			most = &WithheldError{Topic: p.Topic, Partition: p.Number, Offsets: n}
+		}
+	}
+	if most == nil {
+		return nil
+	}
+	most.Others = partitions - 1
+	return most
 }
 
 // Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
@@ -217,10 +278,17 @@ func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicIn
 	return found, nil
 }
 
+// The end of a partition is its high watermark for a reader of all records, and its last stable
+// offset for a reader of committed ones.
+const (
+	allRecords       = kafka.IsolationLevelReadUncommitted
+	committedRecords = kafka.IsolationLevelReadCommitted
+)
+
 // offsets lists one offset for each partition. It asks again, until ctx ends, for a partition that
 // has no leader at the moment.
 func (a *Admin) offsets(
-	ctx context.Context, infos map[string]TopicInfo, spec kafka.OffsetSpec,
+	ctx context.Context, infos map[string]TopicInfo, spec kafka.OffsetSpec, level kafka.IsolationLevel,
 ) (map[Partition]int64, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -237,10 +305,8 @@ func (a *Admin) offsets(
 		if len(ask) == 0 {
 			return offsets, nil
 		}
-		// The reader and this look-up both see committed records only. Up to an offset behind an
-		// open transaction, a reader would wait for ever.
 		result, err := a.client.admin.ListOffsets(ctx, ask,
-			kafka.SetAdminIsolationLevel(kafka.IsolationLevelReadCommitted), kafka.SetAdminRequestTimeout(adminTimeout))
+			kafka.SetAdminIsolationLevel(level), kafka.SetAdminRequestTimeout(adminTimeout))
 		if err != nil {
 			return nil, fmt.Errorf("list offsets: %w", a.client.explained(err))
 		}

@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kfake"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/kafkaconfig"
@@ -39,7 +38,8 @@ func TestAdminLooksTopicsUp(t *testing.T) {
 	})
 }
 
-func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
+// Records behind an open transaction exist. What readers cannot get of them is known too.
+func TestAdminKnowsWhatOpenTransactionsWithhold(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := newTopic(t, addr, 3)
 		for range 5 {
@@ -47,19 +47,12 @@ func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
 			transaction(t, addr, topic, 1, true, "v")
 		}
 		truncate(t, addr, topic, 1, 4)
-		open, err := kgo.NewClient(
-			kgo.SeedBrokers(addr), kgo.TransactionalID("open-"+topic), kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer open.Close()
-		err = open.BeginTransaction()
-		uncommitted := &kgo.Record{Topic: topic, Partition: 2, Value: []byte("not committed")}
-		if err := errors.Join(err, open.ProduceSync(t.Context(), uncommitted).FirstErr()); err != nil {
-			t.Fatal(err)
-		}
 		a := admin(t, addr)
+		if err := a.Withheld(t.Context(), topic); err != nil {
+			t.Errorf("no transaction is open: %v", err)
+		}
+		abort := testenv.Hang(t, addr, topic, 2)
+		transaction(t, addr, topic, 2, true, "behind", "behind")
 		infos, err := a.Topics(t.Context(), topic)
 		if err != nil {
 			t.Fatal(err)
@@ -69,10 +62,16 @@ func TestAdminBoundsAreWhatAReaderCanGet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := []map[Partition]int64{{at(0): 0, at(1): 4, at(2): 0}, {at(0): 0, at(1): 10, at(2): 0}}
+		want := []map[Partition]int64{{at(0): 0, at(1): 4, at(2): 0}, {at(0): 0, at(1): 10, at(2): 4}}
 		if diff := cmp.Diff(want, []map[Partition]int64{first, end}); diff != "" {
 			t.Errorf("first and end (-want +got):\n%s", diff)
 		}
+		withheld, _ := errors.AsType[*WithheldError](a.Withheld(t.Context(), topic))
+		if diff := cmp.Diff(&WithheldError{Topic: topic, Partition: 2, Offsets: 4}, withheld); diff != "" {
+			t.Errorf("withheld (-want +got):\n%s", diff)
+		}
+		abort()
+		poll(t, "nothing is withheld", func() bool { return a.Withheld(t.Context(), topic) == nil })
 		if _, _, err := a.Bounds(t.Context(), topic, "missing"); err == nil {
 			t.Error("no error with a missing topic")
 		} else if _, ok := errors.AsType[*MissingTopicsError](err); !ok {

@@ -82,10 +82,19 @@ func (c *Consumer) LastPoll() time.Time {
 	return time.Time{}
 }
 
-// Lag returns how many records each partition holds beyond what was applied, as the client knows it
-// from its last fetches. Partitions whose lag is unknown (not fetched yet, paused, broker away) are
-// absent. Without Config.Stats it returns nil.
-func (c *Consumer) Lag() map[Partition]int64 {
+// Lag is how far a consumer is behind in a partition.
+type Lag struct {
+	// Records is how many offsets there are from the last applied record to the high watermark.
+	Records int64
+	// Withheld is how long an open transaction has withheld records, so that no consumer of
+	// committed records can move on. It is 0 if none does.
+	Withheld time.Duration
+}
+
+// Lag returns the lag of each partition, as the client knows it from its last fetches. Partitions
+// whose lag is unknown (not fetched yet, paused, broker away) are absent. Without Config.Stats it
+// returns nil.
+func (c *Consumer) Lag() map[Partition]Lag {
 	c.lagMu.Lock()
 	defer c.lagMu.Unlock()
 	// After a while without a fetch, what is known is too old.

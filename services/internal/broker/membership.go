@@ -24,11 +24,11 @@ type membership struct {
 
 	lagMu sync.Mutex
 	// lag lacks the partitions whose lag is unknown.
-	lag   map[Partition]int64
+	lag   map[Partition]Lag
 	lagAt time.Time
 }
 
-func (m *membership) setLag(lag map[Partition]int64) {
+func (m *membership) setLag(lag map[Partition]Lag) {
 	m.lagMu.Lock()
 	defer m.lagMu.Unlock()
 	m.lag, m.lagAt = lag, time.Now()

@@ -7,9 +7,13 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
+
+// longTransaction is longer than any transaction in order: Cart's end after 10 s at the latest.
+const longTransaction = 15 * time.Second
 
 // assignment holds the partitions of a session, and keeps librdkafka and the handler in step with
 // it. Only topicIDs may be called from another goroutine than that of the session.
@@ -33,6 +37,12 @@ type position struct {
 	id Partition
 	// next is the offset after all that is collected.
 	next int64
+	// stable is the last stable offset, and stableSince is when it moved there or was the end of the
+	// log. It is zero before the first report.
+	stable      int64
+	stableSince time.Time
+	// reported is true when the log has a line about the transaction that is open there.
+	reported bool
 }
 
 func newAssignment(work context.Context, m *membership, client *kafka.Consumer, h Handler) *assignment {
@@ -56,17 +66,37 @@ func (a *assignment) topicIDs() map[string]string {
 
 // lag returns the lag of each partition that is being fetched. A client that is paused or has lost
 // the broker fetches nothing, and still reports the lag that it knew before.
-func (a *assignment) lag(now *clientReport) map[Partition]int64 {
-	lag, connected := make(map[Partition]int64, len(a.positions)), now.connected()
+func (a *assignment) lag(now *clientReport, at time.Time) map[Partition]Lag {
+	lag, connected := make(map[Partition]Lag, len(a.positions)), now.connected()
 	if a.paused {
 		return lag
 	}
-	for at, p := range a.positions {
-		if in, ok := now.Topics[at.topic].Partitions[at.number]; ok && in.Lag >= 0 && connected[in.Broker] {
-			lag[p.id] = in.Lag
+	for tp, p := range a.positions {
+		if in, ok := now.Topics[tp.topic].Partitions[tp.number]; ok && in.Lag >= 0 && connected[in.Broker] {
+			withheld := max(0, in.End-in.Stable)
+			lag[p.id] = Lag{Records: in.Lag + withheld, Withheld: a.waits(p, in.Stable, withheld, at)}
 		}
 	}
 	return lag
+}
+
+// waits returns how long the last stable offset of a partition has stood still although there are
+// offsets behind it.
+func (a *assignment) waits(p *position, stable, withheld int64, at time.Time) time.Duration {
+	if withheld == 0 || stable != p.stable || p.stableSince.IsZero() {
+		if p.reported {
+			a.log.Info("the open transaction has ended", "topic", p.id.Topic, "partition", p.id.Number)
+		}
+		p.stable, p.stableSince, p.reported = stable, at, false
+		return 0
+	}
+	d := at.Sub(p.stableSince)
+	if d >= longTransaction && !p.reported {
+		p.reported = true
+		a.log.Warn("an open transaction withholds records", "topic", p.id.Topic, "partition", p.id.Number,
+			"offset", stable, "withheld", withheld, "next", FindHanging)
+	}
+	return d
 }
 
 // add takes new partitions over, each from the position that the handler has for it.

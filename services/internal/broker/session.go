@@ -207,7 +207,7 @@ func (s *session) report(e *kafka.Stats) {
 		s.log.Error("statistics of the consumer", "err", err)
 		return
 	}
-	s.setLag(s.assignment.lag(now))
+	s.setLag(s.assignment.lag(now, time.Now()))
 }
 
 // apply hands the collected batch to the handler. It tries again until the batch is stored, its

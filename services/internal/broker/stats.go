@@ -106,8 +106,11 @@ type partitionReport struct {
 		Broker       int64 `json:"broker"`
 		FetchRecords int64 `json:"fetchq_cnt"`
 		FetchBytes   int64 `json:"fetchq_size"`
-		// Lag is -1 when it is unknown.
+		// Lag ends at the last stable offset. It is -1 when it is unknown.
 		Lag int64 `json:"consumer_lag_stored"`
+		// Stable is the last stable offset, and End is the high watermark.
+		Stable int64 `json:"ls_offset"`
+		End    int64 `json:"hi_offset"`
 	} `json:"partitions"`
 }
 

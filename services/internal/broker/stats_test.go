@@ -255,7 +255,7 @@ func TestConsumerReportsItsLag(t *testing.T) {
 		c, stop := startAs(t, cfg, cc, m)
 		only := func() int64 {
 			for _, lag := range c.Lag() {
-				return lag
+				return lag.Records
 			}
 			return math.MinInt64
 		}
@@ -342,8 +342,8 @@ func TestConsumersReportTheLagOfTheirOwnPartitions(t *testing.T) {
 	stop()
 	poll(t, "all four again", func() bool { return len(first.Lag()) == 4 })
 	for p, lag := range first.Lag() {
-		if lag != 0 || p.Topic != topic || p.TopicID == "" {
-			t.Errorf("%v: %d", p, lag)
+		if lag.Records != 0 || p.Topic != topic || p.TopicID == "" {
+			t.Errorf("%v: %v", p, lag)
 		}
 	}
 }
@@ -382,7 +382,7 @@ func TestWithoutStats(t *testing.T) {
 		t.Error("librdkafka is asked for statistics without Stats")
 	}
 	c := NewConsumer(config("127.0.0.1:1"), group("t"), nil, quiet)
-	c.setLag(map[Partition]int64{{}: 1})
+	c.setLag(map[Partition]Lag{{}: {Records: 1}})
 	if c.Lag() != nil || !c.LastPoll().IsZero() {
 		t.Errorf("lag %v, last poll %s", c.Lag(), c.LastPoll())
 	}

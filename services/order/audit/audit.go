@@ -46,12 +46,16 @@ type ReadFunc func(
 type Source struct {
 	Bounds BoundsFunc
 	Read   ReadFunc
+	// Withheld returns a *broker.WithheldError if an open transaction keeps a topic from being read
+	// to its end.
+	Withheld func(ctx context.Context, topics ...string) error
 }
 
 // Kafka returns the Source that reads Kafka's topics.
 func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
 	return Source{
-		Bounds: admin.Bounds,
+		Bounds:   admin.Bounds,
+		Withheld: admin.Withheld,
 		Read: func(
 			ctx context.Context, from, to map[broker.Partition]int64,
 			apply func(context.Context, []broker.Record) error,
@@ -121,6 +125,9 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 	}
 	r := a.readerOf(topic)
 	ix, err := r.upTo(ctx, first, end, fresh)
+	if errors.Is(err, ErrStalled) {
+		err = a.whyStalled(ctx, topic)
+	}
 	if err != nil {
 		return nil, unreadable(ctx, topic, err)
 	}
@@ -136,6 +143,15 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 		return nil, causeOf(ctx, err)
 	}
 	return result, nil
+}
+
+// whyStalled returns ErrStalled, with its reason if an open transaction withholds records.
+func (a *Auditor) whyStalled(ctx context.Context, topic string) error {
+	err := a.source.Withheld(ctx, topic)
+	if _, withheld := errors.AsType[*broker.WithheldError](err); withheld {
+		return fmt.Errorf("%w: %w", ErrStalled, err)
+	}
+	return ErrStalled
 }
 
 // takeSlot waits for a slot. It returns ErrBusy when there is none in time.

@@ -43,7 +43,9 @@ func newAuditor(t testing.TB, source Source) *Auditor {
 	return a
 }
 
-func sourceOf(tp *ordertest.Topic) Source { return Source{Bounds: tp.Bounds, Read: tp.Read} }
+func sourceOf(tp *ordertest.Topic) Source {
+	return Source{Bounds: tp.Bounds, Read: tp.Read, Withheld: tp.Withheld}
+}
 
 // open returns the result of an audit that must succeed.
 func (a *Auditor) open(t testing.TB, fresh bool) *Result {

@@ -12,7 +12,8 @@ var (
 	// ErrUnreadable is returned when the topic cannot be read at present. It wraps the cause, which
 	// may be ErrStalled, a *broker.UnreachableError, a *broker.MissingTopicsError or a context's.
 	ErrUnreadable = errors.New("the topic cannot be read")
-	// ErrStalled is the cause when Kafka can be reached and no record comes.
+	// ErrStalled is the cause when Kafka can be reached and no record comes. It wraps a
+	// *broker.WithheldError if an open transaction is why.
 	ErrStalled = errors.New("nothing comes from Kafka")
 )
 
