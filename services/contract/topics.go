@@ -20,6 +20,17 @@ const (
 	GroupAudit   = "order-audit"
 )
 
+// The transactional IDs. Kafka refuses a producer as soon as another one takes its ID, so there is one
+// for each relay.
+const (
+	// TransactionalIDRelay is the ID of Cart's relay.
+	TransactionalIDRelay = "cart-relay"
+	// TransactionalIDPoison is the ID of the program poison, which has the rights of Cart.
+	TransactionalIDPoison = "cart-poison"
+	// TransactionalIDDeadLetters is the ID of Order's relay of dead letters.
+	TransactionalIDDeadLetters = "order-dead-letters"
+)
+
 // Topic declares one topic. It leaves out the replication factor, which differs between
 // environments.
 type Topic struct {
@@ -36,6 +47,8 @@ func Topics() []Topic {
 		"cleanup.policy":         "compact",
 		"message.timestamp.type": "LogAppendTime",
 		"max.message.bytes":      "1048576",
+		// An order that is being published again is not compacted half-way: 6 h.
+		"min.compaction.lag.ms": "21600000",
 	}
 	return []Topic{
 		{Name: TopicCreated, Partitions: 12, Config: order},

@@ -61,6 +61,8 @@ func history() evidence {
 			published(4, "e5", "t7", "A", 4, "s4"),
 			published(5, "e6", "t9", "A", 5, "s5"),
 		},
+		// A transaction marker is the last entry of one partition.
+		ends:  map[topicPartition]int64{created: 2, updated: 7},
 		order: state{when: "at the end", offsets: map[topicPartition]int64{created: 2, updated: 6}},
 	}
 	b, a2, a5 := string(e.records[1].Value), string(e.records[2].Value), string(e.records[7].Value)
@@ -100,7 +102,8 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 	}
 	publish := func(e *evidence, r testenv.Record) {
 		e.records = append(e.records, r)
-		e.order.offsets[topicPartition{r.Topic, 0}] = r.Offset + 1
+		at := topicPartition{r.Topic, 0}
+		e.order.offsets[at], e.ends[at] = r.Offset+1, max(e.ends[at], r.Offset+1)
 	}
 	for _, tt := range []struct {
 		name    string
@@ -159,6 +162,7 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 			e.records[7].Partition, e.records[7].Offset = 1, 0
 			e.order.offsets = map[topicPartition]int64{{contract.TopicCreated, 0}: 2, {contract.TopicUpdated, 0}: 5,
 				{contract.TopicUpdated, 1}: 1}
+			e.ends[topicPartition{contract.TopicUpdated, 1}] = 1
 		}, []string{"two partitions"}},
 		{"a creation is in the topic of updates", func(e *evidence) {
 			e.records[1].Topic, e.records[1].Offset = contract.TopicUpdated, 6
@@ -196,6 +200,9 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		}, []string{"order's store differs"}},
 		{"Order has not read to the end",
 			func(e *evidence) { e.order.offsets[topicPartition{contract.TopicCreated, 0}] = 1 },
+			[]string{"order is not at the end"}},
+		{"Order's offset is beyond the high watermark",
+			func(e *evidence) { e.order.offsets[topicPartition{contract.TopicCreated, 0}] = 3 },
 			[]string{"order is not at the end"}},
 		{"a crash left the offset ahead of the state", func(e *evidence) {
 			e.crashes[1].offsets[topicPartition{contract.TopicCreated, 0}] = 2

@@ -140,6 +140,12 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 	t.Helper()
 	e := l.evidence()
 	e.records = readTopics(t, kafka)
+	e.ends = make(map[topicPartition]int64)
+	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
+		for p, end := range testenv.HighWatermarks(t, kafka, topic) {
+			e.ends[topicPartition{topic, p}] = end
+		}
+	}
 	e.letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
 	e.cart, e.outbox = cartStore(t, cart)
 	e.order = orderStore(t, order, "at the end")

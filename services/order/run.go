@@ -86,7 +86,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{
 			func(ctx context.Context) error { member.Run(ctx, handler); return nil },
-			func(ctx context.Context) error { return store.box.Relay(ctx, cfg.Kafka) },
+			func(ctx context.Context) error {
+				return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDDeadLetters)
+			},
 		},
 	)
 }

@@ -180,6 +180,7 @@ func TestServiceOnSecureKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Allow(t, "order",
+		"transactional-id "+contract.TransactionalIDDeadLetters+" Write",
 		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicUpdated+" Read",
 		"topic "+contract.TopicDeadLetter+" Write",
 		"group "+contract.GroupOrder+" Read", "group "+contract.GroupAudit+" Describe")

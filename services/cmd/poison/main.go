@@ -86,20 +86,13 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 
 // write produces one record and waits until Kafka has acknowledged it.
 func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
-	// There is room for the one report, so that the producer can be closed without a reader.
-	delivered := make(chan error, 1)
-	producer, err := broker.NewProducer(cfg, log, func(_ int64, err error) { delivered <- err })
+	producer, err := broker.NewProducer(cfg, contract.TransactionalIDPoison, log)
 	if err != nil {
 		return err
 	}
 	defer producer.Close()
-	if err := producer.Produce(m, 0); err != nil {
+	if err := producer.Fence(ctx); err != nil {
 		return err
 	}
-	select {
-	case err := <-delivered:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("not acknowledged: %w", context.Cause(ctx))
-	}
+	return producer.Publish(ctx, []contract.Message{m})
 }

@@ -24,6 +24,8 @@ var rights = map[string][]string{
 		"Read topic order-created-topic", "Write topic order-created-topic", "Describe topic order-created-topic",
 		"Read topic order-updated-topic", "Write topic order-updated-topic", "Describe topic order-updated-topic",
 		"Describe group cart-rebuild",
+		"Write transactionalId cart-relay", "Describe transactionalId cart-relay",
+		"Write transactionalId cart-poison", "Describe transactionalId cart-poison",
 		// Kafka grants this with Write on any topic.
 		"IdempotentWrite cluster",
 	},
@@ -33,6 +35,7 @@ var rights = map[string][]string{
 		"Write topic order-dead-letter-topic", "Describe topic order-dead-letter-topic",
 		"Read group order-service", "Describe group order-service",
 		"Describe group order-audit",
+		"Write transactionalId order-dead-letters", "Describe transactionalId order-dead-letters",
 		"IdempotentWrite cluster",
 	},
 	"lag-operator": {
@@ -48,9 +51,10 @@ var rights = map[string][]string{
 var resources = map[string][]string{
 	"topic": {contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter, "__consumer_offsets",
 		"any-other-topic"},
-	"group":           {contract.GroupOrder, contract.GroupAudit, contract.GroupRebuild, "any-other-group"},
-	"cluster":         {""},
-	"transactionalId": {"any-transaction"},
+	"group":   {contract.GroupOrder, contract.GroupAudit, contract.GroupRebuild, "any-other-group"},
+	"cluster": {""},
+	"transactionalId": {contract.TransactionalIDRelay, contract.TransactionalIDPoison,
+		contract.TransactionalIDDeadLetters, "any-other-transaction"},
 }
 
 // attempt sends a request that needs one right. A user with the right gets another error or none.

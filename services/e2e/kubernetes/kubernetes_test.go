@@ -299,16 +299,15 @@ func (i *installation) missRights(t *testing.T) {
 		i.accepts(t, order)
 	}
 
-	writeUpdated, writeCreated := newACL("topic", contract.TopicUpdated, "Write"),
-		newACL("topic", contract.TopicCreated, "Write")
+	writeUpdated := newACL("topic", contract.TopicUpdated, "Write")
+	takeID := newACL("transactionalId", contract.TransactionalIDRelay, "Write")
 	i.strimzi.revoke(t, "cart", writeUpdated)
 	update()
 	i.logs(t, i.cart, "no permission on the topic: a producer needs the ACL Write")
-	// Now the broker refuses even a producer ID.
-	i.strimzi.revoke(t, "cart", writeCreated)
-	i.logs(t, i.cart, "no Write permission on the topic: its ACL is missing")
+	i.strimzi.revoke(t, "cart", takeID)
+	i.logs(t, i.cart, "no permission on the transactional ID")
 	i.strimzi.grant(t, "cart", writeUpdated)
-	i.strimzi.grant(t, "cart", writeCreated)
+	i.strimzi.grant(t, "cart", takeID)
 	i.finds(t, order)
 
 	readGroup := newACL("group", contract.GroupOrder, "Read")
@@ -324,7 +323,7 @@ func (i *installation) missRights(t *testing.T) {
 	writeLetters := newACL("topic", contract.TopicDeadLetter, "Write")
 	i.strimzi.revoke(t, "order", writeLetters)
 	i.strimzi.produce(t, contract.TopicCreated, order.order, "no order")
-	i.logs(t, i.order, "no Write permission on the topic: its ACL is missing")
+	i.logs(t, i.order, "no permission on the topic: a producer needs the ACL Write")
 	update()
 	// The bad record before it delays nothing.
 	i.finds(t, order)

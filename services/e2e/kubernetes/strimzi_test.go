@@ -319,6 +319,8 @@ func (a acl) of(t *testing.T, user string) *kadm.ACLBuilder {
 		b.Topics(name)
 	case a.Resource.Type == "group":
 		b.Groups(name)
+	case a.Resource.Type == "transactionalId":
+		b.TransactionalIDs(name)
 	default:
 		t.Fatalf("user %s: this test knows no ACL on a %s", user, a.Resource.Type)
 	}

@@ -132,6 +132,8 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			"group " + contract.GroupRebuild + ": Describe",
 			"topic " + contract.TopicCreated + ": Describe Read Write",
 			"topic " + contract.TopicUpdated + ": Describe Read Write",
+			"transactionalId " + contract.TransactionalIDPoison + ": Describe Write",
+			"transactionalId " + contract.TransactionalIDRelay + ": Describe Write",
 		},
 		"order": {
 			"group " + contract.GroupAudit + ": Describe",
@@ -139,6 +141,7 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			"topic " + contract.TopicCreated + ": Describe Read",
 			"topic " + contract.TopicDeadLetter + ": Describe Write",
 			"topic " + contract.TopicUpdated + ": Describe Read",
+			"transactionalId " + contract.TransactionalIDDeadLetters + ": Describe Write",
 		},
 		"lag-operator": {
 			"group *: Describe",

@@ -171,22 +171,16 @@ func TestAMissingWritePermissionIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	failed := make(chan error, 1)
 	cfg := Config{Client: kafkaconfig.Client{
 		Brokers: cluster.ListenAddrs()[:1], Protocol: "sasl_plaintext",
 		Mechanism: "PLAIN", Username: "cart", Password: "cart",
 	}}
-	p, err := NewProducer(cfg, logger(t), func(_ int64, err error) { failed <- err })
+	p, err := NewProducer(cfg, "id", logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if err := p.Produce(message("topic", "k", "v"), 1); err != nil {
-		t.Fatal(err)
-	}
-	got := <-failed
-	if got == nil || !strings.Contains(got.Error(), "Write permission") &&
-		!strings.Contains(got.Error(), "no permission on the topic") {
-		t.Errorf("report %v", got)
+	if err := p.Fence(inTime(t)); err == nil || !strings.Contains(err.Error(), "no permission on the transactional ID") {
+		t.Errorf("Fence: %v", err)
 	}
 }

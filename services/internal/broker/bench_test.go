@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
-	"sync/atomic"
 	"testing"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -43,27 +42,14 @@ func orderLike(topic string, i int) contract.Message {
 // fill produces n messages and waits until all are acknowledged.
 func fill(b *testing.B, addr, topic string, n int) {
 	b.Helper()
-	var failed atomic.Int64
-	window := make(chan struct{}, 10_000)
-	p, err := NewProducer(config(addr), quiet, func(_ int64, err error) {
-		<-window
-		if err != nil {
-			failed.Add(1)
-		}
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	p := producer(b, addr)
 	defer p.Close()
+	page := make([]contract.Message, 0, 5000)
 	for i := range n {
-		m := orderLike(topic, i)
-		window <- struct{}{}
-		if err := p.Produce(m, int64(i)); err != nil {
-			b.Fatal(err)
+		if page = append(page, orderLike(topic, i)); len(page) == cap(page) || i == n-1 {
+			publish(b, p, page...)
+			page = page[:0]
 		}
-	}
-	if err := p.Flush(b.Context()); err != nil || failed.Load() > 0 {
-		b.Fatal(err, failed.Load())
 	}
 }
 

@@ -164,7 +164,7 @@ func TestConfigMasksThePassword(t *testing.T) {
 func TestClientsThatCannotBeMade(t *testing.T) {
 	leaks(t)
 	cfg := Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, CA: "/no/such/file"}}
-	if _, err := NewProducer(cfg, quiet, nil); err == nil {
+	if _, err := NewProducer(cfg, "id", quiet); err == nil {
 		t.Error("producer: no error")
 	}
 	if _, err := NewAdmin(cfg, quiet); err == nil {
@@ -184,7 +184,7 @@ func TestClientsThatCannotBeMade(t *testing.T) {
 	stop()
 	running.Wait()
 	cfg = Config{Client: kafkaconfig.Client{Brokers: []string{"a:1"}, Protocol: "no-such"}}
-	if _, err := NewProducer(cfg, quiet, nil); err == nil {
+	if _, err := NewProducer(cfg, "id", quiet); err == nil {
 		t.Error("producer with a wrong setting: no error")
 	}
 }
@@ -198,7 +198,6 @@ func TestErrors(t *testing.T) {
 		code, text string
 	}{
 		{nil, "", ""},
-		{fmt.Errorf("x: %w", ErrQueueFull), "_QUEUE_FULL", "queue is full"},
 		{errors.New("x"), "OTHER", "x"},
 		{
 			wrap(kafka.ErrClusterAuthorizationFailed, true),

@@ -10,11 +10,10 @@ import (
 )
 
 var (
-	// ErrQueueFull means that the producer holds as many unacknowledged messages as it may. Try
-	// again when some are delivered.
-	ErrQueueFull = errors.New("the producer's queue is full")
-	// ErrClosed means that the producer accepts nothing more.
-	ErrClosed = errors.New("the producer is closed")
+	// ErrProducerFenced is returned by Producer.Publish when another producer has taken the
+	// transactional ID. A caller must not take it back by itself: the two would fence each other
+	// for ever.
+	ErrProducerFenced = errors.New("fenced: another producer has taken transactional ID")
 	// ErrFenced is returned by Handler.Apply when another member has written the position of a
 	// partition, so that this member must not go on with it.
 	ErrFenced = errors.New("fenced: another member has written this partition's offset")
@@ -44,16 +43,18 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 // meanings holds a name for each error code, for labels of metrics. Where librdkafka's own text
 // does not show what to do about the error, it also holds a text.
 var meanings = map[kafka.ErrorCode]struct{ name, text string }{
-	// An idempotent producer without Write on any topic cannot even get its ID. Kafka reports that
-	// as a refusal by the cluster.
-	kafka.ErrClusterAuthorizationFailed: {
-		"CLUSTER_AUTHORIZATION_FAILED",
-		"no Write permission on the topic: its ACL is missing",
-	},
+	kafka.ErrClusterAuthorizationFailed: {"CLUSTER_AUTHORIZATION_FAILED", ""},
 	kafka.ErrTopicAuthorizationFailed: {
 		"TOPIC_AUTHORIZATION_FAILED",
 		"no permission on the topic: a producer needs the ACL Write, a consumer Read",
 	},
+	kafka.ErrTransactionalIDAuthorizationFailed: {
+		"TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+		"no permission on the transactional ID: a producer needs the ACLs Write and Describe",
+	},
+	kafka.ErrFenced:               {"_FENCED", ""},
+	kafka.ErrProducerFenced:       {"PRODUCER_FENCED", ""},
+	kafka.ErrInvalidProducerEpoch: {"INVALID_PRODUCER_EPOCH", ""},
 	kafka.ErrGroupAuthorizationFailed: {
 		"GROUP_AUTHORIZATION_FAILED",
 		"no permission on the consumer group: a member needs the ACL Read, a reader Describe",
@@ -100,11 +101,7 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 		"NOT_ENOUGH_REPLICAS",
 		"fewer replicas are in sync than min.insync.replicas",
 	},
-	kafka.ErrFatal: {"_FATAL", ""},
-	kafka.ErrGaplessGuarantee: {
-		"_GAPLESS_GUARANTEE",
-		"an earlier message failed for good, so the later ones were not sent",
-	},
+	kafka.ErrFatal:      {"_FATAL", ""},
 	kafka.ErrPurgeQueue: {"_PURGE_QUEUE", "not sent before the producer closed"},
 	kafka.ErrPurgeInflight: {
 		"_PURGE_INFLIGHT",
@@ -121,9 +118,6 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 func Code(err error) string {
 	if err == nil {
 		return ""
-	}
-	if errors.Is(err, ErrQueueFull) {
-		return "_QUEUE_FULL"
 	}
 	e, ok := errors.AsType[kafka.Error](err)
 	if !ok {

@@ -50,6 +50,9 @@ func level(e kafka.LogEvent) slog.Level {
 		// There is one line for each failed connection to each broker, several a second in an
 		// outage. trouble logs them once.
 		return slog.LevelDebug
+	case e.Tag == "TXNERR" || e.Tag == "FATAL" || e.Tag == "GETPID":
+		// The call returns this, or repeats what failed.
+		return slog.LevelDebug
 	case e.Level <= 3:
 		return slog.LevelError
 	case e.Level == 4:

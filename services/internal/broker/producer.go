@@ -2,64 +2,69 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 )
 
-// Producer sends messages, in order for each key. Every message that it accepted is reported to
-// delivered exactly once, as acknowledged or as failed. After the first failure the caller closes
-// it and starts again, with a new Producer, from its lowest message without an acknowledgement.
+const (
+	// transactionTimeout is when Kafka aborts a transaction that its producer has left open. Until
+	// then, readers of committed records wait behind it. A transaction takes milliseconds.
+	transactionTimeout = 10 * time.Second
+	// callTimeout is how long one call of librdkafka may block. The calls do not know contexts, and
+	// they can be repeated after a timeout.
+	callTimeout = time.Second
+	// queueFullWait is the pause before a message is handed over again.
+	queueFullWait = time.Millisecond
+	// reportWait is how long a failed transaction waits for the reports of its messages. One of them
+	// has the reason.
+	reportWait = time.Second
+)
+
+// Producer publishes messages in transactions (KIP-98), in order for each key. Kafka refuses a
+// producer as soon as another one with the same transactional ID has called Fence: also requests
+// that were sent before and arrive late.
+//
+// After an error the caller closes the producer and starts again with a new one.
 type Producer struct {
 	client *kafka.Producer
 	// renewed is closed when the TLS files have changed.
-	renewed   <-chan struct{}
-	log       *slog.Logger
-	logs      *logs
-	trouble   *trouble
-	stats     *Stats
-	delivered func(tag int64, err error)
-
-	// mu is held by one Produce at a time, and keeps Produce from running after Close began:
-	// librdkafka forbids both.
-	mu     sync.Mutex
-	closed bool
+	renewed <-chan struct{}
+	id      string
+	logs    *logs
+	trouble *trouble
+	stats   *Stats
+	log     *slog.Logger
 	// message and headers are reused, since librdkafka copies them.
 	message kafka.Message
 	headers []kafka.Header
-
+	// inFlight is how many messages were handed over and not reported.
 	inFlight atomic.Int64
-	// idle gets a token when inFlight falls to 0.
-	idle chan struct{}
-	// done is closed when the last report is out.
+	// failure is why the first message could not be delivered, nil if there was none.
+	failure atomic.Pointer[error]
+	// done is closed when the last event is handled.
 	done chan struct{}
 }
 
-// NewProducer returns a producer, whether or not Kafka can be reached. It calls delivered from one
-// goroutine of its own, in order for each partition. delivered may call Produce. It must not call
-// Flush or Close, nor wait for another goroutine that does.
-func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err error)) (*Producer, error) {
+// NewProducer returns a producer, whether or not Kafka can be reached. It is not safe for concurrent
+// use.
+func NewProducer(cfg Config, transactionalID string, log *slog.Logger) (*Producer, error) {
 	logs := newLogs(log)
 	settings, renewed, err := clientSettings(cfg, logs.settings(kafka.ConfigMap{
-		"acks":               "all",
-		"enable.idempotence": true,
-		// A message that fails for good fails all that follow. Otherwise a later version of an
-		// order would overtake an earlier one.
-		"enable.gapless.guarantee": true,
-		// An outage is waited out, however long it takes.
-		"message.timeout.ms": 0,
+		"transactional.id":       transactionalID,
+		"transaction.timeout.ms": int(transactionTimeout.Milliseconds()),
 		// This is Java's default, so any producer puts an order into the same partition.
 		"partitioner":      "murmur2_random",
 		"compression.type": "lz4",
-		// Under load, batches fill while earlier ones are on their way. A message alone should not
-		// wait long for others.
-		"linger.ms": 1,
+		// A commit sends what is queued at once. Until then a batch may fill.
+		"linger.ms": 5,
 		// Dead letters are this large. batch.size, 1,000,000 bytes by default, keeps batches of
 		// orders below the 1 MiB of their topics.
 		"message.max.bytes":            2 << 20,
@@ -71,7 +76,8 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 		// By default, each channel of the wrapper holds a million entries.
 		"go.events.channel.size":  1000,
 		"go.produce.channel.size": 0,
-		// Reports carry the tag, without the message.
+		// A transaction succeeds or fails as a whole. Of the reports of its messages only an error
+		// is of use: it is the reason.
 		"go.delivery.report.fields": "none",
 		"statistics.interval.ms":    cfg.Stats.millis(),
 	}))
@@ -84,116 +90,141 @@ func NewProducer(cfg Config, log *slog.Logger, delivered func(tag int64, err err
 		return nil, fmt.Errorf("make producer: %w", err)
 	}
 	p := &Producer{
-		client:    client,
-		renewed:   renewed,
-		log:       log,
-		logs:      logs,
-		trouble:   &trouble{log: log, brokers: cfg.BrokerList()},
-		stats:     cfg.Stats,
-		delivered: delivered,
-		idle:      make(chan struct{}, 1),
-		done:      make(chan struct{}),
+		client:  client,
+		renewed: renewed,
+		id:      transactionalID,
+		logs:    logs,
+		trouble: &trouble{log: log, brokers: cfg.BrokerList()},
+		stats:   cfg.Stats,
+		log:     log,
+		done:    make(chan struct{}),
 	}
 	p.message.TopicPartition.Partition = kafka.PartitionAny
 	p.stats.next(kindProducer)
-	go p.report()
+	go p.handleEvents()
 	return p, nil
 }
 
 // Renewed returns a channel that is closed when the TLS files have changed. The producer keeps its
-// connections, but it makes no new ones with the new files. The caller flushes and closes it, and
-// goes on with a new one.
+// connections, but it makes no new ones with the new files. The caller closes it between two
+// transactions, and goes on with a new one.
 func (p *Producer) Renewed() <-chan struct{} { return p.renewed }
 
-// Produce hands over a message and returns at once. It returns ErrQueueFull when too many messages
-// are not acknowledged yet. tag identifies the message in its report. The caller may reuse the
-// message.
-func (p *Producer) Produce(m contract.Message, tag int64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return ErrClosed
+// Fence takes the transactional ID. Kafka ends the transaction that an earlier producer has left
+// open, and refuses that producer from then on. Fence waits for Kafka until ctx ends. It is called
+// once, before Publish.
+func (p *Producer) Fence(ctx context.Context) error {
+	if err := p.call(ctx, p.client.InitTransactions); err != nil {
+		return fmt.Errorf("take transactional ID %s: %w", p.id, p.cause(err))
 	}
+	return nil
+}
+
+// Publish publishes messages in one transaction: readers of committed records see all of them or
+// none. If it returns an error, they may have been published all the same. The error is
+// ErrProducerFenced if another producer has taken the transactional ID.
+func (p *Producer) Publish(ctx context.Context, messages []contract.Message) error {
+	begin := time.Now()
+	err := p.publish(ctx, messages)
+	if err == nil {
+		p.trouble.over()
+		return nil
+	}
+	if err = p.cause(err); !is(err, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
+		return err
+	}
+	if time.Since(begin) >= transactionTimeout {
+		// Kafka has aborted the transaction because it was open for too long. That fences too.
+		return err
+	}
+	return fmt.Errorf("%w %s: %w", ErrProducerFenced, p.id, err)
+}
+
+func (p *Producer) publish(ctx context.Context, messages []contract.Message) error {
+	if err := p.client.BeginTransaction(); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	for i := range messages {
+		if err := p.produce(ctx, &messages[i]); err != nil {
+			return fmt.Errorf("produce to %s: %w", messages[i].Topic, err)
+		}
+	}
+	if err := p.call(ctx, p.client.CommitTransaction); err != nil {
+		return fmt.Errorf("commit %d messages: %w", len(messages), err)
+	}
+	return nil
+}
+
+// produce hands over one message. It waits while the client's queue is full.
+func (p *Producer) produce(ctx context.Context, m *contract.Message) error {
 	p.headers = p.headers[:0]
 	for _, h := range m.Headers {
 		p.headers = append(p.headers, kafka.Header(h))
 	}
 	p.message.TopicPartition.Topic = &m.Topic
-	p.message.Key, p.message.Value, p.message.Headers, p.message.Opaque = m.Key, m.Value, p.headers, tag
-	// It counts before it is handed over: its report may come before client.Produce returns.
-	p.inFlight.Add(1)
-	err := p.client.Produce(&p.message, nil)
-	if err == nil {
-		return nil
-	}
-	p.landed()
-	switch {
-	case is(err, kafka.ErrQueueFull):
-		return ErrQueueFull
-	case is(err, kafka.ErrFatal):
-		err = p.cause(err)
-	}
-	return fmt.Errorf("produce to %s: %w", m.Topic, explain(err))
-}
-
-// Flush waits until every message that was handed over before is reported.
-func (p *Producer) Flush(ctx context.Context) error {
-	for p.inFlight.Load() > 0 {
-		select {
-		case <-p.idle:
-		case <-time.After(100 * time.Millisecond):
-			// Another Flush may have taken the token.
-		case <-ctx.Done():
-			return fmt.Errorf("flush: %d messages without acknowledgement: %w", p.inFlight.Load(), ctx.Err())
+	p.message.Key, p.message.Value, p.message.Headers = m.Key, m.Value, p.headers
+	for {
+		p.inFlight.Add(1)
+		err := p.client.Produce(&p.message, nil)
+		if err == nil {
+			return nil
+		}
+		p.inFlight.Add(-1)
+		if !is(err, kafka.ErrQueueFull) {
+			return err
+		}
+		if !backoff.Sleep(ctx, queueFullWait) {
+			return errors.Join(err, context.Cause(ctx))
 		}
 	}
-	return nil
 }
 
-// Close gives up the messages that are not acknowledged. They are reported as failed, though the
-// broker may have them. Every report is out when Close returns.
+// call repeats a call of librdkafka, which cannot be cancelled, until it succeeds, fails for good or
+// ctx ends.
+func (p *Producer) call(ctx context.Context, f func(context.Context) error) error {
+	for {
+		slice, cancel := context.WithTimeout(ctx, callTimeout)
+		err := f(slice)
+		cancel()
+		e, ok := errors.AsType[kafka.Error](err)
+		switch {
+		case err == nil:
+			return nil
+		case !ok || !e.IsRetriable():
+			return err
+		case ctx.Err() != nil:
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+// Close gives up a transaction that is open. Kafka ends it when the next producer takes the
+// transactional ID, or after transactionTimeout. Close may be called again.
 func (p *Producer) Close() {
-	p.mu.Lock()
-	closed := p.closed
-	p.closed = true
-	p.mu.Unlock()
-	if closed {
-		<-p.done
+	if p.client.IsClosed() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	p.giveUp()
-	// All reports have to be out before the wrapper closes, because it drops them.
-	if err := p.Flush(ctx); err != nil {
-		p.log.Error("close producer", "err", err)
-	}
+	p.purge()
 	p.client.Close()
 	p.logs.close()
 	<-p.done
 }
 
-// report handles events until the client closes their channel.
-func (p *Producer) report() {
+// handleEvents handles events until the client closes their channel.
+func (p *Producer) handleEvents() {
 	defer close(p.done)
 	defer p.stats.next(kindProducer)
 	for event := range p.client.Events() {
 		switch e := event.(type) {
 		case *kafka.Message:
+			// A purge is what follows a failure.
 			err := e.TopicPartition.Error
-			if err == nil {
-				p.trouble.over()
-			} else {
-				err = explain(p.cause(err))
+			if err != nil && !is(err, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight) {
+				p.failure.CompareAndSwap(nil, &err)
 			}
-			p.delivered(e.Opaque.(int64), err)
-			p.landed()
+			p.inFlight.Add(-1)
 		case kafka.Error:
 			p.trouble.report(e)
-			if e.IsFatal() {
-				// librdkafka sends nothing more, but may keep its queue for ever.
-				p.giveUp()
-			}
 		case *kafka.Stats:
 			if _, err := p.stats.take(kindProducer, e.String()); err != nil {
 				p.log.Error("statistics of the producer", "err", err)
@@ -202,33 +233,26 @@ func (p *Producer) report() {
 	}
 }
 
-// giveUp fails all messages that are not acknowledged. It holds the lock, since Produce could
-// otherwise add a message right behind the purge.
-func (p *Producer) giveUp() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// purge gives up the messages that are not acknowledged. They are reported as failed.
+func (p *Producer) purge() {
 	if err := p.client.Purge(kafka.PurgeQueue | kafka.PurgeInFlight); err != nil {
 		p.log.Error("purge producer", "err", err)
 	}
 }
 
-func (p *Producer) landed() {
-	if p.inFlight.Add(-1) == 0 {
-		select {
-		case p.idle <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// cause returns the fatal error of the client. After one, other messages fail with errors that only
-// refer to it.
+// cause explains err by its cause as far as the client knows it: its fatal error, or why the first
+// message could not be delivered. Other errors only refer to these. The producer can publish nothing
+// more.
 func (p *Producer) cause(err error) error {
-	refers := is(err, kafka.ErrFatal, kafka.ErrGaplessGuarantee, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight)
-	if refers && !p.client.IsClosed() {
-		if fatal := p.client.GetFatalError(); fatal != nil {
-			return fatal
-		}
+	p.purge()
+	for until := time.Now().Add(reportWait); p.inFlight.Load() > 0 && time.Now().Before(until); {
+		time.Sleep(time.Millisecond)
 	}
-	return err
+	if fatal := p.client.GetFatalError(); fatal != nil {
+		return explain(fatal)
+	}
+	if failure := p.failure.Load(); failure != nil {
+		return explain(*failure)
+	}
+	return explain(err)
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,81 +16,55 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// reports collects the reports of a producer.
-type reports struct {
-	mu   sync.Mutex
-	tags []int64
-	errs map[string]int
-}
-
-func (r *reports) delivered(tag int64, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.tags = append(r.tags, tag)
-	if r.errs == nil {
-		r.errs = make(map[string]int)
-	}
-	r.errs[Code(err)]++
-}
-
-func (r *reports) get() (sorted []int64, errs map[string]int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Sorted(slices.Values(r.tags)), r.errs
-}
-
-func producer(t testing.TB, addr string) (*Producer, *reports) {
+// producer returns a producer that has taken a transactional ID of its own.
+func producer(t testing.TB, addr string) *Producer {
 	t.Helper()
-	r := &reports{}
-	p, err := NewProducer(config(addr), logger(t), r.delivered)
+	return producerAs(t, config(addr), rand.Text())
+}
+
+// producerAs returns a producer that has taken the transactional ID.
+func producerAs(t testing.TB, cfg Config, transactionalID string) *Producer {
+	t.Helper()
+	p, err := NewProducer(cfg, transactionalID, logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	return p, r
+	if err := p.Fence(inTime(t)); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
-func flush(t testing.TB, p *Producer) {
+// inTime returns a context that ends when Kafka has had enough time for any of these tests.
+func inTime(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
-	if err := p.Flush(ctx); err != nil {
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func publish(t testing.TB, p *Producer, messages ...contract.Message) {
+	t.Helper()
+	if err := p.Publish(inTime(t), messages); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func upTo(n int) []int64 {
-	tags := make([]int64, n)
-	for i := range tags {
-		tags[i] = int64(i)
-	}
-	return tags
-}
-
-func TestProducerKeepsOrderAndReportsOnce(t *testing.T) {
+func TestProducerKeepsOrder(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		leaks(t)
 		topic := testenv.NewTopic(t, addr, 12)
-		p, r := producer(t, addr)
-		const n = 5000
-		for i, m := range messages(topic, n, 50) {
-			if err := p.Produce(m, int64(i)); err != nil {
-				t.Fatal(err)
-			}
+		p := producer(t, addr)
+		for page := range slices.Chunk(messages(topic, 5000, 50), 700) {
+			publish(t, p, page...)
 		}
-		flush(t, p)
 		p.Close()
 
-		tags, errs := r.get()
-		if diff := cmp.Diff(upTo(n), tags); diff != "" {
-			t.Errorf("tags reported (-want +got):\n%s", diff)
-		}
-		if diff := cmp.Diff(map[string]int{"": n}, errs); diff != "" {
-			t.Errorf("errors (-want +got):\n%s", diff)
-		}
 		last := make(map[string]int)
 		where := make(map[string]int32)
-		for _, record := range testenv.ReadAll(t, addr, topic) {
+		records := testenv.ReadAll(t, addr, topic)
+		for _, record := range records {
 			key, version := string(record.Key), 0
 			fmt.Sscan(string(record.Value), &version)
 			if version < last[key] || where[key] != record.Partition && last[key] > 0 {
@@ -100,11 +73,8 @@ func TestProducerKeepsOrderAndReportsOnce(t *testing.T) {
 			}
 			last[key], where[key] = version, record.Partition
 		}
-		if len(last) != 50 {
-			t.Errorf("%d keys in the topic, want 50", len(last))
-		}
-		if err := p.Produce(message(topic, "k", "v"), n); !errors.Is(err, ErrClosed) {
-			t.Errorf("Produce after Close: %v, want ErrClosed", err)
+		if len(last) != 50 || len(records) != 5000 {
+			t.Errorf("%d keys and %d records in the topic, want 50 and 5000", len(last), len(records))
 		}
 	})
 }
@@ -119,12 +89,9 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 			{Topic: topic, Key: []byte("bestellung-äöü"), Value: []byte{}},
 			{Topic: topic, Key: []byte("tombstone"), Value: nil},
 		}
-		p, _ := producer(t, addr)
-		for i, m := range all {
-			if err := p.Produce(m, int64(i)); err != nil {
-				t.Fatal(err)
-			}
-			flush(t, p)
+		p := producer(t, addr)
+		for _, m := range all {
+			publish(t, p, m)
 			// The default of franz-go is murmur2, as in Java.
 			testenv.Produce(t, addr, m)
 		}
@@ -147,99 +114,74 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 
 func TestProducerSendsDeadLettersOf2MiB(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
-		p, r := producer(t, addr)
-		value := strings.Repeat("x", 2<<20-1000)
-		if err := p.Produce(message(contract.TopicDeadLetter, "large", value), 0); err != nil {
-			t.Fatal(err)
-		}
-		flush(t, p)
-		if _, errs := r.get(); errs[""] != 1 {
-			t.Errorf("reports: %v", errs)
+		publish(t, producer(t, addr), message(contract.TopicDeadLetter, "large", strings.Repeat("x", 2<<20-1000)))
+	})
+}
+
+// A page may be larger than the queue of the client.
+func TestProducerWaitsWhileItsQueueIsFull(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 3)
+		publish(t, producer(t, addr), messages(topic, 30_000, 10)...)
+		if got := len(testenv.ReadAll(t, addr, topic)); got != 30_000 {
+			t.Errorf("%d records in the topic, want 30000", got)
 		}
 	})
 }
 
-func TestProducerQueueIsBoundedAndCloseReportsAll(t *testing.T) {
-	leaks(t)
-	p, r := producer(t, deadAddr(t))
-	n := 0
-	for {
-		err := p.Produce(message("any", "key", "value"), int64(n))
-		if errors.Is(err, ErrQueueFull) {
-			break
-		}
-		if err != nil || n > 100_000 {
-			t.Fatalf("after %d messages: %v", n, err)
-		}
-		n++
-	}
-	if n < 1000 {
-		t.Errorf("the queue is full at %d messages", n)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := p.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Flush with a dead broker: %v", err)
-	}
-	started := time.Now()
-	p.Close()
-	// The limit is what Close promises.
-	if took := time.Since(started); took > closeTimeout {
-		t.Errorf("Close took %s", took)
-	}
-	tags, errs := r.get()
-	if diff := cmp.Diff(upTo(n), tags); diff != "" {
-		t.Errorf("tags reported (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(map[string]int{"_PURGE_QUEUE": n}, errs); diff != "" {
-		t.Errorf("errors (-want +got):\n%s", diff)
-	}
-}
-
-func TestProducerStopsAtAPermanentFailure(t *testing.T) {
+// None of a transaction's messages is seen if one of them cannot be published.
+func TestProducerPublishesAllOrNone(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
-		p, r := producer(t, addr)
-		produce := func(from, to int, value string) (refused error) {
-			for i := from; i < to && refused == nil; i++ {
-				refused = p.Produce(message(topic, "key", value+fmt.Sprint(i)), int64(i))
-			}
-			return refused
-		}
-		if err := produce(0, 10, ""); err != nil {
-			t.Fatal(err)
-		}
-		flush(t, p)
+		p := producer(t, addr)
+		publish(t, p, messages(topic, 10, 1)...)
 		// The topic accepts 1 MiB, and noise cannot be compressed.
 		noise := make([]byte, 1500<<10)
 		rand.Read(noise)
-		if err := produce(10, 11, string(noise)); err != nil {
-			t.Fatal(err)
+		err := p.Publish(inTime(t), []contract.Message{
+			message(topic, "key", "before"), message(topic, "key", string(noise)), message(topic, "key", "behind"),
+		})
+		if Code(err) != "MSG_SIZE_TOO_LARGE" {
+			t.Errorf("Publish of a message that is too large: %v", err)
 		}
-		// These are refused, or accepted and reported as failed.
-		_ = produce(11, 20, "")
-		flush(t, p)
-		if err := produce(20, 21, ""); Code(err) == "" || Code(err) == "OTHER" {
-			t.Errorf("Produce after a failure for good: %v", err)
-		}
-		if got := len(testenv.ReadAll(t, addr, topic)); got != 10 {
-			t.Errorf("%d records in the topic, want the 10 before the refused one", got)
-		}
-		if _, errs := r.get(); errs[""] != 10 || errs["MSG_SIZE_TOO_LARGE"] == 0 {
-			t.Errorf("reports: %v", errs)
+		p.Close()
+		// The transaction ends when another producer takes the ID.
+		publish(t, producerAs(t, config(addr), p.id), message(topic, "key", "last"))
+		records := testenv.ReadAll(t, addr, topic)
+		if len(records) != 11 || string(records[10].Value) != "last" {
+			t.Errorf("%d records in the topic, want 10 and the last", len(records))
 		}
 	})
 }
 
 func TestProducerReportsAMissingTopic(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
-		p, r := producer(t, addr)
-		if err := p.Produce(message("no-such-topic", "k", "v"), 1); err != nil {
-			t.Fatal(err)
+		err := producer(t, addr).Publish(inTime(t), []contract.Message{message("no-such-topic", "k", "v")})
+		if code := Code(err); code != "_UNKNOWN_TOPIC" && code != "UNKNOWN_TOPIC_OR_PARTITION" {
+			t.Errorf("Publish to a topic that does not exist: %v", err)
 		}
-		flush(t, p)
-		if _, errs := r.get(); errs["_UNKNOWN_TOPIC"]+errs["UNKNOWN_TOPIC_OR_PARTITION"] != 1 {
-			t.Errorf("reports: %v", errs)
+	})
+}
+
+// A producer that has lost its transactional ID cannot publish, whatever it has sent already.
+func TestProducerIsFenced(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		first := producer(t, addr)
+		publish(t, first, message(topic, "key", "1"))
+		second := producerAs(t, config(addr), first.id)
+		publish(t, second, message(topic, "key", "2"))
+		err := first.Publish(inTime(t), []contract.Message{message(topic, "key", "late")})
+		if !errors.Is(err, ErrProducerFenced) || !strings.Contains(err.Error(), first.id) {
+			t.Errorf("Publish of the first producer: %v, want ErrProducerFenced with the ID", err)
+		}
+		publish(t, second, message(topic, "key", "3"))
+		var got []string
+		for _, r := range testenv.ReadAll(t, addr, topic) {
+			got = append(got, string(r.Value))
+		}
+		if diff := cmp.Diff([]string{"1", "2", "3"}, got); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -248,30 +190,38 @@ func TestProducerSurvivesAnOutage(t *testing.T) {
 	leaks(t)
 	k := testenv.StartKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)
-	p, r := producer(t, k.Addr)
+	p := producer(t, k.Addr)
 	all := messages(topic, 3000, 10)
-	for i, m := range all {
-		switch i {
-		case 1000:
-			k.Kill()
-		case 2000:
-			if err := k.StartAgain(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := p.Produce(m, int64(i)); err != nil {
-			t.Fatal(err)
-		}
+	publish(t, p, all[:1000]...)
+	k.Kill()
+	published := make(chan error, 1)
+	ctx := inTime(t)
+	go func() { published <- p.Publish(ctx, all[1000:2000]) }()
+	if err := k.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	flush(t, p)
-	tags, errs := r.get()
-	if diff := cmp.Diff(upTo(len(all)), tags); diff != "" {
-		t.Errorf("tags reported (-want +got):\n%s", diff)
+	// After a long start of the broker the transaction has timed out, and begins again.
+	if err := <-published; err != nil {
+		p.Close()
+		p = producerAs(t, config(k.Addr), p.id)
+		publish(t, p, all[1000:2000]...)
 	}
-	if diff := cmp.Diff(map[string]int{"": len(all)}, errs); diff != "" {
-		t.Errorf("errors (-want +got):\n%s", diff)
-	}
+	publish(t, p, all[2000:]...)
 	if got := len(testenv.ReadAll(t, k.Addr, topic)); got != len(all) {
 		t.Errorf("%d records in the topic, want %d, each once", got, len(all))
+	}
+}
+
+func TestProducerEndsWithItsContext(t *testing.T) {
+	leaks(t)
+	p, err := NewProducer(config(deadAddr(t)), "id", logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.Fence(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Fence with a dead broker: %v", err)
 	}
 }

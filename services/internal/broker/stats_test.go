@@ -168,18 +168,9 @@ func TestStatsOfClients(t *testing.T) {
 		topic := testenv.NewTopic(t, addr, 3)
 		cfg := everySecond(addr)
 		produce := func() {
-			r := &reports{}
-			p, err := NewProducer(cfg, logger(t), r.delivered)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := producerAs(t, cfg, "id")
 			defer p.Close()
-			for i, m := range messages(topic, 1000, 7) {
-				if err := p.Produce(m, int64(i)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			flush(t, p)
+			publish(t, p, messages(topic, 1000, 7)...)
 			poll(t, "the producer's statistics", func() bool {
 				return scrape(t, cfg.Stats)["producer connected_brokers"] == 1
 			})

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -63,7 +64,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	leaks(t)
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 2)
-	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read")
+	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read", "transactional-id cart-relay Write")
 	u := k.NewUser(t, "u")
 	cfg := userConfig(u)
 	logged := &lines{t: t}
@@ -82,15 +83,16 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	defer stop()
 	running.Go(func() { c.Run(ctx, m) })
 
-	r := &reports{}
 	var p *Producer
 	replace := func() {
 		t.Helper()
 		if p != nil {
-			flush(t, p)
 			p.Close()
 		}
-		if p, err = NewProducer(cfg, log, r.delivered); err != nil {
+		if p, err = NewProducer(cfg, "cart-relay", log); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Fence(inTime(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,12 +102,12 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	works := func(when string) {
 		t.Helper()
 		for range 10 {
-			if err := p.Produce(message(topic, fmt.Sprint("key", sent), fmt.Sprint(sent)), int64(sent)); err != nil {
+			err := p.Publish(inTime(t), []contract.Message{message(topic, fmt.Sprint("key", sent), fmt.Sprint(sent))})
+			if err != nil {
 				t.Fatalf("%s: %v", when, err)
 			}
 			sent++
 		}
-		flush(t, p)
 		s.await(t, when, func() bool { return s.count() == sent })
 		if _, err := a.Topics(t.Context(), topic); err != nil {
 			t.Errorf("%s: %v", when, err)
@@ -178,8 +180,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	k.Restart(t)
 	works("when the former certificates are refused")
 
-	if tags, errs := r.get(); len(tags) != sent || errs[""] != sent || m.faults != 0 {
-		t.Errorf("%d reports of %d messages: %v; %d faults in the store", len(tags), sent, errs, m.faults)
+	if m.faults != 0 {
+		t.Errorf("%d faults in the store", m.faults)
 	}
 	if got := len(testenv.ReadAll(t, k.Addr, topic)); got != sent {
 		t.Errorf("%d records in the topic, want %d, each once", got, sent)
@@ -214,7 +216,7 @@ func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The producer shows when there are new files.
-	p, err := NewProducer(cfg, logger(t), nil)
+	p, err := NewProducer(cfg, "id", logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,16 +279,15 @@ func TestMissingACLs(t *testing.T) {
 		return err
 	}
 	write := func(t testing.TB, cfg Config, _ *Admin) error {
-		delivered := make(chan error, 1)
-		p, err := NewProducer(cfg, logger(t), func(_ int64, err error) { delivered <- err })
+		p, err := NewProducer(cfg, "cart-relay", logger(t))
 		if err != nil {
 			return err
 		}
 		defer p.Close()
-		if err := p.Produce(message(topic, "k", "v"), 0); err != nil {
+		if err := p.Fence(inTime(t)); err != nil {
 			return err
 		}
-		return <-delivered
+		return p.Publish(inTime(t), []contract.Message{message(topic, "k", "v")})
 	}
 	read := func(t testing.TB, cfg Config, _ *Admin) error {
 		return ReadTo(t.Context(), cfg, logger(t), "g", nil, bounds,
@@ -327,14 +328,14 @@ func TestMissingACLs(t *testing.T) {
 	}{
 		{"look-up", []string{"topic T Describe"}, describe, "", ""},
 		{"look-up without Describe", nil, describe, "TOPIC_AUTHORIZATION_FAILED", "no permission on the topic"},
-		{"producer", []string{"topic T Write"}, write, "", ""},
+		{"producer", []string{"topic T Write", "transactional-id cart-relay Write"}, write, "", ""},
 		{
-			"producer without Write", []string{"topic T Describe"}, write,
-			"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic",
+			"producer without Write", []string{"topic T Describe", "transactional-id cart-relay Write"}, write,
+			"TOPIC_AUTHORIZATION_FAILED", "a producer needs the ACL Write",
 		},
 		{
-			"producer with Write elsewhere", []string{"topic T Describe", "topic other Write"}, write,
-			"TOPIC_AUTHORIZATION_FAILED", "a producer needs the ACL Write",
+			"producer without its transactional ID", []string{"topic T Write", "transactional-id other Write"}, write,
+			"TRANSACTIONAL_ID_AUTHORIZATION_FAILED", "no permission on the transactional ID",
 		},
 		{"reader", []string{"topic T Read"}, read, "", ""},
 		{"reader without Read", []string{"topic T Describe"}, read, "TOPIC_AUTHORIZATION_FAILED", "a consumer Read"},

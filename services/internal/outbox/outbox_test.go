@@ -85,7 +85,7 @@ func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- b.Relay(ctx, cfg) }()
+	go func() { ended <- b.Relay(ctx, cfg, t.Name()) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -136,10 +136,14 @@ func byKey(ms []contract.Message) map[string][]string {
 // was there before.
 func inOrder(want, got map[string][]string) error {
 	for key, numbers := range want {
+		index := make(map[string]int, len(numbers))
+		for i, n := range numbers {
+			index[n] = i
+		}
 		next := 0
 		for _, n := range got[key] {
-			i := slices.Index(numbers, n)
-			if i < 0 || i > next {
+			i, known := index[n]
+			if !known || i > next {
 				return fmt.Errorf("%s: %s came before its predecessors, in %v", key, n, got[key])
 			}
 			next = max(next, i+1)
@@ -221,7 +225,7 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)
-	k.Allow(t, "u", "topic "+topic+" Write")
+	k.Allow(t, "u", "topic "+topic+" Write", "transactional-id "+t.Name()+" Write")
 	u := k.NewUser(t, "u")
 	vars := u.Env()
 	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
@@ -237,6 +241,7 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	addFor := func(d time.Duration) {
 		for end := time.Now().Add(d); time.Now().Before(end); sent += 50 {
 			add(t, b, numbered(topic, sent, 50)...)
+			time.Sleep(5 * time.Millisecond)
 		}
 	}
 	addFor(time.Second)
@@ -398,13 +403,10 @@ func TestARowThatTheClientRefusesIsCounted(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	add(t, b, contract.Message{Topic: "topic", Key: []byte("large"), Value: make([]byte, 3<<20)})
-	if err := b.relaySession(t.Context(), noKafka); err == nil {
-		t.Error("a message of 3 MiB is taken")
-	}
-	got := fmt.Sprint(gather(t, b.failures))
-	if !strings.Contains(got, `value:"MSG_SIZE_TOO_LARGE"`) || failures(t, b) != 1 {
-		t.Errorf("counted: %s, want MSG_SIZE_TOO_LARGE once", got)
-	}
+	relay(t, b, testenv.Fake(t))
+	eventually(t, "the refusal is counted", func() bool {
+		return strings.Contains(fmt.Sprint(gather(t, b.failures)), `value:"MSG_SIZE_TOO_LARGE"`)
+	})
 }
 
 func TestARestartGoesOnWhereItWas(t *testing.T) {
@@ -432,48 +434,51 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
-// A producer that has to end while Kafka is away gives its rows up. None of them has failed.
+// A relay that has to end while Kafka is away keeps its rows. None of them has failed.
 func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	var log strings.Builder
-	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	add(t, b, numbered("topic", 0, 10)...)
-	ctx, stop := context.WithCancel(t.Context())
-	// The session hands over all rows before it looks at ctx.
-	stop()
-	if err := b.relaySession(ctx, noKafka); err != nil {
-		t.Error(err)
-	}
-	if !strings.Contains(log.String(), "ends with unacknowledged rows") || b.Rows() != 10 {
-		t.Errorf("%d rows stay, want 10 that the producer had:\n%s", b.Rows(), log.String())
+	relayAs(t, b, noKafka)()
+	if b.Rows() != 10 {
+		t.Errorf("%d rows stay, want 10", b.Rows())
 	}
 	if n := failures(t, b); n != 0 {
 		t.Errorf("%v failures, want none", n)
 	}
 }
 
-func TestOnlyWhatIsAcknowledgedWithoutAGapIsDone(t *testing.T) {
-	t.Parallel()
-	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	w := &window{box: b, progress: make(chan struct{}, 1)}
-	ids := []int64{11, 12, 15, 16, 20}
-	tags := make([]int64, len(ids))
-	for i, id := range ids {
-		tags[i] = w.add(id, time.Now())
-	}
-	for _, step := range []struct {
-		row   int
-		err   error
-		acked int64
-	}{{1, nil, 0}, {0, nil, 12}, {3, nil, 12}, {2, errors.New("refused"), 12}, {4, nil, 12}} {
-		w.delivered(tags[step.row], step.err)
-		if got, _ := b.acked.get(); got != step.acked {
-			t.Errorf("after row %d: done up to %d, want %d", ids[step.row], got, step.acked)
-		}
-	}
-	if err := w.failure(); err == nil || !strings.Contains(err.Error(), "row 15") {
-		t.Errorf("failure is %v, want that of row 15", err)
+// Two relays with one transactional ID publish from two stores. The first one ends, and takes nothing
+// back.
+func TestARelayThatIsFencedEnds(t *testing.T) {
+	for name, start := range map[string]func(*testing.T) string{
+		"fake Kafka": func(t *testing.T) string { return testenv.Fake(t) },
+		"real Kafka": func(t *testing.T) string { return testenv.SharedKafka(t).Addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := start(t)
+			topic := testenv.NewTopic(t, addr, 1)
+			cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}}
+			first := open(t, filepath.Join(t.TempDir(), "first.db"))
+			ended := make(chan error, 1)
+			go func() { ended <- first.Relay(t.Context(), cfg, t.Name()) }()
+			add(t, first, numbered(topic, 0, 1)...)
+			eventually(t, "the first relay has published", empty(first))
+			second := open(t, filepath.Join(t.TempDir(), "second.db"))
+			add(t, second, numbered(topic, 1, 1)...)
+			relay(t, second, addr)
+			eventually(t, "the second relay has published", empty(second))
+			add(t, first, numbered(topic, 2, 1)...)
+			if err := <-ended; !errors.Is(err, broker.ErrProducerFenced) {
+				t.Errorf("the first relay ends with %v, want ErrProducerFenced", err)
+			}
+			if first.Rows() != 1 {
+				t.Errorf("%d rows in the first outbox, want the one that was not published", first.Rows())
+			}
+			if n := len(testenv.ReadAll(t, addr, topic)); n != 2 {
+				t.Errorf("%d records in the topic, want 2", n)
+			}
+		})
 	}
 }
 
@@ -542,10 +547,7 @@ func TestALostWriteIsAnError(t *testing.T) {
 			exec(t, b, "INSERT INTO outbox(id, topic, headers, created_at) VALUES (10, 'topic', x'', 0)")
 			exec(t, b, "DELETE FROM outbox")
 			add(t, b, numbered("topic", 0, 3)...)
-			w := &window{box: b, progress: make(chan struct{}, 1)}
-			for id := range int64(2) {
-				w.delivered(w.add(11+id, time.Now()), nil)
-			}
+			b.acked.add(12, 2)
 			exec(t, b, c.broken)
 			err := b.db.Tx(t.Context(),
 				func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), numbered("topic", 3, 2)) })

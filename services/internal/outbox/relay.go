@@ -13,42 +13,53 @@ import (
 )
 
 const (
-	// readRows is how many rows are read from the table at a time.
-	readRows = 1000
-	// inFlight is how many rows are handed to the client and not acknowledged, at most.
-	inFlight = 10_000
+	// pageRows and pageBytes limit what one transaction publishes. Large pages make a backlog
+	// drain fast. Without a backlog a page is what came while the previous one was committed.
+	pageRows  = 5000
+	pageBytes = 8 << 20
 	// cleanupAfter is when an acknowledged row is deleted at the latest, if all goes well.
 	cleanupAfter = 50 * time.Millisecond
 	// retryMin and retryMax are the first and the longest pause after a failure.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
-	// flushTime is what a producer gets for its rows in flight when it is given up in order.
-	flushTime = 5 * time.Second
+	// stopTimeout is what the relay gets for the page in hand when it is told to stop.
+	stopTimeout = 5 * time.Second
 )
 
-// Relay publishes the outbox in the order of its rows until ctx ends. Then it waits up to flushTime
-// for the rows in flight; so it does when the TLS files have changed.
+// Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
+// hand, which may take up to stopTimeout.
 //
-// After a failed delivery the row is not sent again on its own: a later version of the same order
-// could have overtaken it. The relay drops the producer, which ends everything in flight, and
-// starts again at the first row that was not acknowledged. Rows behind it that had arrived are
-// published twice, in order. Consumers recognise them by their event ID.
+// It publishes page by page, each in one transaction of the transactional ID. A relay that died, or
+// whose request is still under way, can therefore not add an old version behind a newer one: Kafka
+// refuses it as soon as this relay has begun. After a failure the relay drops the producer and
+// starts again at the first row that was not acknowledged. If Kafka had committed that page all the
+// same, it is published twice, in order. Consumers recognise the repetition by the event IDs.
 //
-// There is one relay per outbox: two would break the order.
-func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
+// If another relay takes the transactional ID, Relay returns broker.ErrProducerFenced. It does not
+// take the ID back: another process publishes the same orders from another store.
+func (b *Box) Relay(ctx context.Context, cfg broker.Config, transactionalID string) error {
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
 		before, _ := b.acked.get()
-		err := b.relaySession(ctx, cfg)
-		if err == nil {
+		err := b.relaySession(ctx, cfg, transactionalID)
+		switch {
+		case err == nil:
 			// ctx has ended, or the next producer has other TLS files.
 			continue
+		case errors.Is(err, broker.ErrProducerFenced):
+			return fmt.Errorf("another process publishes to the same topics from its own store; "+
+				"stop one of the two: %w", err)
+		case ctx.Err() != nil:
+			b.log.Info("the relay ends with unpublished rows; the next start publishes them",
+				"rows", b.rows.Load(), "err", err)
+			return nil
 		}
+		b.failures.WithLabelValues(broker.Code(err)).Inc()
 		if now, _ := b.acked.get(); now > before {
 			retry.Reset()
 		}
 		wait := retry.Next()
-		b.log.Warn("the relay to Kafka starts over at the first unacknowledged row",
+		b.log.Warn("the relay to Kafka starts again at the first unacknowledged row",
 			"rows", b.rows.Load(), "pause", wait, "err", err)
 		backoff.Sleep(ctx, wait)
 	}
@@ -57,51 +68,56 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config) error {
 
 // relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended
 // or the producer has outdated TLS files.
-func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
-	w := &window{box: b, progress: make(chan struct{}, 1)}
-	p, err := broker.NewProducer(cfg, b.log, w.delivered)
+func (b *Box) relaySession(ctx context.Context, cfg broker.Config, transactionalID string) error {
+	p, err := broker.NewProducer(cfg, transactionalID, b.log)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	defer func() {
-		if err == nil || ctx.Err() != nil {
-			err = errors.Join(err, b.flush(ctx, p, w))
+	ctx, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-p.Renewed():
+			stop()
+		case <-ctx.Done():
 		}
-	}()
+	})
+	defer watching.Wait()
+	defer stop()
+	// The page in hand gets some time after ctx has ended.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		backoff.Sleep(work, stopTimeout)
+		cancel()
+	})()
 
+	if err := p.Fence(work); err != nil {
+		return err
+	}
 	var cleanup <-chan time.Time
-	// last is the ID of the last row handed to the producer.
-	last, _ := b.acked.get()
-	// more is true if rows may be waiting in the table.
-	more := true
-	for {
-		if more && w.room() {
-			sent, full, err := b.sendFrom(ctx, p, w, last)
-			if err != nil {
+	// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
+	// the rows behind it, and none before it.
+	limit := 1
+	// One page more is published after ctx has ended.
+	for ended := false; !ended; {
+		ended = ctx.Err() != nil
+		rows, err := b.nextPage(ctx, limit)
+		if err != nil {
+			return err
+		}
+		if len(rows.messages) > 0 {
+			if err := b.publish(work, p, rows); err != nil {
 				return err
 			}
-			if sent > 0 {
-				last = sent
-			}
-			if more = full; more && sent > 0 {
-				continue
-			}
+			limit = min(2*limit, pageRows)
+			cleanup = time.After(cleanupAfter)
+			continue
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-p.Renewed():
-			return nil
 		case <-b.wake:
-			more = true
-		case <-w.progress:
-			if err := w.failure(); err != nil {
-				return err
-			}
-			if cleanup == nil {
-				cleanup = time.After(cleanupAfter)
-			}
 		case <-cleanup:
 			cleanup = nil
 			if err := b.deleteIdle(ctx); err != nil {
@@ -111,65 +127,58 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config) (err error) {
 			}
 		}
 	}
+	return b.deleteIdle(ctx)
 }
 
-// sendFrom hands the next rows after ID last to the producer. It returns the last ID that the
-// producer took, 0 if there was none, and whether there may be more rows.
-func (b *Box) sendFrom(ctx context.Context, p *broker.Producer, w *window, last int64) (
-	sent int64, more bool, err error,
-) {
+// page is what one transaction publishes.
+type page struct {
+	messages []contract.Message
+	// last is the ID of the last row.
+	last int64
+}
+
+// nextPage reads the first rows that are not acknowledged, up to limit rows and pageBytes.
+func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
+	last, _ := b.acked.get()
 	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
 	// starts a goroutine for each row.
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
-		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, readRows)
+		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
 	if err != nil {
-		return 0, true, fmt.Errorf("read the outbox: %w", err)
+		return page{}, fmt.Errorf("read the outbox: %w", err)
 	}
 	defer rows.Close()
-	now := time.Now()
-	n := 0
-	for ; rows.Next(); n++ {
-		var id int64
+	var next page
+	for size := 0; size < pageBytes && rows.Next(); {
 		var m contract.Message
 		var headers []byte
-		if err := rows.Scan(&id, &m.Topic, &m.Key, &m.Value, &headers); err != nil {
-			return sent, true, fmt.Errorf("read the outbox: %w", err)
+		if err := rows.Scan(&next.last, &m.Topic, &m.Key, &m.Value, &headers); err != nil {
+			return page{}, fmt.Errorf("read the outbox: %w", err)
 		}
 		if m.Headers, err = decodeHeaders(headers); err != nil {
-			return sent, true, fmt.Errorf("row %d: %w", id, err)
+			return page{}, fmt.Errorf("row %d: %w", next.last, err)
 		}
-		tag := w.add(id, now)
-		if err := p.Produce(m, tag); err != nil {
-			w.takeBack()
-			if errors.Is(err, broker.ErrQueueFull) {
-				// An acknowledgement makes room, and the session comes back then.
-				return sent, true, nil
-			}
-			// After a failed delivery this is a consequence, and the cause is counted already.
-			if w.failure() == nil {
-				b.failures.WithLabelValues(broker.Code(err)).Inc()
-			}
-			return sent, true, fmt.Errorf("produce row %d to %s: %w", id, m.Topic, err)
-		}
-		sent = id
+		next.messages = append(next.messages, m)
+		size += len(m.Key) + len(m.Value) + len(headers)
 	}
 	if err := rows.Err(); err != nil {
-		return sent, true, fmt.Errorf("read the outbox: %w", err)
+		return page{}, fmt.Errorf("read the outbox: %w", err)
 	}
-	return sent, n == readRows, nil
+	return next, nil
 }
 
-// flush waits for the rows in flight, and deletes those that were acknowledged in time, so that
-// they are not sent again.
-func (b *Box) flush(ctx context.Context, p *broker.Producer, w *window) error {
-	final, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
-	defer cancel()
-	if err := p.Flush(final); err != nil {
-		w.abandon()
-		b.log.Info("a producer ends with unacknowledged rows; the next one sends them again",
-			"rows", b.rows.Load(), "err", err)
+// publish publishes a page and acknowledges its rows.
+func (b *Box) publish(ctx context.Context, p *broker.Producer, rows page) error {
+	begin := time.Now()
+	if err := p.Publish(ctx, rows.messages); err != nil {
+		return fmt.Errorf("publish %d rows up to %d: %w", len(rows.messages), rows.last, err)
 	}
-	return b.deleteIdle(ctx)
+	seconds := time.Since(begin).Seconds()
+	for range rows.messages {
+		b.acks.Observe(seconds)
+	}
+	b.acked.add(rows.last, int64(len(rows.messages)))
+	return nil
 }
 
 // deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if
@@ -179,96 +188,4 @@ func (b *Box) deleteIdle(ctx context.Context) error {
 		return nil
 	}
 	return b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked)
-}
-
-// window holds the rows that were handed to one producer and are not acknowledged, in order. The
-// tag of a row is its position in the sequence of all rows of the producer. A window is safe for
-// concurrent use.
-type window struct {
-	box *Box
-	// progress has a token if there was an acknowledgement or a failure.
-	progress chan struct{}
-
-	mu sync.Mutex
-	// base is the tag of rows[0].
-	base int64
-	rows []sentRow
-	// first is the first failure of a delivery.
-	first error
-	// abandoned is set when the producer is closed in order. The rows that it gives up have not
-	// failed.
-	abandoned bool
-}
-
-// sentRow is a row of the table, as the window knows it.
-type sentRow struct {
-	id    int64
-	at    time.Time
-	acked bool
-}
-
-// add appends a row and returns its tag.
-func (w *window) add(id int64, at time.Time) (tag int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rows = append(w.rows, sentRow{id: id, at: at})
-	return w.base + int64(len(w.rows)) - 1
-}
-
-// takeBack removes the row that was added last, because the producer did not take it.
-func (w *window) takeBack() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rows = w.rows[:len(w.rows)-1]
-}
-
-// room reports whether the producer may get more rows.
-func (w *window) room() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.rows) < inFlight
-}
-
-// failure returns the first failure of a delivery, or nil.
-func (w *window) failure() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.first
-}
-
-// abandon makes later failures not count.
-func (w *window) abandon() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.abandoned = true
-}
-
-// delivered takes the result of one row. It runs on the producer's goroutine. Rows are acknowledged
-// in order per partition only, so the outbox is acknowledged up to the first gap.
-func (w *window) delivered(tag int64, err error) {
-	w.mu.Lock()
-	if err != nil {
-		// The rows after the first failure only fail because the producer is dropped.
-		if w.first == nil && !w.abandoned {
-			w.box.failures.WithLabelValues(broker.Code(err)).Inc()
-			w.first = fmt.Errorf("deliver row %d: %w", w.rows[tag-w.base].id, err)
-		}
-	} else {
-		row := &w.rows[tag-w.base]
-		row.acked = true
-		w.box.acks.Observe(time.Since(row.at).Seconds())
-		n := 0
-		for n < len(w.rows) && w.rows[n].acked {
-			n++
-		}
-		if n > 0 {
-			w.box.acked.add(w.rows[n-1].id, int64(n))
-			w.rows, w.base = w.rows[n:], w.base+int64(n)
-		}
-	}
-	w.mu.Unlock()
-	select {
-	case w.progress <- struct{}{}:
-	default:
-	}
 }

@@ -130,6 +130,23 @@ func list(
 	return offsets, nil
 }
 
+// HighWatermarks returns the high watermark of each partition of a topic.
+func HighWatermarks(t testing.TB, addr, topic string) map[int32]int64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
+	defer cancel()
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	ends, err := list(ctx, admin.ListEndOffsets, topic)
+	if err != nil {
+		t.Fatalf("list the ends of topic %s: %v", topic, err)
+	}
+	return ends
+}
+
 // newRecord copies what the tests compare. It ignores what only the client knows.
 func newRecord(r *kgo.Record) Record {
 	record := Record{

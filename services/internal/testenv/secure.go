@@ -93,10 +93,15 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 		words := strings.Fields(acl)
 		b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").
 			ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
-		if words[0] == "topic" {
+		switch words[0] {
+		case "topic":
 			b = b.Topics(words[1])
-		} else {
+		case "group":
 			b = b.Groups(words[1])
+		case "transactional-id":
+			b = b.TransactionalIDs(words[1])
+		default:
+			t.Fatalf("allow %s: no such resource", acl)
 		}
 		made, err := admin.CreateACLs(ctx, b)
 		for _, m := range made {
