@@ -25,7 +25,7 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	// Short segments let compaction come at once: it never touches the segment that is written.
 	for i := range topics {
 		config := maps.Clone(topics[i].Config)
-		config["segment.ms"], config["min.cleanable.dirty.ratio"] = "300", "0.001"
+		config["segment.ms"], config["min.cleanable.dirty.ratio"], config["min.compaction.lag.ms"] = "300", "0.001", "0"
 		topics[i].Config = config
 	}
 	declare(t, kafka.Addr, topics...)
