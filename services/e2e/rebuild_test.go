@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"testing"
@@ -21,14 +20,7 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 		// By default compaction waits for 15 s.
 		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
 	})
-	topics := contract.Topics()
-	// Short segments let compaction come at once: it never touches the segment that is written.
-	for i := range topics {
-		config := maps.Clone(topics[i].Config)
-		config["segment.ms"], config["min.cleanable.dirty.ratio"], config["min.compaction.lag.ms"] = "300", "0.001", "0"
-		topics[i].Config = config
-	}
-	declare(t, kafka.Addr, topics...)
+	declare(t, kafka.Addr, compactedAtOnce()...)
 	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
 	cart.start().ready()
 	order.start().ready()
@@ -82,16 +74,8 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 	}
 	rebuilt("both stores lost", cart, order)
 
-	// The first record after a segment's time closes it. Only then can the cleaner compact it.
 	old := len(readTopics(t, kafka.Addr))
-	fillers := 0
-	eventually(t, time.Minute, "compaction removes what newer versions have replaced", func() (bool, string) {
-		for range 24 {
-			filler := fmt.Sprint("filler-", fillers)
-			fillers++
-			cart.update(filler, fmt.Sprint("v", cart.create(filler)+1))
-		}
-		settle(t, kafka.Addr, cart, order)
+	compact(t, kafka.Addr, cart, order, func() (bool, string) {
 		left := 0
 		for _, r := range readTopics(t, kafka.Addr) {
 			if string(r.Key[:5]) == "order" {
