@@ -55,6 +55,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		// The committer writes what is queued.
 		service.Stage{commits.run},
 		// The relay publishes what is stored.
-		service.Stage{func(ctx context.Context) error { return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay) }},
+		service.Stage{func(ctx context.Context) error {
+			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay)
+		}},
 	)
 }

@@ -224,6 +224,7 @@ func TestTopics(t *testing.T) {
 	t.Parallel()
 	order := map[string]string{
 		"cleanup.policy": "compact", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "1048576",
+		"min.compaction.lag.ms": "21600000",
 	}
 	want := []Topic{
 		{Name: "order-created-topic", Partitions: 12, Config: order},

@@ -180,7 +180,8 @@ func TestAMissingWritePermissionIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if err := p.Fence(inTime(t)); err == nil || !strings.Contains(err.Error(), "no permission on the transactional ID") {
+	err = p.Fence(inTime(t))
+	if err == nil || !strings.Contains(err.Error(), "no permission on the transactional ID") {
 		t.Errorf("Fence: %v", err)
 	}
 }

@@ -201,7 +201,7 @@ func TestErrors(t *testing.T) {
 		{errors.New("x"), "OTHER", "x"},
 		{
 			wrap(kafka.ErrClusterAuthorizationFailed, true),
-			"CLUSTER_AUTHORIZATION_FAILED", "no Write permission on the topic",
+			"CLUSTER_AUTHORIZATION_FAILED", "text",
 		},
 		{
 			wrap(kafka.ErrGroupAuthorizationFailed, false),

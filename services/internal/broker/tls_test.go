@@ -64,7 +64,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	leaks(t)
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 2)
-	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read", "transactional-id cart-relay Write")
+	k.Allow(t, "u", "topic "+topic+" Read", "topic "+topic+" Write", "group g Read",
+		"transactional-id cart-relay Write")
 	u := k.NewUser(t, "u")
 	cfg := userConfig(u)
 	logged := &lines{t: t}
