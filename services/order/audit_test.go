@@ -51,7 +51,7 @@ func newAuditAPI(t testing.TB, source audit.Source, pace web.Pace) *auditAPI {
 		) (first, end map[broker.Partition]int64, err error) {
 			return a.source.Bounds(ctx, topics...)
 		},
-		Read: source.Read, Withheld: source.Withheld,
+		Read: source.Read, Replaced: source.Replaced, Withheld: source.Withheld,
 	}, prometheus.NewRegistry(), log)
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func (l *lateDeadlines) SetWriteDeadline(at time.Time) error {
 }
 
 func sourceOf(tp *ordertest.Topic) audit.Source {
-	return audit.Source{Bounds: tp.Bounds, Read: tp.Read, Withheld: tp.Withheld}
+	return audit.Source{Bounds: tp.Bounds, Read: tp.Read, Replaced: tp.Replaced, Withheld: tp.Withheld}
 }
 
 // awaitOneIndex waits until no result holds an index that was replaced.

@@ -73,6 +73,10 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, log *slog.Lo
 		if end == nil || recreated(at, end) {
 			if first, end, err = kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
 				end = nil
+			} else if p, ok := ahead(at, end); ok {
+				// The offsets were read before the ends, so the log has lost its end. The consumer
+				// notices when it takes the partition over.
+				end, err = nil, fmt.Errorf("the view is ahead of %s/%d: Kafka has lost records", p.Topic, p.Number)
 			}
 		}
 		if err == nil {
@@ -135,6 +139,16 @@ func (c *catchUp) offsetsMoved() {
 	case c.moved <- struct{}{}:
 	default:
 	}
+}
+
+// ahead returns a partition whose offset lies behind its end.
+func ahead(at, end map[broker.Partition]int64) (broker.Partition, bool) {
+	for p, last := range end {
+		if at[p] > last {
+			return p, true
+		}
+	}
+	return broker.Partition{}, false
 }
 
 // recreated reports whether a topic was deleted and created again since its ends were listed. Those

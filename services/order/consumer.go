@@ -22,27 +22,41 @@ type topicConsumer struct {
 	// now is time.Now, or the clock of a test.
 	now func() time.Time
 
-	// next is the offset behind the last applied batch, by assigned partition. A batch is written
-	// only where the store has the same offset.
+	// replaced is broker.Admin.Replaced.
+	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error)
+
+	// read is where the last applied batch ended, by assigned partition. A batch is written only
+	// where the store has the same offset.
 	//
 	// It is loaded at assignment and never again from the store. Else a member that slept through a
 	// rebalance would read there what the new owner wrote, and go on as if it were its own.
-	next map[broker.Partition]int64
+	read map[broker.Partition]broker.Progress
 }
 
 // newTopicConsumer returns one without partitions.
-func newTopicConsumer(s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger) *topicConsumer {
+func newTopicConsumer(
+	s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger,
+	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error),
+) *topicConsumer {
 	return &topicConsumer{
-		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now,
-		next: map[broker.Partition]int64{},
+		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now, replaced: replaced,
+		read: map[broker.Partition]broker.Progress{},
 	}
 }
 
 // Assigned returns the offset at which to go on in each partition. It takes them from the store:
-// what is committed to Kafka is only a hint for tools.
+// what is committed to Kafka is only a hint for tools. A partition whose log is not the one that was
+// read begins again at its start.
 func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (map[broker.Partition]int64, error) {
-	next, fresh, err := c.store.assign(ctx, ps)
+	read, fresh, err := c.store.assign(ctx, ps)
 	if err != nil {
+		return nil, err
+	}
+	replaced, err := c.replaced(ctx, read)
+	if err != nil {
+		return nil, fmt.Errorf("compare the offsets with the logs: %w", err)
+	}
+	if err := c.restart(ctx, read, replaced); err != nil {
 		return nil, err
 	}
 	numbers := map[string][]int32{}
@@ -54,15 +68,45 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 		c.log.Warn("the topic was recreated: it is read from its beginning, and orders that only the old one had stay",
 			"topic", topic, "partitions", partitions)
 	}
-	maps.Copy(c.next, next)
+	maps.Copy(c.read, read)
 	c.catchUp.offsetsMoved()
+	next := make(map[broker.Partition]int64, len(read))
+	for p, r := range read {
+		next[p] = r.Next
+	}
 	return next, nil
+}
+
+// restart takes the replaced partitions to the start of their logs, in the store and in read.
+func (c *topicConsumer) restart(
+	ctx context.Context, read map[broker.Partition]broker.Progress, replaced []broker.Partition,
+) error {
+	var moves []move
+	for _, p := range replaced {
+		moves = append(moves, move{partition: p, from: read[p].Next, to: broker.Progress{Last: -1}})
+	}
+	if err := c.store.restart(ctx, moves); err != nil {
+		return fmt.Errorf("read %d partitions again: %w", len(moves), err)
+	}
+	for _, m := range moves {
+		c.lost(m.partition, m.from)
+		read[m.partition] = m.to
+	}
+	return nil
+}
+
+// lost logs and counts that Kafka lost the records of a partition before next.
+func (c *topicConsumer) lost(p broker.Partition, next int64) {
+	c.metrics.replaced.Inc()
+	c.log.Error("Kafka has lost records: the log of a partition is not the one that was read, and is read again "+
+		"from its start",
+		"topic", p.Topic, "partition", p.Number, "offset", next, "next", "docs/runbooks/OrderLogReplaced.md")
 }
 
 // Revoked forgets the partitions. A batch of theirs that is under way is refused from now on.
 func (c *topicConsumer) Revoked(ps []broker.Partition) {
 	for _, p := range ps {
-		delete(c.next, p)
+		delete(c.read, p)
 	}
 }
 
@@ -72,14 +116,15 @@ func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 	start := c.now()
 	moves := make([]move, 0, len(b.Next))
 	for p, to := range b.Next {
-		from, assigned := c.next[p]
+		from, assigned := c.read[p]
 		if !assigned {
 			return fmt.Errorf("%s/%d is not assigned: %w", p.Topic, p.Number, broker.ErrFenced)
 		}
-		if from != to {
-			moves = append(moves, move{p, from, to})
+		if from.Next != to {
+			moves = append(moves, move{p, from.Next, broker.Progress{Next: to, Last: from.Last, Newest: from.Newest}})
 		}
 	}
+	follow(moves, b.Records)
 	if len(b.Records) == 0 && len(moves) == 0 {
 		return nil
 	}
@@ -89,7 +134,11 @@ func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 		return fmt.Errorf("apply %d records: %w", len(b.Records), err)
 	}
 	for _, m := range moves {
-		c.next[m.partition] = m.to
+		if m.to.Next < m.from {
+			// The client found the log shorter than the offset, and has begun at its start.
+			c.lost(m.partition, m.from)
+		}
+		c.read[m.partition] = m.to
 	}
 	c.waiters.wake(result.Winners)
 	c.catchUp.offsetsMoved()
@@ -103,4 +152,27 @@ func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 			"topic", first.Record.Topic, "partition", first.Record.Partition, "offset", first.Record.Offset)
 	}
 	return nil
+}
+
+// follow brings the ends of the moves forward over the records of their batch.
+func follow(moves []move, records []broker.Record) {
+	type place struct {
+		topic  string
+		number int32
+	}
+	ends := make(map[place]*broker.Progress, len(moves))
+	for i := range moves {
+		m := &moves[i]
+		if m.to.Next < m.from {
+			// Nothing is left of what was read before.
+			m.to.Last, m.to.Newest = -1, time.Time{}
+		}
+		ends[place{m.partition.Topic, m.partition.Number}] = &m.to
+	}
+	for i := range records {
+		r := &records[i]
+		if to := ends[place{r.Topic, r.Partition}]; to != nil {
+			to.Pass(r)
+		}
+	}
 }

@@ -18,6 +18,7 @@ type metrics struct {
 	duplicates    prometheus.Counter
 	stale         prometheus.Counter
 	recreated     prometheus.Counter
+	replaced      prometheus.Counter
 	applyFailures prometheus.Counter
 	batchRecords  prometheus.Histogram
 	applySeconds  prometheus.Histogram
@@ -55,6 +56,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			"Events older than what was known of their order, because the topics are read side by side."),
 		recreated: counter("order_topics_recreated_total",
 			"Assignments that found a topic deleted and created again."),
+		replaced: counter("order_logs_replaced_total",
+			"Partitions that are read again from their start, because Kafka lost records that Order had read."),
 		applyFailures: counter("order_apply_failures_total",
 			"Batches that could not be brought into the store. Each is tried again."),
 		batchRecords: histogram("order_apply_batch_records", "Records per applied batch.", 1, 13),

@@ -36,7 +36,11 @@ func member(t testing.TB, dir string) *topicConsumer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.close() })
-	return newTopicConsumer(s, newWaiters(reg), newCatchUp(), newMetrics(reg), log)
+	return newTopicConsumer(s, newWaiters(reg), newCatchUp(), newMetrics(reg), log, func(
+		context.Context, map[broker.Partition]broker.Progress,
+	) ([]broker.Partition, error) {
+		return nil, nil
+	})
 }
 
 func (c *topicConsumer) mustAssign(t testing.TB, ps ...broker.Partition) map[broker.Partition]int64 {

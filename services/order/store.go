@@ -71,29 +71,28 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 // close closes the database. What was committed stays.
 func (s *store) close() error { return errors.Join(s.lookup.Close(), s.db.Close()) }
 
-// assign returns the offset at which to go on in each partition. It is 0 for one that was never
-// read.
+// assign returns how far each partition is in the store.
 //
 // fresh are the partitions whose topic had another ID before. That topic is gone; its offsets are
 // deleted, and the orders that it brought stay.
 func (s *store) assign(
 	ctx context.Context, ps []broker.Partition,
-) (next map[broker.Partition]int64, fresh []broker.Partition, err error) {
+) (read map[broker.Partition]broker.Progress, fresh []broker.Partition, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
-		next, fresh, err = assignIn(tx, ps)
+		read, fresh, err = assignIn(tx, ps)
 		return err
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("load the offsets of %d partitions: %w", len(ps), err)
 	}
-	return next, fresh, nil
+	return read, fresh, nil
 }
 
 // assignIn does the work of assign in its transaction.
 func assignIn(
 	tx *sqldb.Tx, ps []broker.Partition,
-) (next map[broker.Partition]int64, fresh []broker.Partition, err error) {
-	next = make(map[broker.Partition]int64, len(ps))
+) (read map[broker.Partition]broker.Progress, fresh []broker.Partition, err error) {
+	read = make(map[broker.Partition]broker.Progress, len(ps))
 	for _, p := range ps {
 		gone, err := tx.Exec("DELETE FROM offsets WHERE topic = ? AND partition = ? AND topic_id <> ?",
 			p.Topic, p.Number, p.TopicID)
@@ -107,23 +106,33 @@ func assignIn(
 			ON CONFLICT DO NOTHING`, p.TopicID, p.Number, p.Topic); err != nil {
 			return nil, nil, err
 		}
-		if err := tx.Query("SELECT next_offset FROM offsets WHERE topic_id = ? AND partition = ?",
+		if err := tx.Query(`SELECT next_offset, last_offset, newest_time FROM offsets
+			WHERE topic_id = ? AND partition = ?`,
 			func(rows *sql.Rows) error {
-				var offset int64
-				err := rows.Scan(&offset)
-				next[p] = offset
+				var r broker.Progress
+				var newest int64
+				err := rows.Scan(&r.Next, &r.Last, &newest)
+				r.Newest = time.UnixMilli(newest)
+				read[p] = r
 				return err
 			}, p.TopicID, p.Number); err != nil {
 			return nil, nil, err
 		}
 	}
-	return next, fresh, nil
+	return read, fresh, nil
 }
 
-// move takes the offset of a partition from the end of the last batch to the end of the next one.
+// move takes a partition from the end of the last batch to the end of the next one.
 type move struct {
 	partition broker.Partition
-	from, to  int64
+	// from is the offset at which the store has to be.
+	from int64
+	to   broker.Progress
+}
+
+// restart takes partitions to other offsets, without any record.
+func (s *store) restart(ctx context.Context, moves []move) error {
+	return s.db.Tx(ctx, func(tx *sqldb.Tx) error { return moveOffsets(tx, moves) })
 }
 
 // apply brings a batch into the store: orders, dead letters and offsets change together or not at
@@ -203,8 +212,9 @@ func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
 func moveOffsets(tx *sqldb.Tx, moves []move) error {
 	for _, m := range moves {
 		p := m.partition
-		changed, err := tx.Exec(`UPDATE offsets SET next_offset = ?
-			WHERE topic_id = ? AND partition = ? AND next_offset = ?`, m.to, p.TopicID, p.Number, m.from)
+		changed, err := tx.Exec(`UPDATE offsets SET next_offset = ?, last_offset = ?, newest_time = ?
+			WHERE topic_id = ? AND partition = ? AND next_offset = ?`,
+			m.to.Next, m.to.Last, m.to.Newest.UnixMilli(), p.TopicID, p.Number, m.from)
 		if err != nil {
 			return fmt.Errorf("move the offset of %s/%d: %w", p.Topic, p.Number, err)
 		}

@@ -2,6 +2,7 @@ package order
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -134,6 +135,37 @@ func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 	}
 }
 
+// Kafka has lost the end of a log and given its offsets again. The new records are not skipped.
+func TestReplacedLogIsReadFromItsStart(t *testing.T) {
+	t.Parallel()
+	p, whole := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+	c := member(t, t.TempDir())
+	c.mustAssign(t, p, whole)
+	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+
+	var asked map[broker.Partition]broker.Progress
+	c.replaced = func(
+		_ context.Context, read map[broker.Partition]broker.Progress,
+	) ([]broker.Partition, error) {
+		asked = maps.Clone(read)
+		return []broker.Partition{p}, nil
+	}
+	if diff := cmp.Diff(offsets{p: 0, whole: 1}, c.mustAssign(t, p, whole)); diff != "" {
+		t.Errorf("offsets (-want +got):\n%s", diff)
+	}
+	read := broker.Progress{Next: 1, Last: 0, Newest: ordertest.At}
+	if diff := cmp.Diff(map[broker.Partition]broker.Progress{p: read, whole: read}, asked); diff != "" {
+		t.Errorf("what is compared with the log (-want +got):\n%s", diff)
+	}
+	c.mustApply(t, batch(ordertest.Event(t, "B", 1, "b1")))
+	if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
+		t.Errorf("orders (-want +got):\n%s", diff)
+	}
+	if got := count(t, c.metrics.replaced); got != 1 {
+		t.Errorf("%v partitions were counted, want 1", got)
+	}
+}
+
 // Two members believe that they have the partition. The one that lost it writes nothing.
 func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	t.Parallel()
@@ -143,7 +175,7 @@ func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
 	// The store is at offset 1. The owner is on the same store.
 	owner := *c
-	owner.next = maps.Clone(c.next)
+	owner.read = maps.Clone(c.read)
 
 	second := ordertest.Event(t, "B", 1, "b1")
 	second.Offset = 1

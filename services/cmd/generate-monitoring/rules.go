@@ -255,6 +255,14 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 					"{{ $value | humanizeDuration }}. Order cannot read what is behind it. "+
 					"Find its producer, or abort the transaction."),
 		}),
+		alertRule(critical, "", rulefmt.Rule{
+			Alert: "OrderLogReplaced",
+			Expr:  "sum by (namespace) (increase(order_logs_replaced_total[1h])) > 0",
+			Annotations: texts("Kafka has lost records of the order topics.",
+				`{{ printf "%.0f" $value }}`+" partitions were found to be another log than the one that "+
+					"Order had read. "+
+					"Order has begun to read them again. Orders that Kafka lost are in the stores only."),
+		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
 			Expr:  "sum by (namespace, reason) (increase(order_dead_letters_total[15m])) > 0",

@@ -111,6 +111,7 @@ func consumerPanels() []panel {
 		},
 		{
 			kind: "timeseries", title: "Partitions and faults", width: 8,
+			alert: "OrderLogReplaced",
 			about: "Partitions that the pods have, rebalances, batches that the store refused (each is tried again), " +
 				"and whether anything keeps the consumer from work.",
 			queries: []query{
@@ -118,6 +119,7 @@ func consumerPanels() []panel {
 				increases("order_rebalances_total", "rebalances"),
 				increases("order_apply_failures_total", "refused batches"),
 				increases("order_topics_recreated_total", "topics recreated"),
+				increases("order_logs_replaced_total", "logs replaced"),
 				{expr: "max(order_consumer_failing{" + inNamespace + "})", legend: "failing"},
 			},
 		},

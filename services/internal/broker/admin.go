@@ -179,8 +179,14 @@ func (a *Admin) Bounds(ctx context.Context, topics ...string) (first, end map[Pa
 		return nil, nil, err
 	}
 	lookup, ctx := errgroup.WithContext(ctx)
-	lookup.Go(func() (err error) { first, err = a.offsets(ctx, infos, kafka.EarliestOffsetSpec, allRecords); return })
-	lookup.Go(func() (err error) { end, err = a.offsets(ctx, infos, kafka.LatestOffsetSpec, allRecords); return })
+	lookup.Go(func() (err error) {
+		first, err = a.offsets(ctx, everyPartition(infos, kafka.EarliestOffsetSpec), allRecords)
+		return
+	})
+	lookup.Go(func() (err error) {
+		end, err = a.offsets(ctx, everyPartition(infos, kafka.LatestOffsetSpec), allRecords)
+		return
+	})
 	if err := lookup.Wait(); err != nil {
 		return nil, nil, err
 	}
@@ -220,11 +226,11 @@ func (a *Admin) Withheld(ctx context.Context, topics ...string) error {
 		return err
 	}
 	// In this order: what is appended in between does not count as withheld.
-	end, err := a.offsets(ctx, infos, kafka.LatestOffsetSpec, allRecords)
+	end, err := a.offsets(ctx, everyPartition(infos, kafka.LatestOffsetSpec), allRecords)
 	if err != nil {
 		return err
 	}
-	stable, err := a.offsets(ctx, infos, kafka.LatestOffsetSpec, committedRecords)
+	stable, err := a.offsets(ctx, everyPartition(infos, kafka.LatestOffsetSpec), committedRecords)
 	if err != nil {
 		return err
 	}
@@ -245,6 +251,40 @@ func (a *Admin) Withheld(ctx context.Context, topics ...string) error {
 	}
 	most.Others = partitions - 1
 	return most
+}
+
+// Replaced returns the partitions whose log is not the one that was read, because Kafka lost its end:
+// a broker was restored from an old copy, or a replica that lagged became leader. The log is then
+// shorter, or has new records at offsets that were read.
+//
+// New records are newer than all that was read. This needs topics with LogAppendTime. Leader epochs
+// do not show it: a restored broker counts them from its copy again.
+func (a *Admin) Replaced(ctx context.Context, read map[Partition]Progress) ([]Partition, error) {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	ends, newer := make(map[Partition]kafka.OffsetSpec), make(map[Partition]kafka.OffsetSpec)
+	for p, r := range read {
+		ends[p] = kafka.LatestOffsetSpec
+		if r.Last >= 0 {
+			newer[p] = kafka.NewOffsetSpecForTimestamp(r.Newest.UnixMilli() + 1)
+		}
+	}
+	var end, first map[Partition]int64
+	lookup, ctx := errgroup.WithContext(ctx)
+	lookup.Go(func() (err error) { end, err = a.offsets(ctx, ends, allRecords); return })
+	lookup.Go(func() (err error) { first, err = a.offsets(ctx, newer, allRecords); return })
+	if err := lookup.Wait(); err != nil {
+		return nil, err
+	}
+	var replaced []Partition
+	for p, r := range read {
+		// Without a newer record, the offset is -1.
+		at, ok := first[p]
+		if end[p] < r.Next || ok && at >= 0 && at <= r.Last {
+			replaced = append(replaced, p)
+		}
+	}
+	return replaced, nil
 }
 
 // Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
@@ -285,21 +325,33 @@ const (
 	committedRecords = kafka.IsolationLevelReadCommitted
 )
 
+// everyPartition returns the same specification for each partition of the topics.
+func everyPartition(infos map[string]TopicInfo, spec kafka.OffsetSpec) map[Partition]kafka.OffsetSpec {
+	specs := make(map[Partition]kafka.OffsetSpec)
+	for name, info := range infos {
+		for n := range info.Partitions {
+			specs[Partition{Topic: name, TopicID: info.ID, Number: n}] = spec
+		}
+	}
+	return specs
+}
+
 // offsets lists one offset for each partition. It asks again, until ctx ends, for a partition that
 // has no leader at the moment.
 func (a *Admin) offsets(
-	ctx context.Context, infos map[string]TopicInfo, spec kafka.OffsetSpec, level kafka.IsolationLevel,
+	ctx context.Context, specs map[Partition]kafka.OffsetSpec, level kafka.IsolationLevel,
 ) (map[Partition]int64, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	offsets := make(map[Partition]int64)
+	offsets, asked := make(map[Partition]int64), make(map[topicPartition]Partition)
+	for p := range specs {
+		asked[topicPartition{p.Topic, p.Number}] = p
+	}
 	for {
 		ask := make(map[kafka.TopicPartition]kafka.OffsetSpec)
-		for name, info := range infos {
-			for n := range info.Partitions {
-				if _, ok := offsets[Partition{Topic: name, TopicID: info.ID, Number: n}]; !ok {
-					ask[kafka.TopicPartition{Topic: &name, Partition: n}] = spec
-				}
+		for p, spec := range specs {
+			if _, ok := offsets[p]; !ok {
+				ask[kafka.TopicPartition{Topic: &p.Topic, Partition: p.Number}] = spec
 			}
 		}
 		if len(ask) == 0 {
@@ -313,8 +365,7 @@ func (a *Admin) offsets(
 		for tp, info := range result.ResultInfos {
 			switch {
 			case info.Error.Code() == kafka.ErrNoError:
-				p := Partition{Topic: *tp.Topic, TopicID: infos[*tp.Topic].ID, Number: tp.Partition}
-				offsets[p] = int64(info.Offset)
+				offsets[asked[topicPartition{*tp.Topic, tp.Partition}]] = int64(info.Offset)
 			case is(info.Error, kafka.ErrLeaderNotAvailable, kafka.ErrNotLeaderForPartition,
 				kafka.ErrUnknownTopicOrPart, kafka.ErrReplicaNotAvailable, kafka.ErrOffsetNotAvailable):
 				err = info.Error

@@ -185,3 +185,53 @@ func TestAMissingWritePermissionIsNamed(t *testing.T) {
 		t.Errorf("Fence: %v", err)
 	}
 }
+
+// A log is the one that was read as long as everything newer lies behind what was read. Markers of
+// transactions are newer than the last record, and are no reason.
+func TestAdminKnowsWhetherALogIsTheOneThatWasRead(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		testenv.Produce(t, addr, messages(topic, 3, 1)...)
+		transaction(t, addr, topic, 0, true, "3", "4")
+		id, first, end := bounds(t, addr, topic)
+		p := Partition{topic, id, 0}
+		read := Progress{Next: end[p], Last: -1}
+		at := map[int64]Progress{}
+		pass := func(_ context.Context, records []Record) error {
+			for i := range records {
+				read.Pass(&records[i])
+				at[records[i].Offset] = read
+			}
+			return nil
+		}
+		err := ReadTo(t.Context(), config(addr), logger(t), "reader", first, end, pass)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if read.Last != 4 || read.Next != 6 {
+			t.Fatalf("progress %+v, want the last record at 4 and a marker behind it", read)
+		}
+		// Kafka counts milliseconds.
+		time.Sleep(2 * time.Millisecond)
+		testenv.Produce(t, addr, messages(topic, 3, 1)...)
+		older := at[2]
+		older.Next, older.Last = 8, 7
+		for _, tt := range []struct {
+			name string
+			read Progress
+			want []Partition
+		}{
+			{"all that is there", read, nil},
+			{"a part", at[2], nil},
+			{"nothing", Progress{Last: -1}, nil},
+			{"a position of an earlier release", Progress{Next: 9, Last: -1}, nil},
+			{"a position behind the end", Progress{Next: 10, Last: -1}, []Partition{p}},
+			{"other records at offsets that were read", older, []Partition{p}},
+		} {
+			got, err := admin(t, addr).Replaced(t.Context(), map[Partition]Progress{p: tt.read})
+			if diff := cmp.Diff(tt.want, got); err != nil || diff != "" {
+				t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
+			}
+		}
+	})
+}

@@ -21,6 +21,8 @@ type membership struct {
 	// polled is the time of the last poll, as Unix time in nanoseconds. 0 is never.
 	polled  atomic.Int64
 	failure atomic.Pointer[error]
+	// lost is true when the present session had partitions and lost all brokers.
+	lost atomic.Bool
 
 	lagMu sync.Mutex
 	// lag lacks the partitions whose lag is unknown.

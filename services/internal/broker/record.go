@@ -38,6 +38,27 @@ type Record struct {
 	Headers    []contract.Header
 }
 
+// Progress is how far a partition was read.
+type Progress struct {
+	// Next is the offset to read next. Behind the last record there may be markers of transactions.
+	Next int64
+	// Last is the offset of the last record that has a time. It is -1 before the first one.
+	Last int64
+	// Newest is the newest time of the records up to Last. It is zero before the first one.
+	Newest time.Time
+}
+
+// Pass takes the next record of the partition into Last and Newest. It ignores one without a time.
+func (p *Progress) Pass(r *Record) {
+	if r.Time.IsZero() {
+		return
+	}
+	p.Last = r.Offset
+	if r.Time.After(p.Newest) {
+		p.Newest = r.Time
+	}
+}
+
 // Batch is what was read since the batch before.
 type Batch struct {
 	// Records are in order within each partition.

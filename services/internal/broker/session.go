@@ -15,6 +15,11 @@ import (
 // pollWait is how long one call into librdkafka may block. librdkafka does not know contexts.
 const pollWait = 100 * time.Millisecond
 
+// errReconnected ends a session when Kafka is back after all brokers were away. They may have come
+// back with another log, of which the positions know nothing. If their leader epochs went back too,
+// this client would not even read it. So the next session checks the positions.
+var errReconnected = errors.New("Kafka is back: its log may be another one")
+
 // session is one client from joining the group to leaving it. Everything but the watch of topics
 // runs on one goroutine: librdkafka allows only one that polls and closes.
 type session struct {
@@ -89,6 +94,7 @@ func newSession(work context.Context, m *membership, h Handler) (*session, error
 	}
 	s.assignment = newAssignment(work, m, s.client, h)
 	m.cfg.Stats.next(kindConsumer)
+	m.lost.Store(false)
 	return s, nil
 }
 
@@ -156,13 +162,19 @@ func (s *session) poll(wait time.Duration) bool {
 		s.look()
 		return false
 	case *kafka.Message:
+		if s.lost.Load() {
+			s.end = errReconnected
+			return false
+		}
 		if p := s.assignment.position(e.TopicPartition); p != nil {
 			s.add(p, record(e))
 		}
 	case kafka.PartitionEOF:
 		if p := s.assignment.position(kafka.TopicPartition(e)); p != nil {
 			s.trouble.over()
-			if int64(e.Offset) > p.next {
+			if s.lost.Load() {
+				s.end = errReconnected
+			} else if int64(e.Offset) > p.next {
 				p.next = int64(e.Offset)
 				s.fill.Next[p.id] = p.next
 			}
@@ -181,6 +193,9 @@ func (s *session) poll(wait time.Duration) bool {
 			s.end = explain(e)
 		} else {
 			s.trouble.report(e)
+			if is(e, kafka.ErrAllBrokersDown) && len(s.assignment.positions) > 0 {
+				s.lost.Store(true)
+			}
 		}
 	}
 	return s.end == nil

@@ -10,7 +10,8 @@ import (
 
 // watchTopics looks the topics of a consumer up until one has another ID than ids returns for it.
 // That topic was recreated: its offsets begin at 0 again, and librdkafka alone would go on at the
-// old ones. It returns nil when ctx ends.
+// old ones. It also notices when Kafka is back after the session had lost it. It returns nil when ctx
+// ends.
 func watchTopics(ctx context.Context, m *membership, ids func() map[string]string) error {
 	logged := ""
 	for backoff.Sleep(ctx, m.cc.TopicCheck) {
@@ -24,6 +25,9 @@ func watchTopics(ctx context.Context, m *membership, ids func() map[string]strin
 			logged = ""
 			// In a quiet topic, nothing else shows that an outage is over.
 			m.trouble.over()
+			if m.lost.Load() {
+				return errReconnected
+			}
 		}
 		known := ids()
 		for name, info := range infos {

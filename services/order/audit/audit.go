@@ -46,6 +46,8 @@ type ReadFunc func(
 type Source struct {
 	Bounds BoundsFunc
 	Read   ReadFunc
+	// Replaced returns the partitions whose log is not the one that was read.
+	Replaced func(ctx context.Context, read map[broker.Partition]broker.Progress) ([]broker.Partition, error)
 	// Withheld returns a *broker.WithheldError if an open transaction keeps a topic from being read
 	// to its end.
 	Withheld func(ctx context.Context, topics ...string) error
@@ -55,6 +57,7 @@ type Source struct {
 func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
 	return Source{
 		Bounds:   admin.Bounds,
+		Replaced: admin.Replaced,
 		Withheld: admin.Withheld,
 		Read: func(
 			ctx context.Context, from, to map[broker.Partition]int64,
@@ -117,13 +120,11 @@ func (a *Auditor) Close() error {
 // fresh it reads all of the topic again. The caller must close the result. When ctx ends, the error
 // is or wraps the cause of ctx.
 func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result, error) {
-	asked, cancel := context.WithTimeout(ctx, boundsTimeout)
-	first, end, err := a.source.Bounds(asked, topic)
-	cancel()
+	r := a.readerOf(topic)
+	first, end, err := a.look(ctx, r, topic)
 	if err != nil {
 		return nil, unreadable(ctx, topic, err)
 	}
-	r := a.readerOf(topic)
 	ix, err := r.upTo(ctx, first, end, fresh)
 	if errors.Is(err, ErrStalled) {
 		err = a.whyStalled(ctx, topic)
@@ -143,6 +144,18 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 		return nil, causeOf(ctx, err)
 	}
 	return result, nil
+}
+
+// look returns the bounds of the topic. It also compares the index with the topic.
+func (a *Auditor) look(
+	ctx context.Context, r *reader, topic string,
+) (first, end map[broker.Partition]int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, boundsTimeout)
+	defer cancel()
+	if first, end, err = a.source.Bounds(ctx, topic); err != nil {
+		return nil, nil, err
+	}
+	return first, end, r.compare(ctx, first, a.source.Replaced)
 }
 
 // whyStalled returns ErrStalled, with its reason if an open transaction withholds records.

@@ -44,7 +44,7 @@ func newAuditor(t testing.TB, source Source) *Auditor {
 }
 
 func sourceOf(tp *ordertest.Topic) Source {
-	return Source{Bounds: tp.Bounds, Read: tp.Read, Withheld: tp.Withheld}
+	return Source{Bounds: tp.Bounds, Read: tp.Read, Replaced: tp.Replaced, Withheld: tp.Withheld}
 }
 
 // open returns the result of an audit that must succeed.

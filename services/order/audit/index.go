@@ -31,8 +31,10 @@ type index struct {
 
 	// The fields below are under the reader's lock.
 
-	// next is the offset behind the last record that is in the index, by partition.
-	next map[broker.Partition]int64
+	// read is how far the topic is in the index, by partition.
+	read map[broker.Partition]broker.Progress
+	// replaced is true when Kafka has lost records that are in the index.
+	replaced bool
 	// refs counts the users: the reader itself while this is its current index, and each audit that
 	// was promised it.
 	refs int
@@ -51,13 +53,21 @@ func newIndex(
 		// The end of ctx may leave a file that is not whole.
 		return nil, errors.Join(err, removeFiles(path))
 	}
-	return &index{topicID: topicID, first: first, path: path, db: db, next: map[broker.Partition]int64{}}, nil
+	return &index{topicID: topicID, first: first, path: path, db: db, read: map[broker.Partition]broker.Progress{}}, nil
+}
+
+// progress returns how far a partition is in the index. The caller holds the reader's lock.
+func (ix *index) progress(p broker.Partition) broker.Progress {
+	if at, ok := ix.read[p]; ok {
+		return at
+	}
+	return broker.Progress{Last: -1}
 }
 
 // covers reports whether the index has everything from first to end, and nothing else.
 func (ix *index) covers(first, end map[broker.Partition]int64) bool {
 	for p, want := range end {
-		if ix.next[p] < want {
+		if ix.read[p].Next < want {
 			return false
 		}
 	}
@@ -65,8 +75,11 @@ func (ix *index) covers(first, end map[broker.Partition]int64) bool {
 }
 
 // valid reports whether the index can be brought forward: it is of this very topic, and no record was
-// deleted since it was created.
+// deleted or lost since it was created.
 func (ix *index) valid(first map[broker.Partition]int64) bool {
+	if ix.replaced {
+		return false
+	}
 	for p, begin := range first {
 		if p.TopicID != ix.topicID || begin > ix.first[p] {
 			return false

@@ -96,6 +96,31 @@ func (r *reader) close() error {
 	return ix.close()
 }
 
+// compare finds out whether Kafka still has the log that is in the current index.
+func (r *reader) compare(
+	ctx context.Context, first map[broker.Partition]int64,
+	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error),
+) error {
+	r.mu.Lock()
+	ix := r.current
+	var read map[broker.Partition]broker.Progress
+	if ix != nil && ix.valid(first) {
+		read = maps.Clone(ix.read)
+	}
+	r.mu.Unlock()
+	if len(read) == 0 {
+		return nil
+	}
+	lost, err := replaced(ctx, read)
+	if err == nil && len(lost) > 0 {
+		r.log.Warn("Kafka has lost records that an audit has read: the topic is read again", "topic", r.topic)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		ix.replaced = true
+	}
+	return err
+}
+
 // upTo returns an index that has everything below end. The caller must release it.
 //
 // A running reading serves an audit whose end it will reach. Any other audit waits for the next
@@ -187,7 +212,7 @@ func (r *reader) run(ctx context.Context, cancel context.CancelCauseFunc, rd *re
 	from, to := map[broker.Partition]int64{}, map[broker.Partition]int64{}
 	r.mu.Lock()
 	for p, end := range rd.end {
-		if next := max(ix.next[p], rd.first[p]); next < end {
+		if next := max(ix.read[p].Next, rd.first[p]); next < end {
 			from[p], to[p] = next, end
 		}
 	}
@@ -201,7 +226,9 @@ func (r *reader) run(ctx context.Context, cancel context.CancelCauseFunc, rd *re
 	defer r.mu.Unlock()
 	// Between the last record and the end there are only gaps.
 	for p, end := range rd.end {
-		ix.next[p] = max(ix.next[p], end)
+		at := ix.progress(p)
+		at.Next = max(at.Next, end)
+		ix.read[p] = at
 	}
 	return ix, nil
 }
@@ -229,7 +256,11 @@ func (r *reader) readInto(
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for i := range records {
-			ix.next[byNumber[records[i].Partition]] = records[i].Offset + 1
+			p := byNumber[records[i].Partition]
+			at := ix.progress(p)
+			at.Pass(&records[i])
+			at.Next = records[i].Offset + 1
+			ix.read[p] = at
 		}
 		return nil
 	})

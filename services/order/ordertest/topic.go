@@ -124,6 +124,14 @@ func (tp *Topic) Read(
 	return nil
 }
 
+// Replaced does what broker.Admin.Replaced does. The log is the one that was read, except that a
+// recreated topic has other partitions.
+func (tp *Topic) Replaced(
+	context.Context, map[broker.Partition]broker.Progress,
+) ([]broker.Partition, error) {
+	return nil, nil
+}
+
 // Withheld does what broker.Admin.Withheld does. No transaction is open.
 func (tp *Topic) Withheld(context.Context, ...string) error { return nil }
 
