@@ -8,6 +8,7 @@ import (
 	"math/big"
 	"mime"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -123,6 +124,84 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 			}
 			document.covers(t, "/metrics",
 				do(t, http.MethodGet, p.ops+"/metrics", "", "Accept", "application/openmetrics-text"))
+		}
+	}
+	for _, tt := range []struct {
+		document *document
+		service  *process
+		path     string
+		// part is the parameter that has the value, or "" for the body.
+		part, value string
+		// lenient: the service takes the value too, as a description says.
+		lenient bool
+	}{
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 0}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1000, "x": {"y": null}}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1001}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": -1}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1.5}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1e400}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": "1"}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": null}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain"}`, false},
+		{inCart, cart, createPath, "", `{"orderId": 5, "itemsNum": 1}`, false},
+		{inCart, cart, createPath, "", `["orderId", "itemsNum"]`, false},
+		{inCart, cart, createPath, "", `"plain"`, false},
+		{inCart, cart, createPath, "", `null`, false},
+		{inCart, cart, createPath, "", `{"OrderId": "plain", "ItemsNum": 1}`, true},
+		{inCart, cart, createPath, "", `{"orderId": "a", "OrderId": "a", "itemsNum": 1}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "a", "itemsNum": 1, "item\u017Fnum": 1}`, false},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": "plain"}`, false},
+		{inCart, cart, updatePath, "", `{"ORDERID": "A 0", "STATUS": "plainer"}`, true},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": "a", "Status": "b"}`, false},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": "a", "\u017Ftatus": "b"}`, false},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": ""}`, false},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": " \u3000\u200b"}`, false},
+		{inCart, cart, updatePath, "", `{"orderId": "A 0", "status": "` + strings.Repeat("x", 257) + `"}`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `k`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `"k"`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `"`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `""`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `" "`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `"k`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `k k"`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `ключ`, false},
+		{inCart, cart, createPath, "Idempotency-Key", "k\tk", false},
+		{inCart, cart, createPath, "Idempotency-Key", strings.Repeat("k", 255), false},
+		{inCart, cart, createPath, "Idempotency-Key", strings.Repeat("k", 256), false},
+		{inCart, cart, createPath, "Idempotency-Key", `"` + strings.Repeat("k", 255) + `"`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `"` + strings.Repeat("k", 256) + `"`, false},
+		{inCart, cart, createPath, "Idempotency-Key", `"` + strings.Repeat("k", 255), false},
+		{inOrder, order, detailsPath, "orderId", "x", false},
+		{inOrder, order, detailsPath, "orderId", "на складе 📦;&=+%", false},
+		{inOrder, order, detailsPath, "orderId", "", false},
+		{inOrder, order, detailsPath, "orderId", " \u00a0", false},
+		{inOrder, order, detailsPath, "orderId", "\t x \n", true},
+		{inOrder, order, detailsPath, "orderId", "a\tb", false},
+		{inOrder, order, detailsPath, "orderId", "a\u0085b", false},
+		{inOrder, order, detailsPath, "orderId", "\u200b\u3164\ufe0f\u2800", false},
+		{inOrder, order, detailsPath, "orderId", "\u200bx", false},
+		{inOrder, order, detailsPath, "orderId", "\ue000", false},
+		{inOrder, order, detailsPath, "orderId", strings.Repeat("x", 256), false},
+		{inOrder, order, detailsPath, "orderId", strings.Repeat("x", 257), false},
+		{inOrder, order, detailsPath, "minVersion", "1", false},
+		{inOrder, order, detailsPath, "minVersion", "0", false},
+		{inOrder, order, detailsPath, "minVersion", "-1", false},
+		{inOrder, order, detailsPath, "minVersion", "", false},
+		{inOrder, order, detailsPath, "minVersion", "1.5", false},
+		{inOrder, order, detailsPath, "minVersion", "9007199254740991", false},
+		{inOrder, order, detailsPath, "minVersion", "9007199254740992", false},
+		{inOrder, order, auditPath, "topicName", contract.TopicUpdated, false},
+		{inOrder, order, auditPath, "topicName", contract.TopicDeadLetter, false},
+		{inOrder, order, auditPath, "topicName", "", false},
+	} {
+		violations := tt.document.refuses(tt.path, tt.part, tt.value)
+		got := tt.document.try(t, tt.service, tt.path, tt.part, tt.value)
+		allowed, accepted := violations == nil, got.status != http.StatusBadRequest
+		if (accepted != allowed) != tt.lenient || (tt.lenient && !accepted) {
+			t.Errorf("%s %s %q: the service responds %d %.100s; the document says %q",
+				tt.path, tt.part, tt.value, got.status, got.body, violations)
 		}
 	}
 	keyInFlight(t, cart, inCart, http.MethodPost, createPath, `{"OrderId": "in-flight-%d", "ItemsNum": 1}`)
@@ -306,6 +385,54 @@ func (d *document) covers(t *testing.T, path string, got reply) {
 	d.valid(t, name, d.follow(content, "schema"), v)
 }
 
+// schemaOf returns the schema of a parameter of the path's operation, or of the body if part is "".
+func (d *document) schemaOf(path, part string) map[string]any {
+	_, operation := d.operation(path)
+	if part == "" {
+		return d.follow(operation, "requestBody", "content", "application/json", "schema")
+	}
+	for _, p := range operation["parameters"].([]any) {
+		if p := d.follow(p); p["name"] == part {
+			return d.follow(p, "schema")
+		}
+	}
+	return nil
+}
+
+// refuses returns how the value violates the schema of a part of a request.
+func (d *document) refuses(path, part, value string) []string {
+	schema := d.schemaOf(path, part)
+	var v any = value
+	switch {
+	case part == "":
+		decoder := json.NewDecoder(strings.NewReader(value))
+		decoder.UseNumber()
+		if err := decoder.Decode(&v); err != nil {
+			return []string{err.Error()}
+		}
+	case schema["type"] == "integer":
+		v = json.Number(value)
+	}
+	return d.violations(part, schema, v)
+}
+
+// try sends a request in which everything else is as the document has it.
+func (d *document) try(t *testing.T, p *process, path, part, value string) reply {
+	t.Helper()
+	method, _ := d.operation(path)
+	switch part {
+	case "":
+		return do(t, strings.ToUpper(method), p.api+path, value)
+	case "Idempotency-Key":
+		return do(t, strings.ToUpper(method), p.api+path, `{"orderId": "tried", "itemsNum": 1}`, part, value)
+	}
+	query := url.Values{part: {value}}
+	if part == "minVersion" {
+		query.Set("orderId", "tried")
+	}
+	return do(t, strings.ToUpper(method), p.api+path+"?"+query.Encode(), "")
+}
+
 // complete checks that the test has seen everything documented, except what is explained.
 func (d *document) complete(t *testing.T, unseen map[string]string) {
 	t.Helper()
@@ -367,10 +494,21 @@ func (s *schema) add(o schema) {
 	s.required = append(s.required, o.required...)
 }
 
-// valid checks a value against a schema. An unknown keyword is an error, so that nothing goes
-// unchecked.
+// valid checks a value against a schema.
 func (d *document) valid(t *testing.T, at string, node, value any) {
 	t.Helper()
+	for _, violation := range d.violations(at, node, value) {
+		t.Error(violation)
+	}
+}
+
+// unicodeEscape is how a pattern of JSON Schema names a character, which Go writes as \x{…}.
+var unicodeEscape = regexp.MustCompile(`\\u([0-9A-F]{4})`)
+
+// violations returns what is wrong with a value by a schema. An unknown keyword is a violation, so
+// that nothing goes unchecked.
+func (d *document) violations(at string, node, value any) (all []string) {
+	violated := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
 	s := d.gather(node)
 	text, isText := value.(string)
 	list, isList := value.([]any)
@@ -382,14 +520,14 @@ func (d *document) valid(t *testing.T, at string, node, value any) {
 	compare := func(limit any) int {
 		l, ok := new(big.Rat).SetString(fmt.Sprint(limit))
 		if !ok {
-			t.Errorf("%s: limit %v", at, limit)
+			violated("%s: limit %v", at, limit)
 		}
 		return number.Cmp(l)
 	}
 	for keyword, want := range s.keywords {
 		holds := true
 		switch keyword {
-		case "description", "example", "examples", "default":
+		case "description", "example", "examples", "default", "additionalProperties":
 		case "type":
 			switch want {
 			case "string":
@@ -406,7 +544,18 @@ func (d *document) valid(t *testing.T, at string, node, value any) {
 				holds = false
 			}
 		case "pattern":
-			holds = regexp.MustCompile(want.(string)).MatchString(text)
+			pattern := unicodeEscape.ReplaceAllString(want.(string), `\x{$1}`)
+			holds = regexp.MustCompile(pattern).MatchString(text)
+		case "not":
+			holds = d.violations(at, want, value) != nil
+		case "anyOf":
+			holds = slices.ContainsFunc(want.([]any), func(option any) bool {
+				return d.violations(at, option, value) == nil
+			})
+		case "propertyNames":
+			for name := range object {
+				all = append(all, d.violations(at+": key "+name, want, name)...)
+			}
 		case "enum":
 			holds = slices.Contains(want.([]any), value)
 		case "minLength":
@@ -428,28 +577,32 @@ func (d *document) valid(t *testing.T, at string, node, value any) {
 			holds = validFormat(want, text, isNumber)
 		case "items":
 			for i, item := range list {
-				d.valid(t, fmt.Sprintf("%s[%d]", at, i), want, item)
+				all = append(all, d.violations(fmt.Sprintf("%s[%d]", at, i), want, item)...)
 			}
 		default:
-			t.Errorf("%s: this test does not know the keyword %s", at, keyword)
+			violated("%s: this test does not know the keyword %s", at, keyword)
 		}
 		if !holds {
-			t.Errorf("%s: %.200v is not as documented: %s %v", at, value, keyword, want)
+			violated("%s: %.200v is not as documented: %s %v", at, value, keyword, want)
 		}
 	}
 	for _, name := range s.required {
 		if _, ok := object[name]; !ok {
-			t.Errorf("%s has no %s", at, name)
+			violated("%s has no %s", at, name)
 		}
 	}
 	for name, v := range object {
 		property, documented := s.properties[name]
 		if !documented {
-			t.Errorf("%s: field %s is not documented", at, name)
+			if s.keywords["additionalProperties"] == true {
+				continue
+			}
+			violated("%s: field %s is not documented", at, name)
 			continue
 		}
-		d.valid(t, at+"."+name, property, v)
+		all = append(all, d.violations(at+"."+name, property, v)...)
 	}
+	return all
 }
 
 func validFormat(format any, text string, isNumber bool) bool {

@@ -85,10 +85,10 @@ func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 	has := parseIfNoneMatch(r.Header.Values("If-None-Match"))
 	least := int64(1)
 	if q.Has("minversion") {
-		if least, err = strconv.ParseInt(q.Get("minversion"), 10, 64); err != nil || least < 1 {
-			return invalidError{
-				fmt.Errorf("minVersion must be a whole number from 1, not %.20q", q.Get("minversion")),
-			}
+		least, err = strconv.ParseInt(q.Get("minversion"), 10, 64)
+		if err != nil || least < 1 || least > contract.MaxVersion {
+			return invalidError{fmt.Errorf("minVersion must be a whole number from 1 to %d, not %.20q",
+				int64(contract.MaxVersion), q.Get("minversion"))}
 		}
 	}
 	if missing := s.catchUp.ready(); missing != nil {

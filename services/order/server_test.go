@@ -128,15 +128,15 @@ func TestOrderDetails(t *testing.T) {
 		{"minVersion of an unknown order", path + "orderId=B&minVersion=3", 404, "Order with ID B not found.", ""},
 		{
 			"minVersion 0", path + "orderId=A&minVersion=0", 400,
-			invalid + `minVersion must be a whole number from 1, not "0".`, "",
+			invalid + `minVersion must be a whole number from 1 to 9007199254740991, not "0".`, "",
 		},
 		{
 			"minVersion is no number", path + "orderId=A&minVersion=1.5", 400,
-			invalid + `minVersion must be a whole number from 1, not "1.5".`, "",
+			invalid + `minVersion must be a whole number from 1 to 9007199254740991, not "1.5".`, "",
 		},
 		{
-			"minVersion beyond every number", path + "orderId=A&minVersion=9223372036854775808", 400,
-			invalid + `minVersion must be a whole number from 1, not "92233720368547758…`, "",
+			"minVersion beyond every version", path + "orderId=A&minVersion=9007199254740992", 400,
+			invalid + `minVersion must be a whole number from 1 to 9007199254740991, not "9007199254740992".`, "",
 		},
 		{
 			"wrong topic", "/order/getAllOrderIdsFromTopic?topicName=order-dead-letter-topic", 400,
