@@ -34,11 +34,13 @@ func Listen(addr env.Addr) (net.Listener, error) {
 	return ln, nil
 }
 
-// Serve serves requests on ln until ctx ends. Then it stops accepting and waits for those under
-// way, at most Drain. It closes ln.
-func Serve(ctx context.Context, log *slog.Logger, ln net.Listener, h http.Handler) error {
+// Serve serves requests on ln until ctx ends, on so many connections at most. Then it stops
+// accepting and waits for those under way, at most Drain. It closes ln.
+func Serve(ctx context.Context, log *slog.Logger, ln net.Listener, connections int, h http.Handler) error {
+	limited := newLimitListener(ln, connections)
 	srv := &http.Server{
-		Handler:           h,
+		Handler:           limited.handler(h),
+		ConnState:         limited.connState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
@@ -64,7 +66,7 @@ func Serve(ctx context.Context, log *slog.Logger, ln net.Listener, h http.Handle
 	})
 	g.Go(func() error {
 		defer close(served)
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 		}
 		return nil

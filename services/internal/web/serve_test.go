@@ -1,13 +1,20 @@
 package web_test
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/web"
@@ -28,7 +35,7 @@ func TestServeDrains(t *testing.T) {
 		web.WriteText(w, 200, "done")
 	})
 	go func() {
-		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, handler)
+		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, 10, handler)
 	}()
 	body := make(chan string)
 	go func() {
@@ -57,6 +64,111 @@ func TestServeDrains(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// limited serves on so many connections that respond with "done", and returns the address. A request
+// for /held is under way until the test ends.
+func limited(t *testing.T, connections int) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return
+		}
+		web.WriteText(w, 200, "done")
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	var served errgroup.Group
+	served.Go(func() error {
+		return web.Serve(ctx, slog.New(slog.DiscardHandler), ln, connections, handler)
+	})
+	t.Cleanup(func() {
+		stop()
+		if err := served.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	return ln.Addr().String()
+}
+
+// connect opens a connection and sends text, which may be part of a request.
+func connect(t *testing.T, addr, text string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// responds waits for a response, and returns whether the server keeps the connection.
+func responds(t *testing.T, conn net.Conn) (kept bool) {
+	t.Helper()
+	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return !resp.Close
+}
+
+const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// Connections that do nothing give their places up to those that wait, and those with a request
+// under way keep theirs.
+func TestSilentConnectionsGiveTheirPlaceUp(t *testing.T) {
+	t.Parallel()
+	addr := limited(t, 3)
+	held := connect(t, addr, "GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+	if !responds(t, held) {
+		t.Error("a connection is not kept while there is room")
+	}
+	idle := connect(t, addr, request)
+	responds(t, idle)
+	silent := connect(t, addr, "")
+	// Many more than there are places.
+	for range 6 {
+		responds(t, connect(t, addr, request))
+	}
+	for name, conn := range map[string]net.Conn{"idle": idle, "silent": silent} {
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the %s connection is still open", name)
+		}
+	}
+	held.SetReadDeadline(time.Now())
+	if _, err := held.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection with a request under way: %v, want it to be open", err)
+	}
+}
+
+// While a connection waits, a client learns with its response that it loses its own.
+func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
+	t.Parallel()
+	addr := limited(t, 1)
+	busy := connect(t, addr, "GET / HTTP/1.1\r\n")
+	waiting := connect(t, addr, request)
+	// It takes a moment until the second one waits.
+	for start := time.Now(); time.Since(start) < 200*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+		fmt.Fprint(busy, "X: x\r\n")
+	}
+	fmt.Fprint(busy, "Host: x\r\n\r\n")
+	if responds(t, busy) {
+		t.Error("the connection is kept while another one waits")
+	}
+	if !responds(t, waiting) {
+		t.Error("the connection is not kept although none waits")
 	}
 }
 
