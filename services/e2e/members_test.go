@@ -57,6 +57,7 @@ func TestStalledMember(t *testing.T) {
 		cart.update(id(n), "shared")
 	}
 	other.stop()
+	stalled.ready()
 	for n := range orders {
 		stalled.sees(id(n), 3, "shared")
 	}
@@ -67,6 +68,47 @@ func TestStalledMember(t *testing.T) {
 	if o := orderStore(t, stalled, "").orders; hash(o) != hash(c) {
 		t.Errorf("the member that slept ended with another state than Cart's: %d and %d orders", len(o), len(c))
 	}
+}
+
+// Two Orders with a store each split the partitions, so that neither knows all orders. Neither answers
+// look-ups then, and both say who shares the group. The one that is left reads what it missed.
+func TestOrdersWithAStoreEachDoNotShareAGroup(t *testing.T) {
+	t.Parallel()
+	kafka, cart, first := startSystem(t)
+	const orders = 24
+	id := func(n int) string { return fmt.Sprint("order-", n) }
+	for n := range orders {
+		cart.create(id(n))
+		first.sees(id(n), 1, contract.StatusNew)
+	}
+	second := newOrder(t, kafka.Addr).start()
+	for _, p := range []*process{first, second} {
+		p.notReady("other members of the consumer group hold 12 of 24 partitions, and this store lacks what " +
+			"they read: order at 127.0.0.1 has 12")
+		if got := do(t, http.MethodGet, p.api+"/order/order-details?orderId="+id(0), ""); got.status != 503 {
+			t.Errorf("a look-up that may be stale: %d %s, want 503", got.status, got.body)
+		}
+		if n := p.metric("order_partitions_elsewhere"); n != 12 {
+			t.Errorf("order_partitions_elsewhere is %v, want 12", n)
+		}
+	}
+	for n := range orders {
+		cart.update(id(n), "Shipped")
+	}
+	second.stop()
+	first.ready()
+	for n := range orders {
+		// It has caught up when it is ready: no look-up has to wait.
+		got := do(t, http.MethodGet, first.api+"/order/order-details?orderId="+id(n), "")
+		if got.status != http.StatusOK || got.version() != 2 {
+			t.Errorf("order %s: %d, version %d; want version 2", id(n), got.status, got.version())
+		}
+	}
+	if n := first.metric("order_partitions_elsewhere"); n != 0 {
+		t.Errorf("order_partitions_elsewhere is %v afterwards, want 0", n)
+	}
+	first.stop()
+	cart.stop()
 }
 
 // A client that got 200 and asks Order for that version with Prefer: wait always gets it.

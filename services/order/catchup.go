@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/order/audit"
 )
@@ -38,19 +39,40 @@ func newCatchUp() *catchUp {
 	return &catchUp{moved: make(chan struct{}, 1), missing: errors.New("not connected to Kafka yet")}
 }
 
-// run waits for the topics, and then until the store has caught up with them. It returns an error
-// when the store cannot be read.
-func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, log *slog.Logger) error {
-	start := time.Now()
+// run waits for the topics, and then until the store has caught up with them. It stays caught up until
+// other members hold partitions: then it has to catch up again after them. It returns an error when
+// the store cannot be read.
+func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, shares *sharing, log *slog.Logger) error {
 	topics := []string{contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter}
-	if _, err := admin.AwaitTopics(ctx, c.waitFor, topics...); err != nil {
+	infos, err := admin.AwaitTopics(ctx, c.waitFor, topics...)
+	if err != nil {
 		return err
 	}
-	if err := c.follow(ctx, s, ends{admin.Bounds, admin.Withheld}, log); err != nil {
-		return err
+	shares.partitions = int(infos[contract.TopicCreated].Partitions + infos[contract.TopicUpdated].Partitions)
+	for {
+		start := time.Now()
+		if err := c.follow(ctx, s, ends{admin.Bounds, admin.Withheld}, shares, log); err != nil {
+			return err
+		}
+		log.Info("caught up with the topics", "seconds", time.Since(start).Seconds())
+		if err := c.whileAlone(ctx, shares); err != nil {
+			return err
+		}
+		log.Error("look-ups respond with 503: their orders may be stale", "err", c.ready(),
+			"next", "docs/runbooks/OrderGroupShared.md")
 	}
-	log.Info("caught up with the topics", "seconds", time.Since(start).Seconds())
-	return nil
+}
+
+// whileAlone returns nil when other members hold partitions. The service is then not ready any more.
+func (c *catchUp) whileAlone(ctx context.Context, shares *sharing) error {
+	for backoff.Sleep(ctx, askAgain) {
+		if why := shares.look(ctx, time.Now()); why != nil {
+			c.waitFor(why)
+			c.done.Store(false)
+			return nil
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // ends are the functions of a broker.Admin that know where the topics end.
@@ -61,7 +83,7 @@ type ends struct {
 
 // follow returns once the store has reached the high watermarks of the topics. While they cannot be
 // looked up, follow tries again.
-func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, log *slog.Logger) error {
+func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *sharing, log *slog.Logger) error {
 	var first, end map[broker.Partition]int64
 	// waited is true when no offset has moved for askAgain, and logged when that has a line.
 	waited, logged := false, false
@@ -81,6 +103,10 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, log *slog.Lo
 		}
 		if err == nil {
 			err = behind(at, first, end)
+		}
+		if why := shares.look(ctx, time.Now()); why != nil {
+			// What they read is missing here, wherever the topics end now.
+			end, err = nil, why
 		}
 		if err == nil {
 			c.done.Store(true)

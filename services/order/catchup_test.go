@@ -90,7 +90,8 @@ func TestCatchUpFollowsTheStore(t *testing.T) {
 	withheld := func(context.Context, ...string) error { return nil }
 	c := member(t, t.TempDir())
 	done := make(chan error, 1)
-	go func() { done <- c.catchUp.follow(t.Context(), c.store, ends{bounds, withheld}, c.log) }()
+	alone := &sharing{assigned: func() int { return 0 }}
+	go func() { done <- c.catchUp.follow(t.Context(), c.store, ends{bounds, withheld}, alone, c.log) }()
 	awaitReason := func(want string) {
 		t.Helper()
 		ordertest.Eventually(t, want, func() bool {

@@ -148,12 +148,18 @@ func exemplar(r *broker.Record) prometheus.Labels {
 }
 
 // memberMetrics are read from this member of the consumer group at each scrape.
-type memberMetrics struct{ *broker.Consumer }
+type memberMetrics struct {
+	*broker.Consumer
+	shares *sharing
+}
 
 var (
 	descRebalances = prometheus.NewDesc("order_rebalances_total", "Changes of this member's partitions.", nil, nil)
 	descAssigned   = prometheus.NewDesc("order_assigned_partitions", "Partitions that this member has.", nil, nil)
-	descFailing    = prometheus.NewDesc("order_consumer_failing",
+	descElsewhere  = prometheus.NewDesc("order_partitions_elsewhere",
+		"Partitions of the order topics that other members of the consumer group hold, so that this store lacks "+
+			"what they read.", nil, nil)
+	descFailing = prometheus.NewDesc("order_consumer_failing",
 		"1 while something keeps the consumer from its work. "+
 			"The log shows the reason. Before the first catch-up, /readyz shows it too.", nil, nil)
 	descLastPoll = prometheus.NewDesc("order_last_poll_timestamp_seconds",
@@ -174,7 +180,7 @@ var (
 // Describe is part of prometheus.Collector.
 func (m memberMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descRebalances, descAssigned, descFailing, descLastPoll, descLag, descWithheld,
+		descRebalances, descAssigned, descElsewhere, descFailing, descLastPoll, descLag, descWithheld,
 	} {
 		ch <- d
 	}
@@ -187,6 +193,7 @@ func (m memberMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(descRebalances, prometheus.CounterValue, float64(m.Rebalances()))
 	gauge(descAssigned, float64(m.Assigned()))
+	gauge(descElsewhere, float64(m.shares.elsewhere.Load()))
 	failing := 0.0
 	if m.Err() != nil {
 		failing = 1

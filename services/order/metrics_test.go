@@ -140,7 +140,7 @@ func TestMetricsOfAConsumerThatHasNotBegun(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}, Stats: broker.NewStats()}
 	consumer := broker.NewConsumer(cfg, broker.ConsumerConfig{}, nil, slog.New(slog.DiscardHandler))
-	reg.MustRegister(memberMetrics{consumer})
+	reg.MustRegister(memberMetrics{consumer, &sharing{}})
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,8 @@ func TestMetricsOfAConsumerThatHasNotBegun(t *testing.T) {
 		got[f.GetName()] = f.GetMetric()[0].GetGauge().GetValue() + f.GetMetric()[0].GetCounter().GetValue()
 	}
 	want := map[string]float64{
-		"order_assigned_partitions": 0, "order_consumer_failing": 0, "order_rebalances_total": 0,
+		"order_assigned_partitions": 0, "order_partitions_elsewhere": 0, "order_consumer_failing": 0,
+		"order_rebalances_total": 0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)

@@ -58,7 +58,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
 		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
 	}, admin, log)
-	svc.Registry.MustRegister(memberMetrics{member})
+	shares := &sharing{assigned: member.Assigned, others: member.Others, log: log}
+	svc.Registry.MustRegister(memberMetrics{member, shares})
 
 	// Once it has caught up, the service stays ready, even if the consumer fails.
 	svc.Ready.Set(nil)
@@ -81,7 +82,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 				}
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))
 			},
-			func(ctx context.Context) error { return catching.run(ctx, admin, store, log) },
+			func(ctx context.Context) error { return catching.run(ctx, admin, store, shares, log) },
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{

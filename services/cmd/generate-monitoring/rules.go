@@ -256,6 +256,15 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 					"Find its producer, or abort the transaction."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
+			Alert: "OrderGroupShared",
+			Expr:  "max by (namespace) (order_partitions_elsewhere) > 0",
+			For:   minute,
+			Annotations: texts("Another consumer has joined Order's group.",
+				`{{ printf "%.0f" $value }}`+" partitions of the order topics are read by other members of the group "+
+					"order-service. Order is not ready, because its store lacks what they read. "+
+					"/readyz names them."),
+		}),
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderLogReplaced",
 			Expr:  "sum by (namespace) (increase(order_logs_replaced_total[1h])) > 0",
 			Annotations: texts("Kafka has lost records of the order topics.",

@@ -124,6 +124,15 @@ func consumerPanels() []panel {
 			},
 		},
 		{
+			kind: "timeseries", title: "Partitions of other members", width: 8, decimals: new(0),
+			alert: "OrderGroupShared",
+			about: "Partitions that other members of the group hold. Order is not ready then: " +
+				"its store lacks what they read.",
+			queries: []query{{
+				expr: "max(order_partitions_elsewhere{" + inNamespace + "})", legend: "partitions",
+			}},
+		},
+		{
 			kind: "timeseries", title: "Withheld by open transactions", width: 8, unit: "s",
 			alert: "OrderRecordsWithheld",
 			about: "How long an open transaction has kept Order from reading on. " +

@@ -75,7 +75,13 @@ func (c *Consumer) Run(ctx context.Context, h Handler) {
 func (c *Consumer) Rebalances() int64 { return c.rebalances.Load() }
 
 // Assigned returns how many partitions this member has.
-func (c *Consumer) Assigned() int { return int(c.assigned.Load()) }
+func (c *Consumer) Assigned() int { return len(c.holds()) }
+
+// Others returns the members of the group that hold partitions which this member does not have, as
+// the group's coordinator knows them.
+func (c *Consumer) Others(ctx context.Context) ([]Member, error) {
+	return c.admin.members(ctx, c.cc.Group, c.holds())
+}
 
 // LastPoll returns when the consumer last asked for records. It is zero before the first time.
 func (c *Consumer) LastPoll() time.Time {

@@ -17,7 +17,8 @@ type membership struct {
 	trouble *trouble
 
 	rebalances atomic.Int64
-	assigned   atomic.Int64
+	// held are the partitions of this member. It is nil before the first assignment.
+	held atomic.Pointer[map[topicPartition]bool]
 	// polled is the time of the last poll, as Unix time in nanoseconds. 0 is never.
 	polled  atomic.Int64
 	failure atomic.Pointer[error]
@@ -34,6 +35,23 @@ func (m *membership) setLag(lag map[Partition]Lag) {
 	m.lagMu.Lock()
 	defer m.lagMu.Unlock()
 	m.lag, m.lagAt = lag, time.Now()
+}
+
+// setHeld takes the partitions that this member has from now on.
+func (m *membership) setHeld(positions map[topicPartition]*position) {
+	held := make(map[topicPartition]bool, len(positions))
+	for tp := range positions {
+		held[tp] = true
+	}
+	m.held.Store(&held)
+}
+
+// holds returns the partitions of this member. They do not change.
+func (m *membership) holds() map[topicPartition]bool {
+	if held := m.held.Load(); held != nil {
+		return *held
+	}
+	return nil
 }
 
 func (m *membership) dropLag(gone []Partition) {

@@ -159,7 +159,7 @@ func (a *assignment) load(tps []kafka.TopicPartition) error {
 		a.positions[topicPartition{p.Topic, p.Number}] = &position{id: p, next: offsets[p]}
 		a.ids[p.Topic] = p.TopicID
 	}
-	a.assigned.Store(int64(len(a.positions)))
+	a.setHeld(a.positions)
 	a.log.Info("partitions assigned", "partitions", len(ids), "now", len(a.positions))
 	return nil
 }
@@ -178,7 +178,7 @@ func (a *assignment) remove(tps []kafka.TopicPartition, lost bool) []Partition {
 		return nil
 	}
 	a.dropLag(gone)
-	a.assigned.Store(int64(len(a.positions)))
+	a.setHeld(a.positions)
 	a.handler.Revoked(gone)
 	a.log.Info("partitions revoked", "partitions", len(gone), "now", len(a.positions), "lost", lost)
 	return gone
@@ -193,7 +193,7 @@ func (a *assignment) end() {
 		}
 		a.handler.Revoked(gone)
 	}
-	a.assigned.Store(0)
+	a.setHeld(nil)
 	a.setLag(nil)
 }
 
