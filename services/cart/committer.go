@@ -27,11 +27,12 @@ const (
 // come while a commit is under way share the next one and its fsync (group commit), so there are
 // fewer fsyncs per order as load rises.
 type committer struct {
-	store      *store
-	log        *slog.Logger
-	maxBacklog int64 // events
-	now        func() time.Time
-	batchSize  prometheus.Histogram
+	store *store
+	log   *slog.Logger
+	// limit is what may wait for Kafka.
+	limit     room
+	now       func() time.Time
+	batchSize prometheus.Histogram
 
 	queue chan *pending
 	// stopped is closed when run has ended.
@@ -53,11 +54,11 @@ type pending struct {
 	done   chan struct{}
 }
 
-// newCommitter makes a committer and registers its metric. maxBacklog is the number of events that
-// may wait for Kafka.
-func newCommitter(s *store, maxBacklog int, log *slog.Logger, reg prometheus.Registerer) *committer {
+// newCommitter makes a committer and registers its metric. limit is how many events and bytes may
+// wait for Kafka.
+func newCommitter(s *store, limit room, log *slog.Logger, reg prometheus.Registerer) *committer {
 	c := &committer{
-		store: s, log: log, maxBacklog: int64(maxBacklog), now: time.Now,
+		store: s, log: log, limit: limit, now: time.Now,
 		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "cart_commit_requests",
 			Help:    "Requests that shared one commit.",
@@ -175,7 +176,7 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 		changes[i] = p.change
 	}
 	// The requests wait for the results even while the service stops.
-	results, full, err := c.store.commit(context.WithoutCancel(ctx), changes, c.maxBacklog, c.now())
+	results, full, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())
 	if err != nil {
 		c.setHealth(err)
 		for _, p := range batch {
@@ -187,6 +188,9 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	// still fits, so only a sweep decides that.
 	for i, p := range batch {
 		p.result = results[i]
+		if errors.Is(p.result.err, errNearlyFull) {
+			c.setHealth(p.result.err)
+		}
 		if errors.Is(p.result.err, errUnavailable) {
 			c.log.Error("a request failed because of a fault of the service",
 				"order_id", p.change.orderID, "err", p.result.err)
@@ -194,7 +198,8 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	}
 	if full != c.full {
 		c.full = full
-		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.store.box.Rows(), "limit", c.maxBacklog)
+		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.store.box.Rows(), "limit", c.limit.events,
+			"bytes", c.store.box.Bytes(), "limit_bytes", c.limit.bytes)
 	}
 }
 
@@ -204,10 +209,10 @@ func (c *committer) sweep(ctx context.Context) (next time.Duration) {
 	more, err := c.store.deleteExpired(context.WithoutCancel(ctx), c.now())
 	c.setHealth(err)
 	switch {
-	case err != nil:
-		return probeEvery
 	case more:
 		return sweepSoon
+	case err != nil:
+		return probeEvery
 	default:
 		return sweepEvery
 	}

@@ -25,7 +25,7 @@ func running(t *testing.T, dir string, maxBacklog int) (c *committer, stop func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	c = newCommitter(s, maxBacklog, log, reg)
+	c = newCommitter(s, room{events: int64(maxBacklog), bytes: 1 << 30}, log, reg)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.run(ctx) }()

@@ -17,7 +17,9 @@ type Config struct {
 	DataDir string
 	// MaxBacklog is how many events may wait for Kafka. At this number requests are refused.
 	MaxBacklog int
-	Kafka      broker.Config
+	// MaxBacklogBytes is how large these events may be together.
+	MaxBacklogBytes int
+	Kafka           broker.Config
 }
 
 // ConfigFromEnv reads the configuration from the environment. It reports every mistake to e.
@@ -28,7 +30,10 @@ func ConfigFromEnv(e *env.Env) Config {
 		OpsAddr:    e.Addr("OPS_ADDR", http.Next()),
 		DataDir:    e.String("DATA_DIR", "data/cart"),
 		MaxBacklog: e.Int("MAX_BACKLOG", 1_000_000, 1, 1_000_000_000),
-		Kafka:      broker.ConfigFromEnv(e),
+		// A fifth of the chart's volume. While it waits, such a backlog takes twice that: as events
+		// and as orders.
+		MaxBacklogBytes: e.Int("MAX_BACKLOG_BYTES", 1<<30, 1, 1<<50),
+		Kafka:           broker.ConfigFromEnv(e),
 	}
 }
 
@@ -36,6 +41,7 @@ func ConfigFromEnv(e *env.Env) Config {
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
-		slog.String("data_dir", c.DataDir), slog.Int("max_backlog", c.MaxBacklog), slog.Any("kafka", c.Kafka),
+		slog.String("data_dir", c.DataDir), slog.Int("max_backlog", c.MaxBacklog),
+		slog.Int("max_backlog_bytes", c.MaxBacklogBytes), slog.Any("kafka", c.Kafka),
 	)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 // Why a request is refused. A refused request writes nothing.
@@ -24,6 +25,7 @@ var (
 	errKeyReused   = errors.New("idempotency key was used for another request")
 	errKeyInFlight = errors.New("a request with this idempotency key is under way")
 	errBacklog     = errors.New("backlog to Kafka is full")
+	errNearlyFull  = errors.New("storage is nearly full")
 	errUnavailable = errors.New("store cannot be written")
 	errStopping    = fmt.Errorf("%w: the service is stopping", errUnavailable)
 )
@@ -106,9 +108,8 @@ func newEvent(kind string, o contract.Order, traceparent string, now time.Time) 
 // for all of them. It holds what is to be written when all are decided. A refusal leaves it as it
 // was, so it never affects the other changes of the batch.
 type ledger struct {
-	now time.Time
-	// room is how many events the backlog still takes.
-	room int64
+	now  time.Time
+	room room
 	// orders has the orders that the batch names, by ID, with the changes decided so far.
 	orders map[string]orderState
 	// kept has the results for the idempotency keys that the batch names, by key.
@@ -120,6 +121,17 @@ type ledger struct {
 	changed  map[string]bool
 	newKeys  map[string]bool
 }
+
+// room is what the store still takes. A change is refused when one of them does not suffice.
+type room struct {
+	// events and bytes are those of the backlog to Kafka.
+	events, bytes int64
+	// disk is how many bytes may be written.
+	disk int64
+}
+
+// full reports whether the backlog is full.
+func (r room) full() bool { return r.events <= 0 || r.bytes <= 0 }
 
 // newLedger returns a ledger that knows no orders and has no room.
 func newLedger(now time.Time) *ledger {
@@ -151,16 +163,32 @@ func (l *ledger) decide(c change) (orderState, error) {
 	if err != nil {
 		return orderState{}, err
 	}
-	if l.room <= 0 {
+	cost := changeCost(len(m.Value), c.key != "")
+	switch {
+	case l.room.full():
 		return orderState{}, errBacklog
+	case l.room.disk < cost:
+		return orderState{}, errNearlyFull
 	}
-	l.room--
+	l.room.events--
+	l.room.bytes -= int64(len(m.Key) + len(m.Value))
+	l.room.disk -= cost
 	l.orders[c.orderID], l.changed[c.orderID] = order, true
 	l.messages = append(l.messages, m)
 	if c.key != "" {
 		l.kept[c.key], l.newKeys[c.key] = keptResult{order, c.fingerprint}, true
 	}
 	return order, nil
+}
+
+// changeCost returns how many bytes are written at most for a change to an order of n bytes: the
+// order, its event, and the result to keep for a key.
+func changeCost(n int, keyed bool) int64 {
+	rows := int64(2)
+	if keyed {
+		rows++
+	}
+	return rows * sqldb.Cost(n)
 }
 
 // apply returns the order after a change, and the event to publish. It changes nothing.

@@ -40,44 +40,55 @@ func (r result) text() string {
 	return r.err.Error()
 }
 
+// ample is room for all changes of these tests.
+var ample = room{events: 9, bytes: 1 << 20, disk: 1 << 20}
+
 func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		room    int64
+		room    room
 		changes []change
 		want    []string
 		// Type and version of what is published.
 		events []string
 	}{
-		"created, updated and updated again": {9,
+		"created, updated and updated again": {ample,
 			[]change{creation(t, "a"), update("a", "paid"), update("a", "shipped")},
 			[]string{`"1"`, `"2"`, `"3"`}, []string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
-		"a refusal costs its neighbours nothing": {9,
+		"a refusal costs its neighbours nothing": {ample,
 			[]change{creation(t, "a"), creation(t, "a"), update("b", "paid"), update("a", "new"), creation(t, "b")},
 			[]string{`"1"`, errExists.Error(), errNotFound.Error(), errSameStatus.Error(), `"1"`},
 			[]string{"a order.created 1", "b order.created 1"}},
-		"If-Match names the version that the order has by then": {9,
+		"If-Match names the version that the order has by then": {ample,
 			[]change{
 				creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`),
 				update("a", "x", `W/"2"`), update("a", "x", `"2"`),
 			},
 			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`},
 			[]string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
-		"a key gives its result again, and only for its request": {9,
+		"a key gives its result again, and only for its request": {ample,
 			[]change{
 				keyed(creation(t, "a"), "k", "1"), update("a", "paid"),
 				keyed(creation(t, "a"), "k", "1"), keyed(creation(t, "b"), "k", "2"),
 			},
 			[]string{`"1"`, `"2"`, `"1"`, errKeyReused.Error()}, []string{"a order.created 1", "a order.updated 2"}},
-		"a refusal burns no key": {9,
+		"a refusal burns no key": {ample,
 			[]change{keyed(update("a", "paid"), "k", "1"), creation(t, "a"), keyed(update("a", "paid"), "k", "1")},
 			[]string{errNotFound.Error(), `"1"`, `"2"`}, []string{"a order.created 1", "a order.updated 2"}},
-		"a full backlog takes nothing more, and still repeats results": {1,
+		"a full backlog takes nothing more, and still repeats results": {room{1, ample.bytes, ample.disk},
 			[]change{
 				keyed(creation(t, "a"), "k", "1"), creation(t, "b"),
 				keyed(creation(t, "a"), "k", "1"), creation(t, "a"),
 			},
 			[]string{`"1"`, errBacklog.Error(), `"1"`, errExists.Error()}, []string{"a order.created 1"}},
+		"so does one that is full by its size: the last one may exceed it": {room{9, 1, ample.disk},
+			[]change{creation(t, "a"), creation(t, "b"), creation(t, "a")},
+			[]string{`"1"`, errBacklog.Error(), errExists.Error()}, []string{"a order.created 1"}},
+		"a disk that is nearly full takes what fits": {
+			room{9, ample.bytes, changeCost(len(creation(t, "a").created.Value), false)},
+			[]change{keyed(creation(t, "a"), "k", "1"), creation(t, "a"), creation(t, "b"), creation(t, "a")},
+			[]string{errNearlyFull.Error(), `"1"`, errNearlyFull.Error(), errExists.Error()},
+			[]string{"a order.created 1"}},
 	} {
 		l := newLedger(noon)
 		l.room = c.room
@@ -105,7 +116,7 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 func TestTheHighestVersionIsTheLast(t *testing.T) {
 	t.Parallel()
 	l := newLedger(noon)
-	l.room = 9
+	l.room = ample
 	l.orders["a"] = orderState{contract.MaxVersion - 1, creation(t, "a").created.Value}
 	if got, err := l.decide(update("a", "paid")); err != nil || got.version != contract.MaxVersion {
 		t.Errorf("the update before the last: version %d (%v), want %d", got.version, err, int64(contract.MaxVersion))
@@ -119,7 +130,7 @@ func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	t.Parallel()
 	created := creation(t, "a")
 	l := newLedger(noon.Add(time.Hour))
-	l.room = 9
+	l.room = ample
 	before, err := l.decide(created)
 	const trace = "00-11111111111111111111111111111111-2222222222222222-01"
 	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: trace})

@@ -32,7 +32,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	commits := newCommitter(store, cfg.MaxBacklog, log, svc.Registry)
+	commits := newCommitter(store, room{events: int64(cfg.MaxBacklog), bytes: int64(cfg.MaxBacklogBytes)},
+		log, svc.Registry)
 	svc.Ready.AddCheck(commits.err)
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
@@ -53,7 +54,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
 		},
 		// The committer writes what is queued.
-		service.Stage{commits.run},
+		service.Stage{commits.run, store.db.Watch},
 		// The relay publishes what is stored.
 		service.Stage{func(ctx context.Context) error {
 			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay)

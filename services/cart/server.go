@@ -182,6 +182,12 @@ func problem(err error, orderID string) web.Problem {
 			Text:       "Too many orders wait for Kafka; this one was not taken. Try again later.",
 			RetryAfter: 10 * time.Second,
 		}
+	case errors.Is(err, errNearlyFull):
+		return web.Problem{
+			Status:     http.StatusServiceUnavailable,
+			Text:       "The storage of the service is nearly full; this order was not taken. Try again later.",
+			RetryAfter: 10 * time.Second,
+		}
 	case errors.Is(err, errNotRebuilt):
 		return web.Problem{
 			Status:     http.StatusServiceUnavailable,

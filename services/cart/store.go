@@ -24,9 +24,8 @@ var migrations embed.FS
 const (
 	// keyLifetime is how long the result of a request with an Idempotency-Key is kept.
 	keyLifetime = 24 * time.Hour
-	// sweepMost is how many expired keys one transaction deletes at most, so that no request waits
-	// long.
-	sweepMost = 1000
+	// largestOrder is the size of an order with the most items and the longest texts, rounded up.
+	largestOrder = 128 << 10
 )
 
 // store holds the orders, the results of requests with an Idempotency-Key, and the outbox. All SQL
@@ -44,9 +43,14 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 	}
 	// Full: an acknowledged order survives a power loss.
 	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, files, log)
+	if _, damaged := errors.AsType[*sqldb.DamagedError](err); damaged {
+		return nil, fmt.Errorf("%w (restore a backup, or move cart.db, cart.db-wal and cart.db-shm away: "+
+			"the store is then rebuilt from Kafka, without what was not published yet)", err)
+	}
 	if err != nil {
 		return nil, err
 	}
+	reg.MustRegister(sqldb.NewCollector(db, "cart"))
 	box, err := outbox.Open(ctx, db, log, reg, "cart")
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -58,9 +62,9 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 func (s *store) close() error { return s.db.Close() }
 
 // commit decides changes one after the other and writes them with their events in one transaction.
-// It returns a result for each change, and whether the backlog is full: the outbox then holds
-// maxBacklog events. After an error nothing is written.
-func (s *store) commit(ctx context.Context, changes []change, maxBacklog int64, now time.Time) (
+// It returns a result for each change, and whether the backlog is full: limit is how many events and
+// bytes it may have. After an error nothing is written.
+func (s *store) commit(ctx context.Context, changes []change, limit room, now time.Time) (
 	results []result, full bool, err error,
 ) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
@@ -68,9 +72,12 @@ func (s *store) commit(ctx context.Context, changes []change, maxBacklog int64, 
 		if err != nil {
 			return err
 		}
-		l.room = maxBacklog - s.box.Rows()
+		l.room = room{events: limit.events - s.box.Rows(), bytes: limit.bytes - s.box.Bytes()}
+		if l.room.disk, err = tx.Room(); err != nil {
+			return err
+		}
 		results = l.decideAll(changes)
-		full = l.room <= 0
+		full = l.room.full()
 		return s.write(tx, l)
 	})
 	return results, full, err
@@ -164,20 +171,31 @@ func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 	return nil
 }
 
-// deleteExpired deletes idempotency keys that have expired by now, sweepMost at most, and reports
-// whether there may be more. It writes in any case, so that an error shows that the store cannot be
-// written.
+// deleteExpired deletes idempotency keys that have expired by now, some at a time so that no request
+// waits long, and reports whether there may be more. It writes in any case, so that an error shows
+// that the store cannot be written. It returns errNearlyFull if there is no room for any order.
 func (s *store) deleteExpired(ctx context.Context, now time.Time) (more bool, err error) {
+	var left int64
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		most, err := tx.DeleteLimit()
+		if err != nil {
+			return err
+		}
 		deleted, err := tx.Exec(`DELETE FROM idempotency_keys WHERE idempotency_key IN
 			(SELECT idempotency_key FROM idempotency_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)`,
-			now.UnixMilli(), sweepMost)
+			now.UnixMilli(), most)
 		if err != nil {
 			return fmt.Errorf("delete expired idempotency keys: %w", err)
 		}
-		more = deleted == sweepMost
+		more = deleted == most
+		if left, err = tx.Room(); err != nil {
+			return err
+		}
 		return probe(tx)
 	})
+	if err == nil && left < changeCost(largestOrder, true) {
+		err = fmt.Errorf("%w: the next order may write %d bytes", errNearlyFull, max(0, left))
+	}
 	return more, err
 }
 
@@ -200,7 +218,7 @@ func probe(tx *sqldb.Tx) error {
 func (s *store) isRebuilt(ctx context.Context) (bool, error) {
 	var marks int
 	if err := s.db.Read.QueryRowContext(ctx, "SELECT count(*) FROM rebuilt").Scan(&marks); err != nil {
-		return false, fmt.Errorf("read whether the store is rebuilt: %w", err)
+		return false, fmt.Errorf("read whether the store is rebuilt: %w", s.db.Noted(err))
 	}
 	return marks > 0, nil
 }

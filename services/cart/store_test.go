@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
 )
@@ -90,7 +92,8 @@ func TestMigrationIsTheOutboxSchema(t *testing.T) {
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	create := func(s *store) error {
-		_, _, err := s.commit(t.Context(), []change{keyed(creation(t, "new"), "k", "1")}, 100, noon)
+		limit := room{events: 100, bytes: 1 << 30}
+		_, _, err := s.commit(t.Context(), []change{keyed(creation(t, "new"), "k", "1")}, limit, noon)
 		return err
 	}
 	ignored := func(what, table string) string {
@@ -166,5 +169,62 @@ func TestALostWriteIsAnError(t *testing.T) {
 				t.Errorf("%d events are counted after the roll-back, want none", got)
 			}
 		})
+	}
+}
+
+// The sizes of volumes in docs/operations.md and in the chart follow from these.
+func TestBytesOfAnOrderInTheStore(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		items, orders int
+		keyed         bool
+		// waiting and published are bounds in bytes for an order, before and after its event is
+		// deleted from the outbox.
+		waiting, published int64
+	}{
+		{5, 5000, false, 1500, 620},
+		{5, 5000, true, 2100, 1250},
+		{contract.MaxItems, 50, false, 112 << 10, 56 << 10},
+	} {
+		c, _ := running(t, t.TempDir(), 100_000)
+		used := func() int64 {
+			space, err := c.store.db.Space(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return space.Used
+		}
+		empty := used()
+		for first := 0; first < tt.orders; first += batchMost {
+			var changes []change
+			for n := first; n < min(first+batchMost, tt.orders); n++ {
+				o := newOrder(contract.CreateOrder{OrderID: uuid.NewString(), ItemsNum: tt.items}, noon)
+				m, err := newEvent(contract.TypeCreated, o, continueTrace(""), noon).Message()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ch := change{orderID: o.OrderID, created: &m}
+				if tt.keyed {
+					ch = keyed(ch, uuid.NewString(), "f")
+				}
+				changes = append(changes, ch)
+			}
+			if _, _, err := c.store.commit(t.Context(), changes, c.limit, noon); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waiting := (used() - empty) / int64(tt.orders)
+		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Exec("DELETE FROM outbox")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		published := (used() - empty) / int64(tt.orders)
+		t.Logf("%d items, key %t: %d bytes while it waits for Kafka, then %d", tt.items, tt.keyed, waiting, published)
+		if waiting > tt.waiting || published > tt.published {
+			t.Errorf("%d items, key %t: %d and %d bytes for an order, want at most %d and %d",
+				tt.items, tt.keyed, waiting, published, tt.waiting, tt.published)
+		}
 	}
 }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -9,8 +8,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -206,13 +203,15 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 	}
 	keyInFlight(t, cart, inCart, http.MethodPost, createPath, `{"OrderId": "in-flight-%d", "ItemsNum": 1}`)
 	keyInFlight(t, cart, inCart, http.MethodPut, updatePath, `{"orderId": "A 0", "status": "in-flight-%d"}`)
-	brokenStore(t, cart, order, inOrder, detailsPath)
 
 	inCart.complete(t, nil)
 	inOrder.complete(t, map[string]string{
-		"get " + auditPath + " 500":                          "its index would have to fail between two checks of it",
-		"get " + auditPath + " 500 text/plain":               "likewise",
-		"get " + auditPath + " 500 application/problem+json": "likewise",
+		"get " + detailsPath + " 500":                          "a store that cannot be read ends Order",
+		"get " + detailsPath + " 500 text/plain":               "likewise",
+		"get " + detailsPath + " 500 application/problem+json": "likewise",
+		"get " + auditPath + " 500":                            "its index would have to fail between two checks of it",
+		"get " + auditPath + " 500 text/plain":                 "likewise",
+		"get " + auditPath + " 500 application/problem+json":   "likewise",
 	})
 }
 
@@ -241,48 +240,6 @@ func keyInFlight(t *testing.T, cart *process, d *document, method, path, body st
 			wg.Wait()
 			return seen, ""
 		})
-}
-
-// brokenStore provokes a 500: it overwrites the store of a running Order. Order must report that
-// and go on.
-func brokenStore(t *testing.T, cart, order *process, d *document, path string) {
-	t.Helper()
-	// This order takes pages of its own.
-	do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "big", "ItemsNum": 1000}`)
-	if got := order.find("big", 1); got.status != http.StatusOK {
-		t.Fatalf("%d %s", got.status, got.body)
-	}
-	for _, ending := range []string{"", "-wal"} {
-		name := filepath.Join(order.dir, "order.db"+ending)
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		info, err := f.Stat()
-		if err != nil {
-			t.Fatal(err)
-		}
-		const header = 4096
-		if n := info.Size() - header; n > 0 {
-			if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, int(n)), header); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f.Close()
-	}
-	// Otherwise Order serves the order from its memory.
-	cart.create("the store changes")
-	for _, accept := range []string{"*/*", "application/json"} {
-		var got reply
-		eventually(t, 20*time.Second, "Order cannot read its store", func() (bool, string) {
-			got = do(t, http.MethodGet, order.api+path+"?orderId=big", "", "Accept", accept)
-			return got.status == http.StatusInternalServerError, fmt.Sprintf("%d %.200s", got.status, got.body)
-		})
-		d.covers(t, path, got)
-	}
-	if got := do(t, http.MethodGet, order.ops+"/healthz", ""); got.status != http.StatusOK {
-		t.Errorf("/healthz with a broken store: %d", got.status)
-	}
 }
 
 // document is an OpenAPI document, with the parts of it that the test has seen.

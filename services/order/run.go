@@ -90,6 +90,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			func(ctx context.Context) error {
 				return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDDeadLetters)
 			},
+			store.db.Watch,
 		},
 	)
 }

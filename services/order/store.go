@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -23,11 +24,17 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// maxLetters bounds the dead letters that wait for Kafka. A dead-letter topic that refuses for long
-// must not fill the disk.
-const maxLetters = 10_000
+// maxLetters and maxLettersBytes bound the dead letters that wait for Kafka. A dead-letter topic that
+// refuses for long must not fill the disk.
+const (
+	maxLetters      = 10_000
+	maxLettersBytes = 1 << 30
+)
 
-var errLettersFull = errors.New("too many dead letters wait for the dead-letter topic")
+var (
+	errLettersFull = errors.New("too many dead letters wait for the dead-letter topic")
+	errNearlyFull  = errors.New("the volume is nearly full: only the room for deletions is left")
+)
 
 // store is the materialised view of the topics: the newest version of each order, the offsets up to
 // which the topics are in it, and the dead letters that are still to be published. It is safe for
@@ -37,6 +44,8 @@ type store struct {
 	box        *outbox.Box
 	lookup     *sql.Stmt
 	maxLetters int64 // maxLetters, or less in tests
+	// maxLettersBytes is the constant, or less in tests.
+	maxLettersBytes int64
 }
 
 // openStore opens the store in dir and registers the metrics of its outbox.
@@ -48,10 +57,21 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "order.db"), sqldb.Normal, files, log)
+	path := filepath.Join(dir, "order.db")
+	db, err := sqldb.Open(ctx, path, sqldb.Normal, files, log)
+	if _, damaged := errors.AsType[*sqldb.DamagedError](err); damaged {
+		// The store is a view of the topics, so it is rebuilt from them.
+		log.Error("the store is damaged: it is set aside and rebuilt from the topics; check the disk",
+			"aside", path+aside, "err", err)
+		if err := setAside(path); err != nil {
+			return nil, err
+		}
+		db, err = sqldb.Open(ctx, path, sqldb.Normal, files, log)
+	}
 	if err != nil {
 		return nil, err
 	}
+	reg.MustRegister(sqldb.NewCollector(db, "order"))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, db.Close())
@@ -65,7 +85,27 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 	if err != nil {
 		return nil, fmt.Errorf("prepare the look-up: %w", err)
 	}
-	return &store{db: db, box: box, lookup: lookup, maxLetters: maxLetters}, nil
+	return &store{
+		db: db, box: box, lookup: lookup, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes,
+	}, nil
+}
+
+// aside is the end of the names of a damaged database's files.
+const aside = ".damaged"
+
+// setAside renames the files of the database at path. They replace those of an earlier time: a volume
+// has room for one damaged database.
+func setAside(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		// Without a WAL, none of an earlier time may stay.
+		if err := os.Remove(path + suffix + aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Rename(path+suffix, path+suffix+aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // close closes the database. What was committed stays.
@@ -137,7 +177,8 @@ func (s *store) restart(ctx context.Context, moves []move) error {
 
 // apply brings a batch into the store: orders, dead letters and offsets change together or not at
 // all. It returns broker.ErrFenced when an offset is not where its move begins: another member has
-// the partition. It returns errLettersFull when there is no room for the dead letters.
+// the partition. It returns errLettersFull when there is no room for the dead letters, and
+// errNearlyFull when the disk has room only to delete letters.
 func (s *store) apply(ctx context.Context, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
 	var result fold.Result
 	err := s.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
@@ -152,14 +193,23 @@ func (s *store) apply(ctx context.Context, batch []fold.Decoded, moves []move, n
 
 // applyIn does the work of apply in its transaction.
 func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
+	room, err := tx.Room()
+	if err != nil {
+		return fold.Result{}, err
+	}
+	if room <= 0 {
+		return fold.Result{}, errNearlyFull
+	}
 	marks, err := readMarks(tx, batch)
 	if err != nil {
 		return fold.Result{}, fmt.Errorf("read the known versions: %w", err)
 	}
 	result := fold.Batch(marks, batch)
 	if len(result.Rejected) > 0 {
-		if n := s.box.Rows(); n >= s.maxLetters {
-			return fold.Result{}, fmt.Errorf("%w: %d, the limit is %d", errLettersFull, n, s.maxLetters)
+		n, bytes := s.box.Rows(), s.box.Bytes()
+		if n >= s.maxLetters || bytes >= s.maxLettersBytes {
+			return fold.Result{}, fmt.Errorf("%w: %d of at most %d, %d bytes of at most %d",
+				errLettersFull, n, s.maxLetters, bytes, s.maxLettersBytes)
 		}
 		if err := s.box.Add(tx, now, deadLetters(result.Rejected, now)); err != nil {
 			return fold.Result{}, err
@@ -239,7 +289,7 @@ func (s *store) get(ctx context.Context, id string) (stored, error) {
 	// A read takes microseconds, and a context that can end would cost a goroutine.
 	err := s.lookup.QueryRowContext(context.WithoutCancel(ctx), id).Scan(&found.version, &found.total, &found.body)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return stored{}, fmt.Errorf("look up order %q: %w", id, err)
+		return stored{}, fmt.Errorf("look up order %q: %w", id, s.db.Noted(err))
 	}
 	return found, nil
 }
@@ -249,7 +299,7 @@ func (s *store) get(ctx context.Context, id string) (stored, error) {
 func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error) {
 	rows, err := s.db.Read.QueryContext(ctx, "SELECT topic, topic_id, partition, next_offset FROM offsets")
 	if err != nil {
-		return nil, fmt.Errorf("read the offsets: %w", err)
+		return nil, fmt.Errorf("read the offsets: %w", s.db.Noted(err))
 	}
 	defer rows.Close()
 	all := map[broker.Partition]int64{}
@@ -261,5 +311,5 @@ func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error)
 		}
 		all[p] = next
 	}
-	return all, rows.Err()
+	return all, s.db.Noted(rows.Err())
 }

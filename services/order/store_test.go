@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -356,7 +359,11 @@ func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 	}
 	c.mustApply(t, batch(ordertest.Event(t, "D", 2, "d2")))
 
-	c.store.maxLetters = 2
+	c.store.maxLetters, c.store.maxLettersBytes = 2, 1
+	if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
+		t.Fatalf("Apply with too many bytes of dead letters: %v, want errLettersFull", err)
+	}
+	c.store.maxLettersBytes = 1 << 20
 	b.Next[ordertest.Partition(contract.TopicUpdated, 0)] = 2
 	c.mustApply(t, b)
 	if diff := cmp.Diff(map[string]int64{"C": 2, "D": 2}, c.store.state(t)); diff != "" {
@@ -543,6 +550,42 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	for p, next := range c.mustAssign(t, slices.Collect(maps.Keys(h))...) {
 		if last := h[p][len(h[p])-1].Offset; next != last+1 {
 			t.Errorf("%s/%d goes on at %d, want %d", p.Topic, p.Number, next, last+1)
+		}
+	}
+}
+
+// The store is a view, so damage costs a rebuild and nobody's help.
+func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "order.db")
+	for range 2 {
+		s, err := openStore(t.Context(), dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rows := s.state(t); len(rows) != 0 {
+			t.Errorf("the new store has %v", rows)
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		damaged, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(damaged[4096:])
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = openStore(t.Context(), dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		if kept, err := os.ReadFile(path + aside); err != nil || !bytes.Equal(kept, damaged) {
+			t.Errorf("the damaged file was not kept: %v", err)
 		}
 	}
 }

@@ -54,6 +54,10 @@ spec:
             - name: MAX_BACKLOG
               value: {{ int64 . | quote }}
             {{- end }}
+            {{- with $v.maxBacklogBytes }}
+            - name: MAX_BACKLOG_BYTES
+              value: {{ int64 . | quote }}
+            {{- end }}
             - name: LOG_LEVEL
               value: {{ $v.logLevel }}
             - name: LOG_FORMAT

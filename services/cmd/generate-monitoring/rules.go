@@ -237,6 +237,19 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 					"Lag does not show them. Check whether Kafka is reachable, and what the relay logs."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
+			Alert: "StoreNearlyFull",
+			Expr: `
+min by (namespace, job) (
+  cart_store_left_bytes / (cart_store_left_bytes + cart_store_bytes)
+  or
+  order_store_left_bytes / (order_store_left_bytes + order_store_bytes)
+) < 0.2`,
+			For: 5 * minute,
+			Annotations: texts("The volume of "+jobName+" is nearly full.",
+				"{{ $value | humanizePercentage }} of what the store of "+jobName+" can hold is left. "+
+					"At 0 it takes no more orders. Bring Kafka back if messages wait for it, or grow the volume."),
+		}),
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "DeliveryFailing",
 			Expr: "sum by (namespace, job, code) " +
 				"(increase(cart_delivery_failures_total[5m]) or increase(order_delivery_failures_total[5m])) > 0",

@@ -11,7 +11,7 @@ func cartDashboard() dashboard {
 			healthRow("cart", panel{
 				kind: "stat", title: "Waiting for Kafka", width: 6,
 				about: "Events that were accepted and are not in Kafka yet. " +
-					"At MAX_BACKLOG, a million unless set, orders are refused.",
+					"At MAX_BACKLOG, a million unless set, or MAX_BACKLOG_BYTES, orders are refused.",
 				queries: []query{{expr: "max(cart_outbox_rows{" + inNamespace + "})"}},
 				limits:  []limit{{"green", 0}, {"yellow", 10_000}, {"red", 500_000}},
 			}),
@@ -21,7 +21,7 @@ func cartDashboard() dashboard {
 				about: "Requests that shared one transaction, on average. " +
 					"It rises with the load, so that the number of commits does not.",
 				queries: []query{{expr: mean("cart_commit_requests", inNamespace), legend: "requests"}},
-			})},
+			}, roomPanel("cart"))},
 			clientRow("cart"),
 			runtimeRow("cart"),
 		},
@@ -51,7 +51,7 @@ func orderDashboard() dashboard {
 					"The orders around them are not delayed.",
 				queries: []query{deadLetters()},
 			}}, outboxPanels("order")...)},
-			{"Look-ups and audits", lookupPanels()},
+			{"Look-ups and audits", append(lookupPanels(), roomPanel("order"))},
 			clientRow("order"),
 			runtimeRow("order"),
 		},
@@ -252,6 +252,21 @@ func outboxPanels(job string) []panel {
 			about: "From handing a message to the Kafka client until Kafka has it. " +
 				"Failures do not count.",
 			queries: quantiles(job+"_produce_ack_seconds", inNamespace),
+		},
+	}
+}
+
+// roomPanel shows what the store of a service can still take.
+func roomPanel(job string) panel {
+	bytes := func(metric string) string { return "sum(" + job + "_" + metric + "{" + inNamespace + "})" }
+	return panel{
+		kind: "timeseries", title: "Store", width: 12, unit: "bytes",
+		alert: "StoreNearlyFull",
+		about: "What the store holds, what it can still take, and the size of the messages in the outbox.",
+		queries: []query{
+			{expr: bytes("store_bytes"), legend: "store"},
+			{expr: bytes("store_left_bytes"), legend: "room"},
+			{expr: bytes("outbox_bytes"), legend: "outbox"},
 		},
 	}
 }

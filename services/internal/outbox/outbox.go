@@ -34,15 +34,16 @@ type Box struct {
 	log *slog.Logger
 
 	// rows is the number of rows in the table, with those that are acknowledged and not deleted
-	// yet.
+	// yet. bytes is their size.
 	rows  atomic.Int64
+	bytes atomic.Int64
 	acked acknowledged
 	// wake has a token if rows were committed since the relay last looked.
 	wake chan struct{}
 
-	failures             *prometheus.CounterVec
-	acks                 prometheus.Histogram
-	descRows, descOldest *prometheus.Desc
+	failures                        *prometheus.CounterVec
+	acks                            prometheus.Histogram
+	descRows, descBytes, descOldest *prometheus.Desc
 }
 
 // Open counts the rows that an earlier run has left, and registers the metrics. Their names start
@@ -61,13 +62,16 @@ func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Re
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 24), NativeHistogramBucketFactor: 1.1,
 		}),
 	}
-	var rows int64
-	if err := db.Read.QueryRowContext(ctx, "SELECT count(*) FROM outbox").Scan(&rows); err != nil {
-		return nil, fmt.Errorf("count the outbox: %w", err)
+	var rows, bytes int64
+	if err := db.Read.QueryRowContext(ctx, "SELECT "+totals+" FROM outbox").Scan(&rows, &bytes); err != nil {
+		return nil, fmt.Errorf("count the outbox: %w", db.Noted(err))
 	}
 	b.rows.Store(rows)
+	b.bytes.Store(bytes)
 	b.descRows = prometheus.NewDesc(prefix+"_outbox_rows",
 		"Messages accepted and not yet removed after their acknowledgement.", nil, nil)
+	b.descBytes = prometheus.NewDesc(prefix+"_outbox_bytes",
+		"Size in bytes of these messages, without what the database adds.", nil, nil)
 	b.descOldest = prometheus.NewDesc(prefix+"_outbox_oldest_seconds",
 		"Age in seconds of the oldest message that Kafka has not acknowledged, 0 when there is none; "+
 			"not shown when it cannot be read.", nil, nil)
@@ -78,6 +82,7 @@ func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Re
 // Describe is part of prometheus.Collector.
 func (b *Box) Describe(ch chan<- *prometheus.Desc) {
 	ch <- b.descRows
+	ch <- b.descBytes
 	ch <- b.descOldest
 }
 
@@ -86,6 +91,7 @@ func (b *Box) Describe(ch chan<- *prometheus.Desc) {
 // message waits.
 func (b *Box) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(b.descRows, prometheus.GaugeValue, float64(b.rows.Load()))
+	ch <- prometheus.MustNewConstMetric(b.descBytes, prometheus.GaugeValue, float64(b.bytes.Load()))
 	oldest, err := b.oldest()
 	if err != nil {
 		b.log.Warn("the age of the oldest outbox row is unknown", "err", err)
@@ -97,6 +103,9 @@ func (b *Box) Collect(ch chan<- prometheus.Metric) {
 // Rows returns the number of messages in the outbox, with those that are acknowledged and not
 // removed yet.
 func (b *Box) Rows() int64 { return b.rows.Load() }
+
+// Bytes returns the size of these messages.
+func (b *Box) Bytes() int64 { return b.bytes.Load() }
 
 // oldest returns the age of the first row that is not acknowledged, or 0 if there is none.
 func (b *Box) oldest() (time.Duration, error) {
@@ -110,7 +119,7 @@ func (b *Box) oldest() (time.Duration, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
-	return max(0, time.Since(time.UnixMilli(at))), err
+	return max(0, time.Since(time.UnixMilli(at))), b.db.Noted(err)
 }
 
 // Add writes messages in the caller's transaction and wakes the relay once it is committed. It also
@@ -122,10 +131,12 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 	}
 	const columns = 5
 	args := make([]any, 0, columns*len(ms))
+	added, size := int64(len(ms)), int64(0)
 	for _, m := range ms {
-		args = append(args, m.Topic, m.Key, m.Value, encodeHeaders(m.Headers), at.UnixMilli())
+		headers := encodeHeaders(m.Headers)
+		args = append(args, m.Topic, m.Key, m.Value, headers, at.UnixMilli())
+		size += int64(len(m.Key) + len(m.Value) + len(headers))
 	}
-	added := int64(len(ms))
 	const insert = "INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES "
 	changed, err := tx.ExecRows(insert, columns, "", args)
 	if err := sqldb.ExpectRows(added, changed, err); err != nil {
@@ -133,6 +144,7 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 	}
 	tx.AfterCommit(func() {
 		b.rows.Add(added)
+		b.bytes.Add(size)
 		select {
 		case b.wake <- struct{}{}:
 		default:
@@ -142,17 +154,34 @@ func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
 	return nil
 }
 
-// deleteAcked deletes the acknowledged rows in a transaction. A row among them that was never
-// published is an error: its event would be lost. Rows that are gone already are none. A commit that
-// reported an error has taken effect all the same, so the rows in the table are counted again.
+// totals counts rows and their bytes. SQLite knows the length of a value without reading it.
+const totals = `count(*),
+	coalesce(sum(coalesce(length(record_key), 0) + coalesce(length(value), 0) + length(headers)), 0)`
+
+// deleteAcked deletes acknowledged rows in a transaction, as many as a disk that is almost full has
+// room for. It is an error if a row among them was never published: its event would be lost. Rows
+// that are gone already are no error. A commit that reported an error has taken effect all the same,
+// so the rows in the table are counted again.
 func (b *Box) deleteAcked(tx *sqldb.Tx) error {
-	last, want := b.acked.get()
-	if want == 0 {
+	last, acked := b.acked.get()
+	if acked == 0 {
 		return nil
 	}
-	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", last)
+	most, err := tx.DeleteLimit()
+	if err != nil {
+		return err
+	}
+	want := min(acked, most)
+	var to, size int64
+	const first = "(SELECT * FROM outbox WHERE id <= ? ORDER BY id LIMIT ?)"
+	err = tx.Query("SELECT coalesce(max(id), 0), "+totals+" FROM "+first,
+		func(r *sql.Rows) error { return r.Scan(&to, new(int64), &size) }, last, most)
+	if err != nil {
+		return fmt.Errorf("measure what was acknowledged in the outbox: %w", err)
+	}
+	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", to)
 	if err == nil && deleted < want {
-		return b.recount(tx, last, want, deleted)
+		return b.recount(tx, last, acked, deleted)
 	}
 	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
 		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
@@ -160,28 +189,30 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 	tx.AfterCommit(func() {
 		b.acked.deleted(want)
 		b.rows.Add(-want)
+		b.bytes.Add(-size)
 	})
 	return nil
 }
 
-// recount takes the number of rows from the table, after only deleted of the want acknowledged rows up
-// to the ID last were there to delete.
-func (b *Box) recount(tx *sqldb.Tx, last, want, deleted int64) error {
-	var rows, left int64
-	err := tx.Query("SELECT count(*), count(*) FILTER (WHERE id <= ?) FROM outbox",
-		func(r *sql.Rows) error { return r.Scan(&rows, &left) }, last)
+// recount takes the number of rows from the table, after only deleted of the acked rows up to the ID
+// last were there to delete.
+func (b *Box) recount(tx *sqldb.Tx, last, acked, deleted int64) error {
+	var rows, size, left int64
+	err := tx.Query("SELECT "+totals+", count(*) FILTER (WHERE id <= ?) FROM outbox",
+		func(r *sql.Rows) error { return r.Scan(&rows, &size, &left) }, last)
 	if err != nil {
 		return fmt.Errorf("count the outbox: %w", err)
 	}
 	if left > 0 {
 		return fmt.Errorf("delete what was acknowledged from the outbox: %w",
-			&sqldb.CountError{Changed: deleted, Want: want})
+			&sqldb.CountError{Changed: deleted, Want: acked})
 	}
 	tx.AfterCommit(func() {
-		b.acked.deleted(want)
+		b.acked.deleted(acked)
 		b.rows.Store(rows)
+		b.bytes.Store(size)
 		b.log.Warn("acknowledged rows were gone already: a commit that failed has taken effect",
-			"rows", want-deleted)
+			"rows", acked-deleted)
 	})
 	return nil
 }

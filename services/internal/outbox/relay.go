@@ -145,7 +145,7 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
 		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
 	if err != nil {
-		return page{}, fmt.Errorf("read the outbox: %w", err)
+		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 	}
 	defer rows.Close()
 	var next page
@@ -153,7 +153,7 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 		var m contract.Message
 		var headers []byte
 		if err := rows.Scan(&next.last, &m.Topic, &m.Key, &m.Value, &headers); err != nil {
-			return page{}, fmt.Errorf("read the outbox: %w", err)
+			return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 		}
 		if m.Headers, err = decodeHeaders(headers); err != nil {
 			return page{}, fmt.Errorf("row %d: %w", next.last, err)
@@ -162,7 +162,7 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 		size += len(m.Key) + len(m.Value) + len(headers)
 	}
 	if err := rows.Err(); err != nil {
-		return page{}, fmt.Errorf("read the outbox: %w", err)
+		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 	}
 	return next, nil
 }
@@ -184,8 +184,12 @@ func (b *Box) publish(ctx context.Context, p *broker.Producer, rows page) error 
 // deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if
 // ctx has ended.
 func (b *Box) deleteIdle(ctx context.Context) error {
-	if _, rows := b.acked.get(); rows == 0 {
-		return nil
+	for {
+		if _, rows := b.acked.get(); rows == 0 {
+			return nil
+		}
+		if err := b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked); err != nil {
+			return err
+		}
 	}
-	return b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked)
 }

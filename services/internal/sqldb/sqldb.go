@@ -42,13 +42,19 @@ type DB struct {
 	// Read has the read-only connections.
 	Read *sql.DB
 
+	path string
+	log  *slog.Logger
 	lock *os.File
 	// pool has one connection, which is write.
 	pool  *sql.DB
 	write *sql.Conn
+	// failed holds why the database cannot be used any more.
+	failed *failure
 
 	// mu is held during a transaction.
 	mu sync.Mutex
+	// checkpointRefused is true if the last checkpoint was not possible.
+	checkpointRefused bool
 	// stmts has the prepared statements of write, by their text.
 	stmts map[string]*sql.Stmt
 }
@@ -57,9 +63,10 @@ type DB struct {
 // have yet: the *.sql files in the order of their names.
 //
 // Open takes an exclusive lock that ends with the process. It waits for another process that holds
-// the lock, and returns ErrInUse if that one does not end within lockWait.
+// the lock, and returns ErrInUse if that one does not end within lockWait. It returns a
+// *DamagedError if the file is not a whole database.
 func Open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (*DB, error) {
-	db := &DB{stmts: map[string]*sql.Stmt{}}
+	db := &DB{path: path, log: log, stmts: map[string]*sql.Stmt{}, failed: newFailure()}
 	if err := db.open(ctx, path, sync, migrations, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
 	}
@@ -76,6 +83,11 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if err := takeLock(ctx, db.lock, log); err != nil {
 		return err
 	}
+	defer func() {
+		if code, damaged := damage(err); damaged {
+			err = &DamagedError{Path: path, Finding: code.Error()}
+		}
+	}()
 	// Settings in the DSN apply to every connection of a pool.
 	dsn := func(more string) string {
 		u := url.URL{
@@ -92,12 +104,15 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if db.write, err = db.pool.Conn(ctx); err != nil {
 		return err
 	}
-	// A checkpoint every 4,000 pages instead of 1,000 costs less. The limit of the WAL cuts its
-	// file back after a burst. temp_store keeps statement journals in memory: a statement of many
-	// rows would make a file for one each time.
-	const settings = `PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;
+	// SQLite hides the error of a checkpoint that it begins by itself, so db.checkpoint begins all
+	// of them. The limit of the WAL cuts its file back after a burst. temp_store keeps statement
+	// journals in memory: a statement of many rows would make a file for one each time.
+	const settings = `PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
 		PRAGMA temp_store = MEMORY`
 	if _, err := db.write.ExecContext(ctx, settings); err != nil {
+		return err
+	}
+	if err := db.check(ctx); err != nil {
 		return err
 	}
 	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations) }); err != nil {
@@ -119,16 +134,21 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 // Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether
 // it was committed. fn only reads and writes the database, so that it can be run again: what else
 // is to happen goes to AfterCommit or is done by the caller.
+//
+// After a failure that Failed reports, no transaction begins any more.
 func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := db.Err(); err != nil {
+		return err
+	}
 	// go-sqlite3 starts a goroutine for each statement if its context can end.
-	tx := &Tx{conn: db.write, stmts: db.stmts, ctx: context.WithoutCancel(ctx)}
+	tx := &Tx{db: db, conn: db.write, stmts: db.stmts, ctx: context.WithoutCancel(ctx)}
 	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return db.Noted(fmt.Errorf("begin: %w", err))
 	}
 	err := fn(tx)
 	if err == nil {
@@ -137,11 +157,13 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, tx.rollback())
+		return db.Noted(errors.Join(err, tx.rollback()))
 	}
 	for _, then := range tx.committed {
 		then()
 	}
+	// What was committed stays committed, also if the checkpoint fails.
+	db.checkpoint(tx)
 	return nil
 }
 
@@ -150,10 +172,10 @@ func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string,
 	for n := range chunks(len(keys)) {
 		rows, err := db.Read.QueryContext(ctx, head+"("+marks(n)+")"+tail, keys[:n]...)
 		if err != nil {
-			return err
+			return db.Noted(err)
 		}
 		if err := each(rows, scan); err != nil {
-			return err
+			return db.Noted(err)
 		}
 		keys = keys[n:]
 	}
@@ -165,10 +187,18 @@ func (db *DB) Close() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	var errs []error
-	// The read connections close first: the last connection to close does the checkpoint, and they
-	// cannot write.
 	if db.Read != nil {
-		errs = append(errs, db.Read.Close())
+		errs = append(errs, db.lastCheckpoint())
+		// SQLite makes a checkpoint when its last connection closes, hides the error, and deletes
+		// the WAL. The read connections cannot do that. They close last, so the WAL of a database
+		// that has failed stays.
+		if db.Err() == nil {
+			errs = append(errs, db.Read.Close())
+		} else {
+			// A connection that has read nothing yet does not count.
+			_ = db.Read.QueryRowContext(context.Background(), "PRAGMA schema_version").Scan(new(int))
+			defer db.Read.Close()
+		}
 	}
 	for _, s := range db.stmts {
 		errs = append(errs, s.Close())

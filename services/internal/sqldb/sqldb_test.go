@@ -153,7 +153,8 @@ func TestEveryConnectionHasItsSettings(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
 	want := map[string]string{
-		"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": "4000", "temp_store": "2",
+		"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": "0", "temp_store": "2",
+		"page_size": "4096",
 	}
 	got := map[string]string{}
 	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {

@@ -11,6 +11,7 @@ import (
 
 // Tx is a transaction under way. It is valid only during the call of DB.Tx that made it.
 type Tx struct {
+	db   *DB
 	conn *sql.Conn
 	// stmts has the prepared statements of conn, by their text. They outlive the transaction.
 	stmts map[string]*sql.Stmt

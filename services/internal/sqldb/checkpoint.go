@@ -1,0 +1,71 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+)
+
+// checkpointFrames is how many pages the WAL holds before they are copied into the database. 4,000
+// instead of SQLite's 1,000 costs less.
+const checkpointFrames = 4000
+
+// checkpoint copies the WAL into the database file once it is long. The caller holds db.mu, and no
+// transaction is under way.
+func (db *DB) checkpoint(tx *Tx) {
+	frames, copied, err := walCheckpoint(tx, "NOOP")
+	if err != nil {
+		db.noteCheckpoint(err)
+		return
+	}
+	disk, err := db.disk()
+	if err != nil {
+		db.noteCheckpoint(err)
+		return
+	}
+	if frames < min(checkpointFrames, disk.reserve()/4/frameBytes) {
+		return
+	}
+	// After a passive checkpoint the next transaction writes the WAL from its start again, and the
+	// file stays as long as it is: that is cheap. On a disk that is almost full its space is needed.
+	mode := "PASSIVE"
+	if disk.free-(frames-copied)*pageBytes < 2*disk.reserve() {
+		mode = "TRUNCATE"
+	}
+	_, _, err = walCheckpoint(tx, mode)
+	db.noteCheckpoint(err)
+}
+
+// lastCheckpoint copies what is left in the WAL, unless the database has failed: the WAL stays then.
+// The caller holds db.mu, and no transaction is under way.
+func (db *DB) lastCheckpoint() error {
+	if db.Err() == nil {
+		_, _, err := walCheckpoint(&Tx{db: db, conn: db.write, stmts: db.stmts, ctx: context.Background()}, "TRUNCATE")
+		db.noteCheckpoint(err)
+	}
+	return db.Err()
+}
+
+// noteCheckpoint takes the result of a checkpoint. On a full disk the WAL stays as it is, and the
+// next transaction tries again. It logs only when that changes.
+func (db *DB) noteCheckpoint(err error) {
+	if err != nil {
+		err = fmt.Errorf("copy the WAL into the database: %w", err)
+	}
+	if refused := err != nil; refused != db.checkpointRefused {
+		db.checkpointRefused = refused
+		db.log.Warn("the WAL could be copied into the database", "possible", !refused, "path", db.path, "err", err)
+	}
+	_ = db.Noted(err)
+}
+
+// walCheckpoint makes a checkpoint. It returns how many frames the WAL has, and how many of them are
+// in the database file.
+func walCheckpoint(tx *Tx, mode string) (frames, copied int64, err error) {
+	err = tx.Query("PRAGMA wal_checkpoint("+mode+")", func(rows *sql.Rows) error {
+		// busy is 1 if a reader kept it from copying or truncating all. A later one does that.
+		var busy int
+		return rows.Scan(&busy, &frames, &copied)
+	})
+	return frames, copied, err
+}

@@ -1,0 +1,128 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+const (
+	// pageBytes is the size of a page, SQLite's default.
+	pageBytes = 4096
+	// frameBytes is what a page takes in the WAL.
+	frameBytes = pageBytes + 24
+	// mostReserve is the reserve of every volume of 512 MiB or more. A deletion of 1,000 rows
+	// writes 4 MiB at most.
+	mostReserve = 64 << 20
+)
+
+// disk is the file system of the database, in bytes.
+type disk struct{ free, size int64 }
+
+func (db *DB) disk() (disk, error) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(filepath.Dir(db.path), &s); err != nil {
+		return disk{}, fmt.Errorf("look up the free space of %s: %w", db.path, err)
+	}
+	// The types of these fields differ between systems.
+	block := uint64(s.Bsize) //nolint:unconvert // See above.
+	free := uint64(s.Bavail) //nolint:unconvert // See above.
+	return disk{free: int64(free * block), size: int64(s.Blocks * block)}, nil
+}
+
+// reserve is what Room leaves free. Without it a full disk would stay full: a deletion is written to
+// the WAL first, and what is in the WAL is copied into the database file later.
+func (d disk) reserve() int64 { return min(mostReserve, d.size/8) }
+
+// Space is what a database uses of its file system, in bytes, and what it can still use.
+type Space struct {
+	// Used is what its rows and indexes take.
+	Used int64
+	// Left is what they can still take before Room is 0.
+	Left int64
+	// once is what one transaction may write.
+	once int64
+}
+
+// Room returns how many bytes the transaction may write. It is 0 or less when the disk is so full
+// that only the reserve is left, which is for deletions. Cost returns what a row takes.
+func (tx *Tx) Room() (int64, error) {
+	s, err := tx.db.space(tx.Query)
+	return min(s.Left, s.once), err
+}
+
+// Space looks up what the database uses and can still use. It does not wait for a transaction.
+func (db *DB) Space(ctx context.Context) (Space, error) {
+	return db.space(func(query string, scan func(*sql.Rows) error, _ ...any) error {
+		rows, err := db.Read.QueryContext(ctx, query)
+		if err != nil {
+			return err
+		}
+		return each(rows, scan)
+	})
+}
+
+// space computes a Space. query runs a statement.
+//
+// The next checkpoint makes the database file as long as the database is by then, and can give the
+// space of the WAL back. So a disk has really left what is free, plus the WAL, minus that growth.
+// Pages that were deleted are used again before the file grows. A transaction goes to the WAL
+// before; it may use half of the reserve for that, and deletions have the other half.
+func (db *DB) space(query func(string, func(*sql.Rows) error, ...any) error) (Space, error) {
+	disk, err := db.disk()
+	if err != nil {
+		return Space{}, err
+	}
+	var pages, unused int64
+	err = query("PRAGMA page_count", func(rows *sql.Rows) error { return rows.Scan(&pages) })
+	if err == nil {
+		err = query("PRAGMA freelist_count", func(rows *sql.Rows) error { return rows.Scan(&unused) })
+	}
+	if err != nil {
+		return Space{}, fmt.Errorf("look up the size of %s: %w", db.path, err)
+	}
+	file, err := fileSize(db.path)
+	if err != nil {
+		return Space{}, err
+	}
+	wal, err := fileSize(db.path + "-wal")
+	if err != nil {
+		return Space{}, err
+	}
+	now := disk.free - max(0, pages*pageBytes-file)
+	return Space{
+		Used: (pages - unused) * pageBytes,
+		Left: now + wal - disk.reserve() + unused*pageBytes,
+		once: (now - disk.reserve()/2) / 2,
+	}, nil
+}
+
+func fileSize(path string) (int64, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// Cost returns how many bytes a transaction writes at most for a row of n bytes, in a table with an
+// index.
+func Cost(n int) int64 {
+	const more = 3 // a page of the table, one of the index, and one when a page is split
+	return int64(n/(pageBytes-4)+1+more) * frameBytes
+}
+
+// DeleteLimit returns how many rows one transaction may delete at most, whatever their size: 1,000,
+// or fewer on a disk that is almost full. Each writes its page of the table to the WAL.
+func (tx *Tx) DeleteLimit() (int64, error) {
+	room, err := tx.Room()
+	return max(100, min(1000, room/(2*frameBytes))), err
+}

@@ -1,0 +1,26 @@
+// A library for LD_PRELOAD. If the file FAIL_FSYNC_IF exists, the next fsync of the file
+// FAIL_FSYNC_OF removes it and fails with EIO.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int fails(int fd) {
+	const char *of = getenv("FAIL_FSYNC_OF"), *when = getenv("FAIL_FSYNC_IF");
+	struct stat a, b;
+	return of && when && !fstat(fd, &a) && !stat(of, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino &&
+		!unlink(when);
+}
+
+static int call(const char *name, int fd) {
+	if (fails(fd)) {
+		errno = EIO;
+		return -1;
+	}
+	return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+
+int fsync(int fd) { return call("fsync", fd); }
+int fdatasync(int fd) { return call("fdatasync", fd); }
