@@ -30,7 +30,7 @@ func (db *DB) disk() (disk, error) {
 		return disk{}, fmt.Errorf("look up the free space of %s: %w", db.path, err)
 	}
 	// The types of these fields differ between systems.
-	block := uint64(s.Bsize) //nolint:unconvert // See above.
+	block := uint64(s.Bsize)
 	free := uint64(s.Bavail) //nolint:unconvert // See above.
 	return disk{free: int64(free * block), size: int64(s.Blocks * block)}, nil
 }
