@@ -13,6 +13,9 @@ import (
 	"ordersystem.dev/services/internal/service"
 )
 
+// beginPatience is how long a Cart whose topics were seen waits for its relay to begin.
+const beginPatience = 5 * time.Second
+
 var errRebuilding = errors.New("rebuilding the store from the topics")
 
 // preparation brings a service that has just started to the point where it is ready.
@@ -20,35 +23,64 @@ type preparation struct {
 	kafka broker.Config
 	admin *broker.Admin
 	store *store
-	log   *slog.Logger
+	// reconciler runs in the relay.
+	reconciler *reconciler
+	log        *slog.Logger
 }
 
-// run calls open once the store is whole, and makes the service ready once the topics were seen.
-// With a whole store the service accepts orders even while Kafka is away.
+// run calls open once the store is whole and agrees with the topics, and makes the service ready once
+// the topics were seen. With a whole store the service accepts orders even while Kafka is away.
 func (p *preparation) run(ctx context.Context, ready *service.Readiness, open func()) error {
 	whole, err := p.store.isRebuilt(ctx)
 	if err != nil {
 		return err
 	}
+	open = sync.OnceFunc(open)
 	if whole {
-		open()
-		err = p.awaitTopics(ctx, ready)
+		close(p.reconciler.whole)
+		err = p.awaitTopics(ctx, ready, open)
 	} else if err = p.fill(ctx, ready.Set); err == nil {
-		open()
+		close(p.reconciler.whole)
+	}
+	if err == nil {
+		err = p.awaitAgreement(ctx, ready.Set)
 	}
 	if err != nil {
 		return err
 	}
+	open()
 	ready.Set(nil)
 	p.log.Info("cart is ready")
 	return nil
 }
 
-// awaitTopics waits until the topics exist. The service is ready meanwhile, except while a broker
-// that can be reached has no such topics. It waits a second first: a reachable broker usually
-// responds within that time, and may lack the topics.
-func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness) error {
-	defer time.AfterFunc(time.Second, ready.ReadyUnlessSet).Stop()
+// awaitAgreement waits until the store agrees with the topics. An order that is accepted before may
+// have a version that the topics have already. If the comparison does not even begin, because Kafka
+// refuses the relay, orders are accepted all the same.
+func (p *preparation) awaitAgreement(ctx context.Context, report func(reason error)) error {
+	report(errComparing)
+	select {
+	case <-p.reconciler.begun:
+	case <-p.reconciler.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(beginPatience):
+		return nil
+	}
+	select {
+	case <-p.reconciler.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// awaitTopics waits until the topics exist. The service accepts orders and is ready meanwhile, except
+// while a broker that can be reached has no such topics. It waits a second first: a reachable broker
+// usually responds within that time, and may lack the topics.
+func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness, open func()) error {
+	defer time.AfterFunc(time.Second, func() { open(); ready.ReadyUnlessSet() }).Stop()
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
 		if _, unreachable := errors.AsType[*broker.UnreachableError](missing); unreachable {
 			missing = nil

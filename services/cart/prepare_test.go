@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/fakekafka"
@@ -31,7 +33,9 @@ func newPreparation(t *testing.T) *preparation {
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
-	return &preparation{kafka: cfg, admin: admin, store: c.store, log: log}
+	r := newReconciler(cfg, admin, c.store, log, prometheus.NewRegistry())
+	close(r.done)
+	return &preparation{kafka: cfg, admin: admin, store: c.store, reconciler: r, log: log}
 }
 
 // If the service were ready for an instant, it would get requests that it has to refuse.
@@ -59,6 +63,7 @@ func TestAServiceIsReadyOnlyAfterItsAPIIsOpen(t *testing.T) {
 
 	for _, store := range []string{"new", "whole"} {
 		var ready service.Readiness
+		p.reconciler.whole = make(chan struct{})
 		opened := 0
 		err := p.run(t.Context(), &ready, func() {
 			if opened++; ready.Err() == nil {

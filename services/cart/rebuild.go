@@ -57,6 +57,9 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	if err := broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch); err != nil {
 		return err
 	}
+	if err := s.setPublished(ctx, end); err != nil {
+		return err
+	}
 	if err := s.markRebuilt(ctx, time.Now()); err != nil {
 		return err
 	}

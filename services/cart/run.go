@@ -44,7 +44,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	srv := &server{commits: commits, log: log}
 	handler := srv.handler(svc.Registry)
-	preparation := &preparation{kafka: cfg.Kafka, admin: admin, store: store, log: log}
+	reconciler := newReconciler(cfg.Kafka, admin, store, log, svc.Registry)
+	svc.Ready.AddCheck(reconciler.err)
+	preparation := &preparation{kafka: cfg.Kafka, admin: admin, store: store, reconciler: reconciler, log: log}
 
 	// Nothing that was accepted is left behind: each stage ends after the one before it.
 	return svc.Run(ctx, started,
@@ -57,7 +59,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{commits.run, store.db.Watch},
 		// The relay publishes what is stored.
 		service.Stage{func(ctx context.Context) error {
-			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay)
+			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay, reconciler.run)
 		}},
 	)
 }

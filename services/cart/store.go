@@ -10,10 +10,13 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
 )
@@ -33,6 +36,9 @@ const (
 type store struct {
 	db  *sqldb.DB
 	box *outbox.Box
+	// topicIDs are Kafka's IDs of the order topics by name. They are known before anything is
+	// published.
+	topicIDs atomic.Pointer[map[string]string]
 }
 
 // openStore opens the store in dir, or makes it, and registers the metrics of its outbox.
@@ -51,11 +57,11 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 		return nil, err
 	}
 	reg.MustRegister(sqldb.NewCollector(db, "cart"))
-	box, err := outbox.Open(ctx, db, log, reg, "cart")
-	if err != nil {
+	s := &store{db: db}
+	if s.box, err = outbox.Open(ctx, db, log, reg, "cart", s.writePublished); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &store{db: db, box: box}, nil
+	return s, nil
 }
 
 // close closes the database. run of the committer and the relay must have ended.
@@ -227,26 +233,140 @@ func (s *store) isRebuilt(ctx context.Context) (bool, error) {
 // version or a later one: after a failure of the relay or of a rebuild, older records come again.
 func (s *store) restore(ctx context.Context, orders map[string]orderState) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		newer := maps.Clone(orders)
-		ids := make([]any, 0, len(orders))
-		for id := range orders {
-			ids = append(ids, id)
-		}
-		err := tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "",
-			func(rows *sql.Rows) error {
-				var id string
-				var version int64
-				err := rows.Scan(&id, &version)
-				if version >= orders[id].version {
-					delete(newer, id)
-				}
-				return err
-			})
-		if err != nil {
-			return fmt.Errorf("read orders: %w", err)
-		}
-		return writeOrders(tx, newer)
+		_, err := restoreIn(tx, orders)
+		return err
 	})
+}
+
+// restoreIn does the work of restore in its transaction, and returns how many orders it wrote.
+func restoreIn(tx *sqldb.Tx, orders map[string]orderState) (int, error) {
+	newer := maps.Clone(orders)
+	ids := make([]any, 0, len(orders))
+	for id := range orders {
+		ids = append(ids, id)
+	}
+	err := tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "",
+		func(rows *sql.Rows) error {
+			var id string
+			var version int64
+			err := rows.Scan(&id, &version)
+			if version >= orders[id].version {
+				delete(newer, id)
+			}
+			return err
+		})
+	if err != nil {
+		return 0, fmt.Errorf("read orders: %w", err)
+	}
+	return len(newer), writeOrders(tx, newer)
+}
+
+// adopt takes events over that are in the topics. An event that waits in the outbox is no longer
+// published: it is there already. Any other event is someone else's. The store takes its version
+// over, unless the outbox has that version or a later one of the same order: that is a conflict, and
+// the order stays as it is.
+func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int, conflicts []string, err error) {
+	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		newest := make(map[string]orderState)
+		inTopics := make(map[string]bool)
+		var keys []any
+		for _, e := range events {
+			inTopics[e.ID] = true
+			known, seen := newest[e.Order.OrderID]
+			if !seen {
+				keys = append(keys, []byte(e.Order.OrderID))
+			}
+			if e.Order.Version > known.version {
+				body, err := e.Order.Encode()
+				if err != nil {
+					return err
+				}
+				newest[e.Order.OrderID] = orderState{e.Order.Version, body}
+			}
+		}
+		waiting, err := s.box.Waiting(tx, keys)
+		if err != nil {
+			return err
+		}
+		var published []outbox.Row
+		ours, lowest := make(map[string]bool), make(map[string]int64)
+		for _, row := range waiting {
+			e, err := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
+			if err != nil {
+				return fmt.Errorf("row %d of the outbox: %w", row.ID, err)
+			}
+			ours[e.ID] = true
+			if inTopics[e.ID] {
+				published = append(published, row)
+			} else if low, ok := lowest[e.Order.OrderID]; !ok || e.Order.Version < low {
+				lowest[e.Order.OrderID] = e.Order.Version
+			}
+		}
+		conflicts = nil
+		for _, e := range events {
+			id := e.Order.OrderID
+			low, waits := lowest[id]
+			if waits && !ours[e.ID] && e.Order.Version >= low {
+				if _, counted := newest[id]; counted {
+					conflicts = append(conflicts, id)
+					delete(newest, id)
+				}
+			}
+		}
+		if err := s.box.Discard(tx, published); err != nil {
+			return err
+		}
+		adopted, err = restoreIn(tx, newest)
+		return err
+	})
+	return adopted, conflicts, err
+}
+
+// publishedPositions returns the offset after the last published record of each partition. It is
+// empty in a store that an earlier release has made.
+func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]int64, error) {
+	rows, err := s.db.Read.QueryContext(ctx, "SELECT topic, partition, topic_id, next_offset FROM published")
+	if err != nil {
+		return nil, fmt.Errorf("read the published positions: %w", err)
+	}
+	defer rows.Close()
+	next := make(map[broker.Partition]int64)
+	for rows.Next() {
+		var p broker.Partition
+		var offset int64
+		if err := rows.Scan(&p.Topic, &p.Number, &p.TopicID, &offset); err != nil {
+			return nil, fmt.Errorf("read the published positions: %w", err)
+		}
+		next[p] = offset
+	}
+	return next, rows.Err()
+}
+
+// setPublished stores positions, with the IDs of the topics.
+func (s *store) setPublished(ctx context.Context, next map[broker.Partition]int64) error {
+	ids := make(map[string]string)
+	for p := range next {
+		ids[p.Topic] = p.TopicID
+	}
+	s.topicIDs.Store(&ids)
+	return s.db.Tx(ctx, func(tx *sqldb.Tx) error { return s.writePublished(tx, next) })
+}
+
+// writePublished stores positions. Their partitions may lack the IDs of the topics.
+func (s *store) writePublished(tx *sqldb.Tx, next map[broker.Partition]int64) error {
+	const columns = 4
+	ids := *s.topicIDs.Load()
+	args := make([]any, 0, columns*len(next))
+	for p, offset := range next {
+		args = append(args, p.Topic, p.Number, ids[p.Topic], offset)
+	}
+	written, err := tx.ExecRows("INSERT INTO published(topic, partition, topic_id, next_offset) VALUES ", columns,
+		` ON CONFLICT (topic, partition) DO UPDATE SET topic_id = excluded.topic_id,
+			next_offset = excluded.next_offset`, args)
+	if err := sqldb.ExpectRows(int64(len(next)), written, err); err != nil {
+		return fmt.Errorf("write the published positions: %w", err)
+	}
+	return nil
 }
 
 // markRebuilt marks the store as rebuilt. It may be called again: a commit that reported an error may

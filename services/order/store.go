@@ -77,7 +77,7 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	box, err := outbox.Open(ctx, db, log, reg, "order")
+	box, err := outbox.Open(ctx, db, log, reg, "order", nil)
 	if err != nil {
 		return nil, err
 	}

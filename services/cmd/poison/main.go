@@ -94,5 +94,6 @@ func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.
 	if err := producer.Fence(ctx); err != nil {
 		return err
 	}
-	return producer.Publish(ctx, []contract.Message{m})
+	_, err = producer.Publish(ctx, []contract.Message{m})
+	return err
 }

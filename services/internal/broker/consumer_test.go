@@ -407,7 +407,8 @@ func TestConsumerWatchesTopicIDs(t *testing.T) {
 
 // produced tries to write one message.
 func produced(t testing.TB, addr string, m contract.Message) bool {
-	return producer(t, addr).Publish(inTime(t), []contract.Message{m}) == nil
+	_, err := producer(t, addr).Publish(inTime(t), []contract.Message{m})
+	return err == nil
 }
 
 func TestConsumerFindsTopicsThatComeLater(t *testing.T) {

@@ -23,8 +23,8 @@ const (
 	callTimeout = time.Second
 	// queueFullWait is the pause before a message is handed over again.
 	queueFullWait = time.Millisecond
-	// reportWait is how long a failed transaction waits for the reports of its messages. One of them
-	// has the reason.
+	// reportWait is how long the reports of the messages are waited for at the end of a transaction.
+	// One of them has the reason of a failure.
 	reportWait = time.Second
 )
 
@@ -47,6 +47,9 @@ type Producer struct {
 	headers []kafka.Header
 	// inFlight is how many messages were handed over and not reported.
 	inFlight atomic.Int64
+	// next has the offset after the last message that was delivered to each partition, in the
+	// transaction that is open. handleEvents writes it while messages are in flight.
+	next map[Partition]int64
 	// failure is why the first message could not be delivered, nil if there was none.
 	failure atomic.Pointer[error]
 	// done is closed when the last event is handled.
@@ -97,6 +100,7 @@ func NewProducer(cfg Config, transactionalID string, log *slog.Logger) (*Produce
 		trouble: &trouble{log: log, brokers: cfg.BrokerList()},
 		stats:   cfg.Stats,
 		log:     log,
+		next:    make(map[Partition]int64),
 		done:    make(chan struct{}),
 	}
 	p.message.TopicPartition.Partition = kafka.PartitionAny
@@ -121,23 +125,28 @@ func (p *Producer) Fence(ctx context.Context) error {
 }
 
 // Publish publishes messages in one transaction: readers of committed records see all of them or
-// none. If it returns an error, they may have been published all the same. The error is
+// none. It returns the offset after the last message of each partition that got one; the partitions
+// lack the IDs of their topics, which a producer does not learn.
+//
+// If it returns an error, the messages may have been published all the same. The error is
 // ErrProducerFenced if another producer has taken the transactional ID.
-func (p *Producer) Publish(ctx context.Context, messages []contract.Message) error {
+func (p *Producer) Publish(ctx context.Context, messages []contract.Message) (next map[Partition]int64, err error) {
 	begin := time.Now()
-	err := p.publish(ctx, messages)
+	err = p.publish(ctx, messages)
 	if err == nil {
 		p.trouble.over()
-		return nil
+		p.awaitReports()
+		next, p.next = p.next, make(map[Partition]int64)
+		return next, nil
 	}
 	if err = p.cause(err); !is(err, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
-		return err
+		return nil, err
 	}
 	if time.Since(begin) >= transactionTimeout {
 		// Kafka has aborted the transaction because it was open for too long. That fences too.
-		return err
+		return nil, err
 	}
-	return fmt.Errorf("%w %s: %w", ErrProducerFenced, p.id, err)
+	return nil, fmt.Errorf("%w %s: %w", ErrProducerFenced, p.id, err)
 }
 
 func (p *Producer) publish(ctx context.Context, messages []contract.Message) error {
@@ -219,7 +228,11 @@ func (p *Producer) handleEvents() {
 		case *kafka.Message:
 			// A purge is what follows a failure.
 			err := e.TopicPartition.Error
-			if err != nil && !is(err, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight) {
+			switch {
+			case err == nil:
+				at := Partition{Topic: *e.TopicPartition.Topic, Number: e.TopicPartition.Partition}
+				p.next[at] = max(p.next[at], int64(e.TopicPartition.Offset)+1)
+			case !is(err, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight):
 				p.failure.CompareAndSwap(nil, &err)
 			}
 			p.inFlight.Add(-1)
@@ -240,14 +253,20 @@ func (p *Producer) purge() {
 	}
 }
 
+// awaitReports waits until all messages are reported, for reportWait at most. The client has the
+// reports when it returns from a call; they only have to pass a channel.
+func (p *Producer) awaitReports() {
+	for until := time.Now().Add(reportWait); p.inFlight.Load() > 0 && time.Now().Before(until); {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
 // cause explains err by its cause as far as the client knows it: its fatal error, or why the first
 // message could not be delivered. Other errors only refer to these. The producer can publish nothing
 // more.
 func (p *Producer) cause(err error) error {
 	p.purge()
-	for until := time.Now().Add(reportWait); p.inFlight.Load() > 0 && time.Now().Before(until); {
-		time.Sleep(time.Millisecond)
-	}
+	p.awaitReports()
 	if fatal := p.client.GetFatalError(); fatal != nil {
 		return explain(fatal)
 	}

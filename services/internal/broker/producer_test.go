@@ -46,7 +46,7 @@ func inTime(t testing.TB) context.Context {
 
 func publish(t testing.TB, p *Producer, messages ...contract.Message) {
 	t.Helper()
-	if err := p.Publish(inTime(t), messages); err != nil {
+	if _, err := p.Publish(inTime(t), messages); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -138,7 +138,7 @@ func TestProducerPublishesAllOrNone(t *testing.T) {
 		// The topic accepts 1 MiB, and noise cannot be compressed.
 		noise := make([]byte, 1500<<10)
 		rand.Read(noise)
-		err := p.Publish(inTime(t), []contract.Message{
+		_, err := p.Publish(inTime(t), []contract.Message{
 			message(topic, "key", "before"), message(topic, "key", string(noise)), message(topic, "key", "behind"),
 		})
 		if Code(err) != "MSG_SIZE_TOO_LARGE" {
@@ -156,7 +156,7 @@ func TestProducerPublishesAllOrNone(t *testing.T) {
 
 func TestProducerReportsAMissingTopic(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
-		err := producer(t, addr).Publish(inTime(t), []contract.Message{message("no-such-topic", "k", "v")})
+		_, err := producer(t, addr).Publish(inTime(t), []contract.Message{message("no-such-topic", "k", "v")})
 		if code := Code(err); code != "_UNKNOWN_TOPIC" && code != "UNKNOWN_TOPIC_OR_PARTITION" {
 			t.Errorf("Publish to a topic that does not exist: %v", err)
 		}
@@ -171,7 +171,7 @@ func TestProducerIsFenced(t *testing.T) {
 		publish(t, first, message(topic, "key", "1"))
 		second := producerAs(t, config(addr), first.id)
 		publish(t, second, message(topic, "key", "2"))
-		err := first.Publish(inTime(t), []contract.Message{message(topic, "key", "late")})
+		_, err := first.Publish(inTime(t), []contract.Message{message(topic, "key", "late")})
 		if !errors.Is(err, ErrProducerFenced) || !strings.Contains(err.Error(), first.id) {
 			t.Errorf("Publish of the first producer: %v, want ErrProducerFenced with the ID", err)
 		}
@@ -196,7 +196,10 @@ func TestProducerSurvivesAnOutage(t *testing.T) {
 	k.Kill()
 	published := make(chan error, 1)
 	ctx := inTime(t)
-	go func() { published <- p.Publish(ctx, all[1000:2000]) }()
+	go func() {
+		_, err := p.Publish(ctx, all[1000:2000])
+		published <- err
+	}()
 	if err := k.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -103,7 +103,8 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	works := func(when string) {
 		t.Helper()
 		for range 10 {
-			err := p.Publish(inTime(t), []contract.Message{message(topic, fmt.Sprint("key", sent), fmt.Sprint(sent))})
+			_, err := p.Publish(inTime(t),
+				[]contract.Message{message(topic, fmt.Sprint("key", sent), fmt.Sprint(sent))})
 			if err != nil {
 				t.Fatalf("%s: %v", when, err)
 			}
@@ -288,7 +289,8 @@ func TestMissingACLs(t *testing.T) {
 		if err := p.Fence(inTime(t)); err != nil {
 			return err
 		}
-		return p.Publish(inTime(t), []contract.Message{message(topic, "k", "v")})
+		_, err = p.Publish(inTime(t), []contract.Message{message(topic, "k", "v")})
+		return err
 	}
 	read := func(t testing.TB, cfg Config, _ *Admin) error {
 		return ReadTo(t.Context(), cfg, logger(t), "g", nil, bounds,

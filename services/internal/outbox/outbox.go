@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/sqldb"
 )
 
@@ -38,6 +40,9 @@ type Box struct {
 	rows  atomic.Int64
 	bytes atomic.Int64
 	acked acknowledged
+	// published stores the offset after the last published message of each partition, in the
+	// transaction that deletes the rows. The partitions lack the IDs of their topics.
+	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
 	// wake has a token if rows were committed since the relay last looked.
 	wake chan struct{}
 
@@ -47,10 +52,15 @@ type Box struct {
 }
 
 // Open counts the rows that an earlier run has left, and registers the metrics. Their names start
-// with prefix.
-func Open(ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string) (*Box, error) {
+// with prefix. If published is not nil, it stores where the messages are: it gets the offset after the last message
+// of each partition that got one, in the transaction that deletes their rows. The partitions lack the
+// IDs of their topics.
+func Open(
+	ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string,
+	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error,
+) (*Box, error) {
 	b := &Box{
-		db: db, log: log, wake: make(chan struct{}, 1),
+		db: db, log: log, published: published, wake: make(chan struct{}, 1),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "_delivery_failures_total",
 			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. " +
@@ -112,7 +122,7 @@ func (b *Box) oldest() (time.Duration, error) {
 	// Prometheus passes no context to a collector.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	last, _ := b.acked.get()
+	last, _, _ := b.acked.get()
 	var at int64
 	const query = "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1"
 	err := b.db.Read.QueryRowContext(ctx, query, last).Scan(&at)
@@ -163,7 +173,7 @@ const totals = `count(*),
 // that are gone already are no error. A commit that reported an error has taken effect all the same,
 // so the rows in the table are counted again.
 func (b *Box) deleteAcked(tx *sqldb.Tx) error {
-	last, acked := b.acked.get()
+	last, acked, next := b.acked.get()
 	if acked == 0 {
 		return nil
 	}
@@ -172,6 +182,11 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 		return err
 	}
 	want := min(acked, most)
+	if b.published != nil && want == acked {
+		if err := b.published(tx, next); err != nil {
+			return fmt.Errorf("store the published positions: %w", err)
+		}
+	}
 	var to, size int64
 	const first = "(SELECT * FROM outbox WHERE id <= ? ORDER BY id LIMIT ?)"
 	err = tx.Query("SELECT coalesce(max(id), 0), "+totals+" FROM "+first,
@@ -217,6 +232,66 @@ func (b *Box) recount(tx *sqldb.Tx, last, acked, deleted int64) error {
 	return nil
 }
 
+// Row is a message that waits in the table.
+type Row struct {
+	ID int64
+	contract.Message
+}
+
+// Waiting returns the rows that have one of these record keys, in the order of their IDs for each key.
+// It reads the whole table.
+func (b *Box) Waiting(tx *sqldb.Tx, keys []any) ([]Row, error) {
+	if b.rows.Load() == 0 {
+		return nil, nil
+	}
+	var waiting []Row
+	err := tx.QueryIn("SELECT id, topic, record_key, value, headers FROM outbox WHERE record_key IN ", keys, "",
+		func(rows *sql.Rows) error {
+			var r Row
+			var headers []byte
+			err := rows.Scan(&r.ID, &r.Topic, &r.Key, &r.Value, &headers)
+			if err == nil {
+				r.Headers, err = decodeHeaders(headers)
+			}
+			waiting = append(waiting, r)
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox: %w", err)
+	}
+	return waiting, nil
+}
+
+// Discard deletes rows that were published, as the topics show. None of them may be acknowledged.
+func (b *Box) Discard(tx *sqldb.Tx, rows []Row) error {
+	ids := make([]any, len(rows))
+	for i := range rows {
+		ids[i] = rows[i].ID
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	var size int64
+	err := tx.QueryIn("SELECT "+totals+" FROM outbox WHERE id IN ", ids, "", func(r *sql.Rows) error {
+		var some int64
+		err := r.Scan(new(int64), &some)
+		size += some
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("measure what is published of the outbox: %w", err)
+	}
+	deleted, err := tx.ExecRows("DELETE FROM outbox WHERE id IN (VALUES ", 1, ")", ids)
+	if err := sqldb.ExpectRows(int64(len(ids)), deleted, err); err != nil {
+		return fmt.Errorf("delete what is published from the outbox: %w", err)
+	}
+	tx.AfterCommit(func() {
+		b.rows.Add(-deleted)
+		b.bytes.Add(-size)
+	})
+	return nil
+}
+
 // acknowledged is how far Kafka has acknowledged the outbox. Both numbers change together, so that
 // a deletion can check that it deletes exactly the acknowledged rows.
 type acknowledged struct {
@@ -225,19 +300,25 @@ type acknowledged struct {
 	last int64
 	// rows is how many of these rows are still in the table.
 	rows int64
+	// next has the offset after the last acknowledged message of each partition.
+	next map[broker.Partition]int64
 }
 
-func (a *acknowledged) get() (last, rows int64) {
+func (a *acknowledged) get() (last, rows int64, next map[broker.Partition]int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.last, a.rows
+	return a.last, a.rows, maps.Clone(a.next)
 }
 
 // add acknowledges n more rows, up to the ID last.
-func (a *acknowledged) add(last, n int64) {
+func (a *acknowledged) add(last, n int64, next map[broker.Partition]int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last, a.rows = last, a.rows+n
+	if a.next == nil {
+		a.next = make(map[broker.Partition]int64)
+	}
+	maps.Copy(a.next, next)
 }
 
 // deleted notes that n acknowledged rows were deleted.

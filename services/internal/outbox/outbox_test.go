@@ -43,7 +43,7 @@ func open(t *testing.T, path string) *Box {
 			t.Error(err)
 		}
 	})
-	b, err := Open(t.Context(), db, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), "test")
+	b, err := Open(t.Context(), db, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), "test", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- b.Relay(ctx, cfg, t.Name()) }()
+	go func() { ended <- b.Relay(ctx, cfg, t.Name(), nil) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -365,11 +365,11 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 	addAt(2*time.Hour - 100*time.Millisecond)
 	addAt(time.Hour - 100*time.Millisecond)
 	check("nothing acknowledged", "rows 2, oldest 7200")
-	b.acked.add(1, 1)
+	b.acked.add(1, 1, nil)
 	check("the first one acknowledged and still there", "rows 2, oldest 3600")
-	b.acked.add(2, 1)
+	b.acked.add(2, 1, nil)
 	check("all acknowledged", "rows 2, oldest 0")
-	b.acked.add(0, -2)
+	b.acked.add(0, -2, nil)
 	// The clock was set back.
 	addAt(-time.Hour)
 	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
@@ -461,7 +461,7 @@ func TestARelayThatIsFencedEnds(t *testing.T) {
 			cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}}
 			first := open(t, filepath.Join(t.TempDir(), "first.db"))
 			ended := make(chan error, 1)
-			go func() { ended <- first.Relay(t.Context(), cfg, t.Name()) }()
+			go func() { ended <- first.Relay(t.Context(), cfg, t.Name(), nil) }()
 			add(t, first, numbered(topic, 0, 1)...)
 			eventually(t, "the first relay has published", empty(first))
 			second := open(t, filepath.Join(t.TempDir(), "second.db"))
@@ -547,7 +547,7 @@ func TestALostWriteIsAnError(t *testing.T) {
 			exec(t, b, "INSERT INTO outbox(id, topic, headers, created_at) VALUES (10, 'topic', x'', 0)")
 			exec(t, b, "DELETE FROM outbox")
 			add(t, b, numbered("topic", 0, 3)...)
-			b.acked.add(12, 2)
+			b.acked.add(12, 2, nil)
 			exec(t, b, c.broken)
 			err := b.db.Tx(t.Context(),
 				func(tx *sqldb.Tx) error { return b.Add(tx, time.Now(), numbered("topic", 3, 2)) })
@@ -567,14 +567,14 @@ func TestTheCountIsRightAgainAfterACommitInDoubt(t *testing.T) {
 	t.Parallel()
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	add(t, b, numbered("topic", 0, 3)...)
-	b.acked.add(2, 2)
+	b.acked.add(2, 2, nil)
 	exec(t, b, "DELETE FROM outbox WHERE id <= 2")
 	exec(t, b, "INSERT INTO outbox(topic, headers, created_at) VALUES ('topic', x'', 0)")
 	add(t, b, numbered("topic", 3, 2)...)
 	if got := b.Rows(); got != 4 {
 		t.Errorf("%d rows are counted, want the 4 in the table", got)
 	}
-	if _, left := b.acked.get(); left != 0 {
+	if _, left, _ := b.acked.get(); left != 0 {
 		t.Errorf("%d acknowledged rows are still to be deleted, want none", left)
 	}
 }

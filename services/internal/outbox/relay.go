@@ -37,11 +37,16 @@ const (
 //
 // If another relay takes the transactional ID, Relay returns broker.ErrProducerFenced. It does not
 // take the ID back: another process publishes the same orders from another store.
-func (b *Box) Relay(ctx context.Context, cfg broker.Config, transactionalID string) error {
+//
+// Each time that the relay has taken the transactional ID, it calls begin, unless that is nil, before
+// it publishes. If begin fails, the relay publishes nothing and tries again.
+func (b *Box) Relay(
+	ctx context.Context, cfg broker.Config, transactionalID string, begin func(ctx context.Context) error,
+) error {
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
-		before, _ := b.acked.get()
-		err := b.relaySession(ctx, cfg, transactionalID)
+		before, _, _ := b.acked.get()
+		err := b.relaySession(ctx, cfg, transactionalID, begin)
 		switch {
 		case err == nil:
 			// ctx has ended, or the next producer has other TLS files.
@@ -55,7 +60,7 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config, transactionalID stri
 			return nil
 		}
 		b.failures.WithLabelValues(broker.Code(err)).Inc()
-		if now, _ := b.acked.get(); now > before {
+		if now, _, _ := b.acked.get(); now > before {
 			retry.Reset()
 		}
 		wait := retry.Next()
@@ -68,7 +73,9 @@ func (b *Box) Relay(ctx context.Context, cfg broker.Config, transactionalID stri
 
 // relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended
 // or the producer has outdated TLS files.
-func (b *Box) relaySession(ctx context.Context, cfg broker.Config, transactionalID string) error {
+func (b *Box) relaySession(
+	ctx context.Context, cfg broker.Config, transactionalID string, begin func(ctx context.Context) error,
+) error {
 	p, err := broker.NewProducer(cfg, transactionalID, b.log)
 	if err != nil {
 		return err
@@ -95,6 +102,15 @@ func (b *Box) relaySession(ctx context.Context, cfg broker.Config, transactional
 
 	if err := p.Fence(work); err != nil {
 		return err
+	}
+	// What earlier sessions have published is in the table no more, and their positions are.
+	if err := b.deleteIdle(ctx); err != nil {
+		return err
+	}
+	if begin != nil {
+		if err := begin(work); err != nil {
+			return err
+		}
 	}
 	var cleanup <-chan time.Time
 	// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
@@ -139,7 +155,7 @@ type page struct {
 
 // nextPage reads the first rows that are not acknowledged, up to limit rows and pageBytes.
 func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
-	last, _ := b.acked.get()
+	last, _, _ := b.acked.get()
 	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
 	// starts a goroutine for each row.
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
@@ -170,14 +186,15 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 // publish publishes a page and acknowledges its rows.
 func (b *Box) publish(ctx context.Context, p *broker.Producer, rows page) error {
 	begin := time.Now()
-	if err := p.Publish(ctx, rows.messages); err != nil {
+	next, err := p.Publish(ctx, rows.messages)
+	if err != nil {
 		return fmt.Errorf("publish %d rows up to %d: %w", len(rows.messages), rows.last, err)
 	}
 	seconds := time.Since(begin).Seconds()
 	for range rows.messages {
 		b.acks.Observe(seconds)
 	}
-	b.acked.add(rows.last, int64(len(rows.messages)))
+	b.acked.add(rows.last, int64(len(rows.messages)), next)
 	return nil
 }
 
@@ -185,7 +202,7 @@ func (b *Box) publish(ctx context.Context, p *broker.Producer, rows page) error 
 // ctx has ended.
 func (b *Box) deleteIdle(ctx context.Context) error {
 	for {
-		if _, rows := b.acked.get(); rows == 0 {
+		if _, rows, _ := b.acked.get(); rows == 0 {
 			return nil
 		}
 		if err := b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked); err != nil {

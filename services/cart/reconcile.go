@@ -1,0 +1,164 @@
+package cart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+)
+
+// conflictsShown is how many order IDs the error of a conflict has.
+const conflictsShown = 10
+
+var errComparing = errors.New("comparing the store with the topics")
+
+// conflictError means that orders were accepted by this store, and other versions of them were
+// published by another one. Nothing can decide which are right.
+type conflictError struct{ orders []string }
+
+func (e *conflictError) Error() string {
+	shown := e.orders[:min(len(e.orders), conflictsShown)]
+	return fmt.Sprintf("%d orders were changed here and by another Cart since this store was copied: "+
+		"nothing is published until that is decided (docs/runbooks/CartConflict.md): %s",
+		len(e.orders), strings.Join(shown, ", "))
+}
+
+// reconciler brings the store in line with what others have published, before the relay publishes.
+// The store may be an old copy, from a backup; then the topics have versions that it lacks. Or another
+// Cart has published since.
+type reconciler struct {
+	kafka broker.Config
+	admin *broker.Admin
+	store *store
+	log   *slog.Logger
+	lost  prometheus.Counter
+
+	// whole is closed once the store is rebuilt.
+	whole chan struct{}
+	// begun is closed when the store is compared with the topics for the first time.
+	begun   chan struct{}
+	started sync.Once
+	// done is closed when the store agrees with the topics for the first time.
+	done     chan struct{}
+	agreed   sync.Once
+	conflict atomic.Pointer[conflictError]
+}
+
+func newReconciler(
+	kafka broker.Config, admin *broker.Admin, s *store, log *slog.Logger, reg prometheus.Registerer,
+) *reconciler {
+	r := &reconciler{
+		kafka: kafka, admin: admin, store: s, log: log,
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cart_published_records_lost_total",
+			Help: "Records that Cart has published and that Kafka has lost, as far as their offsets show it.",
+		}),
+		whole: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
+	}
+	reg.MustRegister(r.lost)
+	return r
+}
+
+// err returns a *conflictError if there is a conflict, or nil.
+func (r *reconciler) err() error {
+	if conflict := r.conflict.Load(); conflict != nil {
+		return conflict
+	}
+	return nil
+}
+
+// run reads what the topics have behind the published positions of the store, and adopts it. No
+// other Cart may publish meanwhile: the relay has taken the transactional ID. It returns a
+// *conflictError if the store has an order that it cannot adopt.
+func (r *reconciler) run(ctx context.Context) error {
+	select {
+	case <-r.whole:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	r.started.Do(func() { close(r.begun) })
+	_, end, err := r.admin.Bounds(ctx, orderTopics...)
+	if err != nil {
+		return err
+	}
+	from, err := r.start(ctx, end)
+	if err != nil {
+		return err
+	}
+	found, err := r.adopt(ctx, from, end)
+	if err != nil {
+		return err
+	}
+	r.conflict.Store(found)
+	if found != nil {
+		return found
+	}
+	if err := r.store.setPublished(ctx, end); err != nil {
+		return err
+	}
+	r.agreed.Do(func() { close(r.done) })
+	return nil
+}
+
+// start returns where to begin in each partition. A store that an earlier release made has no
+// positions yet: it begins at the end.
+func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) (map[broker.Partition]int64, error) {
+	published, err := r.store.publishedPositions(ctx)
+	if err != nil || len(published) == 0 {
+		return end, err
+	}
+	from := make(map[broker.Partition]int64, len(end))
+	for p, next := range published {
+		last, same := end[p]
+		from[p] = min(next, last)
+		if lost := next - from[p]; lost > 0 {
+			r.lost.Add(float64(lost))
+			r.log.Error("Kafka has lost records that were published: Order and a rebuilt Cart lack them",
+				"topic", p.Topic, "partition", p.Number, "published", next, "end", last,
+				"topic_recreated", !same, "next", "docs/runbooks/PublishedRecordsLost.md")
+		}
+	}
+	return from, nil
+}
+
+// adopt reads from there to the end, and returns the conflicts, or nil.
+func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]int64) (*conflictError, error) {
+	var conflicts []string
+	records, adopted, begin := 0, 0, time.Now()
+	err := broker.ReadTo(ctx, r.kafka, r.log, contract.GroupRebuild, from, end,
+		func(ctx context.Context, batch []broker.Record) error {
+			var events []contract.Event
+			for _, rec := range batch {
+				e, err := contract.DecodeEvent(rec.Topic, rec.Offset, rec.Key, rec.Value, rec.Headers)
+				if err == nil {
+					// Order makes a dead letter of what is no event.
+					events = append(events, e)
+				}
+			}
+			n, found, err := r.store.adopt(ctx, events)
+			records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	if len(conflicts) > 0 {
+		slices.Sort(conflicts)
+		return &conflictError{slices.Compact(conflicts)}, nil
+	}
+	if records > 0 {
+		r.log.Info("the store agrees with the topics", "records_behind_it", records, "orders_adopted", adopted,
+			"seconds", time.Since(begin).Seconds())
+	}
+	return nil, nil
+}
