@@ -122,7 +122,8 @@ func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sa
 			err = fmt.Errorf("%d orders were to be published and %d were", b.records, after-before)
 		}
 		// The first records were published before the time began, but their processor time counts.
-		rate = stats.Sample{Value: float64(b.records-(first-before)) / took.Seconds(), CPU: stats.PerOrder(cpu, b.records)}
+		timed := b.records - (first - before)
+		rate = stats.Sample{Value: float64(timed) / took.Seconds(), CPU: stats.PerOrder(cpu, b.records)}
 		return err
 	})
 	return rate, err

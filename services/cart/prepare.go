@@ -76,12 +76,15 @@ func (p *preparation) awaitAgreement(ctx context.Context, report func(reason err
 	}
 }
 
-// awaitTopics waits until the topics exist. The service accepts orders and is ready meanwhile, except
-// while a broker that can be reached has no such topics. It waits a second first: a reachable broker
-// usually responds within that time, and may lack the topics.
+// awaitTopics waits until the topics exist. The service accepts orders meanwhile. It is ready too,
+// except while a broker that can be reached has no such topics. It waits a second first: a reachable
+// broker usually responds within that time.
 func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness, open func()) error {
 	defer time.AfterFunc(time.Second, func() { open(); ready.ReadyUnlessSet() }).Stop()
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
+		if missing != nil {
+			open()
+		}
 		if _, unreachable := errors.AsType[*broker.UnreachableError](missing); unreachable {
 			missing = nil
 		}

@@ -29,7 +29,7 @@ type conflictError struct{ orders []string }
 func (e *conflictError) Error() string {
 	shown := e.orders[:min(len(e.orders), conflictsShown)]
 	return fmt.Sprintf("%d orders were changed here and by another Cart since this store was copied: "+
-		"nothing is published until that is decided (docs/runbooks/CartConflict.md): %s",
+		"nothing is published until that is decided (docs/operations.md, Restore a backup of Cart): %s",
 		len(e.orders), strings.Join(shown, ", "))
 }
 
@@ -125,7 +125,7 @@ func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) 
 			r.lost.Add(float64(lost))
 			r.log.Error("Kafka has lost records that were published: Order and a rebuilt Cart lack them",
 				"topic", p.Topic, "partition", p.Number, "published", next, "end", last,
-				"topic_recreated", !same, "next", "docs/runbooks/PublishedRecordsLost.md")
+				"topic_recreated", !same, "next", "docs/runbooks/CartRecordsLost.md")
 		}
 	}
 	return from, nil

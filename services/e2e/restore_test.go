@@ -67,7 +67,7 @@ func TestARestoredCartThatConflictsPublishesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	cart.notReady("1 orders were changed here and by another Cart since this store was copied")
-	cart.notReady("docs/runbooks/CartConflict.md): order")
+	cart.notReady("Restore a backup of Cart): order")
 	if got := cart.metric("cart_outbox_rows"); got != 2 {
 		t.Errorf("cart_outbox_rows is %v, want both updates", got)
 	}

@@ -279,11 +279,18 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderLogReplaced",
-			Expr:  "sum by (namespace) (increase(order_logs_replaced_total[1h])) > 0",
+			Expr:  counted("order_logs_replaced_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records of the order topics.",
 				`{{ printf "%.0f" $value }}`+" partitions were found to be another log than the one that "+
 					"Order had read. "+
 					"Order has begun to read them again. Orders that Kafka lost are in the stores only."),
+		}),
+		alertRule(critical, "", rulefmt.Rule{
+			Alert: "CartRecordsLost",
+			Expr:  counted("cart_published_records_lost_total", hour) + " > 0",
+			Annotations: texts("Kafka has lost records that Cart had published.",
+				`{{ printf "%.0f" $value }}`+" offsets that Cart had published are gone from the order topics. "+
+					"The orders are in the stores only. Do not delete a volume."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
@@ -348,6 +355,14 @@ min by (%[1]s) (
   and on (%[3]s, topic, partition)
   max by (%[3]s, topic, partition) (kafka_topic_partition_oldest_offset) > 0
 )`, byTopic, headroomLow, byCluster)
+}
+
+// counted returns how much a counter has grown within a window, for each namespace. A service may count
+// before it is scraped for the first time. increase does not see that, so the whole value of a series
+// that began within the window counts.
+func counted(counter string, window model.Duration) string {
+	return fmt.Sprintf("sum by (namespace) ((%[1]s unless %[1]s offset %[2]s) or increase(%[1]s[%[2]s]))",
+		counter, window)
 }
 
 // lately returns the last value of each series of a metric within a window, also of one that ended.

@@ -17,6 +17,13 @@ func cartDashboard() dashboard {
 			}),
 			requestRow("cart"),
 			{"Store and outbox", append(outboxPanels("cart"), panel{
+				kind: "timeseries", title: "Published records that Kafka lost", width: 6, decimals: new(0),
+				alert: "CartRecordsLost",
+				about: "Cart compares the topics with what it has published, before its relay begins.",
+				queries: []query{{
+					expr: "sum(cart_published_records_lost_total{" + inNamespace + "})", legend: "offsets",
+				}},
+			}, panel{
 				kind: "timeseries", title: "Requests per commit", width: 6,
 				about: "Requests that shared one transaction, on average. " +
 					"It rises with the load, so that the number of commits does not.",

@@ -43,7 +43,8 @@ func open(t *testing.T, path string) *Box {
 			t.Error(err)
 		}
 	})
-	b, err := Open(t.Context(), db, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), "test", nil)
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	b, err := Open(t.Context(), db, log, prometheus.NewRegistry(), "test", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
