@@ -349,6 +349,29 @@ func TestAuditThatFailsMidwayBreaksTheConnection(t *testing.T) {
 	}
 }
 
+// Clients that read nothing lose their results early if another one waits.
+func TestSlowClientsGiveTheirPlaceUp(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 30_000)...)
+	tp.BatchSize = 1000
+	a := newAuditAPI(t, sourceOf(tp), web.Pace{Grace: time.Hour, ShortGrace: 300 * time.Millisecond, Rate: 1 << 30})
+	url, _ := a.serve(t, t.Context())
+	for range audit.MaxResults {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", auditPath)
+		if line, err := bufio.NewReaderSize(conn, 16).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+			t.Fatalf("response %q, %v", line, err)
+		}
+	}
+	if got := get(t, url+auditPath); got.Status != 200 {
+		t.Errorf("an audit beside clients that read nothing: %d %s, want 200", got.Status, got.Body)
+	}
+}
+
 // A client that reads nothing must give its result back.
 func TestSlowClientIsCutOff(t *testing.T) {
 	t.Parallel()

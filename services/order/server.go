@@ -228,6 +228,7 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	}
 	paced := web.NewPacedWriter(ctx, w, s.pace)
 	defer paced.Close()
+	defer context.AfterFunc(result.Wanted, paced.Hurry)()
 	w.Header().Set("Content-Type", "application/json")
 	err = result.WriteJSON(ctx, paced)
 	if err == nil || !paced.Begun() {

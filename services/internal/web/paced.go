@@ -9,8 +9,10 @@ import (
 
 // Pace is how fast a client must take a response.
 type Pace struct {
-	// Grace is how long the client may take nothing at the beginning.
+	// Grace is how long the client may take nothing at the beginning, or later altogether.
 	Grace time.Duration
+	// ShortGrace is in the place of Grace while another client waits: see Hurry.
+	ShortGrace time.Duration
 	// Rate is how many bytes a second the client must take after that. It must be positive.
 	Rate int64
 }
@@ -18,12 +20,12 @@ type Pace struct {
 // PacedWriter writes a long response to a client that must keep up with a Pace. The connection of a
 // slower client breaks, because a response that is being written holds resources of the server.
 //
-// One goroutine calls its methods.
+// One goroutine calls its methods, except Hurry.
 type PacedWriter struct {
 	ctx     context.Context
 	w       http.ResponseWriter
 	control *http.ResponseController
-	pace    Pace
+	rate    int64
 	start   time.Time
 	unwatch func() bool
 
@@ -35,6 +37,10 @@ type PacedWriter struct {
 	mu     sync.Mutex
 	begun  bool
 	closed bool
+	grace  time.Duration
+	short  time.Duration
+	// bytes is how many bytes the client must have taken at the deadline.
+	bytes int64
 }
 
 // NewPacedWriter returns a PacedWriter whose time begins now. When ctx ends, a Write that waits for
@@ -42,7 +48,8 @@ type PacedWriter struct {
 // handler returns.
 func NewPacedWriter(ctx context.Context, w http.ResponseWriter, pace Pace) *PacedWriter {
 	p := &PacedWriter{
-		ctx: ctx, w: w, control: http.NewResponseController(w), pace: pace, start: time.Now(),
+		ctx: ctx, w: w, control: http.NewResponseController(w), rate: pace.Rate, start: time.Now(),
+		grace: pace.Grace, short: pace.ShortGrace,
 	}
 	p.unwatch = context.AfterFunc(ctx, p.cut)
 	return p
@@ -68,12 +75,29 @@ func (p *PacedWriter) extend(bytes int64) error {
 	if cause := context.Cause(p.ctx); cause != nil {
 		return cause
 	}
-	allowed := p.pace.Grace + time.Duration(bytes/p.pace.Rate)*time.Second
-	if err := p.control.SetWriteDeadline(p.start.Add(allowed)); err != nil {
+	p.bytes = bytes
+	if err := p.control.SetWriteDeadline(p.deadline()); err != nil {
 		return err
 	}
 	p.begun = true
 	return nil
+}
+
+// deadline returns when the client must have taken the bytes that were written.
+func (p *PacedWriter) deadline() time.Time {
+	return p.start.Add(p.grace + time.Duration(p.bytes/p.rate)*time.Second)
+}
+
+// Hurry shortens the grace, because another client waits for what the response holds. It may be
+// called by any goroutine.
+func (p *PacedWriter) Hurry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.grace = min(p.grace, p.short)
+	if p.begun && !p.closed && p.ctx.Err() == nil {
+		// An error here means that the connection is closed already.
+		_ = p.control.SetWriteDeadline(p.deadline())
+	}
 }
 
 // cut makes a Write that waits for the client fail.

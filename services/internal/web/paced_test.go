@@ -63,6 +63,34 @@ func TestPacedWriterMovesTheDeadline(t *testing.T) {
 	})
 }
 
+// Hurry moves the deadline of a write that waits, and of those that follow.
+func TestPacedWriterHurries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start, d := time.Now(), newDeadlines()
+		p := web.NewPacedWriter(t.Context(), d,
+			web.Pace{Grace: 30 * time.Second, ShortGrace: 2 * time.Second, Rate: 100})
+		for _, want := range []time.Duration{31, 4, 5} {
+			if _, err := p.Write(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+			if got := d.after(start); got != want*time.Second {
+				t.Errorf("after %d bytes the deadline is at %s, want %s", p.Written(), got, want*time.Second)
+			}
+			p.Hurry()
+			if got, want := d.after(start), 2*time.Second+time.Duration(p.Written()/100)*time.Second; got != want {
+				t.Errorf("after %d bytes and Hurry the deadline is at %s, want %s", p.Written(), got, want)
+			}
+		}
+		p.Close()
+		last := d.after(start)
+		p.Hurry()
+		if got := d.after(start); got != last {
+			t.Errorf("after Close the deadline moves to %s", got)
+		}
+	})
+}
+
 // However the end of the context and the writes fall together, the deadline that stays is the one
 // that lets a waiting write fail. Before the first write it stays as it was: the handler responds with
 // something else then.

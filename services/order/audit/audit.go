@@ -22,8 +22,9 @@ import (
 const (
 	// boundsTimeout is how long the look-up of a topic's bounds may take.
 	boundsTimeout = 5 * time.Second
-	// defaultSlotTimeout is how long an audit waits until one of MaxResults is closed.
-	defaultSlotTimeout = 5 * time.Second
+	// defaultSlotTimeout is how long an audit waits until one of MaxResults is closed. It is long
+	// enough for a client that reads nothing to lose its place: see Result.Wanted.
+	defaultSlotTimeout = 10 * time.Second
 	// defaultStallTimeout is how long a read may go on without a record.
 	defaultStallTimeout = 15 * time.Second
 )
@@ -87,6 +88,10 @@ type Auditor struct {
 
 	mu      sync.Mutex
 	readers map[string]*reader // by topic
+	// waiting is how many audits wait for a slot. wanted has ended while any does.
+	waiting int
+	wanted  context.Context
+	want    context.CancelFunc
 }
 
 // New returns an Auditor that keeps its indexes in dir. It deletes what an earlier run left there,
@@ -101,6 +106,7 @@ func New(dir string, source Source, reg prometheus.Registerer, log *slog.Logger)
 		slots: make(chan struct{}, MaxResults), readers: map[string]*reader{},
 	}
 	a.ctx, a.stop = context.WithCancel(context.Background())
+	a.wanted, a.want = context.WithCancel(context.Background())
 	return a, nil
 }
 
@@ -143,6 +149,9 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 	if err != nil {
 		return nil, causeOf(ctx, err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	result.Wanted = a.wanted
 	return result, nil
 }
 
@@ -167,8 +176,16 @@ func (a *Auditor) whyStalled(ctx context.Context, topic string) error {
 	return ErrStalled
 }
 
-// takeSlot waits for a slot. It returns ErrBusy when there is none in time.
+// takeSlot waits for a slot, and lets the open results know that it does. It returns ErrBusy when
+// there is none in time.
 func (a *Auditor) takeSlot(ctx context.Context) error {
+	select {
+	case a.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	a.countWaiting(1)
+	defer a.countWaiting(-1)
 	timeout := time.NewTimer(a.slotTimeout)
 	defer timeout.Stop()
 	select {
@@ -178,6 +195,17 @@ func (a *Auditor) takeSlot(ctx context.Context) error {
 		return context.Cause(ctx)
 	case <-timeout.C:
 		return ErrBusy
+	}
+}
+
+// countWaiting adds to the number of audits that wait for a slot.
+func (a *Auditor) countWaiting(more int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.waiting += more; a.waiting > 0 {
+		a.want()
+	} else {
+		a.wanted, a.want = context.WithCancel(context.Background())
 	}
 }
 

@@ -17,6 +17,8 @@ type Result struct {
 	Topic string
 	// Orders is the number of orders.
 	Orders int64
+	// Wanted ends when another audit waits for the result to be closed.
+	Wanted context.Context
 
 	tx      *sql.Tx
 	release func()
