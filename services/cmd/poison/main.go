@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -84,8 +85,17 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 	return err
 }
 
-// write produces one record and waits until Kafka has acknowledged it.
+// write publishes one record. Another run may take the transactional ID in between: then nothing was
+// written, and it is tried again.
 func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
+	for {
+		if err := writeOnce(ctx, cfg, log, m); !errors.Is(err, broker.ErrProducerFenced) {
+			return err
+		}
+	}
+}
+
+func writeOnce(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
 	producer, err := broker.NewProducer(cfg, contract.TransactionalIDPoison, log)
 	if err != nil {
 		return err
