@@ -30,24 +30,13 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	progress := time.Now()
 	// restoreBatch writes the newest version of each order in a batch.
 	restoreBatch := func(ctx context.Context, batch []broker.Record) error {
-		newest := make(map[string]orderState, len(batch))
-		for _, r := range batch {
-			e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
-			if err != nil {
-				// The Order service makes it a dead letter.
-				skipped++
-				continue
-			}
-			if e.Order.Version <= newest[e.Order.OrderID].version {
-				continue
-			}
-			body, err := e.Order.Encode()
-			if err != nil {
-				return err
-			}
-			newest[e.Order.OrderID] = orderState{e.Order.Version, body}
+		events := decodeBatch(batch)
+		newest, err := newestVersions(events)
+		if err != nil {
+			return err
 		}
 		records += int64(len(batch))
+		skipped += int64(len(batch) - len(events))
 		if time.Since(progress) > 5*time.Second {
 			progress = time.Now()
 			log.Info("rebuilding", "records", records, "of_offsets", total)
@@ -65,4 +54,16 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	}
 	log.Info("the store is rebuilt", "records", records, "skipped", skipped)
 	return nil
+}
+
+// decodeBatch returns the events of a batch. It leaves out what is no event: the Order service makes
+// it a dead letter.
+func decodeBatch(batch []broker.Record) []contract.Event {
+	events := make([]contract.Event, 0, len(batch))
+	for _, r := range batch {
+		if e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); err == nil {
+			events = append(events, e)
+		}
+	}
+	return events
 }

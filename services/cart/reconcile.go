@@ -137,15 +137,7 @@ func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]i
 	records, adopted, begin := 0, 0, time.Now()
 	err := broker.ReadTo(ctx, r.kafka, r.log, contract.GroupRebuild, from, end,
 		func(ctx context.Context, batch []broker.Record) error {
-			var events []contract.Event
-			for _, rec := range batch {
-				e, err := contract.DecodeEvent(rec.Topic, rec.Offset, rec.Key, rec.Value, rec.Headers)
-				if err == nil {
-					// Order makes a dead letter of what is no event.
-					events = append(events, e)
-				}
-			}
-			n, found, err := r.store.adopt(ctx, events)
+			n, found, err := r.store.adopt(ctx, decodeBatch(batch))
 			records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
 			return err
 		})

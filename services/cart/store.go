@@ -261,28 +261,39 @@ func restoreIn(tx *sqldb.Tx, orders map[string]orderState) (int, error) {
 	return len(newer), writeOrders(tx, newer)
 }
 
+// newestVersions returns the newest version of each order among events.
+func newestVersions(events []contract.Event) (map[string]orderState, error) {
+	newest := make(map[string]orderState, len(events))
+	for _, e := range events {
+		if e.Order.Version <= newest[e.Order.OrderID].version {
+			continue
+		}
+		body, err := e.Order.Encode()
+		if err != nil {
+			return nil, err
+		}
+		newest[e.Order.OrderID] = orderState{e.Order.Version, body}
+	}
+	return newest, nil
+}
+
 // adopt takes events over that are in the topics. An event that waits in the outbox is no longer
 // published: it is there already. Any other event is someone else's. The store takes its version
 // over, unless the outbox has that version or a later one of the same order: that is a conflict, and
 // the order stays as it is.
 func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int, conflicts []string, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		newest := make(map[string]orderState)
-		inTopics := make(map[string]bool)
+		newest, err := newestVersions(events)
+		if err != nil {
+			return err
+		}
 		var keys []any
+		for id := range newest {
+			keys = append(keys, []byte(id))
+		}
+		inTopics := make(map[string]bool, len(events))
 		for _, e := range events {
 			inTopics[e.ID] = true
-			known, seen := newest[e.Order.OrderID]
-			if !seen {
-				keys = append(keys, []byte(e.Order.OrderID))
-			}
-			if e.Order.Version > known.version {
-				body, err := e.Order.Encode()
-				if err != nil {
-					return err
-				}
-				newest[e.Order.OrderID] = orderState{e.Order.Version, body}
-			}
 		}
 		waiting, err := s.box.Waiting(tx, keys)
 		if err != nil {

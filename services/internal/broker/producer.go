@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,8 +48,9 @@ type Producer struct {
 	headers []kafka.Header
 	// inFlight is how many messages were handed over and not reported.
 	inFlight atomic.Int64
+	mu       sync.Mutex
 	// next has the offset after the last message that was delivered to each partition, in the
-	// transaction that is open. handleEvents writes it while messages are in flight.
+	// transaction that is open.
 	next map[Partition]int64
 	// failure is why the first message could not be delivered, nil if there was none.
 	failure atomic.Pointer[error]
@@ -79,8 +81,7 @@ func NewProducer(cfg Config, transactionalID string, log *slog.Logger) (*Produce
 		// By default, each channel of the wrapper holds a million entries.
 		"go.events.channel.size":  1000,
 		"go.produce.channel.size": 0,
-		// A transaction succeeds or fails as a whole. Of the reports of its messages only an error
-		// is of use: it is the reason.
+		// Of the reports of the messages, only their offsets and errors are of use.
 		"go.delivery.report.fields": "none",
 		"statistics.interval.ms":    cfg.Stats.millis(),
 	}))
@@ -136,6 +137,8 @@ func (p *Producer) Publish(ctx context.Context, messages []contract.Message) (ne
 	if err == nil {
 		p.trouble.over()
 		p.awaitReports()
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		next, p.next = p.next, make(map[Partition]int64)
 		return next, nil
 	}
@@ -230,8 +233,7 @@ func (p *Producer) handleEvents() {
 			err := e.TopicPartition.Error
 			switch {
 			case err == nil:
-				at := Partition{Topic: *e.TopicPartition.Topic, Number: e.TopicPartition.Partition}
-				p.next[at] = max(p.next[at], int64(e.TopicPartition.Offset)+1)
+				p.landed(e.TopicPartition)
 			case !is(err, kafka.ErrPurgeQueue, kafka.ErrPurgeInflight):
 				p.failure.CompareAndSwap(nil, &err)
 			}
@@ -244,6 +246,14 @@ func (p *Producer) handleEvents() {
 			}
 		}
 	}
+}
+
+// landed notes where a message was delivered.
+func (p *Producer) landed(tp kafka.TopicPartition) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := Partition{Topic: *tp.Topic, Number: tp.Partition}
+	p.next[at] = max(p.next[at], int64(tp.Offset)+1)
 }
 
 // purge gives up the messages that are not acknowledged. They are reported as failed.

@@ -52,9 +52,9 @@ type Box struct {
 }
 
 // Open counts the rows that an earlier run has left, and registers the metrics. Their names start
-// with prefix. If published is not nil, it stores where the messages are: it gets the offset after the last message
-// of each partition that got one, in the transaction that deletes their rows. The partitions lack the
-// IDs of their topics.
+// with prefix. If published is not nil, it stores where the messages are: it gets the offset after the
+// last message of each partition that got one, in the transaction that deletes their rows. The
+// partitions lack the IDs of their topics.
 func Open(
 	ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string,
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error,
@@ -238,6 +238,21 @@ type Row struct {
 	contract.Message
 }
 
+// rowColumns are the columns that scanRow reads.
+const rowColumns = "id, topic, record_key, value, headers"
+
+// scanRow reads a row. size is its bytes, as totals counts them.
+func scanRow(rows *sql.Rows) (r Row, size int, err error) {
+	var headers []byte
+	if err := rows.Scan(&r.ID, &r.Topic, &r.Key, &r.Value, &headers); err != nil {
+		return r, 0, err
+	}
+	if r.Headers, err = decodeHeaders(headers); err != nil {
+		return r, 0, fmt.Errorf("row %d: %w", r.ID, err)
+	}
+	return r, len(r.Key) + len(r.Value) + len(headers), nil
+}
+
 // Waiting returns the rows that have one of these record keys, in the order of their IDs for each key.
 // It reads the whole table.
 func (b *Box) Waiting(tx *sqldb.Tx, keys []any) ([]Row, error) {
@@ -245,14 +260,9 @@ func (b *Box) Waiting(tx *sqldb.Tx, keys []any) ([]Row, error) {
 		return nil, nil
 	}
 	var waiting []Row
-	err := tx.QueryIn("SELECT id, topic, record_key, value, headers FROM outbox WHERE record_key IN ", keys, "",
+	err := tx.QueryIn("SELECT "+rowColumns+" FROM outbox WHERE record_key IN ", keys, "",
 		func(rows *sql.Rows) error {
-			var r Row
-			var headers []byte
-			err := rows.Scan(&r.ID, &r.Topic, &r.Key, &r.Value, &headers)
-			if err == nil {
-				r.Headers, err = decodeHeaders(headers)
-			}
+			r, _, err := scanRow(rows)
 			waiting = append(waiting, r)
 			return err
 		})

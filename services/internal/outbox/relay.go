@@ -159,23 +159,19 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
 	// starts a goroutine for each row.
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
-		"SELECT id, topic, record_key, value, headers FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
+		"SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
 	if err != nil {
 		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 	}
 	defer rows.Close()
 	var next page
 	for size := 0; size < pageBytes && rows.Next(); {
-		var m contract.Message
-		var headers []byte
-		if err := rows.Scan(&next.last, &m.Topic, &m.Key, &m.Value, &headers); err != nil {
+		r, n, err := scanRow(rows)
+		if err != nil {
 			return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 		}
-		if m.Headers, err = decodeHeaders(headers); err != nil {
-			return page{}, fmt.Errorf("row %d: %w", next.last, err)
-		}
-		next.messages = append(next.messages, m)
-		size += len(m.Key) + len(m.Value) + len(headers)
+		next.messages, next.last = append(next.messages, r.Message), r.ID
+		size += n
 	}
 	if err := rows.Err(); err != nil {
 		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))

@@ -133,6 +133,17 @@ func list(
 // HighWatermarks returns the high watermark of each partition of a topic.
 func HighWatermarks(t testing.TB, addr, topic string) map[int32]int64 {
 	t.Helper()
+	var ends map[int32]int64
+	withAdmin(t, addr, "list the ends of topic "+topic, func(ctx context.Context, admin *kadm.Client) (err error) {
+		ends, err = list(ctx, admin.ListEndOffsets, topic)
+		return err
+	})
+	return ends
+}
+
+// withAdmin calls do with an admin client, and names the error by what was being done.
+func withAdmin(t testing.TB, addr, what string, do func(ctx context.Context, admin *kadm.Client) error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
 	defer cancel()
 	admin, err := kadm.NewOptClient(kgo.SeedBrokers(addr))
@@ -140,11 +151,9 @@ func HighWatermarks(t testing.TB, addr, topic string) map[int32]int64 {
 		t.Fatal(err)
 	}
 	defer admin.Close()
-	ends, err := list(ctx, admin.ListEndOffsets, topic)
-	if err != nil {
-		t.Fatalf("list the ends of topic %s: %v", topic, err)
+	if err := do(ctx, admin); err != nil {
+		t.Fatalf("%s: %v", what, err)
 	}
-	return ends
 }
 
 // newRecord copies what the tests compare. It ignores what only the client knows.
@@ -195,17 +204,11 @@ func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
 // CommittedOffsets returns the offsets that a consumer group has committed, by topic and partition.
 func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int64 {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), ioPatience)
-	defer cancel()
-	admin, err := kadm.NewOptClient(kgo.SeedBrokers(addr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
-	fetched, err := fetchOffsets(ctx, admin, group)
-	if err != nil {
-		t.Fatalf("fetch the offsets of group %s: %v", group, err)
-	}
+	var fetched kadm.OffsetResponses
+	withAdmin(t, addr, "fetch the offsets of group "+group, func(ctx context.Context, admin *kadm.Client) (err error) {
+		fetched, err = fetchOffsets(ctx, admin, group)
+		return err
+	})
 	offsets := make(map[string]map[int32]int64)
 	for topic, partitions := range fetched {
 		offsets[topic] = make(map[int32]int64)
