@@ -182,8 +182,10 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 		return err
 	}
 	want := min(acked, most)
+	var stored map[broker.Partition]int64
 	if b.published != nil && want == acked {
-		if err := b.published(tx, next); err != nil {
+		stored = next
+		if err := b.published(tx, stored); err != nil {
 			return fmt.Errorf("store the published positions: %w", err)
 		}
 	}
@@ -196,13 +198,13 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 	}
 	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", to)
 	if err == nil && deleted < want {
-		return b.recount(tx, last, acked, deleted)
+		return b.recount(tx, last, acked, deleted, stored)
 	}
 	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
 		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
 	}
 	tx.AfterCommit(func() {
-		b.acked.deleted(want)
+		b.acked.deleted(want, stored)
 		b.rows.Add(-want)
 		b.bytes.Add(-size)
 	})
@@ -210,8 +212,10 @@ func (b *Box) deleteAcked(tx *sqldb.Tx) error {
 }
 
 // recount takes the number of rows from the table, after only deleted of the acked rows up to the ID
-// last were there to delete.
-func (b *Box) recount(tx *sqldb.Tx, last, acked, deleted int64) error {
+// last were there to delete. stored are the positions that the transaction stores.
+func (b *Box) recount(
+	tx *sqldb.Tx, last, acked, deleted int64, stored map[broker.Partition]int64,
+) error {
 	var rows, size, left int64
 	err := tx.Query("SELECT "+totals+", count(*) FILTER (WHERE id <= ?) FROM outbox",
 		func(r *sql.Rows) error { return r.Scan(&rows, &size, &left) }, last)
@@ -223,7 +227,7 @@ func (b *Box) recount(tx *sqldb.Tx, last, acked, deleted int64) error {
 			&sqldb.CountError{Changed: deleted, Want: acked})
 	}
 	tx.AfterCommit(func() {
-		b.acked.deleted(acked)
+		b.acked.deleted(acked, stored)
 		b.rows.Store(rows)
 		b.bytes.Store(size)
 		b.log.Warn("acknowledged rows were gone already: a commit that failed has taken effect",
@@ -310,7 +314,8 @@ type acknowledged struct {
 	last int64
 	// rows is how many of these rows are still in the table.
 	rows int64
-	// next has the offset after the last acknowledged message of each partition.
+	// next has the offset after the last acknowledged message of each partition, as far as it is not
+	// stored yet. A transaction stores only what has moved.
 	next map[broker.Partition]int64
 }
 
@@ -331,11 +336,16 @@ func (a *acknowledged) add(last, n int64, next map[broker.Partition]int64) {
 	maps.Copy(a.next, next)
 }
 
-// deleted notes that n acknowledged rows were deleted.
-func (a *acknowledged) deleted(n int64) {
+// deleted notes that n acknowledged rows were deleted, and that positions were stored.
+func (a *acknowledged) deleted(n int64, stored map[broker.Partition]int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.rows -= n
+	for p, at := range stored {
+		if a.next[p] == at {
+			delete(a.next, p)
+		}
+	}
 }
 
 // encodeHeaders writes each key and value behind its length, as a varint. The length of a value is
