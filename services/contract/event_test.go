@@ -377,6 +377,10 @@ func TestDeadLetters(t *testing.T) {
 			reason: ReasonUndecodable, message: `header ce_specversion is "2.0", must be 1.0`,
 		},
 		{
+			name: "an event ID that is not UTF-8", value: changed("", `""`), headers: header(HeaderID, "a\xff"),
+			reason: ReasonUndecodable, message: "header ce_id is not valid UTF-8",
+		},
+		{
 			name: "wrong time", value: changed("", `""`), headers: header(HeaderTime, "noon"),
 			reason: ReasonUndecodable, message: `header ce_time is "noon"`,
 		},

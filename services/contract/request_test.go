@@ -73,6 +73,10 @@ func TestDecodeCreateOrder(t *testing.T) {
 			err: "OrderId is given more than once",
 		},
 		{
+			name: "a key given twice, once with an escape", body: `{"orderId":"a","order\u0049d":"b","itemsNum":1}`,
+			err: "orderId is given more than once",
+		},
+		{
 			name: "an unknown key given twice", body: `{"orderId":"a","itemsNum":1,"x":{"x":1},"x":2}`,
 			err: "x is given more than once",
 		},
@@ -93,7 +97,7 @@ func TestDecodeCreateOrder(t *testing.T) {
 			want: CreateOrder{`\ud83d`, 1},
 		},
 		{
-			name: "an ID that nobody can see", body: `{"orderId":"\u200b\u3164\ufe0f","itemsNum":1}`,
+			name: "an ID that nobody can see", body: `{"orderId":"\u200b\u3164\ufe0f\u2800","itemsNum":1}`,
 			err: "orderId has no visible character, must be 1 to 256 bytes of UTF-8 without control characters",
 		},
 		{name: "least items", body: `{"orderId":"a","itemsNum":1}`, want: CreateOrder{"a", 1}},
