@@ -279,7 +279,7 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderLogReplaced",
-			Expr:  counted("order_logs_replaced_total", hour) + " > 0",
+			Expr:  counted("namespace", "order_logs_replaced_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records of the order topics.",
 				`{{ printf "%.0f" $value }}`+" partitions were found to be another log than the one that "+
 					"Order had read. "+
@@ -287,14 +287,14 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "CartRecordsLost",
-			Expr:  counted("cart_published_records_lost_total", hour) + " > 0",
+			Expr:  counted("namespace", "cart_published_records_lost_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records that Cart had published.",
 				`{{ printf "%.0f" $value }}`+" offsets that Cart had published are gone from the order topics. "+
 					"The orders are in the stores only. Do not delete a volume."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
-			Expr:  "sum by (namespace, reason) (increase(order_dead_letters_total[15m])) > 0",
+			Expr:  counted("namespace, reason", "order_dead_letters_total", 15*minute) + " > 0",
 			Annotations: texts("Records that are no orders: {{ $labels.reason }}.",
 				`{{ printf "%.0f" $value }}`+" records in the last 15 minutes held no order ({{ $labels.reason }}) "+
 					"and are in order-dead-letter-topic. "+
@@ -357,12 +357,15 @@ min by (%[1]s) (
 )`, byTopic, headroomLow, byCluster)
 }
 
-// counted returns how much a counter has grown within a window, for each namespace. A service may count
-// before it is scraped for the first time. increase does not see that, so the whole value of a series
-// that began within the window counts.
-func counted(counter string, window model.Duration) string {
-	return fmt.Sprintf("sum by (namespace) ((%[1]s unless %[1]s offset %[2]s) or increase(%[1]s[%[2]s]))",
-		counter, window)
+// counted returns how much a counter has grown within a window, summed by these labels. A service may
+// count before it is scraped for the first time, as when it catches up after a restart. increase does not
+// see that, so the whole value of a series that began within the window counts.
+//
+// It is for what happens once. What happens again and again, as a refused message does, increase sees
+// soon enough. The lag collector counts only what changes between two polls.
+func counted(by, counter string, window model.Duration) string {
+	return fmt.Sprintf("sum by (%[1]s) ((%[2]s unless %[2]s offset %[3]s) or increase(%[2]s[%[3]s]))",
+		by, counter, window)
 }
 
 // lately returns the last value of each series of a metric within a window, also of one that ended.
