@@ -51,6 +51,22 @@ func openImage(t testing.TB, dir string) *sql.DB {
 	return db
 }
 
+// execute changes the store of a service that has ended.
+func execute(t testing.TB, p *process, statements string) {
+	t.Helper()
+	if p.running() {
+		t.Fatalf("%s still writes its store", p.name)
+	}
+	db, err := sql.Open("sqlite3", filepath.Join(p.dir, p.name+".db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec(statements)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // openStore opens an image of the store of a service that has ended.
 func openStore(t testing.TB, p *process) *sql.DB {
 	t.Helper()

@@ -60,7 +60,8 @@ type DB struct {
 }
 
 // Open opens the database file at path, or makes it, and applies the migrations that it does not
-// have yet: the *.sql files in the order of their names.
+// have yet: the *.sql files in the order of their names. It ignores those of a newer release, which
+// come after them.
 //
 // Open takes an exclusive lock that ends with the process. It waits for another process that holds
 // the lock, and returns ErrInUse if that one does not end within lockWait. It returns a
@@ -115,7 +116,7 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if err := db.check(ctx); err != nil {
 		return err
 	}
-	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations) }); err != nil {
+	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations, log) }); err != nil {
 		return err
 	}
 	if db.Read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {

@@ -190,7 +190,8 @@ func TestMigrations(t *testing.T) {
 		{"a new database gets all", schema, ""},
 		{"what is applied is not applied again", schema, ""},
 		{"a newer program adds what is new", migrations(tables, more), ""},
-		{"an older program refuses what it does not know", schema, "0002.sql"},
+		{"an older program, which a rollback starts, ignores what is newer", schema, ""},
+		{"the newer program goes on where it was", migrations(tables, more), ""},
 		{
 			"a broken migration says which one it is",
 			migrations(tables, more, "CREATE TABLE half(k); NONSENSE"),
@@ -200,6 +201,11 @@ func TestMigrations(t *testing.T) {
 			"and leaves nothing behind",
 			migrations(tables, more, "CREATE TABLE half(k)"),
 			"",
+		},
+		{
+			"another program has other migrations",
+			fstest.MapFS{"0001.sql": {Data: []byte(tables)}, "0003.sql": {Data: []byte("CREATE TABLE half(k)")}},
+			"0002.sql, which this program does not have",
 		},
 	} {
 		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations, quiet)
