@@ -95,13 +95,13 @@ func (s instance) ask(t *testing.T, method, url, body string) (int, string) {
 // until waits for a response of an endpoint with this status, and with text in its body.
 func (s instance) until(t *testing.T, url string, status int, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		code, body := s.ask(t, http.MethodGet, url, "")
 		if code == status && strings.Contains(body, text) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: %d %q after 30 s, want %d %q", url, code, body, status, text)
+			t.Fatalf("%s: %d %q after a minute, want %d %q", url, code, body, status, text)
 		}
 	}
 }
@@ -156,7 +156,7 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("rebuilt store (-want +got):\n%s", diff)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for ; runtime.NumGoroutine() > before || openFiles(t) > filesBefore; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
@@ -287,7 +287,11 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	}
 	u.Renew(t)
 	// The clients are recreated while orders keep coming.
-	time.Sleep(4 * time.Second)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if len(testenv.ReadAll(t, k.Addr, contract.TopicCreated)) > published || time.Now().After(deadline) {
+			break
+		}
+	}
 	close(stop)
 	clients.Wait()
 	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")

@@ -73,7 +73,7 @@ func TestDemo(t *testing.T) {
 	shown := func(request string, parts ...string) {
 		t.Helper()
 		// Order gets an event a moment after Cart's response.
-		eventually(t, 10*time.Second, request, func() (bool, string) {
+		eventually(t, patience, request, func() (bool, string) {
 			got := run(t, request)
 			for _, part := range parts {
 				if !strings.Contains(got, part) {
@@ -88,7 +88,7 @@ func TestDemo(t *testing.T) {
 		shown(requests[2], `"orderId":"test-order-101"`, `"status":"Shipped"`, `"version":2`, `"shippingCost":`)
 		shown(requests[3], "Total orders in topic 'order-updated-topic': 1", `"orderId":"test-order-101"`)
 		// The metric appears a moment after the start, and grep finds nothing until then.
-		eventually(t, 10*time.Second, "the lag is known", func() (bool, string) {
+		eventually(t, patience, "the lag is known", func() (bool, string) {
 			page := do(t, http.MethodGet, strings.Fields(requests[4])[1], "").body
 			return strings.Contains(page, "kafka_consumergroup_topic_max_lag_seconds{"), page
 		})
@@ -213,7 +213,7 @@ func TestWrongConfiguration(t *testing.T) {
 		"order": {"KAFKA_BROKERS", "HTTP_ADDR"},
 	} {
 		p := newProcess(t, name, "HTTP_ADDR=nowhere", "MAX_BACKLOG=none", "KAFKA_BROKERS=")
-		p.start().ends(10 * time.Second)
+		p.start().ends(patience)
 		for _, variable := range variables {
 			if !strings.Contains(p.log(), variable) {
 				t.Errorf("%s does not name %s: %s", name, variable, p.log())

@@ -29,7 +29,7 @@ func smallDisk(t *testing.T, p *process, sizeKB int) {
 		p.attributes.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
 	}
 	p.start()
-	eventually(t, 10*time.Second, "it listens", func() (bool, string) {
+	eventually(t, patience, "it listens", func() (bool, string) {
 		if !p.running() && p.cmd.ProcessState.ExitCode() == 99 {
 			testenv.CannotRun(t, "this machine does not let processes mount a file system")
 		}
@@ -58,7 +58,7 @@ func TestDiskIsFull(t *testing.T) {
 
 			// While Kafka runs, publishing makes room.
 			kafka.Stop()
-			l := startLoad(t, cart, nil, 1, 4, time.Millisecond, func(l *load) { l.items = c.items })
+			l := startLoad(t, cart, nil, 1, 8, time.Millisecond, func(l *load) { l.items = c.items })
 			defer l.end()
 			cart.notReady("storage is nearly full")
 			got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "too-much", "ItemsNum": 1000}`)
@@ -75,7 +75,7 @@ func TestDiskIsFull(t *testing.T) {
 			}
 			cart.readyIn(30 * time.Second)
 			const trace = "00000000000000000000000000000001"
-			eventually(t, 10*time.Second, "orders are taken again", func() (bool, string) {
+			eventually(t, patience, "orders are taken again", func() (bool, string) {
 				got := do(t, http.MethodPost, cart.api+"/Order/create-order", `{"OrderId": "room", "ItemsNum": 1}`,
 					"traceparent", "00-"+trace+"-00000000000000ff-01")
 				return got.status == http.StatusOK, got.body
@@ -161,7 +161,7 @@ func TestADamagedStoreOfCartIsRefused(t *testing.T) {
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cart.start().ends(10 * time.Second)
+	cart.start().ends(patience)
 	if code := cart.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(cart.log(), "restore a backup") {
 		t.Errorf("Cart ended with exit code %d, want 1 and the next step in its log", code)
 	}

@@ -220,7 +220,7 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 func keyInFlight(t *testing.T, cart *process, d *document, method, path, body string) {
 	t.Helper()
 	seen, n := false, 0
-	eventually(t, 20*time.Second, "a second request with the same key comes while the first is under way",
+	eventually(t, patience, "a second request with the same key comes while the first is under way",
 		func() (bool, string) {
 			n++
 			var wg sync.WaitGroup

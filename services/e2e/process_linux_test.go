@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // child keeps the terminal's signals from a child process. If the tests are killed, the kernel
@@ -19,7 +18,7 @@ func child() *syscall.SysProcAttr {
 // frozen waits until each thread of a process that was sent SIGSTOP has stopped.
 func frozen(t testing.TB, pid int) {
 	t.Helper()
-	eventually(t, 10*time.Second, "every thread has stopped", func() (bool, string) {
+	eventually(t, patience, "every thread has stopped", func() (bool, string) {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil || threads == nil {
 			t.Fatalf("process %d has no threads: %v", pid, err)

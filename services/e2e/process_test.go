@@ -270,10 +270,14 @@ func (p *process) ends(within time.Duration) {
 	p.t.Logf("%s ended after %s", p.name, time.Since(begin).Round(time.Millisecond))
 }
 
+// patience is how long a condition may take on a machine with busy processors. Only a test that fails
+// waits that long.
+const patience = 2 * time.Minute
+
 // ready waits until the service is ready.
 func (p *process) ready() *process {
 	p.t.Helper()
-	p.readyIn(60 * time.Second)
+	p.readyIn(patience)
 	return p
 }
 
@@ -297,7 +301,7 @@ func (p *process) readiness() (reply, error) {
 // notReady waits until the service reports that it is not ready, for this reason.
 func (p *process) notReady(why string) {
 	p.t.Helper()
-	eventually(p.t, 30*time.Second, p.name+" says that it is not ready: "+why, func() (bool, string) {
+	eventually(p.t, patience, p.name+" says that it is not ready: "+why, func() (bool, string) {
 		got, err := p.readiness()
 		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why), got.body
 	})

@@ -329,7 +329,7 @@ func startWith(t testing.TB, c *Consumer, h Handler) (_ *Consumer, stop func()) 
 			cancel()
 			select {
 			case <-done:
-			case <-time.After(15 * time.Second):
+			case <-time.After(time.Minute):
 				t.Error("Run did not end")
 			}
 		})

@@ -91,7 +91,7 @@ func Partition(topic string, number int32) broker.Partition {
 // Eventually waits until done returns true, which another goroutine brings about.
 func Eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("waited in vain for: " + what)
 		}
