@@ -97,6 +97,65 @@ func TestDiskIsFull(t *testing.T) {
 	}
 }
 
+// The index of an audit is on the volume of Order's store. It takes no room that the store needs: an
+// audit is refused, or its index is removed, before Order stops reading.
+func TestAnAuditLeavesTheStoreItsRoom(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.StartKafka(t)
+	declare(t, kafka.Addr)
+	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
+	cart.start().ready()
+	smallDisk(t, order, 24<<10)
+	order.ready()
+	orders := 0
+	// more creates orders of 53 KB each, and waits until Order has them.
+	more := func(n int) {
+		t.Helper()
+		id := ""
+		for range n {
+			orders++
+			id = fmt.Sprint("order-", orders)
+			cart.accepted(do(t, http.MethodPost, cart.api+"/Order/create-order",
+				fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, id, contract.MaxItems)))
+		}
+		order.sees(id, 1, contract.StatusNew)
+	}
+	audit := func() reply {
+		return do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
+	}
+	indexes := func() []string {
+		files, err := filepath.Glob(filepath.Join(order.disk, "audit", "*.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+
+	more(100)
+	if got := audit(); got.status != http.StatusOK || len(indexes()) != 1 {
+		t.Fatalf("an audit that there is room for: %d %.200s, indexes %v", got.status, got.body, indexes())
+	}
+	// The volume has room for about 400 orders.
+	for len(indexes()) > 0 && orders < 340 {
+		more(10)
+	}
+	if len(indexes()) > 0 {
+		t.Fatalf("the index is still there, with %d orders in the store", orders)
+	}
+	if got := audit(); got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, "no room") {
+		t.Errorf("an audit without room for its index: %d %.200s, want 503 with the reason", got.status, got.body)
+	}
+	if got := indexes(); len(got) > 0 {
+		t.Errorf("the audit that was refused leaves %v", got)
+	}
+	more(10)
+	if left := order.metric("order_store_left_bytes"); left == 0 {
+		t.Error("the store has no room left")
+	}
+	order.stop()
+	cart.stop()
+}
+
 // A failed fsync of a checkpoint ends Cart: the next one may report success for data that is lost.
 func TestAFailedFsyncEndsCart(t *testing.T) {
 	t.Parallel()

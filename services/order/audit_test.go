@@ -204,6 +204,12 @@ func TestProblemsOfAnAudit(t *testing.T) {
 			},
 		},
 		{
+			fmt.Errorf("%w: %w", audit.ErrUnreadable, audit.ErrNoRoom),
+			web.Problem{
+				Status: 503, Text: "The volume of the Order service has no room for an audit.", RetryAfter: 5 * time.Second,
+			},
+		},
+		{
 			errors.New("disk full"),
 			web.Problem{Status: 500, Text: "Something went wrong in the Order service; its log says what."},
 		},

@@ -2,6 +2,7 @@ package order
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -24,6 +25,8 @@ type topicConsumer struct {
 
 	// replaced is broker.Admin.Replaced.
 	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error)
+	// makeRoom is called when the volume is nearly full.
+	makeRoom func()
 
 	// read is where the last applied batch ended, by assigned partition. A batch is written only
 	// where the store has the same offset.
@@ -37,10 +40,12 @@ type topicConsumer struct {
 func newTopicConsumer(
 	s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger,
 	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error),
+	makeRoom func(),
 ) *topicConsumer {
 	return &topicConsumer{
 		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now, replaced: replaced,
-		read: map[broker.Partition]broker.Progress{},
+		makeRoom: makeRoom,
+		read:     map[broker.Partition]broker.Progress{},
 	}
 }
 
@@ -131,6 +136,9 @@ func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 	result, err := c.store.apply(ctx, fold.Decode(b.Records), moves, start)
 	if err != nil {
 		c.metrics.applyFailures.Inc()
+		if errors.Is(err, errNearlyFull) {
+			c.makeRoom()
+		}
 		return fmt.Errorf("apply %d records: %w", len(b.Records), err)
 	}
 	for _, m := range moves {

@@ -40,7 +40,7 @@ func member(t testing.TB, dir string) *topicConsumer {
 		context.Context, map[broker.Partition]broker.Progress,
 	) ([]broker.Partition, error) {
 		return nil, nil
-	})
+	}, func() {})
 }
 
 func (c *topicConsumer) mustAssign(t testing.TB, ps ...broker.Partition) map[broker.Partition]int64 {

@@ -316,6 +316,8 @@ func problem(err error) web.Problem {
 		return web.Problem{Status: http.StatusNotFound, Text: "No orders found in the specified topic."}
 	case errors.Is(err, audit.ErrBusy):
 		return unavailable("Too many audits are being answered; try again later.", auditRetry)
+	case errors.Is(err, audit.ErrNoRoom):
+		return unavailable("The volume of the Order service has no room for an audit.", auditRetry)
 	case errors.Is(err, audit.ErrUnreadable), errors.Is(err, context.Canceled):
 		return unavailable(unreadable(err), auditRetry)
 	default:

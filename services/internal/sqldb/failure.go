@@ -74,11 +74,19 @@ func damage(err error) (sqlite3.Error, bool) {
 	return e, is && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
 
+// IsFull reports whether err says that the disk had no room. Nothing was written then.
+func IsFull(err error) bool {
+	e, is := errors.AsType[sqlite3.Error](err)
+	return is && (e.Code == sqlite3.ErrFull || e.Code == sqlite3.ErrIoErr && noRoom(e.SystemErrno))
+}
+
+func noRoom(code syscall.Errno) bool { return code == syscall.ENOSPC || code == syscall.EDQUOT }
+
 // brokenDisk reports whether err is a failed access to the disk. A full disk is none: nothing is
 // written then, and it heals.
 func brokenDisk(err error) bool {
 	e, is := errors.AsType[sqlite3.Error](err)
-	if !is || e.Code != sqlite3.ErrIoErr || e.SystemErrno == syscall.ENOSPC || e.SystemErrno == syscall.EDQUOT {
+	if !is || e.Code != sqlite3.ErrIoErr || noRoom(e.SystemErrno) {
 		return false
 	}
 	switch e.ExtendedCode {

@@ -45,6 +45,8 @@ type Space struct {
 	Used int64
 	// Left is what they can still take before Room is 0.
 	Left int64
+	// Reserve is what Room leaves free.
+	Reserve int64
 	// once is what one transaction may write.
 	once int64
 }
@@ -97,7 +99,7 @@ func (db *DB) space(query func(string, func(*sql.Rows) error, ...any) error) (Sp
 	now := disk.free - max(0, pages*pageBytes-file)
 	return Space{
 		Used: (pages - unused) * pageBytes,
-		Left: now + wal - disk.reserve() + unused*pageBytes,
+		Left: now + wal - disk.reserve() + unused*pageBytes, Reserve: disk.reserve(),
 		once: (now - disk.reserve()/2) / 2,
 	}, nil
 }

@@ -209,6 +209,22 @@ func (a *Auditor) countWaiting(more int) {
 	}
 }
 
+// Shed removes the indexes that nothing uses. The next audit reads its topic from the start. A store on
+// the same volume calls it when it needs the room.
+func (a *Auditor) Shed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.readers {
+		r.mu.Lock()
+		// A reading that needs more room than there is ends by itself.
+		if r.running == nil && r.current != nil {
+			a.log.Warn("the index of an audit is removed: the store needs its room", "topic", r.topic)
+			r.shed()
+		}
+		r.mu.Unlock()
+	}
+}
+
 // readerOf returns the reader of a topic.
 func (a *Auditor) readerOf(topic string) *reader {
 	a.mu.Lock()

@@ -10,8 +10,10 @@ var (
 	// ErrBusy is returned when MaxResults results are open and none is closed in time.
 	ErrBusy = errors.New("too many results are open")
 	// ErrUnreadable is returned when the topic cannot be read at present. It wraps the cause, which
-	// may be ErrStalled, a *broker.UnreachableError, a *broker.MissingTopicsError or a context's.
+	// may be ErrStalled, ErrNoRoom, a *broker.UnreachableError, a *broker.MissingTopicsError or a context's.
 	ErrUnreadable = errors.New("the topic cannot be read")
+	// ErrNoRoom is the cause when the index would take the room that the service's store needs.
+	ErrNoRoom = errors.New("the volume has no room for an audit's index")
 	// ErrStalled is the cause when Kafka can be reached and no record comes. It wraps a
 	// *broker.WithheldError if an open transaction is why.
 	ErrStalled = errors.New("nothing comes from Kafka")

@@ -89,13 +89,23 @@ func (ix *index) valid(first map[broker.Partition]int64) bool {
 }
 
 // add brings records into the index. Of several records of one version the first stays. It returns
-// how many of the records hold no order.
+// how many of the records hold no order. The index ends with ErrNoRoom before it takes what the store
+// on the same volume keeps in reserve, and as much again for the store to grow.
 func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int, err error) {
 	result := fold.Batch(nil, fold.Decode(records))
 	const columns = 3
 	args := make([]any, 0, columns*len(result.Winners))
+	var cost int64
 	for _, d := range result.Winners {
 		args = append(args, d.Event.Order.OrderID, d.Event.Order.Version, d.Body)
+		cost += sqldb.Cost(len(d.Body))
+	}
+	space, err := ix.db.Space(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if space.Left-space.Reserve < cost {
+		return 0, ErrNoRoom
 	}
 	err = ix.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		// Here the condition decides, because the batch was folded without what the index knows. So
@@ -105,6 +115,9 @@ func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int
 			WHERE excluded.version > orders.version`, args)
 		return err
 	})
+	if sqldb.IsFull(err) {
+		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(result.Winners), err)
 	}

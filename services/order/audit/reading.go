@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -195,6 +196,8 @@ func (r *reader) startWaiting() {
 			rd.index = ix
 		case ix != nil && ix != r.current:
 			r.remove(ix)
+		case errors.Is(err, ErrNoRoom):
+			r.shed()
 		}
 		rd.err = err
 		close(rd.done)
@@ -309,6 +312,15 @@ func (r *reader) install(ix *index) {
 	ix.refs++
 	if old != nil {
 		r.drop(old)
+	}
+}
+
+// shed gives up the current index. It is removed when its last user has released it. The caller holds
+// the lock, and no reading uses the index.
+func (r *reader) shed() {
+	if ix := r.current; ix != nil {
+		r.current = nil
+		r.drop(ix)
 	}
 }
 
