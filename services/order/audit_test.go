@@ -252,6 +252,9 @@ func TestAStopEndsAuditsThatWait(t *testing.T) {
 				}
 			}
 			for range rounds {
+				if t.Failed() {
+					break
+				}
 				stopping, stop := context.WithCancel(t.Context())
 				url, end := a.serveLate(t, stopping)
 				var wg sync.WaitGroup

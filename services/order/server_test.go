@@ -54,7 +54,10 @@ func get(t testing.TB, url string, headers ...string) response {
 	return got
 }
 
+// fetch returns the response to a request. It gives up after a minute.
 func fetch(ctx context.Context, url string, headers ...string) (response, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return response{}, err
