@@ -1,5 +1,6 @@
-// Package kafkaconfig holds what a client has to know to connect to Kafka, and checks it. It knows
-// no client library: the services use one, and the lag collector another.
+// Package kafkaconfig holds what a client has to know to connect to Kafka, and checks it. The
+// services use librdkafka, which has settings of its own. The lag collector, and the services where
+// librdkafka cannot read, use franz-go, whose options Options returns.
 package kafkaconfig
 
 import (

@@ -1,0 +1,75 @@
+package kafkaconfig
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+)
+
+// dialTimeout is how long a connection to a broker may take to open.
+const dialTimeout = 3 * time.Second
+
+// Options returns the options that make a client of franz-go connect with these settings, which are
+// valid. Each connection reads the TLS files and the credentials again, because they may change at
+// any time, as when Strimzi renews a certificate.
+func (c Client) Options() []kgo.Opt {
+	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.ClientID), kgo.Dialer(c.dialer())}
+	if c.UsesSASL() {
+		opts = append(opts, kgo.SASL(c.mechanism()))
+	}
+	return opts
+}
+
+// dialer returns the function that opens a connection, with TLS if the protocol has it.
+func (c Client) dialer() func(ctx context.Context, network, addr string) (net.Conn, error) {
+	tcp := &net.Dialer{Timeout: dialTimeout}
+	if !c.UsesTLS() {
+		return tcp.DialContext
+	}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		// The address has a port: Validate has checked it, or franz-go has made it.
+		host, _, _ := net.SplitHostPort(addr)
+		cfg, err := c.tlsConfig(host)
+		if err != nil {
+			return nil, err
+		}
+		return (&tls.Dialer{NetDialer: tcp, Config: cfg}).DialContext(ctx, network, addr)
+	}
+}
+
+// tlsConfig returns the configuration that the TLS files hold now.
+func (c Client) tlsConfig(host string) (*tls.Config, error) {
+	files, err := c.ReadTLS()
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: files.Roots}
+	if files.Cert != "" {
+		cfg.Certificates = []tls.Certificate{files.Pair}
+	}
+	return cfg, nil
+}
+
+// mechanism returns the SASL mechanism. It reads the credentials at each connection. c is valid.
+func (c Client) mechanism() sasl.Mechanism {
+	login := func(context.Context) (scram.Auth, error) {
+		user, pass, err := c.Credentials()
+		return scram.Auth{User: user, Pass: pass}, err
+	}
+	switch c.Mechanism {
+	case "SCRAM-SHA-256":
+		return scram.Sha256(login)
+	case "SCRAM-SHA-512":
+		return scram.Sha512(login)
+	}
+	return plain.Plain(func(context.Context) (plain.Auth, error) {
+		user, pass, err := c.Credentials()
+		return plain.Auth{User: user, Pass: pass}, err
+	})
+}
