@@ -269,6 +269,15 @@ min by (namespace, job) (
 					"Find its producer, or abort the transaction."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
+			Alert: "OrderConsumerFailing",
+			Expr:  "max by (namespace, pod) (order_consumer_failing) > 0",
+			For:   2 * minute,
+			Annotations: texts("Order cannot read on.",
+				"Something has kept {{ $labels.pod }} from reading a partition, or from storing what it has read, "+
+					"for 2 minutes (order_consumer_failing is {{ $value }}). "+
+					"Its log has the reason: a permission, a damaged batch, Kafka or its volume."),
+		}),
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderGroupShared",
 			Expr:  "max by (namespace) (order_partitions_elsewhere) > 0",
 			For:   minute,

@@ -117,17 +117,14 @@ func consumerPanels() []panel {
 			},
 		},
 		{
-			kind: "timeseries", title: "Partitions and faults", width: 8,
+			kind: "timeseries", title: "Partitions and rebalances", width: 8,
 			alert: "OrderLogReplaced",
-			about: "Partitions that the pods have, rebalances, batches that the store refused (each is tried again), " +
-				"and whether anything keeps the consumer from work.",
+			about: "Partitions that the pods have, rebalances, and what made Order read a partition from its start.",
 			queries: []query{
 				{expr: "sum(order_assigned_partitions{" + inNamespace + "})", legend: "partitions"},
 				increases("order_rebalances_total", "rebalances"),
-				increases("order_apply_failures_total", "refused batches"),
 				increases("order_topics_recreated_total", "topics recreated"),
 				increases("order_logs_replaced_total", "logs replaced"),
-				{expr: "max(order_consumer_failing{" + inNamespace + "})", legend: "failing"},
 			},
 		},
 		{
@@ -148,6 +145,16 @@ func consumerPanels() []panel {
 				expr: "max by (topic) (order_withheld_seconds{" + inNamespace + "})", legend: "{{topic}}",
 			}},
 			limits: bad(withheldLong),
+		},
+		{
+			kind: "timeseries", title: "Consumer failing", width: 8, decimals: new(0),
+			alert: "OrderConsumerFailing",
+			about: "1 while anything keeps Order from reading a partition, or from storing what it has read. " +
+				"A batch that the store refuses is tried again.",
+			queries: []query{
+				{expr: "max(order_consumer_failing{" + inNamespace + "})", legend: "failing"},
+				increases("order_apply_failures_total", "refused batches"),
+			},
 		},
 	}
 }
