@@ -30,7 +30,7 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	progress := time.Now()
 	// restoreBatch writes the newest version of each order in a batch.
 	restoreBatch := func(ctx context.Context, batch []broker.Record) error {
-		events := decodeBatch(batch)
+		events := decodeBatch(batch, log)
 		newest, err := newestVersions(events)
 		if err != nil {
 			return err
@@ -57,10 +57,15 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 }
 
 // decodeBatch returns the events of a batch. It leaves out what is no event: the Order service makes
-// it a dead letter.
-func decodeBatch(batch []broker.Record) []contract.Event {
+// it a dead letter. What cannot be read may have been many orders, so it is logged here too.
+func decodeBatch(batch []broker.Record, log *slog.Logger) []contract.Event {
 	events := make([]contract.Event, 0, len(batch))
 	for _, r := range batch {
+		if r.Fault != nil {
+			log.Error("records are left out: their batch cannot be read", "topic", r.Topic, "partition", r.Partition,
+				"offset", r.Offset, "err", r.Fault, "next", "docs/runbooks/OrderDeadLetters.md")
+			continue
+		}
 		if e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); err == nil {
 			events = append(events, e)
 		}

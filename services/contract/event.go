@@ -113,11 +113,13 @@ const (
 	ReasonKeyMismatch Reason = "key_mismatch"
 	// ReasonConflict: the version is known with another event ID. DecodeEvent does not return it.
 	ReasonConflict Reason = "conflict"
+	// ReasonUnreadable: a whole batch of records cannot be read. DecodeEvent does not return it.
+	ReasonUnreadable Reason = "unreadable"
 )
 
 // Reasons returns all reasons.
 func Reasons() []Reason {
-	return []Reason{ReasonUndecodable, ReasonTombstone, ReasonKeyMismatch, ReasonConflict}
+	return []Reason{ReasonUndecodable, ReasonTombstone, ReasonKeyMismatch, ReasonConflict, ReasonUnreadable}
 }
 
 // DecodeError is why a record of an order topic is not an event.

@@ -459,7 +459,7 @@ func TestDecodeErrorIsShort(t *testing.T) {
 
 func TestReasons(t *testing.T) {
 	t.Parallel()
-	want := []Reason{"undecodable", "tombstone", "key_mismatch", "conflict"}
+	want := []Reason{"undecodable", "tombstone", "key_mismatch", "conflict", "unreadable"}
 	if diff := cmp.Diff(want, Reasons()); diff != "" {
 		t.Errorf("reasons (-want +got):\n%s", diff)
 	}

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"time"
 
@@ -9,6 +11,9 @@ import (
 
 // closeTimeout bounds the Close of every client.
 const closeTimeout = 5 * time.Second
+
+// fetchBytes is the size in bytes of a response with records. It is larger only if the first batch is.
+const fetchBytes = 1 << 20
 
 // clientSettings returns the settings of a new client: those that all clients have in common, and
 // more. The channel is closed when the TLS files have changed, so that the client has to be
@@ -19,6 +24,27 @@ func clientSettings(cfg Config, more kafka.ConfigMap) (*kafka.ConfigMap, <-chan 
 		return nil, nil, err
 	}
 	return settingsWith(cfg, files, more), files.replaced, nil
+}
+
+// fetchSettings adds the settings of a client that reads. They bound what one fetch can become when
+// it is decompressed: see decompress.go.
+func fetchSettings(more kafka.ConfigMap) kafka.ConfigMap {
+	more["check.crcs"] = true
+	more["fetch.message.max.bytes"] = fetchBytes
+	more["fetch.max.bytes"] = fetchBytes
+	return more
+}
+
+// seek makes a client go on at other offsets.
+func seek(client *kafka.Consumer, to []kafka.TopicPartition) error {
+	results, err := client.SeekPartitions(to)
+	for _, r := range results {
+		err = cmp.Or(err, r.Error)
+	}
+	if err != nil {
+		return fmt.Errorf("seek: %w", explain(err))
+	}
+	return nil
 }
 
 // currentFiles returns the TLS files with which clients are made. Without files they are empty.

@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"strconv"
+	"strings"
 	"time"
 
 	"ordersystem.dev/services/internal/env"
@@ -12,6 +14,10 @@ import (
 // the TLS files in use and the statistics. Its texts mask the password, as those of its Client do.
 type Config struct {
 	kafkaconfig.Client
+
+	// SkipDamaged has the damaged batches that readers pass, because no whole copy is left. The
+	// reader of a damaged batch that is not in it waits.
+	SkipDamaged map[Place]bool
 
 	// Stats makes metrics of the clients. It is nil where they are not wanted.
 	Stats *Stats
@@ -61,7 +67,30 @@ func ConfigFromEnv(e *env.Env) Config {
 		}
 		e.Invalid(name, mistake.Value, mistake.Want)
 	}
-	return Config{Client: c, files: newTLSFiles(c)}
+	return Config{Client: c, SkipDamaged: skipDamaged(e), files: newTLSFiles(c)}
+}
+
+// skipDamaged reads KAFKA_SKIP_DAMAGED: places as topic/partition/offset, separated by commas.
+func skipDamaged(e *env.Env) map[Place]bool {
+	const name = "KAFKA_SKIP_DAMAGED"
+	list := e.String(name, "")
+	if list == "" {
+		return nil
+	}
+	skip := make(map[Place]bool)
+	for place := range strings.SplitSeq(list, ",") {
+		parts := strings.Split(strings.TrimSpace(place), "/")
+		if len(parts) == 3 {
+			partition, err := strconv.ParseUint(parts[1], 10, 31)
+			offset, bad := strconv.ParseUint(parts[2], 10, 63)
+			if parts[0] != "" && err == nil && bad == nil {
+				skip[Place{parts[0], int32(partition), int64(offset)}] = true
+				continue
+			}
+		}
+		e.Invalid(name, place, "topic/partition/offset, such as order-created-topic/3/1234")
+	}
+	return skip
 }
 
 // ConsumerConfig is what a Consumer reads, and as a member of which group.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -250,6 +251,33 @@ func TestTroubleIsLoggedOnce(t *testing.T) {
 		if got != step.lines || !strings.Contains(text.String()[before:], step.text) {
 			t.Errorf("%s: %d lines, want %d, the last with %q:\n%s",
 				step.what, got, step.lines, step.text, text.String())
+		}
+	}
+}
+
+func TestDamagedBatchesToSkip(t *testing.T) {
+	for _, test := range []struct {
+		list string
+		want map[Place]bool
+		err  string
+	}{
+		{"", nil, ""},
+		{"orders/3/17", map[Place]bool{{"orders", 3, 17}: true}, ""},
+		{" orders/3/17, b/0/0 ", map[Place]bool{{"orders", 3, 17}: true, {"b", 0, 0}: true}, ""},
+		{"orders/3", nil, `KAFKA_SKIP_DAMAGED="orders/3": must be topic/partition/offset`},
+		{"orders/-1/17", nil, "must be topic/partition/offset"},
+		{"orders/3/9223372036854775808", nil, "must be topic/partition/offset"},
+	} {
+		e := env.New(func(name string) string {
+			return map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SKIP_DAMAGED": test.list}[name]
+		})
+		cfg := ConfigFromEnv(e)
+		if err := e.Err(); test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%q: error %v, want %q", test.list, err, test.err)
+			}
+		} else if err != nil || !maps.Equal(cfg.SkipDamaged, test.want) {
+			t.Errorf("%q: %v, error %v", test.list, cfg.SkipDamaged, err)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (c *Consumer) Run(ctx context.Context, h Handler) {
 		case errors.Is(err, errRenewed):
 			// This is not a failure, and the Admin has logged it.
 			retry.Reset()
-		case errors.Is(err, errReconnected):
+		case errors.Is(err, errReconnected), errors.Is(err, errReadable):
 			retry.Reset()
 			c.log.Info("consumer joins again", "reason", err)
 		default:

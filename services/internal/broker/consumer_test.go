@@ -266,6 +266,24 @@ func TestConsumerJoinsAgainWhenFenced(t *testing.T) {
 	})
 }
 
+func TestAConsumerWithoutPartitionsIsNotFailing(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 1)
+		one, two := newMember(newStore()), newMember(newStore())
+		cc := group(topic)
+		cc.TopicCheck = 100 * time.Millisecond
+		one.load = func() error { return errors.New("the store is broken") }
+		c1, stop1 := start(t, addr, cc, one)
+		poll(t, "the first one fails", func() bool { return c1.Err() != nil })
+		// Whenever the first one leaves the group, the second one gets the partition.
+		c2, stop2 := start(t, addr, cc, two)
+		poll(t, "the second one has the partition", func() bool { return c2.Assigned() == 1 })
+		poll(t, "the first one has nothing to do", func() bool { return c1.Err() == nil && c1.Assigned() == 0 })
+		stop1()
+		stop2()
+	})
+}
+
 func TestConsumerTriesAgainWhenTheStoreCannotBeRead(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)

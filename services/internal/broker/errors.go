@@ -40,6 +40,13 @@ func (e *UnreachableError) Error() string {
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
+// DamagedError means that a broker has stored a batch whose CRC is wrong: its disk has changed it.
+type DamagedError struct{ Place }
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("%s/%d is damaged at offset %d: the batch's CRC is wrong", e.Topic, e.Partition, e.Offset)
+}
+
 // meanings holds a name for each error code, for labels of metrics. Where librdkafka's own text
 // does not show what to do about the error, it also holds a text.
 var meanings = map[kafka.ErrorCode]struct{ name, text string }{

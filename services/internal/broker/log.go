@@ -1,9 +1,12 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,18 +67,30 @@ func level(e kafka.LogEvent) slog.Level {
 }
 
 // trouble turns a client's stream of errors into one line for each change, and one a minute while
-// an error lasts. It is safe for concurrent use.
+// an error lasts. It keeps what is wrong with a partition apart from what is wrong with the client:
+// that Kafka responds to something else does not mean that the partition can be read. It is safe for
+// concurrent use.
 type trouble struct {
 	log     *slog.Logger
 	brokers string
 
 	mu sync.Mutex
-	// last is the present error. It is nil when there is none.
+	// partitions are those that cannot be read.
+	partitions map[topicPartition]unreadable
+	// unknown is why it is not known which partition cannot be read, or nil.
+	unknown unreadable
+	// last is the client's present error. It is nil when there is none.
 	last error
 	// detail is why the last connection failed.
 	detail error
 	// at is the time of the last line. It is zero when the present error has no line yet.
 	at time.Time
+}
+
+// unreadable is why a partition cannot be read, and when that was logged.
+type unreadable struct {
+	err error
+	at  time.Time
 }
 
 // setLog sets where lines go from now on.
@@ -123,11 +138,71 @@ func (t *trouble) over() {
 	t.last, t.detail = nil, nil
 }
 
-// reason returns the present error, or nil.
+// unread takes the news that a partition cannot be read.
+func (t *trouble) unread(at topicPartition, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before, known := t.partitions[at]
+	if t.partitions == nil {
+		t.partitions = make(map[topicPartition]unreadable)
+	}
+	now := time.Now()
+	if known && before.err.Error() == err.Error() && now.Sub(before.at) < time.Minute {
+		now = before.at
+	} else {
+		t.log.Error("a partition cannot be read: it is tried again every second; "+
+			"see the runbook OrderConsumerFailing", "topic", at.topic, "partition", at.number, "err", err)
+	}
+	t.partitions[at] = unreadable{err, now}
+}
+
+// examined takes the news whether the brokers could be asked which partition cannot be read.
+func (t *trouble) examined(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil && time.Since(t.unknown.at) >= time.Minute {
+		t.unknown.at = time.Now()
+		t.log.Warn("a partition cannot be read, and asking Kafka which one fails: it is asked again every second",
+			"brokers", t.brokers, "err", err)
+	}
+	t.unknown.err = err
+}
+
+// read takes the news that a partition can be read.
+func (t *trouble) read(at topicPartition) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, known := t.partitions[at]; known {
+		t.log.Info("the partition can be read again", "topic", at.topic, "partition", at.number)
+		delete(t.partitions, at)
+	}
+}
+
+// forget drops what is known of partitions that are no longer read.
+func (t *trouble) forget(gone ...topicPartition) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unknown.err = nil
+	for _, at := range gone {
+		delete(t.partitions, at)
+	}
+}
+
+// reason returns the present error, or nil. Of several it is that of the client, or else that of the
+// first partition.
 func (t *trouble) reason() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.explained()
+	if err := t.explained(); err != nil {
+		return err
+	}
+	if len(t.partitions) == 0 {
+		return t.unknown.err
+	}
+	first := slices.SortedFunc(maps.Keys(t.partitions), func(a, b topicPartition) int {
+		return cmp.Or(cmp.Compare(a.topic, b.topic), cmp.Compare(a.number, b.number))
+	})[0]
+	return fmt.Errorf("%s/%d cannot be read: %w", first.topic, first.number, t.partitions[first].err)
 }
 
 // explained returns the present error with its meaning. The caller holds the lock.

@@ -9,8 +9,12 @@ import (
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
 
-// readBatch is the largest number of records that ReadTo hands over at once.
-const readBatch = 1000
+const (
+	// readBatch is the largest number of records that ReadTo hands over at once.
+	readBatch = 1000
+	// readBytes is the size in bytes of keys and values at which it hands them over.
+	readBytes = 4 << 20
+)
 
 // ReadTo reads each partition in to, from its offset in from (0 if it has none) up to its offset in
 // to, which is not included. It gives the records to apply in batches that are valid only during
@@ -63,7 +67,11 @@ type boundedReader struct {
 	renewed <-chan struct{}
 	trouble *trouble
 	// open holds the partitions that have not ended.
-	open map[topicPartition]*offsetRange
+	open     map[topicPartition]*offsetRange
+	examiner examiner
+	// batch is being filled, and bytes is the size of its keys and values.
+	batch []Record
+	bytes int
 	// full carries batches to apply, and empty carries them back. There are two.
 	full, empty chan []Record
 }
@@ -72,16 +80,19 @@ type boundedReader struct {
 type offsetRange struct {
 	partition topicPartition
 	next, end int64
+	// stopped reports whether the partition is not fetched because it cannot be read.
+	stopped bool
 }
 
 func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[Partition]int64) *boundedReader {
 	r := &boundedReader{
-		cfg:     cfg,
-		trouble: &trouble{log: log, brokers: cfg.BrokerList()},
-		open:    make(map[topicPartition]*offsetRange),
-		full:    make(chan []Record),
-		empty:   make(chan []Record, 2),
-		settings: kafka.ConfigMap{
+		cfg:      cfg,
+		trouble:  &trouble{log: log, brokers: cfg.BrokerList()},
+		open:     make(map[topicPartition]*offsetRange),
+		full:     make(chan []Record),
+		empty:    make(chan []Record, 2),
+		examiner: examiner{cfg: cfg},
+		settings: fetchSettings(kafka.ConfigMap{
 			"group.id":             group,
 			"enable.auto.commit":   false,
 			"enable.partition.eof": true,
@@ -96,7 +107,7 @@ func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[P
 			"topic.metadata.propagation.max.ms": 5000,
 			// Errors come as events too, and the goroutine of a log makes Close slow.
 			"log_level": 0,
-		},
+		}),
 	}
 	for p, end := range to {
 		if from[p] < end {
@@ -110,16 +121,18 @@ func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[P
 	return r
 }
 
-// run reads until all partitions have ended, with a new client whenever the TLS files change.
+// run reads until all partitions have ended, with a new client whenever the TLS files change, or a
+// partition can be read again.
 func (r *boundedReader) run(ctx context.Context) error {
 	for {
-		if err := r.session(ctx); !errors.Is(err, errRenewed) {
+		if err := r.session(ctx); !errors.Is(err, errRenewed) && !errors.Is(err, errReadable) {
 			return err
 		}
 	}
 }
 
-// session reads with one client. It returns errRenewed when another client has to go on.
+// session reads with one client. It returns errRenewed or errReadable when another client has to go
+// on.
 func (r *boundedReader) session(ctx context.Context) error {
 	settings, renewed, err := clientSettings(r.cfg, r.settings)
 	if err == nil {
@@ -131,10 +144,9 @@ func (r *boundedReader) session(ctx context.Context) error {
 	}
 	defer r.client.Close()
 	var assign []kafka.TopicPartition
-	for at, left := range r.open {
-		assign = append(assign, kafka.TopicPartition{
-			Topic: &left.partition.topic, Partition: at.number, Offset: kafka.Offset(left.next),
-		})
+	for _, left := range r.open {
+		left.stopped = false
+		assign = append(assign, left.topicPartitions()...)
 	}
 	if err := r.client.Assign(assign); err != nil {
 		return err
@@ -143,7 +155,7 @@ func (r *boundedReader) session(ctx context.Context) error {
 }
 
 func (r *boundedReader) read(ctx context.Context) error {
-	batch := <-r.empty
+	r.batch, r.bytes = <-r.empty, 0
 	// current is the range of the last record: the next record is mostly of the same partition.
 	var current *offsetRange
 	for wait := 0; len(r.open) > 0; {
@@ -153,11 +165,11 @@ func (r *boundedReader) read(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 			wait = 100
-			if len(batch) > 0 {
+			if len(r.batch) > 0 {
 				// The batch is not full, but apply may begin if it has nothing else to do.
 				select {
-				case r.full <- batch:
-					batch = <-r.empty
+				case r.full <- r.batch:
+					r.batch, r.bytes = <-r.empty, 0
 				default:
 					wait = 1
 				}
@@ -167,9 +179,13 @@ func (r *boundedReader) read(ctx context.Context) error {
 			// is still good; when nothing does, brokers may be refusing its certificate.
 			select {
 			case <-r.renewed:
-				r.empty <- batch
+				r.empty <- r.batch
 				return errRenewed
 			default:
+			}
+			if r.examiner.due() && r.examineStopped(ctx) {
+				r.empty <- r.batch
+				return errReadable
 			}
 			continue
 		case *kafka.Message:
@@ -180,18 +196,12 @@ func (r *boundedReader) read(ctx context.Context) error {
 			if current == nil {
 				break
 			}
-			if current.next = int64(m.Offset) + 1; current.next <= current.end {
-				batch = append(batch, record(event))
+			if err := r.add(ctx, current, record(event)); err != nil {
+				return err
 			}
 			if current.next >= current.end {
 				r.finish(current)
 				current = nil
-			}
-			if len(batch) == readBatch {
-				if err := r.hand(ctx, batch); err != nil {
-					return err
-				}
-				batch = <-r.empty
 			}
 		case kafka.PartitionEOF:
 			// A leader whose high watermark lags after an election shows an end that is too early.
@@ -205,23 +215,125 @@ func (r *boundedReader) read(ctx context.Context) error {
 			if fatalToReader(event) {
 				return explain(event)
 			}
-			r.trouble.report(event)
+			if !aboutBatch(event) {
+				r.trouble.report(event)
+				break
+			}
+			current = nil
+			if err := r.examine(ctx, event); err != nil {
+				return err
+			}
 		}
 		wait = 0
 	}
-	if len(batch) == 0 {
+	if len(r.batch) == 0 {
 		return nil
 	}
-	return r.hand(ctx, batch)
+	return r.hand(ctx)
 }
 
-// hand gives a batch to ReadTo as soon as that has applied the one before.
-func (r *boundedReader) hand(ctx context.Context, batch []Record) error {
+// add puts a record into the batch, and hands the batch over when it is full.
+func (r *boundedReader) add(ctx context.Context, left *offsetRange, record Record) error {
+	if left.next = record.Offset + 1; left.next > left.end {
+		return nil
+	}
+	r.batch = append(r.batch, record)
+	r.bytes += len(record.Key) + len(record.Value)
+	if len(r.batch) < readBatch && r.bytes < readBytes {
+		return nil
+	}
+	if err := r.hand(ctx); err != nil {
+		return err
+	}
+	r.batch, r.bytes = <-r.empty, 0
+	return nil
+}
+
+// hand gives the batch to ReadTo as soon as that has applied the one before.
+func (r *boundedReader) hand(ctx context.Context) error {
 	select {
-	case r.full <- batch:
+	case r.full <- r.batch:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// offsets returns where to go on in the partitions that are stopped, or in the others.
+func (r *boundedReader) offsets(stopped bool) map[topicPartition]int64 {
+	offsets := make(map[topicPartition]int64)
+	for at, left := range r.open {
+		if left.stopped == stopped {
+			offsets[at] = left.next
+		}
+	}
+	return offsets
+}
+
+// examine finds out which partitions an error of the client is about, and reads what librdkafka
+// cannot.
+func (r *boundedReader) examine(ctx context.Context, cause error) error {
+	found, err := r.examiner.examine(ctx, r.offsets(false), true)
+	r.trouble.examined(err)
+	// again are the ranges that the client has to fetch from where they are.
+	var again []kafka.TopicPartition
+	for _, f := range found {
+		left := r.open[f.at]
+		if f.err != nil {
+			r.trouble.unread(f.at, f.err)
+			left.stopped = true
+			if err := r.client.Pause(left.topicPartitions()); err != nil {
+				return fmt.Errorf("pause a partition: %w", explain(err))
+			}
+		}
+		for _, record := range f.records {
+			if err := r.add(ctx, left, record); err != nil {
+				return err
+			}
+		}
+		if left.next = max(left.next, f.next); left.next >= left.end {
+			r.finish(left)
+		} else if f.next > 0 && !readsOn(cause) {
+			again = append(again, left.topicPartitions()...)
+		}
+	}
+	if readsOn(cause) {
+		for _, left := range r.open {
+			if !left.stopped {
+				again = append(again, left.topicPartitions()...)
+			}
+		}
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	return seek(r.client, again)
+}
+
+// examineStopped reports whether a partition can be read again that could not be.
+func (r *boundedReader) examineStopped(ctx context.Context) bool {
+	stopped := r.offsets(true)
+	if len(stopped) == 0 {
+		return false
+	}
+	found, err := r.examiner.examine(ctx, stopped, false)
+	r.trouble.examined(err)
+	again := false
+	for _, f := range found {
+		if f.err != nil {
+			r.trouble.unread(f.at, f.err)
+			continue
+		}
+		r.trouble.read(f.at)
+		again = true
+	}
+	return again
+}
+
+// topicPartitions returns the range as the client takes it.
+func (o *offsetRange) topicPartitions() []kafka.TopicPartition {
+	return []kafka.TopicPartition{
+		{Topic: &o.partition.topic, Partition: o.partition.number, Offset: kafka.Offset(o.next)},
 	}
 }
 
@@ -230,9 +342,7 @@ func (r *boundedReader) finish(done *offsetRange) {
 	delete(r.open, done.partition)
 	if len(r.open) > 0 {
 		// After an error, what follows is read and ignored.
-		_ = r.client.Pause([]kafka.TopicPartition{
-			{Topic: &done.partition.topic, Partition: done.partition.number},
-		})
+		_ = r.client.Pause(done.topicPartitions())
 	}
 }
 

@@ -43,6 +43,8 @@ type position struct {
 	stableSince time.Time
 	// reported is true when the log has a line about the transaction that is open there.
 	reported bool
+	// stopped reports whether the partition is not fetched because it cannot be read.
+	stopped bool
 }
 
 func newAssignment(work context.Context, m *membership, client *kafka.Consumer, h Handler) *assignment {
@@ -72,6 +74,9 @@ func (a *assignment) lag(now *clientReport, at time.Time) map[Partition]Lag {
 		return lag
 	}
 	for tp, p := range a.positions {
+		if p.stopped {
+			continue
+		}
 		if in, ok := now.Topics[tp.topic].Partitions[tp.number]; ok && in.Lag >= 0 && connected[in.Broker] {
 			withheld := max(0, in.End-in.Stable)
 			lag[p.id] = Lag{Records: in.Lag + withheld, Withheld: a.waits(p, in.Stable, withheld, at)}
@@ -197,6 +202,52 @@ func (a *assignment) end() {
 	a.setLag(nil)
 }
 
+// offsets returns the positions of the partitions that are stopped, or of the others.
+func (a *assignment) offsets(stopped bool) map[topicPartition]int64 {
+	offsets := make(map[topicPartition]int64)
+	for at, p := range a.positions {
+		if p.stopped == stopped {
+			offsets[at] = p.next
+		}
+	}
+	return offsets
+}
+
+// stop stops fetching a partition that cannot be read, for the rest of the session.
+func (a *assignment) stop(p *position) error {
+	p.stopped = true
+	if err := a.client.Pause([]kafka.TopicPartition{p.topicPartition()}); err != nil {
+		return fmt.Errorf("pause a partition: %w", explain(err))
+	}
+	return nil
+}
+
+// seek makes the client go on at positions. It drops what the client has read of them already. As in
+// an assignment, the offset comes without a leader epoch: the client takes that from the next batch.
+func (a *assignment) seek(ps ...*position) error {
+	tps := make([]kafka.TopicPartition, len(ps))
+	for i, p := range ps {
+		tps[i] = p.topicPartition()
+	}
+	return seek(a.client, tps)
+}
+
+// seekAll makes the client read everything again that is not collected yet.
+func (a *assignment) seekAll() error {
+	var ps []*position
+	for _, p := range a.positions {
+		if !p.stopped {
+			ps = append(ps, p)
+		}
+	}
+	return a.seek(ps...)
+}
+
+// topicPartition returns the position as the client takes it.
+func (p *position) topicPartition() kafka.TopicPartition {
+	return kafka.TopicPartition{Topic: &p.id.Topic, Partition: p.id.Number, Offset: kafka.Offset(p.next)}
+}
+
 // pause stops fetching. After an error the client is in an unknown state.
 func (a *assignment) pause() error {
 	if a.paused {
@@ -224,8 +275,10 @@ func (a *assignment) resume() error {
 
 func (a *assignment) topicPartitions() []kafka.TopicPartition {
 	var tps []kafka.TopicPartition
-	for at := range a.positions {
-		tps = append(tps, kafka.TopicPartition{Topic: &at.topic, Partition: at.number})
+	for at, p := range a.positions {
+		if !p.stopped {
+			tps = append(tps, kafka.TopicPartition{Topic: &at.topic, Partition: at.number})
+		}
 	}
 	return tps
 }

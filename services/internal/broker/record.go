@@ -20,6 +20,13 @@ type Partition struct {
 	Number  int32
 }
 
+// Place is where a batch is stored: by the offset of its first record.
+type Place struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+}
+
 // topicPartition is a partition as librdkafka knows it: by the name of its topic.
 type topicPartition struct {
 	topic  string
@@ -36,6 +43,9 @@ type Record struct {
 	// Key and Value are nil when the message has none.
 	Key, Value []byte
 	Headers    []contract.Header
+	// Fault is why a whole batch cannot be read, or nil. The record then stands for all records of
+	// that batch. It has the first offset, and neither time, key, value nor headers.
+	Fault error
 }
 
 // Progress is how far a partition was read.

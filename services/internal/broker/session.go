@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +21,10 @@ const pollWait = 100 * time.Millisecond
 // back with another log, of which the positions know nothing. If their leader epochs went back too,
 // this client would not even read it. So the next session checks the positions.
 var errReconnected = errors.New("Kafka is back: its log may be another one")
+
+// errReadable ends a session when a partition can be read that could not be. What was mended may have
+// brought another log, such as that of another replica. So the next session checks the position.
+var errReadable = errors.New("a partition can be read again: its log may be another one")
 
 // session is one client from joining the group to leaving it. Everything but the watch of topics
 // runs on one goroutine: librdkafka allows only one that polls and closes.
@@ -36,6 +42,13 @@ type session struct {
 	// fill is the batch that is being collected, and bytes the size of its keys and values.
 	fill  Batch
 	bytes int
+	// rescued is what librdkafka could not read, as far as it is not in fill yet. Its partition is
+	// rescuedAt, or nil when there is nothing.
+	rescued   finding
+	rescuedAt *position
+	examiner  examiner
+	// cause is an error of the client that no examination has explained yet, or nil.
+	cause error
 	// hand is the batch that is being applied.
 	hand    Batch
 	closing bool
@@ -60,9 +73,12 @@ func runSession(ctx, work context.Context, m *membership, h Handler) (useful boo
 
 // newSession makes a session and its client. The client joins the group when it subscribes.
 func newSession(work context.Context, m *membership, h Handler) (*session, error) {
-	s := &session{membership: m, logs: newLogs(m.log), handler: h, work: work, changed: make(chan error, 1)}
+	s := &session{
+		membership: m, logs: newLogs(m.log), handler: h, work: work, changed: make(chan error, 1),
+		examiner: examiner{cfg: m.cfg},
+	}
 	s.fill.Next = make(map[Partition]int64)
-	settings, renewed, err := clientSettings(m.cfg, s.logs.settings(kafka.ConfigMap{
+	settings, renewed, err := clientSettings(m.cfg, s.logs.settings(fetchSettings(kafka.ConfigMap{
 		"group.id":             m.cc.Group,
 		"group.protocol":       "consumer",
 		"max.poll.interval.ms": int(m.cc.MaxSilence.Milliseconds()),
@@ -83,7 +99,7 @@ func newSession(work context.Context, m *membership, h Handler) (*session, error
 		// A partition that is assigned or resumed during a fetch waits until that fetch returns.
 		"fetch.wait.max.ms":      100,
 		"statistics.interval.ms": m.cfg.Stats.millis(),
-	}))
+	})))
 	if err == nil {
 		s.renewed = renewed
 		s.client, err = kafka.NewConsumer(settings)
@@ -125,13 +141,21 @@ func (s *session) watch(ctx context.Context) {
 	}
 }
 
-// look ends the session if the watch or the Admin demands it.
+// look ends the session if the watch or the Admin demands it. From time to time it examines
+// partitions again that cannot be read.
 func (s *session) look() {
 	select {
 	case s.end = <-s.changed:
 	case <-s.renewed:
 		s.end = errRenewed
 	default:
+		switch {
+		case !s.examiner.due():
+		case s.cause != nil:
+			s.examine()
+		case len(s.assignment.offsets(true)) > 0:
+			s.examineStopped()
+		}
 	}
 }
 
@@ -145,9 +169,30 @@ func (s *session) fail(err error) {
 // collect polls until no more records are ready or the batch is full.
 func (s *session) collect() {
 	wait := pollWait
-	for s.end == nil && len(s.fill.Records) < s.cc.MaxRecords && s.bytes < s.cc.MaxBytes && s.poll(wait) {
+	for s.end == nil && len(s.fill.Records) < s.cc.MaxRecords && s.bytes < s.cc.MaxBytes && s.next(wait) {
 		wait = 0
 	}
+}
+
+// next takes a record that was rescued, or polls. It reports whether there may be more.
+func (s *session) next(wait time.Duration) bool {
+	p := s.rescuedAt
+	switch {
+	case p == nil:
+		return s.poll(wait)
+	case s.assignment.positions[s.rescued.at] != p:
+		// It was revoked meanwhile.
+		s.rescued, s.rescuedAt = finding{}, nil
+	default:
+		s.add(p, s.rescued.records[0])
+		if s.rescued.records = s.rescued.records[1:]; len(s.rescued.records) == 0 {
+			p.next = s.rescued.next
+			s.fill.Next[p.id] = p.next
+			s.fail(s.assignment.seek(p))
+			s.rescued, s.rescuedAt = finding{}, nil
+		}
+	}
+	return s.end == nil
 }
 
 // poll handles one event. It reports whether there was one and the session goes on.
@@ -191,6 +236,9 @@ func (s *session) poll(wait time.Duration) bool {
 		// described.
 		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) {
 			s.end = explain(e)
+		} else if aboutBatch(e) || is(e, kafka.ErrTopicAuthorizationFailed) {
+			s.cause = e
+			s.examine()
 		} else {
 			s.trouble.report(e)
 			if is(e, kafka.ErrAllBrokersDown) && len(s.assignment.positions) > 0 {
@@ -199,6 +247,51 @@ func (s *session) poll(wait time.Duration) bool {
 		}
 	}
 	return s.end == nil
+}
+
+// examine finds out which partitions the cause is about, and reads what librdkafka cannot.
+func (s *session) examine() {
+	if s.rescuedAt != nil || s.assignment.paused {
+		// look examines them later. A client that is paused drops what it has read.
+		return
+	}
+	cause := s.cause
+	found, err := s.examiner.examine(s.work, s.assignment.offsets(false), aboutBatch(cause))
+	s.trouble.examined(err)
+	for _, f := range found {
+		p := s.assignment.positions[f.at]
+		switch {
+		case f.err != nil:
+			s.trouble.unread(f.at, f.err)
+			s.fail(s.assignment.stop(p))
+		case f.next > 0:
+			s.rescued, s.rescuedAt = f, p
+		}
+	}
+	if readsOn(cause) {
+		s.fail(s.assignment.seekAll())
+	}
+	if err != nil {
+		return
+	}
+	s.cause = nil
+	if !aboutBatch(cause) && len(s.assignment.offsets(true)) == 0 {
+		s.trouble.report(cause)
+	}
+}
+
+// examineStopped ends the session when a partition can be read again that could not be.
+func (s *session) examineStopped() {
+	found, err := s.examiner.examine(s.work, s.assignment.offsets(true), false)
+	s.trouble.examined(err)
+	for _, f := range found {
+		if f.err != nil {
+			s.trouble.unread(f.at, f.err)
+			continue
+		}
+		s.trouble.read(f.at)
+		s.fail(errReadable)
+	}
 }
 
 // add puts a record into the batch that is being collected.
@@ -292,6 +385,9 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 		s.works()
 	case kafka.RevokedPartitions:
 		s.rebalances.Add(1)
+		for _, tp := range e.Partitions {
+			s.trouble.forget(topicPartition{*tp.Topic, tp.Partition})
+		}
 		if !s.closing {
 			gone := s.assignment.remove(e.Partitions, client.AssignmentLost())
 			s.fill, s.hand = s.fill.without(gone), s.hand.without(gone)
@@ -308,6 +404,7 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 // more.
 func (s *session) close() {
 	s.closing = true
+	s.trouble.forget(slices.Collect(maps.Keys(s.assignment.positions))...)
 	s.assignment.end()
 	s.cfg.Stats.next(kindConsumer)
 	closed := make(chan struct{})

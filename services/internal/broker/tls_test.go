@@ -375,3 +375,62 @@ func TestMissingACLs(t *testing.T) {
 		})
 	}
 }
+
+func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
+	k := testenv.StartSecureKafka(t)
+	open, refused := testenv.NewTopic(t, k.Addr, 1), testenv.NewTopic(t, k.Addr, 1)
+	cc := group(open, refused)
+	cc.TopicCheck = 100 * time.Millisecond
+	k.Allow(t, "reader", "topic "+open+" Read", "topic "+refused+" Describe", "topic "+refused+" Read",
+		"group "+cc.Group+" Read")
+	m := newMember(newStore())
+	cfg := userConfig(k.NewUser(t, "reader"))
+	a, err := NewAdmin(cfg, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	var lines lockedBuffer
+	c, stop := startWith(t, NewConsumer(cfg, cc, a, slog.New(slog.NewTextHandler(&lines, nil))), m)
+	defer stop()
+	write := func(topic string, n int) {
+		t.Helper()
+		testenv.Produce(t, k.Addr, message(topic, "k", fmt.Sprint(n)))
+	}
+	read := func(topic string, n int) func() bool {
+		return func() bool { return len(m.values[topicPartition{topic, 0}]) == n }
+	}
+	write(open, 1)
+	write(refused, 1)
+	m.await(t, "both topics", func() bool { return read(open, 1)() && read(refused, 1)() })
+
+	k.Revoke(t, "reader", "topic "+refused+" Read")
+	write(refused, 2)
+	poll(t, "the refusal is reported", func() bool { return Code(c.Err()) == "TOPIC_AUTHORIZATION_FAILED" })
+	// Each of these shows that Kafka responds: a record, and a look-up of the topics.
+	for n := 2; n < 12; n++ {
+		write(open, n)
+		m.await(t, "the other topic", read(open, n))
+		if _, err := c.admin.Topics(t.Context(), open, refused); err != nil {
+			t.Fatal(err)
+		}
+		if Code(c.Err()) != "TOPIC_AUTHORIZATION_FAILED" || !strings.Contains(c.Err().Error(), refused+"/0") {
+			t.Fatalf("after %d other records the member reports %v", n, c.Err())
+		}
+	}
+
+	k.Allow(t, "reader", "topic "+refused+" Read")
+	m.await(t, "the refused record", read(refused, 2))
+	poll(t, "no trouble is left", func() bool { return c.Err() == nil })
+	poll(t, "another client goes on", func() bool {
+		return strings.Contains(lines.String(), `reason="a partition can be read again`)
+	})
+	for text, want := range map[string]int{
+		"a partition cannot be read": 1, "the partition can be read again": 1,
+		"trouble with Kafka": 0, "Kafka responds again": 0,
+	} {
+		if got := strings.Count(lines.String(), text); got != want {
+			t.Errorf("%d lines have %q, want %d:\n%s", got, text, want, lines.String())
+		}
+	}
+}

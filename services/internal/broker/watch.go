@@ -25,6 +25,10 @@ func watchTopics(ctx context.Context, m *membership, ids func() map[string]strin
 			logged = ""
 			// In a quiet topic, nothing else shows that an outage is over.
 			m.trouble.over()
+			if len(m.holds()) == 0 {
+				// No batch will show that the member works again: it has nothing to do.
+				m.works()
+			}
 			if m.lost.Load() {
 				return errReconnected
 			}

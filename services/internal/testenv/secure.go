@@ -81,6 +81,17 @@ func (k *SecureKafka) Restart(t testing.TB) {
 // the broker knows them.
 func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	t.Helper()
+	k.change(t, user, true, acls)
+}
+
+// Revoke takes ACLs from a user again, and waits until the broker knows that.
+func (k *SecureKafka) Revoke(t testing.TB, user string, acls ...string) {
+	t.Helper()
+	k.change(t, user, false, acls)
+}
+
+func (k *SecureKafka) change(t testing.TB, user string, allow bool, acls []string) {
+	t.Helper()
 	admin, err := kadm.NewOptClient(kgo.SeedBrokers(k.Addr))
 	if err != nil {
 		t.Fatal(err)
@@ -103,19 +114,27 @@ func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 		default:
 			t.Fatalf("allow %s: no such resource", acl)
 		}
-		made, err := admin.CreateACLs(ctx, b)
-		for _, m := range made {
-			err = cmp.Or(err, m.Err)
-		}
-		for known := 0; err == nil && known == 0; {
-			var described kadm.DescribeACLsResults
-			described, err = admin.DescribeACLs(ctx, b)
-			for _, d := range described {
-				known += len(d.Described)
+		var err error
+		if allow {
+			var made kadm.CreateACLsResults
+			made, err = admin.CreateACLs(ctx, b)
+			for _, m := range made {
+				err = cmp.Or(err, m.Err)
+			}
+		} else {
+			var gone kadm.DeleteACLsResults
+			gone, err = admin.DeleteACLs(ctx, b)
+			for _, g := range gone {
+				err = cmp.Or(err, g.Err)
 			}
 		}
+		for known := !allow; err == nil && known != allow; {
+			var described kadm.DescribeACLsResults
+			described, err = admin.DescribeACLs(ctx, b)
+			known = slices.ContainsFunc(described, func(d kadm.DescribeACLsResult) bool { return len(d.Described) > 0 })
+		}
 		if err != nil {
-			t.Fatalf("allow %s %s: %v", user, acl, err)
+			t.Fatalf("change %s of %s: %v", acl, user, err)
 		}
 	}
 }

@@ -48,6 +48,10 @@ func Decode(records []broker.Record) []Decoded {
 // record, and must not stop the transaction of a whole batch later.
 func (d *Decoded) decode(r *broker.Record) {
 	d.Record = r
+	if r.Fault != nil {
+		d.Err = &contract.DecodeError{Reason: contract.ReasonUnreadable, Message: r.Fault.Error()}
+		return
+	}
 	if d.Event, d.Err = contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); d.Err == nil {
 		d.Body, d.Err = d.Event.Order.Encode()
 	}

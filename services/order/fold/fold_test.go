@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -179,5 +180,15 @@ func TestDecodeKeepsTheOrder(t *testing.T) {
 				t.Fatalf("of %d records, number %d is %q, %v", n, i, d.Event.Order.OrderID, d.Err)
 			}
 		}
+	}
+}
+
+func TestABatchThatCannotBeReadIsRejectedOnce(t *testing.T) {
+	t.Parallel()
+	fault := broker.Record{Topic: contract.TopicCreated, Partition: 3, Offset: 17, Fault: errors.New("it is too large")}
+	result := Batch(nil, Decode([]broker.Record{fault}))
+	if len(result.Rejected) != 1 || result.Rejected[0].Reason != contract.ReasonUnreadable ||
+		result.Rejected[0].Message != "it is too large" || result.Rejected[0].Record.Offset != 17 {
+		t.Errorf("rejected %+v", result.Rejected)
 	}
 }

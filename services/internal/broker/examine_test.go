@@ -1,0 +1,276 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// produceBatch writes values to partition 0 of a topic as one batch.
+func produceBatch(t testing.TB, addr, topic, codec string, values ...[]byte) {
+	t.Helper()
+	var messages []contract.Message
+	for _, v := range values {
+		messages = append(messages, contract.Message{Topic: topic, Key: []byte("k"), Value: v})
+	}
+	testenv.ProduceBatch(t, addr, codec, 0, messages...)
+}
+
+// everyRead runs a test with a Consumer and with ReadTo. read returns what each of them has read of
+// partition 0 of the topic, when it has got past the offset end.
+func everyRead(
+	t *testing.T, addr, topic string, end int64, test func(t *testing.T, read []Record),
+) {
+	t.Run("consumer", func(t *testing.T) {
+		m := newMember(newStore())
+		var read []Record
+		m.apply = func(_ context.Context, b Batch) error {
+			for _, r := range b.Records {
+				read = append(read, r.summary())
+			}
+			return nil
+		}
+		_, stop := start(t, addr, group(topic), m)
+		m.await(t, "all records", func() bool {
+			for p, next := range m.next {
+				if p.Topic == topic && next >= end {
+					return true
+				}
+			}
+			return false
+		})
+		stop()
+		test(t, read)
+	})
+	t.Run("reader", func(t *testing.T) {
+		first, to, err := admin(t, addr).Bounds(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read []Record
+		err = ReadTo(t.Context(), config(addr), logger(t), "g", first, to, func(_ context.Context, rs []Record) error {
+			for _, r := range rs {
+				read = append(read, r.summary())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		test(t, read)
+	})
+}
+
+// summary replaces the value by its length.
+func (r Record) summary() Record {
+	r.Value = fmt.Append(nil, len(r.Value))
+	return r
+}
+
+func TestBatchesOfEveryCodecAreRead(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		for _, codec := range testenv.Codecs() {
+			t.Run(codec, func(t *testing.T) {
+				topic := testenv.NewTopic(t, addr, 1)
+				// A broker of default settings stores 1 MiB of what is left after compression.
+				records, size := 80, 500_000
+				switch codec {
+				case testenv.None:
+					size = 10_000
+				case testenv.Snappy:
+					size = 150_000
+				case testenv.JavaZstd:
+					// librdkafka guesses 102 MB, which is more than it may receive.
+					records = 122
+				}
+				var values [][]byte
+				for i := range records {
+					values = append(values, bytes.Repeat([]byte{byte('a' + i%20)}, size))
+				}
+				produceBatch(t, addr, topic, testenv.None, []byte("before"))
+				produceBatch(t, addr, topic, codec, values...)
+				produceBatch(t, addr, topic, testenv.None, []byte("after!"))
+				everyRead(t, addr, topic, int64(records+2), func(t *testing.T, read []Record) {
+					var want, got []string
+					for i := range records + 2 {
+						n := size
+						if i == 0 || i == records+1 {
+							n = len("before")
+						}
+						want = append(want, fmt.Sprint(i, n))
+					}
+					for _, r := range read {
+						if r.Fault != nil {
+							t.Errorf("offset %d: %v", r.Offset, r.Fault)
+						}
+						got = append(got, fmt.Sprintf("%d %s", r.Offset, r.Value))
+					}
+					if !slices.Equal(got, want) {
+						t.Errorf("read %d records, want %d: %.200v", len(got), len(want), got)
+					}
+				})
+			})
+		}
+	})
+}
+
+// Without decompress_linux.go, librdkafka reads these batches, whatever memory they take.
+func TestABatchThatIsTooLargeIsOneFault(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("librdkafka decompresses by itself")
+	}
+	each(t, func(t *testing.T, addr string) {
+		for _, codec := range []string{testenv.LZ4, testenv.Zstd, testenv.JavaZstd, testenv.Gzip} {
+			t.Run(codec, func(t *testing.T) {
+				topic := testenv.NewTopic(t, addr, 1)
+				produceBatch(t, addr, topic, testenv.None, []byte("before"))
+				produceBatch(t, addr, topic, codec, make([]byte, 200<<20), []byte("the same batch"))
+				produceBatch(t, addr, topic, testenv.None, []byte("after"))
+				everyRead(t, addr, topic, 4, func(t *testing.T, read []Record) {
+					var got []string
+					for _, r := range read {
+						got = append(got, fmt.Sprint(r.Offset, r.Fault != nil))
+					}
+					if want := []string{"0 false", "1 true", "3 false"}; !slices.Equal(got, want) {
+						t.Errorf("read %v, want %v", got, want)
+					}
+				})
+			})
+		}
+	})
+}
+
+func TestADamagedBatchIsWaitedForUntilItIsWholeOrToBeSkipped(t *testing.T) {
+	dir := t.TempDir()
+	k := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
+	topic, other := testenv.NewTopic(t, k.Addr, 1), testenv.NewTopic(t, k.Addr, 1)
+	produceBatch(t, k.Addr, topic, testenv.None, []byte("before"))
+	produceBatch(t, k.Addr, topic, testenv.None, []byte("damaged"), []byte("the same batch"))
+	produceBatch(t, k.Addr, topic, testenv.None, []byte("after"))
+	place := Place{topic, 0, 1}
+	flip := func() {
+		t.Helper()
+		path := filepath.Join(dir, "data", topic+"-0", "00000000000000000000.log")
+		stored, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := max(bytes.Index(stored, []byte("damaged")), bytes.Index(stored, []byte("eamaged")))
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := file.WriteAt([]byte{stored[at] ^ 1}, int64(at)); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip()
+
+	m := newMember(newStore())
+	cc := group(topic, other)
+	cc.TopicCheck = 100 * time.Millisecond
+	// The first examination finds this batch too, in whatever order.
+	produceBatch(t, k.Addr, other, testenv.Gzip, []byte("other"))
+	c, stop := start(t, k.Addr, cc, m)
+	damaged := func() bool {
+		e, ok := errors.AsType[*DamagedError](c.Err())
+		return ok && e.Place == place
+	}
+	poll(t, "the damage is reported", damaged)
+	for i := range 20 {
+		codec := []string{testenv.None, testenv.Gzip}[i%2]
+		produceBatch(t, k.Addr, other, codec, []byte("other"))
+		m.await(t, "the other topic", func() bool { return len(m.values[topicPartition{other, 0}]) == i+2 })
+		if !damaged() {
+			t.Fatalf("the damage is no longer reported: %v", c.Err())
+		}
+	}
+	got := slices.Clone(m.values[topicPartition{topic, 0}])
+	if want := []string{"before"}; !slices.Equal(got, want) {
+		t.Errorf("read %q of the damaged partition, want %q", got, want)
+	}
+
+	var lines lockedBuffer
+	ctx, cancel := context.WithCancel(t.Context())
+	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reading sync.WaitGroup
+	before := make(chan struct{}, 1)
+	read := func(ctx context.Context, cfg Config) (values []string, err error) {
+		log := slog.New(slog.NewTextHandler(&lines, nil))
+		err = ReadTo(ctx, cfg, log, "g", first, end, func(_ context.Context, rs []Record) error {
+			for _, r := range rs {
+				values = append(values, fmt.Sprint(string(r.Value), r.Fault != nil))
+			}
+			select {
+			case before <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+		return values, err
+	}
+	reading.Go(func() {
+		values, err := read(ctx, config(k.Addr))
+		if want := []string{"beforefalse"}; !slices.Equal(values, want) || !errors.Is(err, context.Canceled) {
+			t.Errorf("a reader has read %q, want %q; error %v", values, want, err)
+		}
+	})
+	poll(t, "the reader reports the damage", func() bool {
+		return strings.Contains(lines.String(), "a partition cannot be read") &&
+			strings.Contains(lines.String(), "is damaged at offset 1")
+	})
+	<-before
+	cancel()
+	reading.Wait()
+
+	skipping := config(k.Addr)
+	skipping.SkipDamaged = map[Place]bool{place: true}
+	values, err := read(t.Context(), skipping)
+	if want := []string{"beforefalse", "true", "afterfalse"}; err != nil || !slices.Equal(values, want) {
+		t.Errorf("a reader that skips has read %q, want %q; error %v", values, want, err)
+	}
+
+	flip()
+	m.await(t, "all records, after the batch is whole again", func() bool { return m.count() == 25 })
+	poll(t, "no trouble is left", func() bool { return c.Err() == nil })
+	stop()
+	m.sameAs(t, k.Addr, topic, other)
+}
+
+// lockedBuffer is a bytes.Buffer for several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
