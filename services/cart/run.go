@@ -59,7 +59,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{commits.run, store.db.Watch},
 		// The relay publishes what is stored.
 		service.Stage{func(ctx context.Context) error {
-			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDRelay, reconciler.run)
+			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDsRelay, reconciler.run)
 		}},
 	)
 }

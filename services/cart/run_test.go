@@ -247,7 +247,8 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	}
 	testenv.Produce(t, k.Addr, event(t, "before", 1), event(t, "before", 2))
 	k.Allow(t, "cart",
-		"transactional-id "+contract.TransactionalIDRelay+" Write",
+		"transactional-id "+contract.TransactionalIDsRelay[0]+" Write",
+		"transactional-id "+contract.TransactionalIDsRelay[1]+" Write",
 		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicCreated+" Write",
 		"topic "+contract.TopicUpdated+" Read", "topic "+contract.TopicUpdated+" Write",
 		"group "+contract.GroupRebuild+" Describe")

@@ -20,16 +20,17 @@ const (
 	GroupAudit   = "order-audit"
 )
 
-// The transactional IDs. Kafka refuses a producer as soon as another one takes its ID, so there is one
-// for each relay.
-const (
-	// TransactionalIDRelay is the ID of Cart's relay.
-	TransactionalIDRelay = "cart-relay"
-	// TransactionalIDPoison is the ID of the program poison, which has the rights of Cart.
-	TransactionalIDPoison = "cart-poison"
-	// TransactionalIDDeadLetters is the ID of Order's relay of dead letters.
-	TransactionalIDDeadLetters = "order-dead-letters"
+// The transactional IDs. Kafka refuses a producer as soon as another one takes its ID. Each relay has two
+// producers, which take turns.
+var (
+	// TransactionalIDsRelay are the IDs of Cart's relay.
+	TransactionalIDsRelay = [2]string{"cart-relay", "cart-relay-2"}
+	// TransactionalIDsDeadLetters are the IDs of Order's relay of dead letters.
+	TransactionalIDsDeadLetters = [2]string{"order-dead-letters", "order-dead-letters-2"}
 )
+
+// TransactionalIDPoison is the ID of the program poison, which has the rights of Cart.
+const TransactionalIDPoison = "cart-poison"
 
 // Topic declares one topic. It leaves out the replication factor, which differs between
 // environments.

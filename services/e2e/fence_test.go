@@ -89,7 +89,7 @@ func TestASecondCartTakesOver(t *testing.T) {
 		t.Errorf("the first Cart ends with exit code %d, want 1", code)
 	}
 	if log := first.log(); !strings.Contains(log, "another process publishes to the same topics") ||
-		!strings.Contains(log, contract.TransactionalIDRelay) {
+		!strings.Contains(log, contract.TransactionalIDsRelay[0]) {
 		t.Errorf("the log of the first Cart does not say why it ended: %s", log)
 	}
 	second.stop()

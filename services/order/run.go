@@ -90,7 +90,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{
 			func(ctx context.Context) error { member.Run(ctx, handler); return nil },
 			func(ctx context.Context) error {
-				return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDDeadLetters, nil)
+				return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDsDeadLetters, nil)
 			},
 			store.db.Watch,
 		},

@@ -180,7 +180,8 @@ func TestServiceOnSecureKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Allow(t, "order",
-		"transactional-id "+contract.TransactionalIDDeadLetters+" Write",
+		"transactional-id "+contract.TransactionalIDsDeadLetters[0]+" Write",
+		"transactional-id "+contract.TransactionalIDsDeadLetters[1]+" Write",
 		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicUpdated+" Read",
 		"topic "+contract.TopicDeadLetter+" Write",
 		"group "+contract.GroupOrder+" Read", "group "+contract.GroupAudit+" Describe")

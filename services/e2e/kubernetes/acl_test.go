@@ -25,6 +25,7 @@ var rights = map[string][]string{
 		"Read topic order-updated-topic", "Write topic order-updated-topic", "Describe topic order-updated-topic",
 		"Describe group cart-rebuild",
 		"Write transactionalId cart-relay", "Describe transactionalId cart-relay",
+		"Write transactionalId cart-relay-2", "Describe transactionalId cart-relay-2",
 		"Write transactionalId cart-poison", "Describe transactionalId cart-poison",
 		// Kafka grants this with Write on any topic.
 		"IdempotentWrite cluster",
@@ -36,6 +37,7 @@ var rights = map[string][]string{
 		"Read group order-service", "Describe group order-service",
 		"Describe group order-audit",
 		"Write transactionalId order-dead-letters", "Describe transactionalId order-dead-letters",
+		"Write transactionalId order-dead-letters-2", "Describe transactionalId order-dead-letters-2",
 		"IdempotentWrite cluster",
 	},
 	"lag-operator": {
@@ -53,8 +55,9 @@ var resources = map[string][]string{
 		"any-other-topic"},
 	"group":   {contract.GroupOrder, contract.GroupAudit, contract.GroupRebuild, "any-other-group"},
 	"cluster": {""},
-	"transactionalId": {contract.TransactionalIDRelay, contract.TransactionalIDPoison,
-		contract.TransactionalIDDeadLetters, "any-other-transaction"},
+	"transactionalId": {contract.TransactionalIDsRelay[0], contract.TransactionalIDsRelay[1],
+		contract.TransactionalIDsDeadLetters[0], contract.TransactionalIDsDeadLetters[1],
+		contract.TransactionalIDPoison, "any-other-transaction"},
 }
 
 // attempt sends a request that needs one right. A user with the right gets another error or none.

@@ -300,7 +300,7 @@ func (i *installation) missRights(t *testing.T) {
 	}
 
 	writeUpdated := newACL("topic", contract.TopicUpdated, "Write")
-	takeID := newACL("transactionalId", contract.TransactionalIDRelay, "Write")
+	takeID := newACL("transactionalId", contract.TransactionalIDsRelay[1], "Write")
 	i.strimzi.revoke(t, "cart", writeUpdated)
 	update()
 	i.logs(t, i.cart, "no permission on the topic: a producer needs the ACL Write")

@@ -133,7 +133,8 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			"topic " + contract.TopicCreated + ": Describe Read Write",
 			"topic " + contract.TopicUpdated + ": Describe Read Write",
 			"transactionalId " + contract.TransactionalIDPoison + ": Describe Write",
-			"transactionalId " + contract.TransactionalIDRelay + ": Describe Write",
+			"transactionalId " + contract.TransactionalIDsRelay[1] + ": Describe Write",
+			"transactionalId " + contract.TransactionalIDsRelay[0] + ": Describe Write",
 		},
 		"order": {
 			"group " + contract.GroupAudit + ": Describe",
@@ -141,7 +142,8 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			"topic " + contract.TopicCreated + ": Describe Read",
 			"topic " + contract.TopicDeadLetter + ": Describe Write",
 			"topic " + contract.TopicUpdated + ": Describe Read",
-			"transactionalId " + contract.TransactionalIDDeadLetters + ": Describe Write",
+			"transactionalId " + contract.TransactionalIDsDeadLetters[1] + ": Describe Write",
+			"transactionalId " + contract.TransactionalIDsDeadLetters[0] + ": Describe Write",
 		},
 		"lag-operator": {
 			"group *: Describe",

@@ -77,6 +77,9 @@ func numbered(topic string, from, n int) []contract.Message {
 	return ms
 }
 
+// ids returns the transactional IDs of the test's relays.
+func ids(t *testing.T) [2]string { return [2]string{t.Name(), t.Name() + "-2"} }
+
 // relay runs a relay until stop is called. stop returns when the relay has ended.
 func relay(t *testing.T, b *Box, addr string) (stop func()) {
 	t.Helper()
@@ -87,7 +90,7 @@ func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- b.Relay(ctx, cfg, t.Name(), nil) }()
+	go func() { ended <- b.Relay(ctx, cfg, ids(t), nil) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -227,7 +230,8 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 	k := testenv.StartSecureKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 3)
-	k.Allow(t, "u", "topic "+topic+" Write", "transactional-id "+t.Name()+" Write")
+	k.Allow(t, "u", "topic "+topic+" Write", "transactional-id "+ids(t)[0]+" Write",
+		"transactional-id "+ids(t)[1]+" Write")
 	u := k.NewUser(t, "u")
 	vars := u.Env()
 	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return vars[name] }))
@@ -464,35 +468,44 @@ func TestAnOrderlyEndIsNoFailure(t *testing.T) {
 	}
 }
 
-// Two relays with one transactional ID publish from two stores. The first one ends, and takes nothing
-// back.
+// Two relays with the same transactional IDs publish from two stores. The first one ends, and takes
+// nothing back, whichever of its producers is next.
 func TestARelayThatIsFencedEnds(t *testing.T) {
-	for name, start := range map[string]func(*testing.T) string{
-		"fake Kafka": func(t *testing.T) string { return testenv.Fake(t) },
-		"real Kafka": func(t *testing.T) string { return testenv.SharedKafka(t).Addr },
+	fake := func(t *testing.T) string { return testenv.Fake(t) }
+	shared := func(t *testing.T) string { return testenv.SharedKafka(t).Addr }
+	for _, c := range []struct {
+		name  string
+		start func(*testing.T) string
+		pages int
+	}{
+		{"fake Kafka", fake, 1},
+		{"real Kafka, the second producer is next", shared, 1},
+		{"real Kafka, the first producer is next", shared, 2},
 	} {
-		t.Run(name, func(t *testing.T) {
-			addr := start(t)
+		t.Run(c.name, func(t *testing.T) {
+			addr := c.start(t)
 			topic := testenv.NewTopic(t, addr, 1)
 			cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}}
 			first := open(t, filepath.Join(t.TempDir(), "first.db"))
 			ended := make(chan error, 1)
-			go func() { ended <- first.Relay(t.Context(), cfg, t.Name(), nil) }()
-			add(t, first, numbered(topic, 0, 1)...)
-			eventually(t, "the first relay has published", empty(first))
+			go func() { ended <- first.Relay(t.Context(), cfg, ids(t), nil) }()
+			for i := range c.pages {
+				add(t, first, numbered(topic, i, 1)...)
+				eventually(t, "the first relay has published", empty(first))
+			}
 			second := open(t, filepath.Join(t.TempDir(), "second.db"))
-			add(t, second, numbered(topic, 1, 1)...)
+			add(t, second, numbered(topic, c.pages, 1)...)
 			relay(t, second, addr)
 			eventually(t, "the second relay has published", empty(second))
-			add(t, first, numbered(topic, 2, 1)...)
+			add(t, first, numbered(topic, c.pages+1, 1)...)
 			if err := <-ended; !errors.Is(err, broker.ErrProducerFenced) {
 				t.Errorf("the first relay ends with %v, want ErrProducerFenced", err)
 			}
 			if first.Rows() != 1 {
 				t.Errorf("%d rows in the first outbox, want the one that was not published", first.Rows())
 			}
-			if n := len(testenv.ReadAll(t, addr, topic)); n != 2 {
-				t.Errorf("%d records in the topic, want 2", n)
+			if n := len(testenv.ReadAll(t, addr, topic)); n != c.pages+1 {
+				t.Errorf("%d records in the topic, want %d", n, c.pages+1)
 			}
 		})
 	}

@@ -29,24 +29,27 @@ const (
 // Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
 // hand, which may take up to stopTimeout.
 //
-// It publishes page by page, each in one transaction of the transactional ID. A relay that died, or
-// whose request is still under way, can therefore not add an old version behind a newer one: Kafka
-// refuses it as soon as this relay has begun. After a failure the relay drops the producer and
-// starts again at the first row that was not acknowledged. If Kafka had committed that page all the
-// same, it is published twice, in order. Consumers recognise the repetition by the event IDs.
+// It publishes page by page, each in one transaction. A relay that died, or whose request is still
+// under way, can therefore not add an old version behind a newer one: Kafka refuses it as soon as this
+// relay has taken both transactional IDs. After a failure the relay drops its producers and starts again
+// at the first row that was not acknowledged. If Kafka had committed that page all the same, it is
+// published twice, in order. Consumers recognise the repetition by the event IDs.
 //
-// If another relay takes the transactional ID, Relay returns broker.ErrProducerFenced. It does not
-// take the ID back: another process publishes the same orders from another store.
+// Two producers, one with each ID, publish the pages in turn. For some milliseconds after a transaction
+// Kafka refuses the next one of the same ID, and librdkafka then waits for 20 ms.
 //
-// Each time that the relay has taken the transactional ID, it calls begin, unless that is nil, before
-// it publishes. If begin fails, the relay publishes nothing and tries again.
+// If another relay takes an ID, Relay returns broker.ErrProducerFenced. It does not take the ID back:
+// another process publishes the same orders from another store.
+//
+// Each time that the relay has taken the IDs, it calls begin, unless that is nil, before it publishes. If
+// begin fails, the relay publishes nothing and tries again.
 func (b *Box) Relay(
-	ctx context.Context, cfg broker.Config, transactionalID string, begin func(ctx context.Context) error,
+	ctx context.Context, cfg broker.Config, transactionalIDs [2]string, begin func(ctx context.Context) error,
 ) error {
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
 		before, _, _ := b.acked.get()
-		err := b.relaySession(ctx, cfg, transactionalID, begin)
+		err := b.relaySession(ctx, cfg, transactionalIDs, begin)
 		switch {
 		case err == nil:
 			// ctx has ended, or the next producer has other TLS files.
@@ -71,21 +74,27 @@ func (b *Box) Relay(
 	return nil
 }
 
-// relaySession publishes with one producer. It returns the first failure, or nil when ctx has ended
-// or the producer has outdated TLS files.
+// relaySession publishes with one pair of producers. It returns the first failure, or nil when ctx has
+// ended or the producers have outdated TLS files.
 func (b *Box) relaySession(
-	ctx context.Context, cfg broker.Config, transactionalID string, begin func(ctx context.Context) error,
+	ctx context.Context, cfg broker.Config, transactionalIDs [2]string, begin func(ctx context.Context) error,
 ) error {
-	p, err := broker.NewProducer(cfg, transactionalID, b.log)
-	if err != nil {
-		return err
+	var pair [2]*broker.Producer
+	for i, id := range transactionalIDs {
+		p, err := broker.NewProducer(cfg, id, b.log)
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		pair[i] = p
 	}
-	defer p.Close()
 	ctx, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		select {
-		case <-p.Renewed():
+		case <-pair[0].Renewed():
+			stop()
+		case <-pair[1].Renewed():
 			stop()
 		case <-ctx.Done():
 		}
@@ -100,8 +109,12 @@ func (b *Box) relaySession(
 		cancel()
 	})()
 
-	if err := p.Fence(work); err != nil {
-		return err
+	// The first producer publishes the first page. So a relay that has lost the first ID publishes
+	// nothing, even if two of them take the IDs at the same time.
+	for _, p := range pair {
+		if err := p.Fence(work); err != nil {
+			return err
+		}
 	}
 	// What earlier sessions have published is in the table no more, and their positions are.
 	if err := b.deleteIdle(ctx); err != nil {
@@ -117,16 +130,17 @@ func (b *Box) relaySession(
 	// the rows behind it, and none before it.
 	limit := 1
 	// One page more is published after ctx has ended.
-	for ended := false; !ended; {
+	for turn, ended := 0, false; !ended; {
 		ended = ctx.Err() != nil
 		rows, err := b.nextPage(ctx, limit)
 		if err != nil {
 			return err
 		}
 		if len(rows.messages) > 0 {
-			if err := b.publish(work, p, rows); err != nil {
+			if err := b.publish(work, pair[turn], rows); err != nil {
 				return err
 			}
+			turn = 1 - turn
 			limit = min(2*limit, pageRows)
 			cleanup = time.After(cleanupAfter)
 			continue
