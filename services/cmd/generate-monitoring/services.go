@@ -224,20 +224,29 @@ func requestRow(job string) row {
 	requests := func(by string) string { return perSecond(by, "http_request_duration_seconds_count", of(job)) }
 	return row{"Requests", []panel{
 		{
-			kind: "timeseries", title: "Per second", width: 8, unit: "reqps",
+			kind: "timeseries", title: "Per second", width: 6, unit: "reqps",
 			about:   "By method and route. \"other\" is a path or method that does not exist.",
 			queries: []query{{expr: requests("method, route"), legend: "{{method}} {{route}}"}},
 		},
 		{
-			kind: "timeseries", title: "Responses", width: 8, unit: "reqps", stacked: true,
+			kind: "timeseries", title: "Responses", width: 6, unit: "reqps", stacked: true,
 			about:   "By status code. \"aborted\" is a connection that the service broke off by a fault of its own.",
 			queries: []query{{expr: requests("code"), legend: "{{code}}"}},
 		},
 		{
-			kind: "timeseries", title: "Time to respond", width: 8, unit: "s",
+			kind: "timeseries", title: "Time to respond", width: 6, unit: "s",
 			about: "Half of the requests, and all but the slowest in a hundred. " +
 				"A look-up that waits for its order counts with its wait.",
 			queries: []query{latency(0.5), latency(0.99)},
+		},
+		{
+			kind: "timeseries", title: "Connections", width: 6, unit: "percentunit",
+			about: "Of those that the API takes. At 100 % the next one waits, " +
+				"until one is closed or has had no request for a second.",
+			queries: []query{{
+				expr:   fmt.Sprintf("http_connections{%[1]s} / http_connections_limit{%[1]s}", of(job)),
+				legend: "{{pod}}",
+			}},
 		},
 	}}
 }

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -57,6 +59,20 @@ func newLimitListener(ln net.Listener, connections int) *limitListener {
 		Listener: ln, places: make(chan struct{}, connections),
 		closed: make(chan struct{}), open: map[*limitedConn]bool{},
 	}
+}
+
+// register registers the metrics of the connections.
+func (l *limitListener) register(reg prometheus.Registerer) {
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "http_connections",
+			Help: "Open connections to the API. At http_connections_limit, the next one waits for a place.",
+		}, func() float64 { return float64(len(l.places)) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "http_connections_limit",
+			Help: "How many connections to the API there are at most.",
+		}, func() float64 { return float64(cap(l.places)) }),
+	)
 }
 
 // Accept is part of net.Listener. It waits for a place with a connection in its hand, so that no

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/env"
@@ -35,9 +36,15 @@ func Listen(addr env.Addr) (net.Listener, error) {
 }
 
 // Serve serves requests on ln until ctx ends, on so many connections at most. Then it stops
-// accepting and waits for those under way, at most Drain. It closes ln.
-func Serve(ctx context.Context, log *slog.Logger, ln net.Listener, connections int, h http.Handler) error {
+// accepting and waits for those under way, at most Drain. It closes ln. If reg is not nil, it gets the
+// metrics of the connections.
+func Serve(
+	ctx context.Context, log *slog.Logger, reg prometheus.Registerer, ln net.Listener, connections int, h http.Handler,
+) error {
 	limited := newLimitListener(ln, connections)
+	if reg != nil {
+		limited.register(reg)
+	}
 	srv := &http.Server{
 		Handler:           limited.handler(h),
 		ConnState:         limited.connState,

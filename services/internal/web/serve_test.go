@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/env"
@@ -35,7 +37,7 @@ func TestServeDrains(t *testing.T) {
 		web.WriteText(w, 200, "done")
 	})
 	go func() {
-		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), ln, 10, handler)
+		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), nil, ln, 10, handler)
 	}()
 	body := make(chan string)
 	go func() {
@@ -67,10 +69,11 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
-// limited serves on so many connections that respond with "done", and returns the address. A request
-// for /held is under way until the test ends.
-func limited(t *testing.T, connections int) string {
+// limited serves on so many connections that respond with "done", and returns the address and the
+// metrics. A request for /held is under way until the test ends.
+func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Registry) {
 	t.Helper()
+	metrics = prometheus.NewRegistry()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +90,7 @@ func limited(t *testing.T, connections int) string {
 	ctx, stop := context.WithCancel(context.Background())
 	var served errgroup.Group
 	served.Go(func() error {
-		return web.Serve(ctx, slog.New(slog.DiscardHandler), ln, connections, handler)
+		return web.Serve(ctx, slog.New(slog.DiscardHandler), metrics, ln, connections, handler)
 	})
 	t.Cleanup(func() {
 		stop()
@@ -95,7 +98,21 @@ func limited(t *testing.T, connections int) string {
 			t.Error(err)
 		}
 	})
-	return ln.Addr().String()
+	return ln.Addr().String(), metrics
+}
+
+// gauges returns the gauges in reg by name.
+func gauges(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make(map[string]float64)
+	for _, f := range families {
+		values[f.GetName()] = f.GetMetric()[0].GetGauge().GetValue()
+	}
+	return values
 }
 
 // connect opens a connection and sends text, which may be part of a request.
@@ -129,7 +146,7 @@ const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 // under way keep theirs.
 func TestSilentConnectionsGiveTheirPlaceUp(t *testing.T) {
 	t.Parallel()
-	addr := limited(t, 3)
+	addr, metrics := limited(t, 3)
 	held := connect(t, addr, "GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
 	if !responds(t, held) {
 		t.Error("a connection is not kept while there is room")
@@ -137,6 +154,10 @@ func TestSilentConnectionsGiveTheirPlaceUp(t *testing.T) {
 	idle := connect(t, addr, request)
 	responds(t, idle)
 	silent := connect(t, addr, "")
+	all := map[string]float64{"http_connections": 3, "http_connections_limit": 3}
+	if diff := cmp.Diff(all, gauges(t, metrics)); diff != "" {
+		t.Errorf("metrics with all places taken (-want +got):\n%s", diff)
+	}
 	// Many more than there are places.
 	for range 6 {
 		responds(t, connect(t, addr, request))
@@ -156,7 +177,7 @@ func TestSilentConnectionsGiveTheirPlaceUp(t *testing.T) {
 // While a connection waits, a client learns with its response that it loses its own.
 func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
 	t.Parallel()
-	addr := limited(t, 1)
+	addr, _ := limited(t, 1)
 	busy := connect(t, addr, "GET / HTTP/1.1\r\n")
 	waiting := connect(t, addr, request)
 	// It takes a moment until the second one waits.
