@@ -287,48 +287,6 @@ func (a *Admin) Replaced(ctx context.Context, read map[Partition]Progress) ([]Pa
 	return replaced, nil
 }
 
-// Member is a member of a consumer group.
-type Member struct {
-	ClientID string
-	// Host is the address of its client.
-	Host string
-	// Partitions is how many partitions it has.
-	Partitions int
-}
-
-// members returns the members of a group with their partitions, of which those in except do not
-// count. Members without any other are left out. It needs the permission to describe the group,
-// which the one to join it implies.
-func (a *Admin) members(ctx context.Context, group string, except map[topicPartition]bool) ([]Member, error) {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
-	result, err := a.client.admin.DescribeConsumerGroups(ctx, []string{group},
-		kafka.SetAdminRequestTimeout(adminTimeout))
-	if err != nil {
-		return nil, fmt.Errorf("describe group %s: %w", group, a.client.explained(err))
-	}
-	var members []Member
-	for _, d := range result.ConsumerGroupDescriptions {
-		if d.Error.Code() != kafka.ErrNoError {
-			return nil, fmt.Errorf("describe group %s: %w", group, explain(d.Error))
-		}
-		for _, m := range d.Members {
-			partitions := 0
-			for _, tp := range m.Assignment.TopicPartitions {
-				if !except[topicPartition{*tp.Topic, tp.Partition}] {
-					partitions++
-				}
-			}
-			if partitions > 0 {
-				members = append(members, Member{ClientID: m.ClientID, Host: m.Host, Partitions: partitions})
-			}
-		}
-	}
-	return members, nil
-}
-
 // Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
 func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicInfo, error) {
 	a.mu.RLock()

@@ -80,12 +80,7 @@ func (c *Consumer) Assigned() int { return len(c.holds()) }
 // Others returns the members of the group that hold partitions which this member does not have, as
 // the group's coordinator knows them.
 func (c *Consumer) Others(ctx context.Context) ([]Member, error) {
-	// librdkafka 2.15 aborts the process if the request times out while it looks for the coordinator
-	// (assertion eonce->refcnt > 0). So only a Kafka that has just responded is asked.
-	if _, err := c.admin.Topics(ctx, c.cc.Topics...); err != nil {
-		return nil, err
-	}
-	return c.admin.members(ctx, c.cc.Group, c.holds())
+	return members(ctx, c.cfg, c.cc.Group, c.holds())
 }
 
 // LastPoll returns when the consumer last asked for records. It is zero before the first time.
