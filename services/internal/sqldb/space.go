@@ -16,8 +16,8 @@ const (
 	pageBytes = 4096
 	// frameBytes is what a page takes in the WAL.
 	frameBytes = pageBytes + 24
-	// mostReserve is the reserve of every volume of 512 MiB or more. A deletion of 1,000 rows
-	// writes 4 MiB at most.
+	// mostReserve is the reserve of every volume of 512 MiB or more. A deletion of 5,000 rows
+	// writes 20 MiB at most.
 	mostReserve = 64 << 20
 )
 
@@ -122,9 +122,9 @@ func Cost(n int) int64 {
 	return int64(n/(pageBytes-4)+1+more) * frameBytes
 }
 
-// DeleteLimit returns how many rows one transaction may delete at most, whatever their size: 1,000,
+// DeleteLimit returns how many rows one transaction may delete at most, whatever their size: 5,000,
 // or fewer on a disk that is almost full. Each writes its page of the table to the WAL.
 func (tx *Tx) DeleteLimit() (int64, error) {
 	room, err := tx.Room()
-	return max(100, min(1000, room/(2*frameBytes))), err
+	return max(100, min(5000, room/(2*frameBytes))), err
 }
