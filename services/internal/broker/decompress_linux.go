@@ -15,6 +15,7 @@ package broker
 // #cgo LDFLAGS: -Wl,-wrap=rd_gz_decompress
 // #cgo LDFLAGS: -Wl,-wrap=rd_kafka_zstd_decompress
 // #cgo LDFLAGS: -Wl,-wrap=rd_kafka_lz4_decompress
+// #cgo LDFLAGS: -Wl,-wrap=rd_slice_narrow_copy_relative
 import "C"
 
 import "unsafe"
