@@ -206,7 +206,8 @@ func TestProblemsOfAnAudit(t *testing.T) {
 		{
 			fmt.Errorf("%w: %w", audit.ErrUnreadable, audit.ErrNoRoom),
 			web.Problem{
-				Status: 503, Text: "The volume of the Order service has no room for an audit.", RetryAfter: 5 * time.Second,
+				Status: 503, Text: "The volume of the Order service has no room for an audit.",
+				RetryAfter: 5 * time.Second,
 			},
 		},
 		{
