@@ -155,14 +155,20 @@ func TestABatchThatIsTooLargeIsOneFault(t *testing.T) {
 }
 
 func TestADamagedBatchIsWaitedForUntilItIsWholeOrToBeSkipped(t *testing.T) {
+	// librdkafka goes on in the middle of the batch. Zeros there are a message of less than no bytes.
+	// Nines are a batch of an unknown version far behind the end of the log.
+	for _, inside := range []byte{0, 9} {
+		t.Run(fmt.Sprint(inside), func(t *testing.T) { waitsForADamagedBatch(t, bytes.Repeat([]byte{inside}, 5000)) })
+	}
+}
+
+func waitsForADamagedBatch(t *testing.T, inside []byte) {
 	dir := t.TempDir()
 	k := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
 	const others = 12
 	topic, other := testenv.NewTopic(t, k.Addr, 1), testenv.NewTopic(t, k.Addr, others)
 	produceBatch(t, k.Addr, topic, testenv.None, []byte("before"))
-	// librdkafka goes on in the middle of the batch, where the zeros are.
-	zeros := make([]byte, 5000)
-	produceBatch(t, k.Addr, topic, testenv.None, append([]byte("damaged"), zeros...), []byte("the same batch"))
+	produceBatch(t, k.Addr, topic, testenv.None, append([]byte("damaged"), inside...), []byte("the same batch"))
 	produceBatch(t, k.Addr, topic, testenv.None, []byte("after"))
 	place := Place{topic, 0, 1}
 	flip := func() {
