@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
@@ -138,22 +136,6 @@ func transaction(t testing.TB, addr, topic string, partition int32, commit bool,
 		}
 	}
 	if err := client.EndTransaction(t.Context(), kgo.TransactionEndTry(commit)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// truncate moves a partition's first offset.
-func truncate(t testing.TB, addr, topic string, partition int32, first int64) {
-	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(addr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	var offsets kadm.Offsets
-	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: first})
-	deleted, err := kadm.NewClient(client).DeleteRecords(t.Context(), offsets)
-	if err := errors.Join(err, deleted.Error()); err != nil {
 		t.Fatal(err)
 	}
 }

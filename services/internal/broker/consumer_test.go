@@ -480,7 +480,7 @@ func TestConsumerGoesOnAtTheLogsStart(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := newTopic(t, addr, 1)
 		testenv.Produce(t, addr, messages(topic, 10, 1)...)
-		truncate(t, addr, topic, 0, 6)
+		testenv.DeleteRecords(t, addr, topic, map[int32]int64{0: 6})
 		// The position of an empty store is 0.
 		m := newMember(newStore())
 		_, stop := start(t, addr, group(topic), m)

@@ -141,6 +141,20 @@ func HighWatermarks(t testing.TB, addr, topic string) map[int32]int64 {
 	return ends
 }
 
+// DeleteRecords deletes the records of some partitions of a topic before these offsets. Kafka
+// refuses that for topics that are only compacted.
+func DeleteRecords(t testing.TB, addr, topic string, before map[int32]int64) {
+	t.Helper()
+	offsets := make(kadm.Offsets)
+	for p, at := range before {
+		offsets.AddOffset(topic, p, at, -1)
+	}
+	withAdmin(t, addr, "delete records of topic "+topic, func(ctx context.Context, admin *kadm.Client) error {
+		deleted, err := admin.DeleteRecords(ctx, offsets)
+		return errors.Join(err, deleted.Error())
+	})
+}
+
 // withAdmin calls do with an admin client, and names the error by what was being done.
 func withAdmin(t testing.TB, addr, what string, do func(ctx context.Context, admin *kadm.Client) error) {
 	t.Helper()
