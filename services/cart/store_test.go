@@ -184,6 +184,7 @@ func TestBytesOfAnOrderInTheStore(t *testing.T) {
 	}{
 		{5, 5000, false, 1500, 620},
 		{5, 5000, true, 2100, 1250},
+		{90, 500, false, 18 << 10, 9 << 10},
 		{contract.MaxItems, 50, false, 112 << 10, 56 << 10},
 	} {
 		c, _ := running(t, t.TempDir(), 100_000)

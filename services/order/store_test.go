@@ -657,3 +657,42 @@ func TestMetricsOfReasonsExistFromTheStart(t *testing.T) {
 		}
 	}
 }
+
+// The sizes of volumes in docs/operations.md and in the chart follow from these, and from those of
+// the audit's index.
+func TestBytesOfAnOrderInTheView(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		items, orders int
+		// most is a bound in bytes for an order.
+		most int64
+	}{
+		{5, 5000, 750}, {90, 500, 9 << 10}, {contract.MaxItems, 50, 56 << 10},
+	} {
+		c := member(t, t.TempDir())
+		p := ordertest.Partition(contract.TopicCreated, 0)
+		c.mustAssign(t, p)
+		used := func() int64 {
+			space, err := c.store.db.Space(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return space.Used
+		}
+		empty, value := used(), 0
+		for from := 0; from < tt.orders; from += 500 {
+			to := min(tt.orders, from+500)
+			var records []broker.Record
+			for range to - from {
+				r := ordertest.Realistic(t, tt.items)
+				records, value = append(records, r), len(r.Value)
+			}
+			c.mustApply(t, broker.Batch{Records: records, Next: map[broker.Partition]int64{p: int64(to)}})
+		}
+		got := (used() - empty) / int64(tt.orders)
+		t.Logf("%d items, %d bytes of JSON: %d bytes", tt.items, value, got)
+		if got > tt.most {
+			t.Errorf("%d items: %d bytes for an order, want at most %d", tt.items, got, tt.most)
+		}
+	}
+}

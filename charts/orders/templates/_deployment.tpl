@@ -78,14 +78,15 @@ spec:
             {{- toYaml . | nindent 12 }}
           {{- end }}
           # /healthz succeeds once the database is open, also while the service catches up or
-          # rebuilds. /readyz succeeds when the service can do its work. A big database may need
-          # some time to open or to migrate.
+          # rebuilds. /readyz succeeds when the service can do its work. Before it opens the
+          # database, a start checks it, which takes up to 15 s for each GB. The startup probe
+          # allows for 120 GB.
           startupProbe:
             httpGet:
               path: /healthz
               port: ops
             periodSeconds: 1
-            failureThreshold: 300
+            failureThreshold: 1800
           livenessProbe:
             httpGet:
               path: /healthz

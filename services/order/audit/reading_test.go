@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -387,5 +389,48 @@ func TestStalledReadIsGivenUp(t *testing.T) {
 	_, err := a.Audit(t.Context(), contract.TopicUpdated, false)
 	if !errors.Is(err, ErrStalled) || !errors.Is(err, ErrUnreadable) {
 		t.Errorf("Audit: %v, want %v", err, ErrStalled)
+	}
+}
+
+// The size of Order's volume in docs/operations.md and in the chart follows from these, too: there
+// is an index of each topic.
+func TestBytesOfAnOrderInTheIndex(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		items, orders int
+		// most is a bound in bytes for an order.
+		most int64
+	}{
+		{5, 5000, 700}, {90, 500, 9 << 10}, {contract.MaxItems, 50, 56 << 10},
+	} {
+		ix, err := newIndex(t.Context(), filepath.Join(t.TempDir(), "index"), "id", nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := func() int64 {
+			space, err := ix.db.Space(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return space.Used
+		}
+		empty := used()
+		for from := 0; from < tt.orders; from += 500 {
+			var records []broker.Record
+			for range min(tt.orders, from+500) - from {
+				records = append(records, ordertest.Realistic(t, tt.items))
+			}
+			if _, err := ix.add(t.Context(), records); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := (used() - empty) / int64(tt.orders)
+		t.Logf("%d items: %d bytes", tt.items, got)
+		if got > tt.most {
+			t.Errorf("%d items: %d bytes for an order, want at most %d", tt.items, got, tt.most)
+		}
+		if err := ix.close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

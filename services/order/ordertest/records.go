@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 )
@@ -35,6 +37,24 @@ func Event(t testing.TB, id string, version int64, eventID string) broker.Record
 		e.Type = contract.TypeCreated
 	}
 	m, err := e.Message()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return broker.Record{Topic: m.Topic, Key: m.Key, Value: m.Value, Headers: m.Headers, Time: At}
+}
+
+// Realistic returns the creation of an order as Cart makes it, with a new ID and so many items.
+func Realistic(t testing.TB, items int) broker.Record {
+	t.Helper()
+	o := contract.Order{
+		OrderID: uuid.NewString(), CustomerID: uuid.NewString(), OrderDate: At, Currency: "USD",
+		Status: contract.StatusNew, Version: 1,
+	}
+	for i := range items {
+		o.Items = append(o.Items, contract.Item{ProductID: fmt.Sprint("Product", i+1), Quantity: 2, Price: 4200})
+		o.TotalAmount += 2 * 4200
+	}
+	m, err := contract.Event{Type: contract.TypeCreated, Time: At, Order: o}.Message()
 	if err != nil {
 		t.Fatal(err)
 	}
