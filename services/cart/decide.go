@@ -99,9 +99,9 @@ func newOrder(req contract.CreateOrder, now time.Time) contract.Order {
 	return o
 }
 
-// newEvent returns the event of a change, with a new ID. o is the order after the change.
+// newEvent returns the event of a change. o is the order after the change.
 func newEvent(kind string, o contract.Order, traceparent string, now time.Time) contract.Event {
-	return contract.Event{ID: uuid.NewString(), Type: kind, Time: now, Traceparent: traceparent, Order: o}
+	return contract.Event{Type: kind, Time: now, Traceparent: traceparent, Order: o}
 }
 
 // ledger decides a batch of changes in memory, one after the other, against the state that was read

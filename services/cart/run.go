@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -32,8 +33,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	commits := newCommitter(store, room{events: int64(cfg.MaxBacklog), bytes: int64(cfg.MaxBacklogBytes)},
-		log, svc.Registry)
+	limit := room{events: int64(cfg.MaxBacklog), bytes: int64(cfg.MaxBacklogBytes)}
+	commits := newCommitter(store, limit, log, svc.Registry)
 	svc.Ready.AddCheck(commits.err)
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
@@ -46,6 +47,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	handler := srv.handler(svc.Registry)
 	reconciler := newReconciler(cfg.Kafka, admin, store, log, svc.Registry)
 	svc.Ready.AddCheck(reconciler.err)
+	republisher := newRepublisher(store, reconciler, limit, log)
+	svc.Commands = map[string]http.Handler{"/republish": republisher}
 	preparation := &preparation{kafka: cfg.Kafka, admin: admin, store: store, reconciler: reconciler, log: log}
 
 	// Nothing that was accepted is left behind: each stage ends after the one before it.
@@ -54,6 +57,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{
 			func(ctx context.Context) error { return svc.ServeAPI(ctx, handler) },
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
+			republisher.run,
 		},
 		// The committer writes what is queued.
 		service.Stage{commits.run, store.db.Watch},

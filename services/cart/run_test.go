@@ -225,6 +225,9 @@ func TestWithoutKafkaOnlyAWholeStoreIsReady(t *testing.T) {
 
 	s = start(t, dir, nobody)
 	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "POST", s.ops+"/republish", ""); code != 503 || !strings.Contains(body, "needs Kafka") {
+		t.Errorf("publishing orders again without Kafka: %d %q, want 503", code, body)
+	}
 	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"a","itemsNum":2}`); code != 200 {
 		t.Errorf("a whole store without Kafka: %d %q, want the order taken", code, body)
 	}

@@ -279,8 +279,9 @@ func newestVersions(events []contract.Event) (map[string]orderState, error) {
 
 // adopt takes events over that are in the topics. An event that waits in the outbox is no longer
 // published: it is there already. Any other event is someone else's. The store takes its version
-// over, unless the outbox has that version or a later one of the same order: that is a conflict, and
-// the order stays as it is.
+// over, unless the outbox has that version or a later one of the same order: that is a conflict,
+// and the order stays as it is. An event that waits to be published again is no change, so it gives
+// way to a newer version.
 func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int, conflicts []string, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		newest, err := newestVersions(events)
@@ -307,7 +308,8 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 				return fmt.Errorf("row %d of the outbox: %w", row.ID, err)
 			}
 			ours[e.ID] = true
-			if inTopics[e.ID] {
+			replaced := row.IsRepublished() && newest[e.Order.OrderID].version > e.Order.Version
+			if inTopics[e.ID] || replaced {
 				published = append(published, row)
 			} else if low, ok := lowest[e.Order.OrderID]; !ok || e.Order.Version < low {
 				lowest[e.Order.OrderID] = e.Order.Version
@@ -331,6 +333,89 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 		return err
 	})
 	return adopted, conflicts, err
+}
+
+// repeated is a page of orders that were put into the outbox to be published again.
+type repeated struct {
+	// orders is how many there are. 0 is the end of the table.
+	orders int64
+	// lastRow is the row of the last order, and lastMessage that of its message in the outbox.
+	lastRow, lastMessage int64
+}
+
+// nextRepeated returns the next page behind a row, up to the row end: limit orders at most, and not
+// many more bytes than limit has. size is what they have together, and cost is what the transaction
+// writes at most.
+func (s *store) nextRepeated(ctx context.Context, after, end int64, limit room) (
+	page repeated, size, cost int64, err error,
+) {
+	// A page takes milliseconds, and a context that can end would cost a goroutine for each row.
+	rows, err := s.db.Read.QueryContext(context.WithoutCancel(ctx),
+		"SELECT id, length(order_id) + length(body) FROM orders WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
+		after, end, limit.events)
+	if err != nil {
+		return repeated{}, 0, 0, fmt.Errorf("read orders: %w", s.db.Noted(err))
+	}
+	defer rows.Close()
+	for size < limit.bytes && rows.Next() {
+		var n int64
+		if err := rows.Scan(&page.lastRow, &n); err != nil {
+			return repeated{}, 0, 0, fmt.Errorf("read orders: %w", s.db.Noted(err))
+		}
+		page.orders, size, cost = page.orders+1, size+n, cost+sqldb.Cost(int(n))
+	}
+	return page, size, cost, s.db.Noted(rows.Err())
+}
+
+// repeat puts the newest version of each order of the next page behind a row into the outbox. A
+// page is limited by page, and the outbox by limit. It reports whether there was room for the page
+// now: if not, nothing is written. No update of the same orders comes in between, so the newest
+// version of each order is the last one that is published.
+func (s *store) repeat(
+	ctx context.Context, after, end int64, page, limit room, now time.Time, traceparent string,
+) (done repeated, roomy bool, err error) {
+	next, size, cost, err := s.nextRepeated(ctx, after, end, page)
+	if err != nil || next.orders == 0 {
+		return next, true, err
+	}
+	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		rows, bytes := s.box.Rows(), s.box.Bytes()
+		disk, err := tx.Room()
+		if err != nil {
+			return err
+		}
+		fits := rows == 0 || (rows+next.orders <= limit.events && bytes+size <= limit.bytes)
+		if roomy = fits && cost <= disk; !roomy {
+			return nil
+		}
+		var ms []contract.Message
+		err = tx.Query("SELECT order_id, version, body FROM orders WHERE id > ? AND id <= ? ORDER BY id",
+			func(rows *sql.Rows) error {
+				var id string
+				var order orderState
+				err := rows.Scan(&id, &order.version, &order.body)
+				ms = append(ms, contract.Republish(id, order.version, order.body, now, traceparent))
+				return err
+			}, after, next.lastRow)
+		if err != nil {
+			return fmt.Errorf("read orders: %w", err)
+		}
+		if err := s.box.Add(tx, now, ms); err != nil {
+			return err
+		}
+		next.lastMessage, err = s.box.Last(tx)
+		return err
+	})
+	return next, roomy, err
+}
+
+// extent returns how many orders there are, and the row of the newest one.
+func (s *store) extent(ctx context.Context) (orders, last int64, err error) {
+	err = s.db.Read.QueryRowContext(ctx, "SELECT count(*), coalesce(max(id), 0) FROM orders").Scan(&orders, &last)
+	if err != nil {
+		return 0, 0, fmt.Errorf("count the orders: %w", s.db.Noted(err))
+	}
+	return orders, last, nil
 }
 
 // publishedPositions returns the offset after the last published record of each partition. It is

@@ -66,6 +66,63 @@ func TestACommitWaitsForTheDisk(t *testing.T) {
 	}
 }
 
+// Pages cover every order once, at its newest version, and none is larger than what the outbox has
+// room for. An empty outbox takes a page in any case.
+func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 100)
+	var want []string
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		if _, err := c.submit(t.Context(), creation(t, id)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, contract.TopicCreated+" "+id)
+	}
+	if _, err := c.submit(t.Context(), update("c", "paid")); err != nil {
+		t.Fatal(err)
+	}
+	want[2] = contract.TopicUpdated + " c"
+	s, page := c.store, room{events: 2, bytes: 1 << 20}
+	_, end, err := s.extent(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	repeat := func(after int64, limit room) (repeated, bool) {
+		t.Helper()
+		done, roomy, err := s.repeat(t.Context(), after, end, page, limit, noon, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return done, roomy
+	}
+	before := s.box.Rows()
+	for _, limit := range []room{{events: before + 1, bytes: 1 << 30}, {events: 100, bytes: s.box.Bytes() + 100}} {
+		if _, roomy := repeat(0, limit); roomy || s.box.Rows() != before {
+			t.Errorf("with a limit of %+v, %d rows are in the outbox, want %d", limit, s.box.Rows(), before)
+		}
+	}
+	if err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		waiting, err := s.box.Waiting(tx, []any{[]byte("a"), []byte("b"), []byte("c"), []byte("d"), []byte("e")})
+		return errors.Join(err, s.box.Discard(tx, waiting))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if done, roomy := repeat(0, room{events: 1, bytes: 1}); !roomy || done.orders != 2 {
+		t.Errorf("an empty outbox takes %d orders, want a page of 2", done.orders)
+	}
+	for after := int64(2); ; {
+		done, _ := repeat(after, room{events: 100, bytes: 1 << 30})
+		if done.orders == 0 {
+			break
+		}
+		after = done.lastRow
+	}
+	got := rows(t, s, "SELECT topic || ' ' || CAST(record_key AS TEXT) FROM outbox ORDER BY id")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("published again (-want +got):\n%s", diff)
+	}
+}
+
 func TestARestoredVersionNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	c, _ := running(t, t.TempDir(), 100)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
@@ -144,7 +145,7 @@ func TestDocumentedEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	headers := map[string]any{}
-	for _, h := range m.Headers {
+	for _, h := range slices.Concat(m.Headers, Republish("o", 1, m.Value, time.Now(), "t").Headers) {
 		headers[h.Key] = h.Value
 	}
 	if diff := cmp.Diff(keys(headers), keys(find(schemas, "EventHeaders", "properties"))); diff != "" {

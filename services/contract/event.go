@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,9 @@ const (
 	HeaderSpecVersion = "ce_specversion"
 	HeaderContentType = "content-type"
 	HeaderTraceparent = "traceparent"
+	// HeaderRepublished marks an event that is published again from Cart's store. It is an extension
+	// attribute of CloudEvents.
+	HeaderRepublished = "ce_republished"
 )
 
 // Event types, one for each order topic.
@@ -53,8 +57,8 @@ const Source = "/cart"
 
 // Event is the whole order after it was created or updated.
 type Event struct {
-	// ID is the CloudEvents ID, made when the order is accepted. The same ID again is a repeated
-	// event; the same version with another ID is a conflict.
+	// ID is the CloudEvents ID. The same ID again is a repeated event; the same version with another
+	// ID is a conflict. Message makes it from the value if it is empty.
 	ID string
 	// Type is TypeCreated or TypeUpdated.
 	Type string
@@ -78,6 +82,48 @@ func (e Event) Message() (Message, error) {
 		return Message{}, fmt.Errorf("%w: order %q has %d bytes, the limit is %d",
 			ErrTooLarge, e.Order.OrderID, len(value), MaxEventBytes)
 	}
+	if e.ID == "" {
+		e.ID = eventID(value)
+	}
+	return e.message(value), nil
+}
+
+// Republish returns the event that has brought an order to a version, to publish it again. value is
+// the order as its event had it. Readers take the message for a repetition, because the ID follows
+// from the value. now and traceparent are those of the repetition.
+func Republish(orderID string, version int64, value []byte, now time.Time, traceparent string) Message {
+	e := Event{ID: eventID(value), Type: TypeUpdated, Time: now, Traceparent: traceparent}
+	e.Order.OrderID = orderID
+	if version == 1 {
+		e.Type = TypeCreated
+	}
+	m := e.message(value)
+	m.Headers = append(m.Headers, Header{HeaderRepublished, []byte("true")})
+	return m
+}
+
+// IsRepublished reports whether a message comes from Republish.
+func (m Message) IsRepublished() bool {
+	return slices.ContainsFunc(m.Headers, func(h Header) bool { return h.Key == HeaderRepublished })
+}
+
+// eventID returns the ID of the event with this value: a UUID of version 8, a hash. So a store that
+// keeps only the order knows the ID of its newest event.
+func eventID(value []byte) string {
+	sum := sha256.Sum256(value)
+	sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80
+	id := make([]byte, 0, 36)
+	for rest, sizes := sum[:16], []int{4, 2, 2, 2, 6}; len(rest) > 0; sizes = sizes[1:] {
+		if len(id) > 0 {
+			id = append(id, '-')
+		}
+		id, rest = hex.AppendEncode(id, rest[:sizes[0]]), rest[sizes[0]:]
+	}
+	return string(id)
+}
+
+// message returns the message with this value. The event has its ID.
+func (e Event) message(value []byte) Message {
 	m := Message{
 		Topic: TopicCreated,
 		Key:   []byte(e.Order.OrderID),
@@ -97,7 +143,7 @@ func (e Event) Message() (Message, error) {
 	if e.Traceparent != "" {
 		m.Headers = append(m.Headers, Header{HeaderTraceparent, []byte(e.Traceparent)})
 	}
-	return m, nil
+	return m
 }
 
 // Reason is why a record is a dead letter. The set is fixed, so that it can label a metric.

@@ -49,6 +49,44 @@ func TestEventMessage(t *testing.T) {
 	}
 }
 
+// A reader takes an event that is published again for a repetition, and another content of the same
+// version for a conflict.
+func TestRepublishedEventHasTheIDOfTheFirst(t *testing.T) {
+	t.Parallel()
+	decode := func(m Message) Event {
+		t.Helper()
+		e, err := DecodeEvent(m.Topic, 7, m.Key, m.Value, m.Headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	updated, other := sample(), sample()
+	updated.Version, updated.Status = 2, "Shipped"
+	other.Version, other.Status = 2, "Cancelled"
+	ids := make(map[string]bool)
+	for kind, orders := range map[string][]Order{TypeCreated: {sample()}, TypeUpdated: {updated, other}} {
+		for _, o := range orders {
+			m, err := Event{Type: kind, Order: o}.Message()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := Republish(o.OrderID, o.Version, m.Value, time.Now(), "")
+			if first, second := decode(m), decode(again); first.ID != second.ID || first.Type != second.Type ||
+				m.Topic != again.Topic || first.ID == "" {
+				t.Errorf("%+v is published again as %+v", first, second)
+			}
+			if m.IsRepublished() || !again.IsRepublished() {
+				t.Errorf("republished: %t, then %t, want only the second", m.IsRepublished(), again.IsRepublished())
+			}
+			ids[decode(m).ID] = true
+		}
+	}
+	if len(ids) != 3 {
+		t.Errorf("three events have the IDs %v", ids)
+	}
+}
+
 func TestEventRoundTrip(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 7, time.UTC)

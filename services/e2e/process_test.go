@@ -95,7 +95,7 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 	t.Cleanup(func() {
 		p.kill()
 		log := p.log()
-		for _, sign := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+		for _, sign := range []string{"DATA RACE", "panic: ", "\nfatal error: "} {
 			if at := strings.Index(log, sign); at >= 0 {
 				t.Errorf("%s logged %q: %.4000s", p.name, sign, log[at:])
 			}

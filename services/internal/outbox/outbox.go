@@ -276,6 +276,29 @@ func (b *Box) Waiting(tx *sqldb.Tx, keys []any) ([]Row, error) {
 	return waiting, nil
 }
 
+// Last returns the ID of the newest row. In the transaction of an Add, this is its last message.
+func (b *Box) Last(tx *sqldb.Tx) (id int64, err error) {
+	err = tx.Query("SELECT coalesce(max(id), 0) FROM outbox", func(r *sql.Rows) error { return r.Scan(&id) })
+	if err != nil {
+		return 0, fmt.Errorf("read the outbox: %w", err)
+	}
+	return id, nil
+}
+
+// Published reports whether Kafka has all rows up to this ID.
+func (b *Box) Published(ctx context.Context, id int64) (bool, error) {
+	if last, _, _ := b.acked.get(); last >= id {
+		return true, nil
+	}
+	// A row that was discarded is never acknowledged.
+	var waits bool
+	err := b.db.Read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM outbox WHERE id <= ?)", id).Scan(&waits)
+	if err != nil {
+		return false, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
+	}
+	return !waits, nil
+}
+
 // Discard deletes rows that were published, as the topics show. None of them may be acknowledged.
 func (b *Box) Discard(tx *sqldb.Tx, rows []Row) error {
 	ids := make([]any, len(rows))

@@ -33,6 +33,8 @@ type Service struct {
 	Registry *prometheus.Registry
 	// Ready is why the service is not ready. It is "starting" until the service sets it.
 	Ready *Readiness
+	// Commands are commands of the operations endpoints, see web.Ops. They are set before Run.
+	Commands map[string]http.Handler
 
 	cfg Config
 	log *slog.Logger
@@ -79,6 +81,7 @@ func (s *Service) Run(ctx context.Context, started func(api, ops net.Addr), stag
 		Registry: s.Registry,
 		OpenAPI:  s.cfg.OpenAPI,
 		AsyncAPI: s.cfg.AsyncAPI,
+		Commands: s.Commands,
 	}.Handler()
 	stages = append(slices.Clone(stages), Stage{
 		func(ctx context.Context) error { return web.Serve(ctx, s.log, nil, s.ops, web.OpsConnections, ops) },

@@ -2,6 +2,7 @@ package web
 
 import (
 	"net/http"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -20,11 +21,14 @@ type Ops struct {
 	OpenAPI []byte
 	// AsyncAPI describes the topics; nil when there are none.
 	AsyncAPI []byte
+	// Commands change something when they are sent with POST. Their keys are paths. They are taken
+	// only from the machine or the pod itself, because nothing else authenticates who sends them.
+	Commands map[string]http.Handler
 }
 
-// Handler serves /healthz (the process runs), /readyz (it can do its work now), /metrics, and
-// /openapi.yaml and /asyncapi.yaml if there are such documents. It adds the metric service_ready,
-// which shows what /readyz does, so it must be called only once per Registry.
+// Handler serves /healthz (the process runs), /readyz (it can do its work now), /metrics,
+// /openapi.yaml and /asyncapi.yaml if there are such documents, and the commands. It adds the
+// metric service_ready, which shows what /readyz does, so it must be called only once per Registry.
 func (o Ops) Handler() http.Handler {
 	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "service_ready", Help: "1 if /readyz responds with 200 now, else 0.",
@@ -57,5 +61,24 @@ func (o Ops) Handler() http.Handler {
 			_, _ = w.Write(document)
 		})
 	}
+	for path, command := range o.Commands {
+		m.HandleFunc("POST "+path, refuseOtherOrigins(fromLoopback(command)))
+	}
 	return m
+}
+
+// fromLoopback refuses a request from another address than a loopback one.
+func fromLoopback(h http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() {
+			Problem{
+				Status: http.StatusForbidden,
+				Text: "This is taken only from the machine or the pod of the service. In Kubernetes, send it through " +
+					"`kubectl port-forward` to the port of the operations endpoints (docs/operations.md).\n",
+			}.Write(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}
 }

@@ -2,6 +2,8 @@ package web_test
 
 import (
 	"errors"
+	"maps"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -64,4 +66,40 @@ func TestOps(t *testing.T) {
 	h = web.Ops{Ready: func() error { return nil }, Registry: prometheus.NewRegistry()}.Handler()
 	check("/openapi.yaml", 404, "")
 	check("/asyncapi.yaml", 404, "")
+}
+
+// Nothing authenticates who sends a command, so only those get through who are on the machine or in
+// the pod.
+func TestCommandsAreTakenOnlyFromLoopback(t *testing.T) {
+	t.Parallel()
+	h := web.Ops{
+		Ready: func() error { return nil }, Registry: prometheus.NewRegistry(),
+		Commands: map[string]http.Handler{"/do": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			web.WriteText(w, http.StatusOK, "done")
+		})},
+	}.Handler()
+	for _, tt := range []struct {
+		method, from string
+		header       http.Header
+		status       int
+		text         string
+	}{
+		{"POST", "127.0.0.1:1234", nil, 200, "done"},
+		{"POST", "[::1]:1234", nil, 200, "done"},
+		{"POST", "[::ffff:127.0.0.1]:1234", nil, 200, "done"},
+		{"POST", "10.1.2.3:1234", nil, 403, "kubectl port-forward"},
+		{"POST", "10.1.2.3:1234", http.Header{"X-Forwarded-For": {"127.0.0.1"}}, 403, "kubectl port-forward"},
+		{"POST", "127.0.0.1:1234", http.Header{"Sec-Fetch-Site": {"cross-site"}}, 403, "another origin"},
+		{"GET", "127.0.0.1:1234", nil, 405, ""},
+	} {
+		r := httptest.NewRequest(tt.method, "/do", nil)
+		r.RemoteAddr = tt.from
+		maps.Copy(r.Header, tt.header)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != tt.status || !strings.Contains(w.Body.String(), tt.text) {
+			t.Errorf("%s from %s %v: %d %q, want %d %q",
+				tt.method, tt.from, tt.header, w.Code, w.Body, tt.status, tt.text)
+		}
+	}
 }
