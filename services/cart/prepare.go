@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/service"
@@ -25,7 +27,9 @@ type preparation struct {
 	store *store
 	// reconciler runs in the relay.
 	reconciler *reconciler
-	log        *slog.Logger
+	// doubtful counts the orders that a rebuild leaves in doubt.
+	doubtful prometheus.Counter
+	log      *slog.Logger
 }
 
 // run calls open once the store is whole and agrees with the topics, and makes the service ready once
@@ -130,7 +134,9 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 	defer watching.Wait()
 	defer stop()
 	watching.Go(func() { p.watch(watched, report) })
-	return rebuild(ctx, p.kafka, p.admin, p.store, p.log)
+	inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
+	p.doubtful.Add(float64(inDoubt))
+	return err
 }
 
 // watch looks once a second, until ctx ends, at what may hold the rebuild up: Kafka is away, or an

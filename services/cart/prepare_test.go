@@ -35,7 +35,10 @@ func newPreparation(t *testing.T) *preparation {
 	t.Cleanup(admin.Close)
 	r := newReconciler(cfg, admin, c.store, log, prometheus.NewRegistry())
 	close(r.done)
-	return &preparation{kafka: cfg, admin: admin, store: c.store, reconciler: r, log: log}
+	return &preparation{
+		kafka: cfg, admin: admin, store: c.store, reconciler: r,
+		doubtful: newDoubtful(prometheus.NewRegistry()), log: log,
+	}
 }
 
 // If the service were ready for an instant, it would get requests that it has to refuse.

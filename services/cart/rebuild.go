@@ -14,13 +14,17 @@ var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 
 // rebuild fills a new store with the orders of the topics, so that no version is given twice and no
 // order is created twice. It reads up to the high watermarks that the topics have at its start, as
-// only this service writes to them. Orders behind an open transaction exist, so it waits for them. A
-// rebuild that was cut off starts again from the beginning.
-func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger) error {
+// only this service writes to them. Orders behind an open transaction exist, so it waits for them.
+// A rebuild that was cut off starts again from the beginning. It returns how many orders are in
+// doubt.
+func rebuild(
+	ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger,
+) (inDoubt int, err error) {
 	first, end, err := admin.Bounds(ctx, orderTopics...)
 	if err != nil {
-		return err
+		return 0, err
 	}
+	var doubts doubts
 	// total counts offsets. There may be fewer records, as compaction removes some.
 	var records, skipped, total int64
 	for p := range end {
@@ -30,13 +34,16 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 	progress := time.Now()
 	// restoreBatch writes the newest version of each order in a batch.
 	restoreBatch := func(ctx context.Context, batch []broker.Record) error {
-		events := decodeBatch(batch, log)
+		events, bad := decodeBatch(batch, log)
+		for _, r := range bad {
+			doubts.add(r)
+		}
 		newest, err := newestVersions(events)
 		if err != nil {
 			return err
 		}
 		records += int64(len(batch))
-		skipped += int64(len(batch) - len(events))
+		skipped += int64(len(bad))
 		if time.Since(progress) > 5*time.Second {
 			progress = time.Now()
 			log.Info("rebuilding", "records", records, "of_offsets", total)
@@ -44,31 +51,39 @@ func rebuild(ctx context.Context, cfg broker.Config, admin *broker.Admin, s *sto
 		return s.restore(ctx, newest)
 	}
 	if err := broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch); err != nil {
-		return err
+		return 0, err
+	}
+	if inDoubt, err = doubts.report(ctx, s.db, log); err != nil {
+		return 0, err
 	}
 	if err := s.setPublished(ctx, end); err != nil {
-		return err
+		return 0, err
 	}
 	if err := s.markRebuilt(ctx, time.Now()); err != nil {
-		return err
+		return 0, err
 	}
-	log.Info("the store is rebuilt", "records", records, "skipped", skipped)
-	return nil
+	log.Info("the store is rebuilt", "records", records, "skipped", skipped, "in_doubt", inDoubt)
+	return inDoubt, nil
 }
 
-// decodeBatch returns the events of a batch. It leaves out what is no event: the Order service makes
-// it a dead letter. What cannot be read may have been many orders, so it is logged here too.
-func decodeBatch(batch []broker.Record, log *slog.Logger) []contract.Event {
-	events := make([]contract.Event, 0, len(batch))
-	for _, r := range batch {
+// decodeBatch returns the events of a batch, and the records that hold none: the Order service
+// makes them dead letters. What cannot be read may have been many orders, so it is logged here too.
+func decodeBatch(batch []broker.Record, log *slog.Logger) (events []contract.Event, bad []*broker.Record) {
+	events = make([]contract.Event, 0, len(batch))
+	for i := range batch {
+		r := &batch[i]
 		if r.Fault != nil {
 			log.Error("records are left out: their batch cannot be read", "topic", r.Topic, "partition", r.Partition,
 				"offset", r.Offset, "err", r.Fault, "next", "docs/runbooks/OrderDeadLetters.md")
+			bad = append(bad, r)
 			continue
 		}
-		if e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); err == nil {
-			events = append(events, e)
+		e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
+		if err != nil {
+			bad = append(bad, r)
+			continue
 		}
+		events = append(events, e)
 	}
-	return events
+	return events, bad
 }

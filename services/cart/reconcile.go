@@ -137,7 +137,9 @@ func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]i
 	records, adopted, begin := 0, 0, time.Now()
 	err := broker.ReadTo(ctx, r.kafka, r.log, contract.GroupRebuild, from, end,
 		func(ctx context.Context, batch []broker.Record) error {
-			n, found, err := r.store.adopt(ctx, decodeBatch(batch, r.log))
+			// A record that holds no event takes nothing from a store that is whole.
+			events, _ := decodeBatch(batch, r.log)
+			n, found, err := r.store.adopt(ctx, events)
 			records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
 			return err
 		})

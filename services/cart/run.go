@@ -49,7 +49,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	svc.Ready.AddCheck(reconciler.err)
 	republisher := newRepublisher(store, reconciler, limit, log)
 	svc.Commands = map[string]http.Handler{"/republish": republisher}
-	preparation := &preparation{kafka: cfg.Kafka, admin: admin, store: store, reconciler: reconciler, log: log}
+	preparation := &preparation{
+		kafka: cfg.Kafka, admin: admin, store: store, reconciler: reconciler,
+		doubtful: newDoubtful(svc.Registry), log: log,
+	}
 
 	// Nothing that was accepted is left behind: each stage ends after the one before it.
 	return svc.Run(ctx, started,

@@ -126,13 +126,16 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	want := stored(t, dir)
 
 	// A rebuild takes the orders of a plain JSON producer too, and skips records that are no
-	// events.
+	// events. It counts those that may stand in the place of an order.
 	plain := `{"OrderId":"plain","CustomerId":"c","OrderDate":"2026-01-02T03:04:05Z",` +
 		`"Items":[{"ProductId":"P","Quantity":1,"Price":10.5}],"TotalAmount":10.5,"Currency":"USD","Status":"new"}`
 	testenv.Produce(t, kafka,
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("plain"), Value: []byte(plain)},
 		contract.Message{Topic: contract.TopicCreated, Key: []byte("x"), Value: []byte("no order")},
 		contract.Message{Topic: contract.TopicUpdated, Key: []byte("y")},
+		contract.Message{Topic: contract.TopicUpdated, Key: []byte("o1"), Value: []byte("no order")},
+		contract.Message{Topic: contract.TopicCreated, Key: []byte("o0")},
+		contract.Message{Topic: contract.TopicUpdated, Key: []byte(" no order ID ")},
 		// After a failure the relay publishes older records again.
 		event(t, "repeated", 1), event(t, "repeated", 3), event(t, "repeated", 2))
 	if err := os.RemoveAll(dir); err != nil {
@@ -140,6 +143,8 @@ func TestALostStoreIsRebuiltFromTheTopics(t *testing.T) {
 	}
 	s = start(t, dir, kafka)
 	s.until(t, s.ops+"/readyz", 200, "ready")
+	// The keys x and y. Of o1 there is an update, and of o0 its creation.
+	s.until(t, s.ops+"/metrics", 200, "\ncart_orders_in_doubt_total 2\n")
 	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"o7","itemsNum":2}`); code != 409 {
 		t.Errorf("an order that the topics hold, created again: %d %q, want 409", code, body)
 	}

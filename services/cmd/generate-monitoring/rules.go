@@ -301,6 +301,13 @@ min by (namespace, job) (
 				`{{ printf "%.0f" $value }}`+" offsets that Cart had published are gone from the order topics. "+
 					"The orders are in the stores only. Do not delete a volume."),
 		}),
+		alertRule(critical, "", rulefmt.Rule{
+			Alert: "CartOrdersInDoubt",
+			Expr:  counted("namespace", "cart_orders_in_doubt_total", hour) + " > 0",
+			Annotations: texts("A rebuilt Cart may lack orders.",
+				`{{ printf "%.0f" $value }}`+" orders may be missing, or be at an old version: "+
+					"records that are no events have their keys. Cart's log names them."),
+		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
 			Expr:  counted("namespace, reason", "order_dead_letters_total", 15*minute) + " > 0",

@@ -24,6 +24,11 @@ func cartDashboard() dashboard {
 					expr: "sum(cart_published_records_lost_total{" + inNamespace + "})", legend: "offsets",
 				}},
 			}, panel{
+				kind: "timeseries", title: "Orders in doubt after a rebuild", width: 6, decimals: new(0),
+				alert:   "CartOrdersInDoubt",
+				about:   "Orders that a rebuilt store may lack: a record that is no event has their key.",
+				queries: []query{{expr: "sum(cart_orders_in_doubt_total{" + inNamespace + "})", legend: "orders"}},
+			}, panel{
 				kind: "timeseries", title: "Requests per commit", width: 6,
 				about: "Requests that shared one transaction, on average. " +
 					"It rises with the load, so that the number of commits does not.",
