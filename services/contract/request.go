@@ -8,6 +8,7 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // CreateOrder is the body of POST /Order/create-order. ItemsNum is from 1 to MaxItems.
@@ -56,16 +57,28 @@ func decodeBody(body []byte, v any) error {
 	if err := decodeStrict(body, v); err != nil {
 		return err
 	}
-	var keys []string
+	seen := make(map[string]bool)
 	for key := range topLevelKeys(body) {
-		for _, other := range keys {
-			if strings.EqualFold(key, other) {
-				return fmt.Errorf("%.40s is given more than once", key)
-			}
+		folded := foldCase(key)
+		if seen[folded] {
+			return fmt.Errorf("%.40s is given more than once", key)
 		}
-		keys = append(keys, key)
+		seen[folded] = true
 	}
 	return nil
+}
+
+// foldCase returns s with each character in one of its cases, the same for all of them. Two keys are
+// the same to encoding/json exactly if their foldCase is the same.
+func foldCase(s string) string {
+	return strings.Map(func(r rune) rune {
+		// The cases of a character form a circle, and the least one follows the greatest.
+		for next := unicode.SimpleFold(r); ; r, next = next, unicode.SimpleFold(next) {
+			if next <= r {
+				return next
+			}
+		}
+	}, s)
 }
 
 // topLevelKeys yields the keys of a JSON object. The JSON must be valid.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -182,6 +183,34 @@ func TestDecodeCreateOrder(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+// A body of the largest size must not take many times as long because it has many keys: some such
+// requests would keep all others out.
+func TestManyKeysAreDecodedFast(t *testing.T) {
+	const request = `{"orderId":"a","itemsNum":1`
+	many := []byte(request)
+	for n := 0; len(many) < MaxBodyBytes-20; n++ {
+		// Characters beyond ASCII are the slowest to compare.
+		many = fmt.Appendf(many, `,"θϑ%d":1`, n)
+	}
+	many = append(many, '}')
+	few := []byte(request + `,"x":"` + strings.Repeat("θ", (len(many)-len(request))/2) + `"}`)
+	// The fastest of some runs is the one that nothing else has delayed.
+	fastest := func(body []byte) time.Duration {
+		least := time.Hour
+		for range 5 {
+			start := time.Now()
+			if _, err := DecodeCreateOrder(body); err != nil {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(start))
+		}
+		return least
+	}
+	if one, all := fastest(few), fastest(many); all > 50*one {
+		t.Errorf("a body of many keys takes %s, one of few keys %s: want at most 50 times as long", all, one)
 	}
 }
 
