@@ -37,14 +37,18 @@ func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 	} {
 		tt.service.command = []string{"sh", "-c", `ulimit -n 200 && exec "$0"`}
 		tt.service.start().ready()
-		for n := range 500 {
+		for n := range 1500 {
 			conn, err := net.DialTimeout("tcp", strings.TrimPrefix(tt.service.api, "http://"), 10*time.Second)
 			if err != nil {
 				t.Fatalf("connection %d: %v", n, err)
 			}
 			defer conn.Close()
-			if n%2 == 0 {
+			// Silent ones, idle ones, and such that never send the whole of a body.
+			switch n % 3 {
+			case 0:
 				fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			case 1:
+				fmt.Fprint(conn, "POST /order/create-order HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
 			}
 		}
 		done := make(chan error, 1)

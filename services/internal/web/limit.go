@@ -1,7 +1,9 @@
 package web
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -14,17 +16,20 @@ import (
 
 const (
 	// mostConnections is how many connections an API has at most. One that does nothing takes some
-	// 20 KiB.
-	mostConnections = 4096
+	// 20 KiB. One whose client sends the largest headers and the largest body, slowly, takes some 100
+	// KiB: so all of them fit into the memory limit of the charts.
+	mostConnections = 2048
+	// mostHeaderBytes is the size of the headers of a request. net/http adds 4 KiB.
+	mostHeaderBytes = 16 << 10
 	// OpsConnections is how many connections the operations endpoints have at most: kubelet,
 	// Prometheus, and people.
 	OpsConnections = 32
 	// reservedFiles is how many file descriptors an API leaves to everything else: the operations
 	// endpoints, Kafka, the database, the indexes of audits.
 	reservedFiles = 128
-	// silence is how long a connection must have been without a request before it gives its place
-	// to one that waits. A client that has just connected sends its request within that time.
-	silence = time.Second
+	// patience is how long a connection must have waited for its client before it gives its place to
+	// one that waits. A client that has just connected sends its request within that time.
+	patience = time.Second
 )
 
 // APIConnections returns how many connections an API may have, so that the limit on file
@@ -39,7 +44,7 @@ func APIConnections() int {
 }
 
 // limitListener accepts a limited number of connections. When all are in use, the next one waits
-// until one is closed or has been without a request for some time: that one is closed then. All
+// until one is closed or has waited for its client for some time: that one is closed then. All
 // others wait in the queue of the kernel.
 type limitListener struct {
 	net.Listener
@@ -76,7 +81,7 @@ func (l *limitListener) register(reg prometheus.Registerer) {
 }
 
 // Accept is part of net.Listener. It waits for a place with a connection in its hand, so that no
-// silent connection is closed while there is nobody to take its place.
+// connection is closed while there is nobody to take its place.
 func (l *limitListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
@@ -102,7 +107,7 @@ func (l *limitListener) takePlace() bool {
 		default:
 		}
 		l.waits.Store(true)
-		if l.closeSilent() {
+		if l.closeSlowest() {
 			continue
 		}
 		select {
@@ -110,18 +115,21 @@ func (l *limitListener) takePlace() bool {
 			return true
 		case <-l.closed:
 			return false
-		case <-time.After(silence / 20):
+		case <-time.After(patience / 20):
 		}
 	}
 }
 
-// closeSilent closes the connection that was without a request for the longest time. It reports
-// whether there is one that was so for long enough.
-func (l *limitListener) closeSilent() bool {
-	longest, since := (*limitedConn)(nil), time.Now().Add(-silence).UnixNano()
+// closeSlowest closes the connection that has waited for its client for the longest time. It reports
+// whether there is one that has waited for long enough.
+func (l *limitListener) closeSlowest() bool {
+	longest, since := (*limitedConn)(nil), time.Now().Add(-patience).UnixNano()
 	l.mu.Lock()
 	for c := range l.open {
-		if at := c.silentSince.Load(); at > 0 && at <= since {
+		if at := c.writesSince.Load(); at > 0 && at <= since {
+			longest, since = c, at
+		}
+		if at := c.readsSince.Load(); at > 0 && at <= since && !c.unread() {
 			longest, since = c, at
 		}
 	}
@@ -139,33 +147,99 @@ func (l *limitListener) Close() error {
 	return l.Listener.Close()
 }
 
-// connState notes since when a connection is without a request. It is an http.Server's ConnState.
+// connState notes since when a connection waits for a request. It is an http.Server's ConnState.
 func (l *limitListener) connState(conn net.Conn, state http.ConnState) {
-	var since int64
+	c := conn.(*limitedConn)
 	if state == http.StateNew || state == http.StateIdle {
-		since = time.Now().UnixNano()
+		c.waitForClient()
+	} else {
+		c.readsSince.Store(0)
 	}
-	conn.(*limitedConn).silentSince.Store(since)
+}
+
+// connKey is the key of the *limitedConn in the context of a request.
+type connKey struct{}
+
+// connContext is an http.Server's ConnContext.
+func (l *limitListener) connContext(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, conn)
 }
 
 // handler lets a client give its connection up after the response while another one waits. Unlike
-// a connection that is closed, this loses no request that is on its way.
+// a connection that is closed, this loses no request that is on its way. It also notes while the
+// connection waits for the body of a request.
 func (l *limitListener) handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if l.waits.Load() {
 			w.Header().Set("Connection", "close")
 		}
+		c := r.Context().Value(connKey{}).(*limitedConn)
+		if r.Body != http.NoBody {
+			r.Body = &arrivingBody{r.Body, c}
+		}
 		h.ServeHTTP(w, r)
+		// The rest of the response, and a body that was not read, are up to the client.
+		c.waitForClient()
 	})
+}
+
+// arrivingBody is the body of a request. Its connection waits for the client from the first Read to
+// the end of the body.
+type arrivingBody struct {
+	io.ReadCloser
+	conn *limitedConn
+}
+
+// Read is part of io.Reader.
+func (b *arrivingBody) Read(p []byte) (int, error) {
+	b.conn.readsSince.CompareAndSwap(0, time.Now().UnixNano())
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.conn.readsSince.Store(0)
+	}
+	return n, err
 }
 
 // limitedConn is a connection of a limitListener.
 type limitedConn struct {
 	net.Conn
 	listener *limitListener
-	// silentSince is the time in Unix nanoseconds since which there is no request; 0: there is one.
-	silentSince atomic.Int64
+	// readsSince is the time in Unix nanoseconds since which the connection waits for a request or for
+	// its body; 0: it does not.
+	readsSince atomic.Int64
+	// writesSince is the time in Unix nanoseconds since which the client has to take a part of a
+	// response; 0: it does not.
+	writesSince atomic.Int64
 	closeOnce   sync.Once
+}
+
+// waitForClient notes that the connection waits for its client from now on.
+func (c *limitedConn) waitForClient() { c.readsSince.Store(time.Now().UnixNano()) }
+
+// unread reports whether the client has sent something that this process has not read yet. Then the
+// service is slow, and not the client.
+func (c *limitedConn) unread() bool {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	err = raw.Control(func(fd uintptr) {
+		// A connection of Go never blocks.
+		n, _, _ = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+	})
+	return err == nil && n > 0
+}
+
+// Write is part of net.Conn. It waits while the client does not take what was written before.
+func (c *limitedConn) Write(b []byte) (int, error) {
+	c.writesSince.Store(time.Now().UnixNano())
+	defer c.writesSince.Store(0)
+	return c.Conn.Write(b)
 }
 
 // Close is part of net.Conn.

@@ -48,13 +48,14 @@ func Serve(
 	srv := &http.Server{
 		Handler:           limited.handler(h),
 		ConnState:         limited.connState,
+		ConnContext:       limited.connContext,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		// Longer than a look-up may wait. A long response moves its own deadline: see PacedWriter.
 		WriteTimeout:   60 * time.Second,
 		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 32 << 10,
+		MaxHeaderBytes: mostHeaderBytes,
 	}
 	var g errgroup.Group
 	served := make(chan struct{})

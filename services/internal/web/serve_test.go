@@ -70,7 +70,8 @@ func TestServeDrains(t *testing.T) {
 }
 
 // limited serves on so many connections that respond with "done", and returns the address and the
-// metrics. A request for /held is under way until the test ends.
+// metrics. A request for /held is under way until the test ends, one for /endless has a response
+// without an end, and one for /read reads its body first.
 func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Registry) {
 	t.Helper()
 	metrics = prometheus.NewRegistry()
@@ -79,11 +80,22 @@ func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Re
 		t.Fatal(err)
 	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/held" {
+		switch r.URL.Path {
+		case "/held":
 			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 			return
+		case "/endless":
+			for block := make([]byte, 1<<20); ; {
+				if _, err := w.Write(block); err != nil {
+					return
+				}
+			}
+		case "/read":
+			if _, err := io.ReadAll(r.Body); err != nil {
+				return
+			}
 		}
 		web.WriteText(w, 200, "done")
 	})
@@ -132,7 +144,7 @@ func connect(t *testing.T, addr, text string) net.Conn {
 // responds waits for a response, and returns whether the server keeps the connection.
 func responds(t *testing.T, conn net.Conn) (kept bool) {
 	t.Helper()
-	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -142,28 +154,36 @@ func responds(t *testing.T, conn net.Conn) (kept bool) {
 
 const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
-// Connections that do nothing give their places up to those that wait, and those with a request
-// under way keep theirs.
-func TestSilentConnectionsGiveTheirPlaceUp(t *testing.T) {
+// Connections that wait for their clients give their places up to those that wait for a place. Those
+// with a request under way keep theirs.
+func TestSlowConnectionsGiveTheirPlaceUp(t *testing.T) {
 	t.Parallel()
-	addr, metrics := limited(t, 3)
+	addr, metrics := limited(t, 6)
 	held := connect(t, addr, "GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
 	if !responds(t, held) {
 		t.Error("a connection is not kept while there is room")
 	}
 	idle := connect(t, addr, request)
 	responds(t, idle)
-	silent := connect(t, addr, "")
-	all := map[string]float64{"http_connections": 3, "http_connections_limit": 3}
-	if diff := cmp.Diff(all, gauges(t, metrics)); diff != "" {
-		t.Errorf("metrics with all places taken (-want +got):\n%s", diff)
+	slow := map[string]net.Conn{
+		"idle":          idle,
+		"silent":        connect(t, addr, ""),
+		"half a body":   connect(t, addr, "POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"),
+		"body not read": connect(t, addr, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"),
+		"reads nothing": connect(t, addr, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n"),
+	}
+	all := map[string]float64{"http_connections": 6, "http_connections_limit": 6}
+	for start := time.Now(); !cmp.Equal(all, gauges(t, metrics)); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("metrics with all places taken (-want +got):\n%s", cmp.Diff(all, gauges(t, metrics)))
+		}
 	}
 	// Many more than there are places.
-	for range 6 {
+	for range 12 {
 		responds(t, connect(t, addr, request))
 	}
-	for name, conn := range map[string]net.Conn{"idle": idle, "silent": silent} {
-		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	for name, conn := range slow {
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the %s connection is still open", name)
 		}
