@@ -92,30 +92,7 @@ func objectiveRules() []rulefmt.Rule {
 
 // groupRules name causes, where possible before users feel them.
 func groupRules() []rulefmt.Rule {
-	status := func(s string) string {
-		return fmt.Sprintf(`max by (%s) (kafka_consumergroup_partition_status{status="%s"}) > 0`, byTopic, s)
-	}
 	rules := []rulefmt.Rule{
-		// A new leader of the collector cannot see a standstill for a minute. The alert is kept
-		// through that.
-		alertRule(warning, "", rulefmt.Rule{
-			Alert:         "ConsumerGroupStalled",
-			Expr:          status("stalled"),
-			For:           2 * minute,
-			KeepFiringFor: 5 * minute,
-			Annotations: texts(topicName+": its consumers make no progress.",
-				topicName+": {{ $value }} partitions have unread records and a consumer that makes no progress. "+
-					"Look at the consumer's log. A restart frees a consumer that hangs."),
-		}),
-		alertRule(warning, "", rulefmt.Rule{
-			Alert:         "ConsumerGroupStopped",
-			Expr:          status("stopped"),
-			For:           5 * minute,
-			KeepFiringFor: 5 * minute,
-			Annotations: texts(topicName+": no consumer reads it.",
-				topicName+": {{ $value }} partitions have unread records and no consumer. "+
-					"Start the consumer again, or delete the group if it is not needed any more."),
-		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "ConsumerGroupRewound",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_offset_rewinds_total[15m])) > 0", byTopic),
@@ -135,7 +112,22 @@ func groupRules() []rulefmt.Rule {
 					"Check that its name in the ConsumerGroup is right, that it runs, and that it commits."),
 		}),
 	}
-	return slices.Concat(rules,
+	return slices.Concat(
+		standstill("stalled", rulefmt.Rule{
+			Alert: "ConsumerGroupStalled",
+			For:   2 * minute,
+			Annotations: texts(topicName+": its consumers make no progress.",
+				topicName+": {{ $value }} partitions have unread records and a consumer that makes no progress. "+
+					"Look at the consumer's log. A restart frees a consumer that hangs."),
+		}),
+		standstill("stopped", rulefmt.Rule{
+			Alert: "ConsumerGroupStopped",
+			For:   5 * minute,
+			Annotations: texts(topicName+": no consumer reads it.",
+				topicName+": {{ $value }} partitions have unread records and no consumer. "+
+					"Start the consumer again, or delete the group if it is not needed any more."),
+		}),
+		rules,
 		losing("deleted", rulefmt.Rule{
 			Alert: "ConsumerGroupRecordsLost",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_records_lost_total[1h])) > 0", byTopic),
@@ -146,7 +138,7 @@ func groupRules() []rulefmt.Rule {
 		}),
 		losing("outside", rulefmt.Rule{
 			Alert:         "ConsumerGroupRecordsLost",
-			Expr:          status("lost"),
+			Expr:          status("lost") + " > 0",
 			For:           minute,
 			KeepFiringFor: 5 * minute,
 			Annotations: texts(topicName+": its position is outside the log.",
@@ -317,6 +309,25 @@ min by (namespace, job) (
 					"Find the producer that wrote them. The orders around them are not delayed."),
 		}),
 	}
+}
+
+// status returns the number of a topic's partitions in a status. While the collector's leader changes
+// it is what the former leader saw last: an alert that is pending must not begin again.
+func status(s string) string {
+	return fmt.Sprintf("max by (%s) (%s)",
+		byTopic, lately(fmt.Sprintf(`kafka_consumergroup_partition_status{status="%s"}`, s), handover))
+}
+
+// standstill returns a rule on partitions that are not read, once as critical and once as a warning.
+// It is critical once the group is outside its objective: users wait, and waiting longer changes
+// nothing, as it may for a group that catches up. A group without an objective never pages.
+func standstill(s string, r rulefmt.Rule) []rulefmt.Rule {
+	late := fmt.Sprintf("on (%s) %s > 0", byGroup, lately(breached, handover))
+	page, note := r, r
+	page.Expr, page.For = status(s)+" > 0\nand "+late, standstillLong
+	note.Expr = status(s) + " > 0\nunless " + late
+	page.KeepFiringFor, note.KeepFiringFor = 5*minute, 5*minute
+	return []rulefmt.Rule{alertRule(critical, "", page), alertRule(warning, "", note)}
 }
 
 // losing returns a rule on data that is being lost, once as critical and once as a warning. It is

@@ -45,6 +45,15 @@ const (
 	// evaluations.
 	evaluation = model.Duration(30 * time.Second)
 
+	// handover is how long a change of the collector's leader takes at most: the lease runs out in
+	// 15 s, and the next leader polls, is scraped, and learns within a minute what no ConsumerGroup
+	// told it.
+	handover = 5 * minute / 2
+
+	// standstillLong is how long a group that reads nothing may be outside its objective. Such a group
+	// is recognised after a minute, so the page comes after five to six, as that of ServiceNotReady.
+	standstillLong = 4 * minute
+
 	// remembered is how long a series that ended still counts as missing. A day: a page of the
 	// night lasts until the morning.
 	remembered = day
