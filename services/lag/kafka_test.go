@@ -188,7 +188,10 @@ func TestGroupsOfEachKind(t *testing.T) {
 	if len(s.Groups) != 5 {
 		t.Errorf("%d groups are watched, want 5", len(s.Groups))
 	}
-	only := TopicPartition{1, 0, 1, 1, Replication{Leader: s.Brokers[0], Preferred: true, Replicas: 1, InSync: 1}}
+	only := TopicPartition{
+		Number: 1, Stable: 1, End: 1,
+		Replication: Replication{Leader: s.Brokers[0], Preferred: true, Replicas: 1, InSync: 1},
+	}
 	if s := s.Topics[topic]; s == nil || !s.Ready || s.Count != 3 || len(s.Partitions) != 3 || s.Partitions[1] != only {
 		t.Errorf("the topic is %+v", s)
 	}
@@ -473,7 +476,8 @@ func TestBounds(t *testing.T) {
 		})
 		s := c.mustPoll(t)
 		got, records := s.Topics["t"].Partitions[0], s.Groups["g00"].Topics["t"].Partitions[0].Records
-		if got.Replication = (Replication{}); got != tt.want || records != tt.records {
+		got.Replication, got.Open, got.OpenUnknown = Replication{}, 0, false
+		if got != tt.want || records != tt.records {
 			t.Errorf("%+v: %+v and %d records, want %+v and %d", tt, got, records, tt.want, tt.records)
 		}
 	}

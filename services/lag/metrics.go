@@ -48,7 +48,7 @@ type metrics struct {
 	// By broker ID.
 	brokerInfo *prometheus.Desc
 	// By topic and partition.
-	end, start, openTxn                            *prometheus.Desc
+	end, start, openTxn, openFor                   *prometheus.Desc
 	leader, preferred, replicas, inSync, underSync *prometheus.Desc
 	// Of the collector itself.
 	up, lastSuccess, series *prometheus.Desc
@@ -111,6 +111,8 @@ func newMetrics(cluster string) *metrics {
 			"The log's first offset.", log...),
 		openTxn: desc("kafka_topic_partition_open_txn_records",
 			"Records from the first open transaction on, which consumers have to wait for.", log...),
+		openFor: desc("kafka_topic_partition_open_txn_seconds",
+			"How long the first open transaction has been open; 0 if there is none.", log...),
 
 		leader: desc("kafka_topic_partition_leader",
 			"The leader's broker ID.", log...),
@@ -309,6 +311,9 @@ func (m *metrics) writeTopic(w *seriesWriter, t *Topic) {
 		w.gauge(m.end, float64(p.End))
 		w.gauge(m.start, float64(p.Start))
 		w.gauge(m.openTxn, float64(p.End-p.Stable))
+		if !p.OpenUnknown {
+			w.gauge(m.openFor, p.Open.Seconds())
+		}
 		w.gauge(m.leader, float64(p.Leader))
 		w.gauge(m.preferred, boolValue(p.Preferred))
 		w.gauge(m.replicas, float64(p.Replicas))

@@ -122,8 +122,15 @@ func testSnapshot() *Snapshot {
 		},
 		Topics: map[string]*Topic{
 			"orders": {Name: "orders", Count: 4, Partitions: []TopicPartition{
-				{0, 80, 100, 107, Replication{Leader: 2, Preferred: true, Replicas: 3, InSync: 3}},
-				{1, 0, 5, 5, Replication{Leader: 0, Replicas: 3, InSync: 2}},
+				{
+					Start: 80, Stable: 100, End: 107, Open: 90 * time.Second,
+					Replication: Replication{Leader: 2, Preferred: true, Replicas: 3, InSync: 3},
+				},
+				{Number: 1, Stable: 5, End: 5, Replication: Replication{Replicas: 3, InSync: 2}},
+				{
+					Number: 2, Stable: 5, End: 6, Open: time.Second, OpenUnknown: true,
+					Replication: Replication{Replicas: 3, InSync: 3},
+				},
 			}},
 		},
 		Errors: []*ReadError{{API: "OffsetFetch", Group: "other", Err: kerr.GroupAuthorizationFailed}},
@@ -192,20 +199,30 @@ kafka_consumergroup_uncommitted_partitions{READERS,topic="fresh"} 1
 kafka_consumergroup_uncommitted_partitions{READERS,topic="orders"} 1
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="0",topic="orders"} 107
 kafka_topic_partition_current_offset{kafka_cluster="lab",partition="1",topic="orders"} 5
+kafka_topic_partition_current_offset{kafka_cluster="lab",partition="2",topic="orders"} 6
 kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="0",topic="orders"} 3
 kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="1",topic="orders"} 2
+kafka_topic_partition_in_sync_replica{kafka_cluster="lab",partition="2",topic="orders"} 3
 kafka_topic_partition_leader{kafka_cluster="lab",partition="0",topic="orders"} 2
 kafka_topic_partition_leader{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_leader{kafka_cluster="lab",partition="2",topic="orders"} 0
 kafka_topic_partition_leader_is_preferred{kafka_cluster="lab",partition="0",topic="orders"} 1
 kafka_topic_partition_leader_is_preferred{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_leader_is_preferred{kafka_cluster="lab",partition="2",topic="orders"} 0
 kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="0",topic="orders"} 80
 kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_oldest_offset{kafka_cluster="lab",partition="2",topic="orders"} 0
 kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="0",topic="orders"} 7
 kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="1",topic="orders"} 0
+kafka_topic_partition_open_txn_records{kafka_cluster="lab",partition="2",topic="orders"} 1
+kafka_topic_partition_open_txn_seconds{kafka_cluster="lab",partition="0",topic="orders"} 90
+kafka_topic_partition_open_txn_seconds{kafka_cluster="lab",partition="1",topic="orders"} 0
 kafka_topic_partition_replicas{kafka_cluster="lab",partition="0",topic="orders"} 3
 kafka_topic_partition_replicas{kafka_cluster="lab",partition="1",topic="orders"} 3
+kafka_topic_partition_replicas{kafka_cluster="lab",partition="2",topic="orders"} 3
 kafka_topic_partition_under_replicated_partition{kafka_cluster="lab",partition="0",topic="orders"} 0
 kafka_topic_partition_under_replicated_partition{kafka_cluster="lab",partition="1",topic="orders"} 1
+kafka_topic_partition_under_replicated_partition{kafka_cluster="lab",partition="2",topic="orders"} 0
 kafka_topic_partitions{kafka_cluster="lab",topic="orders"} 4
 lag_collector_errors_total{api="OffsetFetch",code="GROUP_AUTHORIZATION_FAILED",kafka_cluster="lab"} 1
 lag_collector_last_success_timestamp_seconds{kafka_cluster="lab"} 1.767323045e+09
@@ -268,7 +285,7 @@ func TestSeriesWithoutKafka(t *testing.T) {
 	// The next poll may take its time.
 	now = now.Add(15*time.Second + c.timeout)
 	check("a poll succeeded", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
-		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 1")
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 92", "lag_collector_up{} 1")
 	now = now.Add(time.Millisecond)
 	check("the next poll hangs", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 1`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 1")
@@ -276,7 +293,7 @@ func TestSeriesWithoutKafka(t *testing.T) {
 	now = someday.Add(15 * time.Second)
 	c.publish(s, down)
 	check("the next poll failed", "kafka_", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
-		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 82", "lag_collector_up{} 0")
+		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 92", "lag_collector_up{} 0")
 	now = someday.Add(15*time.Second + time.Millisecond)
 	check("three intervals later", `lag_collector_errors_total{api="Metadata",code="CONNECTION",} 2`,
 		"lag_collector_last_success_timestamp_seconds", "lag_collector_series{} 0", "lag_collector_up{} 0")
@@ -387,7 +404,7 @@ func TestSeriesCap(t *testing.T) {
 		}
 		s.Groups[name] = &Group{Name: name, State: "Stable", Members: 1, Topics: topics}
 	}
-	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*8
+	const sums, partitions, topic = 1 + 8 + 2*(4+7), 4 * 6, 1 + 2*9
 	// The two more are the objective of the wanted group.
 	everything := 3*sums + 2 + 3*partitions + 2*topic
 	for _, tt := range []struct {

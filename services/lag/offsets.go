@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -42,8 +43,9 @@ type logBounds struct {
 	err error
 }
 
-// published returns the topic as a snapshot shows it.
-func (t *topicLogs) published(name string) *Topic {
+// published returns the topic as a snapshot of the poll that began at start shows it. open is when
+// the first open transactions of partitions began.
+func (t *topicLogs) published(name string, start time.Time, open map[topicPartition]*appendTime) *Topic {
 	out := &Topic{
 		Name: name, Ready: len(t.logs) > 0, Count: len(t.logs), Partitions: make([]TopicPartition, 0, len(t.logs)),
 	}
@@ -53,9 +55,13 @@ func (t *topicLogs) published(name string) *Topic {
 			out.Ready = false
 			continue
 		}
-		out.Partitions = append(out.Partitions, TopicPartition{
+		p := TopicPartition{
 			Number: number, Start: log.start, Stable: log.stable, End: log.end, Replication: log.Replication,
-		})
+		}
+		if began := open[topicPartition{name, t.id, number}]; began != nil {
+			p.Open, p.OpenUnknown = max(0, start.Sub(began.at)), !began.known
+		}
+		out.Partitions = append(out.Partitions, p)
 	}
 	return out
 }

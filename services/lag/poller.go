@@ -24,6 +24,9 @@ type poller struct {
 
 	groups map[string]*groupState
 	ages   ages
+	// open is when the first open transaction of each partition that has one began: its first record is
+	// the one at the last stable offset.
+	open map[topicPartition]*appendTime
 }
 
 // groupState is what is remembered of a group.
@@ -45,6 +48,7 @@ func newPoller(pattern *regexp.Regexp, interval time.Duration) *poller {
 	return &poller{
 		pattern: pattern, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
 		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
+		open: make(map[topicPartition]*appendTime),
 	}
 }
 
@@ -88,7 +92,7 @@ func (p *poller) read(ctx context.Context, start time.Time, objectives map[strin
 		Groups: make(map[string]*Group, len(groups)), Topics: make(map[string]*Topic, len(logs)),
 	}
 	for name, t := range logs {
-		s.Topics[name] = t.published(name)
+		s.Topics[name] = t.published(name, start, p.open)
 	}
 	for name, g := range groups {
 		s.Groups[name] = p.published(start, g, logs, errs)
@@ -163,10 +167,12 @@ func (p *poller) rememberTopics(logs map[string]*topicLogs, errs []*ReadError, s
 		return t == nil && !unread[at.topic] || t != nil && t.id != at.id
 	}
 	maps.DeleteFunc(p.ages.histories, func(at topicPartition, _ *history) bool { return gone(at) })
+	maps.DeleteFunc(p.open, func(at topicPartition, _ *appendTime) bool { return gone(at) })
 	for _, s := range p.groups {
 		maps.DeleteFunc(s.partitions, func(at topicPartition, _ *partitionState) bool { return gone(at) })
 	}
 	for _, at := range p.ages.sample(logs, sent, received) {
+		delete(p.open, at)
 		for _, s := range p.groups {
 			if partition := s.partitions[at]; partition != nil {
 				partition.appended.known = false
@@ -175,10 +181,10 @@ func (p *poller) rememberTopics(logs map[string]*topicLogs, errs []*ReadError, s
 	}
 }
 
-// findAges finds out when each group's first unread records were appended, as far as that is
-// unknown.
+// findAges finds out when each group's first unread records were appended, and those of open
+// transactions, as far as that is unknown.
 func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, logs map[string]*topicLogs) []*ReadError {
-	var unread []unreadRecord
+	unread := p.openTransactions(logs)
 	for _, g := range groups {
 		for _, name := range g.topics() {
 			t := logs[name]
@@ -203,6 +209,28 @@ func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, lo
 		}
 	}
 	return p.ages.find(ctx, p.client, unread)
+}
+
+// openTransactions returns the first record of each partition's first open transaction. Readers of
+// committed records get nothing from it on.
+func (p *poller) openTransactions(logs map[string]*topicLogs) (first []unreadRecord) {
+	for name, t := range logs {
+		for number, log := range t.logs {
+			at := topicPartition{name, t.id, number}
+			switch {
+			case log.err != nil:
+				continue
+			case log.stable >= log.end:
+				delete(p.open, at)
+				continue
+			case p.open[at] == nil:
+				p.open[at] = &appendTime{}
+			}
+			record := target{at, max(log.stable, log.start)}
+			first = append(first, unreadRecord{record, log.end, p.open[at]})
+		}
+	}
+	return first
 }
 
 // partition returns what is remembered of a partition of a remembered group.

@@ -107,6 +107,7 @@ func scenarios() map[string]func(*scenario) {
 		"empty topic":           emptyTopic,
 		"compacted":             compacted,
 		"transactions":          transactions,
+		"hanging transaction":   hangingTransaction,
 		"recreated topic":       recreated,
 		"recreated unseen":      recreatedUnseen,
 		"no commit":             noCommit,
@@ -317,6 +318,24 @@ func transactions(s *scenario) {
 	topic.transact(0, 5, kgo.TryAbort, open(5))
 	s.polls(3)
 	w := topic.commit(s.name+"-g", 0, 22)
+	s.polls(3)
+	s.never(w, lag.StatusRewound, lag.StatusLost)
+}
+
+// A transaction that does not end withholds what comes behind it. A reader of committed records has
+// read all that it can get, so it is not behind. The age of the transaction shows, also to a
+// collector that starts while it is open, and it ends with the transaction.
+func hangingTransaction(s *scenario) {
+	topic := s.newTopic("t", 1)
+	topic.produce(0, 10)
+	w := topic.commit(s.name+"-g", 0, 10)
+	s.polls(2)
+	topic.transact(0, 3, kgo.TryAbort, func() {
+		topic.produceBehind(0, 20)
+		s.pass(3 * time.Second)
+		s.restart()
+		s.pass(time.Second)
+	})
 	s.polls(3)
 	s.never(w, lag.StatusRewound, lag.StatusLost)
 }

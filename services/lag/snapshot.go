@@ -146,6 +146,11 @@ type TopicPartition struct {
 	Stable int64
 	// End is the high watermark.
 	End int64
+	// Open is how long the first open transaction has been open: the age of its first record. It is 0
+	// if there is none.
+	Open time.Duration
+	// OpenUnknown is true if the age was not found in time. It is at least Open.
+	OpenUnknown bool
 	Replication
 }
 

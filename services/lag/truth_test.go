@@ -234,6 +234,13 @@ func (l *topicLog) produceAs(partition int32, key string, n int, wrong time.Dura
 	log.stable = append(log.stable, log.end[len(log.end)-1])
 }
 
+// produceBehind appends n records behind an open transaction.
+func (l *topicLog) produceBehind(partition int32, n int) {
+	l.Helper()
+	from := time.Now()
+	l.appended(partition, from, l.send(l.producer, partition, "key", n, 0))
+}
+
 func (l *topicLog) send(producer *kgo.Client, partition int32, key string, n int, wrong time.Duration) []*kgo.Record {
 	l.Helper()
 	var batch []*kgo.Record
@@ -635,6 +642,9 @@ func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 			complain(o, "committed is %d, want %d to %d", p.Committed, low, high)
 		}
 		s.checkTopic(w, o, complain)
+		if w.log().transactions {
+			s.checkOpen(w, r, seen[:i+1], complain)
+		}
 		want := w.at(from, to, p.Committed)
 		if p.Records < want.recordsLow || p.Records > want.recordsHigh {
 			complain(o, "records are %d, want %d to %d", p.Records, want.recordsLow, want.recordsHigh)
@@ -689,6 +699,27 @@ func (s *scenario) checkTopic(w *watch, o recorded, complain func(recorded, stri
 	}
 	if p.End != p.Stable && !log.transactions {
 		complain(o, "%d records look like those of an open transaction", p.End-p.Stable)
+	}
+}
+
+// checkOpen checks for how long the last scrape shows a transaction to be open. Without one that is 0.
+func (s *scenario) checkOpen(w *watch, r *recorder, seen []recorded, complain func(recorded, string, ...any)) {
+	s.Helper()
+	o := seen[len(seen)-1]
+	got, shown := o.series[fmt.Sprintf(`kafka_topic_partition_open_txn_seconds{kafka_cluster="lab",partition="%d",topic=%q}`,
+		w.partition, w.topic.name)]
+	p := o.Topics[w.topic.name].Partitions[w.partition]
+	var low, high, allowed time.Duration
+	if p.Stable < p.End {
+		records := w.log().records
+		first := records[slices.IndexFunc(records, func(r record) bool { return r.offset >= p.Stable })]
+		low, high = max(0, o.Time.Sub(first.to)), max(0, o.Time.Sub(first.from))
+		allowed = r.allowed(seen, first.from, first.to)
+	}
+	open := time.Duration(got * float64(time.Second))
+	if !shown || open < low-allowed || open > high+allowed {
+		complain(o, "the transaction has been open for %v (shown: %v), want %v to %v (%v allowed)",
+			open, shown, low, high, allowed)
 	}
 }
 
