@@ -90,6 +90,8 @@ func (a *assessment) consuming() verdict {
 	case t.count[lag.StatusStalled] > 0:
 		return isFalse(stalled, "a member is assigned %s and makes no progress: look in the consumer's log for "+
 			"a record that it cannot process%s", t.partitionsIn(lag.StatusStalled), has)
+	case t.withheld != nil:
+		return isFalse(recordsWithheld, "%s", a.withheld())
 	case t.incomplete:
 		return isUnknown(unreadable, incompleteMessage)
 	case t.undetermined, t.bare() && a.now.Sub(a.bareSince) < lag.Patience:
@@ -130,11 +132,25 @@ func (a *assessment) loss() string {
 	return "retention deleted records before they were read"
 }
 
+// withheld describes the oldest transaction that the group waits for.
+func (a *assessment) withheld() string {
+	log := a.totals.withheld
+	// Only a lower bound of the age may be known.
+	earlier := ""
+	if log.OpenUnknown {
+		earlier = " or earlier"
+	}
+	return fmt.Sprintf("a transaction has been open in %s/%d since %s%s, and withholds %s from readers of "+
+		"committed records: find its producer (kafka-transactions.sh describe-producers), or end it "+
+		"(find-hanging, abort)", log.topic, log.Number,
+		a.snapshot.Time.Add(-log.Open).UTC().Format(time.RFC3339), earlier,
+		plural(log.End-log.Stable, "record", "records"))
+}
+
 // withinObjective decides whether the oldest unread record is younger than the objective, in all
 // partitions with a committed offset.
 func (a *assessment) withinObjective() verdict {
-	objective := time.Duration(a.cg.Spec.Objective.MaxLagSeconds) * time.Second
-	t := a.totals
+	objective, t := a.objective(), a.totals
 	switch {
 	case a.found == nil || len(a.names) == 0:
 		return a.unknown()

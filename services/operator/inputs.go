@@ -34,6 +34,11 @@ type inputs struct {
 	strimzi map[string]kafkaTopic
 }
 
+// objective returns how old an unread record may be.
+func (in *inputs) objective() time.Duration {
+	return time.Duration(in.cg.Spec.Objective.MaxLagSeconds) * time.Second
+}
+
 // described returns what the last poll read of the group. It returns nil if the cluster or the
 // group could not be read.
 func (in *inputs) described() *lag.Group {

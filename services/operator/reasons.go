@@ -13,11 +13,12 @@ const (
 
 // Reasons why a group does not consume.
 const (
-	recordsLost   = "RecordsLost"
-	stopped       = "Stopped"
-	stalled       = "Stalled"
-	noCommit      = "NoCommit"
-	notSubscribed = "NotSubscribed"
+	recordsLost     = "RecordsLost"
+	stopped         = "Stopped"
+	stalled         = "Stalled"
+	recordsWithheld = "RecordsWithheld"
+	noCommit        = "NoCommit"
+	notSubscribed   = "NotSubscribed"
 )
 
 // Reasons of a group that consumes. The first two deserve a look all the same.

@@ -151,6 +151,16 @@ func TestConditions(t *testing.T) {
 	starts := func(offset int64) func(*lag.Snapshot) {
 		return func(s *lag.Snapshot) { s.Topics["a"].Partitions[len(s.Topics["a"].Partitions)-1].Start = offset }
 	}
+	// open adds a transaction of 20 records to a/0, behind its 100 records.
+	open := func(age time.Duration, unknown bool) func(*lag.Snapshot) {
+		return func(s *lag.Snapshot) {
+			p := &s.Topics["a"].Partitions[0]
+			p.End, p.Open, p.OpenUnknown = p.Stable+20, age, unknown
+		}
+	}
+	// beyondOpen has committed behind the beginning of that transaction.
+	beyondOpen := ok(0)
+	beyondOpen.Committed = 110
 	members := func(n int) func(*lag.Snapshot) { return func(s *lag.Snapshot) { s.Groups["readers"].Members = n } }
 	partial := func(s *lag.Snapshot) { s.Groups["readers"].Topics["a"].Partial = true }
 	fails := func(api, topic string, err error) func(*lag.Snapshot) {
@@ -235,6 +245,29 @@ func TestConditions(t *testing.T) {
 		"a commit beyond the end": {
 			snapshot: with(topics{"a": {beyond}}, nil), ready: "True/AllReady", consuming: "False/RecordsLost",
 			within: "True/WithinObjective", message: "the committed offset is beyond the end of the log",
+		},
+		"a transaction hangs": {
+			snapshot: with(topics{"a": {ok(0), ok(1)}}, open(5*time.Minute, false)), ready: "True/AllReady",
+			consuming: "False/RecordsWithheld", within: "True/WithinObjective",
+			message: "a transaction has been open in a/0 since 2026-03-01T11:55:00Z, and withholds 20 records",
+		},
+		"a transaction hangs whose beginning is not found yet": {
+			snapshot: with(topics{"a": {ok(0)}}, open(5*time.Minute, true)), ready: "True/AllReady",
+			consuming: "False/RecordsWithheld", within: "True/WithinObjective",
+			message: "since 2026-03-01T11:55:00Z or earlier, and withholds",
+		},
+		"a transaction is open for a minute": {
+			snapshot: with(topics{"a": {ok(0)}}, open(time.Minute, false)), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"a transaction hangs, and the group reads uncommitted records": {
+			snapshot: with(topics{"a": {beyondOpen}}, open(5*time.Minute, false)), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"a transaction hangs in a topic of others": {
+			cg:       consumerGroup("b"),
+			snapshot: with(topics{"a": {ok(0)}, "b": {ok(0)}}, open(5*time.Minute, false)), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
 		},
 		"a replay": {
 			snapshot: with(

@@ -30,6 +30,9 @@ type totals struct {
 	// lost is the number of records that retention deleted before the group read them, in the
 	// partitions where this process saw it.
 	lost int64
+	// withheld is the log of the oldest open transaction that the group waits for, longer than its
+	// objective allows and longer than a minute. It is nil if there is none.
+	withheld *openLog
 	// unsubscribed are the topics with records that the group neither subscribes to nor commits in.
 	unsubscribed []string
 	// incomplete is true if a part could not be read. The sums are of the rest, so the truth may be more.
@@ -43,6 +46,12 @@ type totals struct {
 type partition struct {
 	topic string
 	lag.Partition
+}
+
+// openLog is a partition's log with an open transaction.
+type openLog struct {
+	topic string
+	lag.TopicPartition
 }
 
 // worse reports whether p needs attention before other. A nil other needs none.
@@ -105,6 +114,14 @@ func (t *totals) add(in *inputs, p *partition) {
 		t.toClose = -1
 	} else {
 		t.toClose = max(t.toClose, p.Close)
+	}
+	// A group that has committed beyond the beginning of a transaction does not wait for it.
+	longest := max(in.objective(), lag.Patience)
+	if t.withheld != nil {
+		longest = t.withheld.Open
+	}
+	if log := in.log(p.topic, p.Number); log.Open > longest && p.Committed <= log.Stable {
+		t.withheld = &openLog{p.topic, log}
 	}
 	if p.Status == lag.StatusOK {
 		unmoved := p.Records > 0 && p.Age >= lag.Patience && p.LastProgress.IsZero()

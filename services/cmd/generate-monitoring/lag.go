@@ -262,7 +262,7 @@ func lagPartitions() []panel {
 			},
 		},
 		{
-			kind: "timeseries", title: "Retention headroom", width: 8, unit: "percentunit", max: new(1.0),
+			kind: "timeseries", title: "Retention headroom", width: 6, unit: "percentunit", max: new(1.0),
 			alert: "ConsumerGroupRetentionHeadroomLow",
 			about: "Part of the log before a group's first unread record, of its worst partition: " +
 				"what retention can still delete without loss. " +
@@ -275,7 +275,7 @@ func lagPartitions() []panel {
 			limits: []limit{{"text", 0}, {"red", headroomLow}},
 		},
 		{
-			kind: "timeseries", title: "Went back, lost", width: 8,
+			kind: "timeseries", title: "Went back, lost", width: 6,
 			alert: "ConsumerGroupRewound",
 			about: "How often a group's position went back, and how many records were deleted unread, " +
 				"in each interval.",
@@ -291,7 +291,19 @@ func lagPartitions() []panel {
 			},
 		},
 		{
-			kind: "timeseries", title: "Without a position, in open transactions", width: 8,
+			kind: "timeseries", title: "Open transactions", width: 6, unit: "s",
+			alert: "TransactionHanging",
+			about: "How long a transaction has been open, by partition. " +
+				"Groups that read committed records get nothing behind it, and have no lag.",
+			queries: []query{{
+				expr: fmt.Sprintf("max by (kafka_cluster, topic, partition) "+
+					`(kafka_topic_partition_open_txn_seconds{%s,topic=~"$topic"}) > 0`, ofCluster),
+				legend: "{{topic}}/{{partition}}",
+			}},
+			limits: []limit{{"text", 0}, {"orange", withheldLong}, {"red", transactionHangs}},
+		},
+		{
+			kind: "timeseries", title: "Without a position, in open transactions", width: 6,
 			alert: "ConsumerGroupWithoutPosition",
 			about: "Partitions in which a group has no commit, which is normal for its first seconds. " +
 				"Groups with an objective and no commit anywhere, as 1. " +

@@ -128,6 +128,7 @@ func groupRules() []rulefmt.Rule {
 					"Start the consumer again, or delete the group if it is not needed any more."),
 		}),
 		rules,
+		withholding(),
 		losing("deleted", rulefmt.Rule{
 			Alert: "ConsumerGroupRecordsLost",
 			Expr:  fmt.Sprintf("sum by (%s) (increase(kafka_consumergroup_records_lost_total[1h])) > 0", byTopic),
@@ -328,6 +329,43 @@ func standstill(s string, r rulefmt.Rule) []rulefmt.Rule {
 	note.Expr = status(s) + " > 0\nunless " + late
 	page.KeepFiringFor, note.KeepFiringFor = 5*minute, 5*minute
 	return []rulefmt.Rule{alertRule(critical, "", page), alertRule(warning, "", note)}
+}
+
+// withholding returns the rules on transactions that stay open. Groups that read committed records get
+// nothing behind them, and have no lag: so neither a status nor an objective shows it. It is critical
+// for a group with an objective that waits longer than that allows. A group that has committed beyond
+// the transaction's beginning reads uncommitted records and does not wait.
+func withholding() []rulefmt.Rule {
+	age := fmt.Sprintf("max by (%s) (kafka_topic_partition_open_txn_seconds)", byLog)
+	// The strictest objective of the groups that wait for the partition.
+	page := fmt.Sprintf(`
+%[1]s > %[2]d
+> on (%[3]s)
+min by (%[3]s) (
+  0 * (
+    max by (%[4]s, partition) (kafka_consumergroup_current_offset)
+    <= on (%[3]s) group_left ()
+    (
+      max by (%[3]s) (kafka_topic_partition_current_offset)
+      - max by (%[3]s) (kafka_topic_partition_open_txn_records)
+    )
+  )
+  + on (%[5]s) group_left ()
+  max by (%[5]s) (%[6]s)
+)`, age, withheldLong, byLog, byTopic, byGroup, lately("kafka_consumergroup_objective_seconds", hour))
+	r := rulefmt.Rule{
+		Alert:         "TransactionHanging",
+		For:           minute,
+		KeepFiringFor: 5 * minute,
+		Annotations: texts("{{ $labels.topic }} ({{ $labels.kafka_cluster }}): a transaction stays open.",
+			"On {{ $labels.topic }}/{{ $labels.partition }} ({{ $labels.kafka_cluster }}) a transaction has been "+
+				"open for {{ $value | humanizeDuration }}. Groups that read committed records get nothing behind it, "+
+				"and their lag stays 0. Find its producer, or abort the transaction."),
+	}
+	note := r
+	r.Expr = page
+	note.Expr = fmt.Sprintf("%s > %d\nunless%s", age, transactionHangs, page)
+	return []rulefmt.Rule{alertRule(critical, "", r), alertRule(warning, "", note)}
 }
 
 // losing returns a rule on data that is being lost, once as critical and once as a warning. It is
