@@ -98,6 +98,10 @@ func (c *Collector) Want(objectives map[string][]Objective) {
 	c.objectives = maps.Clone(objectives)
 }
 
+// Resume tells what an earlier process knew: the partitions in which a group stood still. Where the
+// commit is the same in the first poll, the group has not moved since then. Call it before Run.
+func (c *Collector) Resume(group string, standing []Standing) { c.poller.resume(group, standing) }
+
 // Snapshot returns the result of the last poll that succeeded, nil before the first. It may be old:
 // look at its Time, or at Err.
 func (c *Collector) Snapshot() *Snapshot {

@@ -27,6 +27,8 @@ type poller struct {
 	// open is when the first open transaction of each partition that has one began: its first record is
 	// the one at the last stable offset.
 	open map[topicPartition]*appendTime
+	// former is what an earlier process knew of partitions that this one has not read yet, by group.
+	former map[string]map[partitionKey]Standing
 }
 
 // groupState is what is remembered of a group.
@@ -48,7 +50,17 @@ func newPoller(pattern *regexp.Regexp, interval time.Duration) *poller {
 	return &poller{
 		pattern: pattern, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
 		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
-		open: make(map[topicPartition]*appendTime),
+		open: make(map[topicPartition]*appendTime), former: make(map[string]map[partitionKey]Standing),
+	}
+}
+
+// resume takes in what an earlier process knew of a group.
+func (p *poller) resume(group string, standing []Standing) {
+	if p.former[group] == nil {
+		p.former[group] = make(map[partitionKey]Standing, len(standing))
+	}
+	for _, s := range standing {
+		p.former[group][partitionKey{s.Topic, s.Partition}] = s
 	}
 }
 
@@ -237,7 +249,10 @@ func (p *poller) openTransactions(logs map[string]*topicLogs) (first []unreadRec
 func (p *poller) partition(group string, at topicPartition) *partitionState {
 	s := p.groups[group]
 	if s.partitions[at] == nil {
-		s.partitions[at] = &partitionState{}
+		key := partitionKey{at.topic, at.partition}
+		s.partitions[at] = &partitionState{track: track{former: p.former[group][key]}}
+		// A topic of the same name that is created later has nothing to do with it.
+		delete(p.former[group], key)
 	}
 	return s.partitions[at]
 }

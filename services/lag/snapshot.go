@@ -77,8 +77,11 @@ type Partition struct {
 	AgeUnknown bool
 	// Since is when this process first saw the partition. Stalled, stopped and slow need some time
 	// after it.
-	Since  time.Time
-	Status Status
+	Since time.Time
+	// Unmoved is since when the commit has not moved, as far as is known: before Since if an earlier
+	// process saw it ([Collector.Resume]).
+	Unmoved time.Time
+	Status  Status
 	// Headroom is the part of the log that retention can delete before it deletes an unread record:
 	// 1 if all is read, 0 if the first unread record is the log's first, negative if records were
 	// lost. It is NaN for an empty log or without a commit, and then has no series.
@@ -93,6 +96,16 @@ type Partition struct {
 	Lost int64
 	// Rewinds is how often the commit went back since this process started.
 	Rewinds int64
+}
+
+// Standing is a partition in which a group did not move.
+type Standing struct {
+	Topic     string
+	Partition int32
+	// Committed is the committed offset.
+	Committed int64
+	// Since is the Partition's Unmoved.
+	Since time.Time
 }
 
 // Status is what a group does with a partition. It follows from offsets and times alone.

@@ -54,6 +54,10 @@ type track struct {
 	committed int64
 	// progress is when committed was last seen to move, zero if it has not.
 	progress time.Time
+	// former is what an earlier process knew, zero if nothing.
+	former Standing
+	// unmoved is since when committed has not moved, as far as is known.
+	unmoved time.Time
 	// regain is the offset from which the commit went back, 0 if it is reached again.
 	regain int64
 	// start is the first offset of the log at the last poll.
@@ -87,6 +91,10 @@ type moment struct {
 func (t *track) next(number int32, f facts, patience, interval time.Duration) Partition {
 	if t.since.IsZero() {
 		t.since, t.committed, t.counted = f.at, f.committed, f.start
+		t.unmoved = f.at
+		if !t.former.Since.IsZero() && t.former.Committed == f.committed {
+			t.unmoved = t.former.Since
+		}
 	}
 	// A poll reads the commit before the start of the log. In between, a group may read, commit and
 	// delete records, as Kafka Streams does. So only a commit below the start of an earlier poll
@@ -105,7 +113,7 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	}
 	t.follow(f)
 	t.remember(moment{f.at, f.committed, p.Records, p.Age, p.AgeUnknown}, patience)
-	p.LastProgress, p.Lost, p.Rewinds = t.progress, t.lost, t.rewinds
+	p.Unmoved, p.LastProgress, p.Lost, p.Rewinds = t.unmoved, t.progress, t.lost, t.rewinds
 	p.Status = t.status(f, p.Age, patience, interval)
 	p.Close = t.untilRead(f.committed, p.Records)
 	return p
@@ -114,7 +122,7 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 // follow takes in how the commit moved since the last poll.
 func (t *track) follow(f facts) {
 	if f.committed != t.committed {
-		t.progress = f.at
+		t.progress, t.unmoved = f.at, f.at
 		if f.committed < 0 || f.committed < t.committed {
 			// A pace across a rewind means nothing.
 			t.recent = t.recent[:0]
@@ -157,11 +165,7 @@ func (t *track) remember(m moment, patience time.Duration) {
 
 // status returns the worst status that applies.
 func (t *track) status(f facts, age, patience, interval time.Duration) Status {
-	moved := t.since
-	if t.progress.After(moved) {
-		moved = t.progress
-	}
-	waits := f.unread() && age >= patience && f.at.Sub(moved) >= patience
+	waits := f.unread() && age >= patience && f.at.Sub(t.unmoved) >= patience
 	switch {
 	case f.committed >= 0 && f.committed < t.gone:
 		return StatusLost

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -79,6 +80,96 @@ func TestDiscovery(t *testing.T) {
 	}
 	shows(objective, false)
 	shows(lagOf, true)
+}
+
+// The next leader continues where the last one stopped. What stands still for it, too, is stopped in
+// its first poll, so an alert on the series goes on counting, and the condition does not change.
+func TestTheNextLeaderContinues(t *testing.T) {
+	t.Parallel()
+	a, kafka := newAPI(t), testenv.Fake(t)
+	fiveMinutesAgo := time.Now().Add(-5 * time.Minute).Truncate(time.Second)
+	client, err := kgo.NewClient(kgo.SeedBrokers(kafka), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	created, err := admin.CreateTopics(t.Context(), 3, 1, nil, "a")
+	if err := errors.Join(err, created.Error()); err != nil {
+		t.Fatal(err)
+	}
+	offsets := kadm.Offsets{}
+	for p := range int32(3) {
+		for range 10 {
+			r := &kgo.Record{Topic: "a", Partition: p, Timestamp: fiveMinutesAgo, Value: []byte("v")}
+			if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		offsets.AddOffset("a", p, 5, -1)
+	}
+	if err := admin.CommitAllOffsets(t.Context(), "readers", offsets); err != nil {
+		t.Fatal(err)
+	}
+
+	// The last leader saw partition 0 and 1 stand still for three minutes. Since then the group has
+	// moved in partition 1.
+	cg := a.consumerGroup(t, "readers", "a")
+	before := newScript()
+	last := start(t, a.config(), testLog(t), a.kube, before)
+	before.leads(t)
+	await(t, func() error {
+		if len(before.wanted()) == 0 {
+			return errors.New("the collector has no objectives")
+		}
+		return nil
+	})
+	stood := func(number int32, committed int64) lag.Partition {
+		return lag.Partition{
+			Number: number, Committed: committed, Records: 5, Age: 5 * time.Minute, Status: lag.StatusStopped,
+			Since: fiveMinutesAgo, Unmoved: fiveMinutesAgo, Close: -1,
+		}
+	}
+	before.finds(map[string][]lag.Partition{"a": {stood(0, 5), stood(1, 4), ok(2)}})
+	a.is(t, cg, v1alpha1.Consuming, "False/Stopped")
+	changed := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming).LastTransitionTime
+	if err := last.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	cfg := a.config()
+	cfg.Clusters[0].Config = lag.Config{
+		Name: "main", Interval: time.Second, Kafka: kafkaconfig.Client{Brokers: []string{kafka}},
+	}
+	next := start(t, cfg, testLog(t), a.kube, nil)
+	status := regexp.MustCompile(`\nkafka_consumergroup_partition_status\{.*status="(?:ok|stopped)",topic="a"} \d`)
+	await(t, func() error {
+		_, text := next.http(t, "/metrics")
+		shown := status.FindAllString(text, -1)
+		if len(shown) == 0 {
+			return errors.New("no statuses")
+		}
+		if !strings.HasSuffix(shown[0], `status="ok",topic="a"} 2`) ||
+			!strings.HasSuffix(shown[1], `status="stopped",topic="a"} 1`) {
+			t.Errorf("the first poll shows%v, want one partition stopped", shown)
+		}
+		return nil
+	})
+	await(t, func() error {
+		if n := len(a.get(t, cg).Status.Standing); n != 1 {
+			return fmt.Errorf("%d partitions stand still", n)
+		}
+		return nil
+	})
+	want := v1alpha1.StandingPartition{Topic: "a", Partition: 0, Offset: 5, Since: metav1.NewTime(fiveMinutesAgo)}
+	if got := cg.Status.Standing[0]; got != want {
+		t.Errorf("it stands still as %+v, want %+v", got, want)
+	}
+	c := meta.FindStatusCondition(cg.Status.Conditions, v1alpha1.Consuming)
+	if conditionOf(cg, v1alpha1.Consuming) != "False/Stopped" || !c.LastTransitionTime.Equal(&changed) {
+		t.Errorf("it is %s since %v, want Stopped since %v", conditionOf(cg, v1alpha1.Consuming),
+			c.LastTransitionTime, changed)
+	}
 }
 
 // An operator whose Kafka cannot be reached is ready all the same, and reports what is wrong.

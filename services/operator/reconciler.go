@@ -43,6 +43,8 @@ type collector interface {
 	Polled() <-chan struct{}
 	// Want sets the objectives of groups, by the group's name. The groups are polled too.
 	Want(objectives map[string][]lag.Objective)
+	// Resume tells what an earlier leader knew of a group. It is called before Run.
+	Resume(group string, standing []lag.Standing)
 }
 
 // watchedCluster is a Kafka cluster that the operator watches.
@@ -119,14 +121,19 @@ func (r *reconciler) lead(
 // names returns the names of the clusters, sorted.
 func (r *reconciler) names() []string { return slices.Sorted(maps.Keys(r.clusters)) }
 
-// declareAll remembers all ConsumerGroups, so that the first poll looks for all of them.
+// declareAll remembers all ConsumerGroups, so that the first poll looks for all of them, and knows
+// where the last leader saw them stand still.
 func (r *reconciler) declareAll(ctx context.Context) error {
 	var all v1alpha1.ConsumerGroupList
 	if err := r.client.List(ctx, &all); err != nil {
 		return fmt.Errorf("list the ConsumerGroups: %w", err)
 	}
 	for i := range all.Items {
-		r.declare(&all.Items[i])
+		cg := &all.Items[i]
+		r.declare(cg)
+		if c := r.clusters[cg.Spec.Cluster]; c != nil {
+			c.Resume(cg.Spec.Group, resumed(cg.Status.Standing))
+		}
 	}
 	return nil
 }

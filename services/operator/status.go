@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"ordersystem.dev/services/lag"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
@@ -39,6 +40,12 @@ func newStatus(in inputs) (status v1alpha1.ConsumerGroupStatus, bareSince time.T
 	topics := topicStatuses(&in, a.found, a.names)
 	status.Topics = listed(topics)
 
+	status.Standing = a.totals.standing[:min(len(a.totals.standing), maxListed)]
+	if in.described() == nil {
+		// The group could not be read. The next leader compares them with what it reads.
+		status.Standing = in.cg.Status.Standing
+	}
+
 	set := func(condition string, v verdict) {
 		// meta keeps the time of the last transition unless the status changes.
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
@@ -53,6 +60,16 @@ func newStatus(in inputs) (status v1alpha1.ConsumerGroupStatus, bareSince time.T
 		return status, time.Time{}
 	}
 	return status, in.bareSince
+}
+
+// resumed returns the partitions of a status as the collector takes them.
+func resumed(standing []v1alpha1.StandingPartition) (former []lag.Standing) {
+	for _, s := range standing {
+		former = append(former, lag.Standing{
+			Topic: s.Topic, Partition: s.Partition, Committed: s.Offset, Since: s.Since.Time,
+		})
+	}
+	return former
 }
 
 // setNumbers sets the worst partition, and the sums if all partitions could be read.

@@ -31,7 +31,7 @@ func ok(number int32) lag.Partition {
 func behind(number int32, records int64, age time.Duration, status lag.Status) lag.Partition {
 	return lag.Partition{
 		Number: number, Committed: 100 - records, Records: records, Age: age, Since: noon.Add(-time.Hour),
-		Status: status, LastProgress: noon, Close: -1,
+		Status: status, Unmoved: noon.Add(-age), LastProgress: noon, Close: -1,
 	}
 }
 
@@ -636,6 +636,9 @@ func TestNumbersOfAPart(t *testing.T) {
 			metav1.NewTime(noon),
 		),
 		WorstPartition: &v1alpha1.PartitionStatus{Topic: "c", Lag: new(int64(9)), Status: "stalled"},
+		Standing: []v1alpha1.StandingPartition{
+			{Topic: "c", Partition: 0, Offset: 91, Since: metav1.NewTime(noon.Add(-time.Hour))},
+		},
 		Topics: []v1alpha1.TopicStatus{
 			{Name: "a", Ready: "True", Source: "Kafka"},
 			{Name: "b", Ready: "True", Source: "Kafka", Lag: new(int64(2)), LagSeconds: new(int64(1))},
@@ -644,6 +647,26 @@ func TestNumbersOfAPart(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The next leader needs to know where a group stood still, also if it could not be read since.
+func TestStandingIsKeptWhileTheGroupCannotBeRead(t *testing.T) {
+	t.Parallel()
+	cg := consumerGroup("a")
+	stopped := behind(0, 9, time.Hour, lag.StatusStopped)
+	cg.Status, _ = newStatus(inputsOf(cg, snapshotOf(map[string][]lag.Partition{"a": {stopped}})))
+	if len(cg.Status.Standing) != 1 {
+		t.Fatalf("it stands still in %+v", cg.Status.Standing)
+	}
+	in := inputsOf(cg, snapshotOf(nil))
+	in.unreachable = "cluster main has not been readable"
+	if got, _ := newStatus(in); cmp.Diff(cg.Status.Standing, got.Standing) != "" {
+		t.Errorf("while Kafka is away it stands still in %+v", got.Standing)
+	}
+	got, _ := newStatus(inputsOf(cg, snapshotOf(map[string][]lag.Partition{"a": {ok(0)}})))
+	if got.Standing != nil {
+		t.Errorf("a group that reads stands still in %+v", got.Standing)
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
-// maxTopics is how many topics a status lists.
-const maxTopics = 100
+// maxListed is how many topics, and how many partitions, a status lists.
+const maxListed = 100
 
 // The sources of a topic's readiness.
 const (
@@ -49,9 +49,9 @@ func addLag(t *v1alpha1.TopicStatus, read *lag.GroupTopic) {
 	}
 }
 
-// listed returns the topics that a status lists: the first maxTopics, sorted by name.
+// listed returns the topics that a status lists: the first maxListed, sorted by name.
 func listed(topics []v1alpha1.TopicStatus) []v1alpha1.TopicStatus {
-	list := slices.Clone(topics[:min(len(topics), maxTopics)])
+	list := slices.Clone(topics[:min(len(topics), maxListed)])
 	slices.SortFunc(list, func(a, b v1alpha1.TopicStatus) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }

@@ -7,7 +7,10 @@ import (
 	"slices"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"ordersystem.dev/services/lag"
+	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
 // totals adds up the partitions that a status is about.
@@ -30,6 +33,8 @@ type totals struct {
 	// lost is the number of records that retention deleted before the group read them, in the
 	// partitions where this process saw it.
 	lost int64
+	// standing are the stalled and stopped partitions, by topic and number.
+	standing []v1alpha1.StandingPartition
 	// withheld is the log of the oldest open transaction that the group waits for, longer than its
 	// objective allows and longer than a minute. It is nil if there is none.
 	withheld *openLog
@@ -101,6 +106,12 @@ func (t *totals) add(in *inputs, p *partition) {
 	}
 	if p.Status == lag.StatusLost {
 		t.lost += p.Lost
+	}
+	if p.Status == lag.StatusStalled || p.Status == lag.StatusStopped {
+		t.standing = append(t.standing, v1alpha1.StandingPartition{
+			Topic: p.topic, Partition: p.Number, Offset: p.Committed,
+			Since: metav1.NewTime(p.Unmoved.Truncate(time.Second)),
+		})
 	}
 	if p.Committed < 0 {
 		return

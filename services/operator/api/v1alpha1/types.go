@@ -138,6 +138,14 @@ type ConsumerGroupStatus struct {
 	// +optional
 	TimeToCloseSeconds *int64 `json:"timeToCloseSeconds,omitempty"`
 
+	// The partitions in which the group stands still although there are unread records. Another leader
+	// of the operator continues from here. It lists a hundred at most.
+	// +optional
+	// +listType=map
+	// +listMapKey=topic
+	// +listMapKey=partition
+	Standing []StandingPartition `json:"standing,omitempty"`
+
 	// The topics of the spec, or else those that the group subscribes to or has committed in. It
 	// lists a hundred at most, and prefers those that are not ready.
 	// +optional
@@ -174,6 +182,20 @@ type PartitionStatus struct {
 	// One of ok, slow, rewound, no_commit, stalled, stopped, lost.
 	// +required
 	Status string `json:"status"`
+}
+
+// StandingPartition is where the group stands still.
+type StandingPartition struct {
+	// +required
+	Topic string `json:"topic"`
+	// +required
+	Partition int32 `json:"partition"`
+	// The committed offset.
+	// +required
+	Offset int64 `json:"offset"`
+	// Since when the committed offset has not moved, as far as is known.
+	// +required
+	Since metav1.Time `json:"since"`
 }
 
 // TopicStatus is the state of a topic, and how far the group is behind in it.
