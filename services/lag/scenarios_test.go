@@ -338,6 +338,15 @@ func hangingTransaction(s *scenario) {
 	})
 	s.polls(3)
 	s.never(w, lag.StatusRewound, lag.StatusLost)
+	// Only now can the group read the records. It has not let them lie for as long as they are old.
+	for _, o := range s.always.all() {
+		if p := w.in(o.Snapshot); p != nil && o.Time.After(w.since) && p.Records > 0 {
+			if p.Status != lag.StatusOK {
+				s.Errorf("%v: status %s as soon as the records can be read", w, p.Status)
+			}
+			break
+		}
+	}
 }
 
 // A recreated topic inherits nothing: the former offsets mean nothing, and a smaller commit is no

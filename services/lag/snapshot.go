@@ -78,8 +78,8 @@ type Partition struct {
 	// Since is when this process first saw the partition. Stalled, stopped and slow need some time
 	// after it.
 	Since time.Time
-	// Unmoved is since when the commit has not moved, as far as is known: before Since if an earlier
-	// process saw it ([Collector.Resume]).
+	// Unmoved is since when the commit has not moved although there were unread records, as far as is
+	// known: before Since if an earlier process saw it ([Collector.Resume]).
 	Unmoved time.Time
 	Status  Status
 	// Headroom is the part of the log that retention can delete before it deletes an unread record:

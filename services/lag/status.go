@@ -56,7 +56,8 @@ type track struct {
 	progress time.Time
 	// former is what an earlier process knew, zero if nothing.
 	former Standing
-	// unmoved is since when committed has not moved, as far as is known.
+	// unmoved is since when committed has not moved although there were unread records, as far as is
+	// known. It is the last poll if all was read.
 	unmoved time.Time
 	// regain is the offset from which the commit went back, 0 if it is reached again.
 	regain int64
@@ -110,6 +111,9 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	}
 	if f.unread() {
 		p.Age, p.AgeUnknown = max(0, f.at.Sub(f.appended)), f.vague
+	} else {
+		// When a transaction ends that was open for long, old records can suddenly be read.
+		t.unmoved = f.at
 	}
 	t.follow(f)
 	t.remember(moment{f.at, f.committed, p.Records, p.Age, p.AgeUnknown}, patience)
