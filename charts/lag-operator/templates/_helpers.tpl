@@ -54,3 +54,25 @@ labels:
 {{- define "lag-operator.watchNamespaces" -}}
 {{- prepend (.Values.watchNamespaces | default list) .Release.Namespace | uniq | toYaml }}
 {{- end }}
+
+{{/*
+Helm removes a key that a user sets to null, and with it the chart's default. This gives defaults back,
+before a template reads a value. In the maps that become fields of pods as they are, null leaves out a
+field, as users of Helm expect.
+*/}}
+{{- define "lag-operator.defaults" -}}
+{{- include "lag-operator.complete" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) }}
+{{- end }}
+
+{{- define "lag-operator.complete" -}}
+{{- $values := first . }}
+{{- range $key, $default := last . }}
+{{- if not (has $key (list "resources" "podSecurityContext" "securityContext")) }}
+{{- if kindIs "invalid" (index $values $key) }}
+{{- $_ := set $values $key $default }}
+{{- else if kindIs "map" $default }}
+{{- include "lag-operator.complete" (list (index $values $key) $default) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -34,14 +34,18 @@ spec:
       {{- end }}
       # A service drains, flushes and closes in less than 20 s.
       terminationGracePeriodSeconds: 30
+      {{- with .root.Values.podSecurityContext }}
       securityContext:
-        {{- toYaml .root.Values.podSecurityContext | nindent 8 }}
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       containers:
         - name: {{ .component }}
           image: {{ include "orders.image" (dict "root" .root "image" $v.image) }}
           imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+          {{- with .root.Values.securityContext }}
           securityContext:
-            {{- toYaml .root.Values.securityContext | nindent 12 }}
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
           ports:
             - name: http
               containerPort: {{ .port }}

@@ -51,3 +51,25 @@ app.kubernetes.io/component: {{ . }}
 {{- $account := (index .root.Values .component).serviceAccount }}
 {{- default ($account.create | ternary (include "orders.componentName" .) "default") $account.name }}
 {{- end }}
+
+{{/*
+Helm removes a key that a user sets to null, and with it the chart's default. This gives defaults back,
+before a template reads a value. In the maps that become fields of pods as they are, null leaves out a
+field, as users of Helm expect.
+*/}}
+{{- define "orders.defaults" -}}
+{{- include "orders.complete" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) }}
+{{- end }}
+
+{{- define "orders.complete" -}}
+{{- $values := first . }}
+{{- range $key, $default := last . }}
+{{- if not (has $key (list "resources" "podSecurityContext" "securityContext")) }}
+{{- if kindIs "invalid" (index $values $key) }}
+{{- $_ := set $values $key $default }}
+{{- else if kindIs "map" $default }}
+{{- include "orders.complete" (list (index $values $key) $default) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
