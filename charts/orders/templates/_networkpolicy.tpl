@@ -8,6 +8,11 @@ to DNS and Kafka.
 {{- $kafkaPorts := list }}
 {{- range (include "orders.kafka" . | fromYaml).brokers | splitList "," }}
 {{- $kafkaPorts = append $kafkaPorts (trim . | regexFind "[0-9]+$") }}
+{{- end }}
+{{- $callers := $policy.http.from }}
+{{- if .root.Values.test.enabled }}
+{{- $test := include "orders.selectorLabels" (dict "root" .root "component" "test") | fromYaml }}
+{{- $callers = prepend $callers (dict "podSelector" (dict "matchLabels" $test)) }}
 {{- end -}}
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -19,15 +24,12 @@ spec:
       {{- include "orders.selectorLabels" . | nindent 6 }}
   policyTypes: [Ingress, Egress]
   ingress:
+    {{- with $callers }}
     - ports:
-        - port: {{ .port }}
+        - port: {{ $.port }}
       from:
-        - podSelector:
-            matchLabels:
-              {{- include "orders.selectorLabels" (dict "root" .root "component" "test") | nindent 14 }}
-        {{- with $policy.http.from }}
         {{- toYaml . | nindent 8 }}
-        {{- end }}
+    {{- end }}
     {{- with $policy.ops.from }}
     - ports:
         - port: {{ add $.port 1 }}
