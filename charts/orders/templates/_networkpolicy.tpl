@@ -27,12 +27,14 @@ spec:
     {{- with $callers }}
     - ports:
         - port: {{ $.port }}
+          protocol: TCP
       from:
         {{- toYaml . | nindent 8 }}
     {{- end }}
     {{- with $policy.ops.from }}
     - ports:
         - port: {{ add $.port 1 }}
+          protocol: TCP
       from:
         {{- toYaml . | nindent 8 }}
     {{- end }}
@@ -41,6 +43,7 @@ spec:
     - ports:
         {{- range uniq $kafkaPorts }}
         - port: {{ . }}
+          protocol: TCP
         {{- end }}
       {{- if $cluster }}
       to:
@@ -60,4 +63,5 @@ spec:
     - port: 53
       protocol: UDP
     - port: 53
+      protocol: TCP
 {{- end }}

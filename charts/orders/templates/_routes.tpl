@@ -31,20 +31,22 @@ spec:
 
 {{- define "orders.httpRoute" -}}
 {{- $v := index .root.Values .component -}}
-{{- $backends := list (dict "name" (include "orders.componentName" .) "port" (int $v.service.port)) -}}
+{{- $service := dict "group" "" "kind" "Service" "name" (include "orders.componentName" .) "port" (int $v.service.port) "weight" 1 -}}
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
   {{- include "orders.metadata" (merge (dict "annotations" $v.httpRoute.annotations) .) | nindent 2 }}
 spec:
   parentRefs:
-    {{- toYaml $v.httpRoute.parentRefs | nindent 4 }}
+    {{- range $v.httpRoute.parentRefs }}
+    - {{- mergeOverwrite (dict "group" "gateway.networking.k8s.io" "kind" "Gateway") . | toYaml | nindent 6 }}
+    {{- end }}
   {{- with $v.httpRoute.hostnames }}
   hostnames:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   rules:
     {{- range $v.httpRoute.rules }}
-    - {{- merge (deepCopy .) (dict "backendRefs" $backends) | toYaml | nindent 6 }}
+    - {{- merge (deepCopy .) (dict "backendRefs" (list $service)) | toYaml | nindent 6 }}
     {{- end }}
 {{- end }}

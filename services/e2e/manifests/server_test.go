@@ -1,6 +1,7 @@
 package manifests_test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"os/exec"
 	"strings"
@@ -25,6 +26,60 @@ func TestAPIServerTakesTheManifestsWithoutWarning(t *testing.T) {
 			t.Error(warnings)
 		}
 	})
+}
+
+// Whoever applies the same manifests again changes nothing. What the server adds to the elements of a
+// list, kubectl would take away each time. Only of a PodDisruptionBudget does kubectl always send the
+// selector, and reports a change that is none.
+func TestSecondApplyChangesNothing(t *testing.T) {
+	t.Parallel()
+	namespace := newNamespace(t)
+	forEach(t, namespace, func(t *testing.T, manifests []byte) {
+		manifests = idle(t, moved(t, manifests, namespace), "t"+strings.ToLower(rand.Text()[:5]))
+		apply := []string{"apply", "--namespace", namespace, "--filename", "-"}
+		t.Cleanup(func() {
+			cmd := exec.Command("kubectl", "delete", "--wait=false", "--ignore-not-found", "--filename", "-")
+			cmd.Stdin = bytes.NewReader(manifests)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+		run(t, manifests, "kubectl", apply...)
+		out, _ := run(t, manifests, "kubectl", apply...)
+		for line := range strings.Lines(out) {
+			if !strings.HasSuffix(line, " unchanged\n") && !strings.HasPrefix(line, "poddisruptionbudget.policy/") {
+				t.Error(strings.TrimSpace(line))
+			}
+		}
+	})
+}
+
+// idle gives the objects other names, so that they exist beside those of other tests. Nothing runs:
+// Deployments get no pods, and nobody schedules a pod.
+func idle(t *testing.T, manifests []byte, prefix string) []byte {
+	t.Helper()
+	var all []byte
+	for _, o := range documents(t, manifests) {
+		metadata, spec := o["metadata"].(document), document{}
+		if s, ok := o["spec"].(document); ok {
+			spec = s
+		}
+		switch o["kind"] {
+		case "CustomResourceDefinition":
+			// The name of a CRD ends with its group. Another group keeps the real one as it is.
+			spec["group"] = prefix + "." + spec["group"].(string)
+			metadata["name"] = field[string](o, "spec", "names", "plural") + "." + spec["group"].(string)
+		case "Deployment":
+			spec["replicas"] = 0
+		case "Pod":
+			spec["schedulerName"] = "nobody"
+		}
+		if o["kind"] != "CustomResourceDefinition" {
+			metadata["name"] = prefix + "-" + metadata["name"].(string)
+		}
+		all = append(append(all, "---\n"...), encode(t, o)...)
+	}
+	return all
 }
 
 // newNamespace makes a namespace for this test alone, in a cluster with the CRDs. It is as strict
