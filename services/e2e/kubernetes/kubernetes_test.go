@@ -191,9 +191,8 @@ func (i *installation) disturbPods(t *testing.T) {
 		{"Cart ends in order", func() { i.kubectl(t, "delete", "pods", "-l", i.cart.selector()) }},
 		{"Order ends in order", func() { i.kubectl(t, "delete", "pods", "-l", i.order.selector()) }},
 		{"Cart is killed", func() { i.kubectl(t, "delete", "pods", "-l", i.cart.selector(), "--grace-period=1") }},
-		{"the release is upgraded", func() {
-			i.helm(t, "upgrade", "orders", "charts/orders", "--set", "cart.logLevel=debug", "--set",
-				"order.podAnnotations.changed=yes")
+		{"the release is upgraded, one service after the other", func() {
+			i.upgrade(t, "--set", "cart.logLevel=debug", "--set", "order.podAnnotations.changed=yes")
 		}},
 		{"the release is rolled back", func() { i.helm(t, "rollback", "orders") }},
 	} {
@@ -210,6 +209,27 @@ func (i *installation) disturbPods(t *testing.T) {
 	t.Logf("%d acknowledgements", len(acked))
 	i.placed = acked[len(acked)-1]
 	i.nothingIsLost(t, acked)
+}
+
+// upgrade upgrades the release as docs/operations.md says: Order keeps its pod until Cart is ready.
+func (i *installation) upgrade(t *testing.T, flags ...string) {
+	t.Helper()
+	pods := func(s *service) string { return i.kubectl(t, "get", "pods", "-l", s.selector(), "-o", "name") }
+	cart, order := pods(i.cart), pods(i.order)
+	i.kubectl(t, "rollout", "pause", "deployment/orders-order")
+	i.helm(t, append([]string{"upgrade", "orders", "charts/orders"}, flags...)...)
+	i.kubectl(t, "rollout", "status", "deployment/orders-cart", "--timeout=2m")
+	if now := pods(i.cart); now == cart {
+		t.Errorf("Cart still has %s", now)
+	}
+	if now := pods(i.order); now != order {
+		t.Errorf("Order had %s and has %s before its rollout is resumed", order, now)
+	}
+	i.kubectl(t, "rollout", "resume", "deployment/orders-order")
+	i.kubectl(t, "rollout", "status", "deployment/orders-order", "--timeout=2m")
+	if now := pods(i.order); now == order {
+		t.Errorf("Order still has %s", now)
+	}
 }
 
 // rollout waits until all wanted pods of the services run and are ready.
