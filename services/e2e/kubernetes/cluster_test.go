@@ -105,7 +105,8 @@ func loadImages(t *testing.T, c *cluster) {
 	for _, image := range images {
 		if out, err := exec.CommandContext(t.Context(), testenv.Docker(), "image", "inspect",
 			image).CombinedOutput(); err != nil {
-			t.Fatalf("the image %s is not in the local Docker daemon; `make images` builds it: %s", image, out)
+			testenv.CannotRun(t, "the image "+image+" is not in the local Docker daemon: run `make images` ("+
+				strings.TrimSpace(string(out))+")")
 		}
 	}
 	jars, err := localkafka.Jars(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
