@@ -706,8 +706,8 @@ func (s *scenario) checkTopic(w *watch, o recorded, complain func(recorded, stri
 func (s *scenario) checkOpen(w *watch, r *recorder, seen []recorded, complain func(recorded, string, ...any)) {
 	s.Helper()
 	o := seen[len(seen)-1]
-	got, shown := o.series[fmt.Sprintf(`kafka_topic_partition_open_txn_seconds{kafka_cluster="lab",partition="%d",topic=%q}`,
-		w.partition, w.topic.name)]
+	labels := fmt.Sprintf(`{kafka_cluster="lab",partition="%d",topic=%q}`, w.partition, w.topic.name)
+	got, shown := o.series["kafka_topic_partition_open_txn_seconds"+labels]
 	p := o.Topics[w.topic.name].Partitions[w.partition]
 	var low, high, allowed time.Duration
 	if p.Stable < p.End {

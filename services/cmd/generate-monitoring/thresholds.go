@@ -38,8 +38,8 @@ const (
 	// withheldLong is how long, in seconds, a transaction withholds records. Cart's end after 10 s at
 	// the latest, and a broker ends those of a dead producer within 10 s more.
 	withheldLong = 60
-	// transactionHangs is how long, in seconds, no transaction is open in order: brokers allow a timeout
-	// of 15 min (transaction.max.timeout.ms), and look every 10 s for those that are over.
+	// transactionHangs is how long, in seconds, no transaction is open in order: brokers allow a
+	// timeout of 15 min (transaction.max.timeout.ms), and look every 10 s for those that are over.
 	transactionHangs = 960
 )
 
