@@ -134,8 +134,11 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 	defer watching.Wait()
 	defer stop()
 	watching.Go(func() { p.watch(watched, report) })
-	inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
+	first, inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
 	p.doubtful.Add(float64(inDoubt))
+	if err == nil {
+		p.reconciler.deleted(nil, first)
+	}
 	return err
 }
 

@@ -14,15 +14,15 @@ var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 
 // rebuild fills a new store with the orders of the topics, so that no version is given twice and no
 // order is created twice. It reads up to the high watermarks that the topics have at its start, as
-// only this service writes to them. Orders behind an open transaction exist, so it waits for them.
-// A rebuild that was cut off starts again from the beginning. It returns how many orders are in
-// doubt.
+// only this service writes to them. Orders behind an open transaction exist, so it waits for them. A
+// rebuild that was cut off starts again from the beginning. It returns where the logs begin, as what
+// was deleted before is missing in the store, and how many orders are in doubt.
 func rebuild(
 	ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger,
-) (inDoubt int, err error) {
+) (first map[broker.Partition]int64, inDoubt int, err error) {
 	first, end, err := admin.Bounds(ctx, orderTopics...)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	var doubts doubts
 	// total counts offsets. There may be fewer records, as compaction removes some.
@@ -51,19 +51,19 @@ func rebuild(
 		return s.restore(ctx, newest)
 	}
 	if err := broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	if inDoubt, err = doubts.report(ctx, s.db, log); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	if err := s.setPublished(ctx, end); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	if err := s.markRebuilt(ctx, time.Now()); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	log.Info("the store is rebuilt", "records", records, "skipped", skipped, "in_doubt", inDoubt)
-	return inDoubt, nil
+	return first, inDoubt, nil
 }
 
 // decodeBatch returns the events of a batch, and the records that hold none: the Order service

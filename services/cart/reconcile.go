@@ -61,7 +61,7 @@ func newReconciler(
 		kafka: kafka, admin: admin, store: s, log: log,
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cart_published_records_lost_total",
-			Help: "Records that Cart has published and that Kafka has lost, as far as their offsets show it.",
+			Help: "Records that Cart has published and that Kafka has lost or deleted, as far as their offsets show it.",
 		}),
 		whole: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -87,7 +87,7 @@ func (r *reconciler) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	r.started.Do(func() { close(r.begun) })
-	_, end, err := r.admin.Bounds(ctx, orderTopics...)
+	first, end, err := r.admin.Bounds(ctx, orderTopics...)
 	if err != nil {
 		return err
 	}
@@ -95,6 +95,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.deleted(from, first)
 	found, err := r.adopt(ctx, from, end)
 	if err != nil {
 		return err
@@ -129,6 +130,21 @@ func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) 
 		}
 	}
 	return from, nil
+}
+
+// deleted logs and counts the records that were deleted from the topics before this store has read
+// them.
+func (r *reconciler) deleted(from, first map[broker.Partition]int64) {
+	for p, at := range first {
+		if at <= from[p] {
+			continue
+		}
+		r.lost.Add(float64(at - from[p]))
+		r.log.Error("records were deleted from Kafka before they were read: their orders are missing here, and can "+
+			"be created again",
+			"topic", p.Topic, "partition", p.Number, "offset", from[p], "first", at,
+			"next", "docs/runbooks/CartRecordsLost.md")
+	}
 }
 
 // adopt reads from there to the end, and returns the conflicts, or nil.

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"time"
 
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/order/audit"
 	"ordersystem.dev/services/order/fold"
 )
 
@@ -23,8 +26,8 @@ type topicConsumer struct {
 	// now is time.Now, or the clock of a test.
 	now func() time.Time
 
-	// replaced is broker.Admin.Replaced.
-	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error)
+	// kafka knows the logs of the topics.
+	kafka logs
 	// makeRoom is called when the volume is nearly full.
 	makeRoom func()
 
@@ -36,14 +39,18 @@ type topicConsumer struct {
 	read map[broker.Partition]broker.Progress
 }
 
+// logs are the functions of a broker.Admin that know the logs of the topics.
+type logs struct {
+	bounds   audit.BoundsFunc
+	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error)
+}
+
 // newTopicConsumer returns one without partitions.
 func newTopicConsumer(
-	s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger,
-	replaced func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error),
-	makeRoom func(),
+	s *store, w *waiters, c *catchUp, m *metrics, log *slog.Logger, kafka logs, makeRoom func(),
 ) *topicConsumer {
 	return &topicConsumer{
-		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now, replaced: replaced,
+		store: s, waiters: w, catchUp: c, metrics: m, log: log, now: time.Now, kafka: kafka,
 		makeRoom: makeRoom,
 		read:     map[broker.Partition]broker.Progress{},
 	}
@@ -51,17 +58,21 @@ func newTopicConsumer(
 
 // Assigned returns the offset at which to go on in each partition. It takes them from the store:
 // what is committed to Kafka is only a hint for tools. A partition whose log is not the one that was
-// read begins again at its start.
+// read begins again at its start. Records that were deleted before they were read are passed, loudly.
 func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (map[broker.Partition]int64, error) {
 	read, fresh, err := c.store.assign(ctx, ps)
 	if err != nil {
 		return nil, err
 	}
-	replaced, err := c.replaced(ctx, read)
+	replaced, err := c.kafka.replaced(ctx, read)
 	if err != nil {
 		return nil, fmt.Errorf("compare the offsets with the logs: %w", err)
 	}
-	if err := c.restart(ctx, read, replaced); err != nil {
+	first, _, err := c.kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated)
+	if err != nil {
+		return nil, fmt.Errorf("look up where the logs begin: %w", err)
+	}
+	if err := c.correct(ctx, read, replaced, first); err != nil {
 		return nil, err
 	}
 	numbers := map[string][]int32{}
@@ -82,22 +93,45 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 	return next, nil
 }
 
-// restart takes the replaced partitions to the start of their logs, in the store and in read.
-func (c *topicConsumer) restart(
+// correct takes partitions to offsets that their logs have, in the store and in read: the replaced
+// ones to the start, and those whose next record was deleted to the first one that is left.
+func (c *topicConsumer) correct(
 	ctx context.Context, read map[broker.Partition]broker.Progress, replaced []broker.Partition,
+	first map[broker.Partition]int64,
 ) error {
 	var moves []move
-	for _, p := range replaced {
-		moves = append(moves, move{partition: p, from: read[p].Next, to: broker.Progress{Last: -1}})
+	for p, from := range read {
+		to := from
+		if slices.Contains(replaced, p) {
+			to = broker.Progress{Last: -1}
+		}
+		if to.Next = max(to.Next, first[p]); to.Next != from.Next {
+			moves = append(moves, move{partition: p, from: from.Next, to: to})
+		}
 	}
 	if err := c.store.restart(ctx, moves); err != nil {
-		return fmt.Errorf("read %d partitions again: %w", len(moves), err)
+		return fmt.Errorf("correct the offsets of %d partitions: %w", len(moves), err)
 	}
 	for _, m := range moves {
-		c.lost(m.partition, m.from)
+		if slices.Contains(replaced, m.partition) {
+			c.lost(m.partition, m.from)
+			m.from = 0
+		}
+		c.deleted(m.partition, m.from, first[m.partition])
 		read[m.partition] = m.to
 	}
 	return nil
+}
+
+// deleted logs and counts the records of a partition that were deleted before they were read.
+func (c *topicConsumer) deleted(p broker.Partition, next, first int64) {
+	if first <= next {
+		return
+	}
+	c.metrics.deleted.Add(float64(first - next))
+	c.log.Error("records were deleted from Kafka before they were read: their orders are missing here",
+		"topic", p.Topic, "partition", p.Number, "offset", next, "first", first,
+		"next", "docs/runbooks/OrderRecordsDeleted.md")
 }
 
 // lost logs and counts that Kafka lost the records of a partition before next.
@@ -142,10 +176,6 @@ func (c *topicConsumer) Apply(ctx context.Context, b broker.Batch) error {
 		return fmt.Errorf("apply %d records: %w", len(b.Records), err)
 	}
 	for _, m := range moves {
-		if m.to.Next < m.from {
-			// The client found the log shorter than the offset, and has begun at its start.
-			c.lost(m.partition, m.from)
-		}
 		c.read[m.partition] = m.to
 	}
 	c.waiters.wake(result.Winners)
@@ -171,10 +201,6 @@ func follow(moves []move, records []broker.Record) {
 	ends := make(map[place]*broker.Progress, len(moves))
 	for i := range moves {
 		m := &moves[i]
-		if m.to.Next < m.from {
-			// Nothing is left of what was read before.
-			m.to.Last, m.to.Newest = -1, time.Time{}
-		}
 		ends[place{m.partition.Topic, m.partition.Number}] = &m.to
 	}
 	for i := range records {

@@ -19,6 +19,7 @@ type metrics struct {
 	stale         prometheus.Counter
 	recreated     prometheus.Counter
 	replaced      prometheus.Counter
+	deleted       prometheus.Counter
 	applyFailures prometheus.Counter
 	batchRecords  prometheus.Histogram
 	applySeconds  prometheus.Histogram
@@ -58,6 +59,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			"Assignments that found a topic deleted and created again."),
 		replaced: counter("order_logs_replaced_total",
 			"Partitions that are read again from their start, because Kafka lost records that Order had read."),
+		deleted: counter("order_records_deleted_total",
+			"Offsets whose records Kafka deleted before Order had read them, those of transaction markers included."),
 		applyFailures: counter("order_apply_failures_total",
 			"Batches that could not be brought into the store. Each is tried again."),
 		batchRecords: histogram("order_apply_batch_records", "Records per applied batch.", 1, 13),

@@ -36,10 +36,11 @@ func member(t testing.TB, dir string) *topicConsumer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.close() })
-	return newTopicConsumer(s, newWaiters(reg), newCatchUp(), newMetrics(reg), log, func(
-		context.Context, map[broker.Partition]broker.Progress,
-	) ([]broker.Partition, error) {
-		return nil, nil
+	return newTopicConsumer(s, newWaiters(reg), newCatchUp(), newMetrics(reg), log, logs{
+		bounds: func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) { return },
+		replaced: func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+			return nil, nil
+		},
 	}, func() {})
 }
 

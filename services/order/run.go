@@ -55,8 +55,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	// The consumer writes into the store; it wakes the look-ups, and lets the service become ready.
 	lookups, catching := newWaiters(svc.Registry), newCatchUp()
-	handler := newTopicConsumer(store, lookups, catching, newMetrics(svc.Registry), log, admin.Replaced,
-		auditor.Shed)
+	handler := newTopicConsumer(store, lookups, catching, newMetrics(svc.Registry), log,
+		logs{admin.Bounds, admin.Replaced}, auditor.Shed)
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
 		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
 	}, admin, log)

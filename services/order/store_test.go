@@ -147,7 +147,7 @@ func TestReplacedLogIsReadFromItsStart(t *testing.T) {
 	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
 
 	var asked map[broker.Partition]broker.Progress
-	c.replaced = func(
+	c.kafka.replaced = func(
 		_ context.Context, read map[broker.Partition]broker.Progress,
 	) ([]broker.Partition, error) {
 		asked = maps.Clone(read)
@@ -166,6 +166,40 @@ func TestReplacedLogIsReadFromItsStart(t *testing.T) {
 	}
 	if got := count(t, c.metrics.replaced); got != 1 {
 		t.Errorf("%v partitions were counted, want 1", got)
+	}
+}
+
+// Records were deleted before this member has read them. It reads on at the first one that is left,
+// and counts what is missing.
+func TestDeletedRecordsAreCounted(t *testing.T) {
+	t.Parallel()
+	p, replaced := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+	whole := ordertest.Partition(contract.TopicUpdated, 1)
+	c := member(t, t.TempDir())
+	c.mustAssign(t, p, replaced, whole)
+	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+	c.kafka.replaced = func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+		return []broker.Partition{replaced}, nil
+	}
+	c.kafka.bounds = func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) {
+		return map[broker.Partition]int64{p: 5, replaced: 3, whole: 0}, nil, nil
+	}
+	if diff := cmp.Diff(offsets{p: 5, replaced: 3, whole: 0}, c.mustAssign(t, p, replaced, whole)); diff != "" {
+		t.Errorf("offsets (-want +got):\n%s", diff)
+	}
+	// Offsets 1 to 4 of p, and 0 to 2 of the log that is read from its start.
+	if got := count(t, c.metrics.deleted); got != 7 {
+		t.Errorf("%v offsets were counted, want 7", got)
+	}
+	late := ordertest.Event(t, "B", 1, "b1")
+	late.Offset = 5
+	c.mustApply(t, batch(late))
+	if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
+		t.Errorf("orders (-want +got):\n%s", diff)
+	}
+	c.mustAssign(t, p)
+	if got := count(t, c.metrics.deleted); got != 7 {
+		t.Errorf("the next assignment counts them again: %v", got)
 	}
 }
 

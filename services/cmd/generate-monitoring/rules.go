@@ -288,6 +288,13 @@ min by (namespace, job) (
 					"Order has begun to read them again. Orders that Kafka lost are in the stores only."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
+			Alert: "OrderRecordsDeleted",
+			Expr:  counted("namespace", "order_records_deleted_total", hour) + " > 0",
+			Annotations: texts("Records of the order topics were deleted before Order had read them.",
+				`{{ printf "%.0f" $value }}`+" offsets were deleted unread, so look-ups of their orders are 404. "+
+					"The orders are in Cart's store. Do not delete its volume."),
+		}),
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "CartRecordsLost",
 			Expr:  counted("namespace", "cart_published_records_lost_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records that Cart had published.",

@@ -142,6 +142,13 @@ func consumerPanels() []panel {
 			}},
 		},
 		{
+			kind: "timeseries", title: "Records deleted unread", width: 8, decimals: new(0),
+			alert: "OrderRecordsDeleted",
+			about: "Offsets that were deleted from the order topics before Order had read them. " +
+				"A new Order counts all that was ever deleted.",
+			queries: []query{increases("order_records_deleted_total", "offsets")},
+		},
+		{
 			kind: "timeseries", title: "Withheld by open transactions", width: 8, unit: "s",
 			alert: "OrderRecordsWithheld",
 			about: "How long an open transaction has kept Order from reading on. " +

@@ -476,36 +476,38 @@ func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
 	})
 }
 
-func TestConsumerGoesOnAtTheLogsStart(t *testing.T) {
-	each(t, func(t *testing.T, addr string) {
-		topic := newTopic(t, addr, 1)
-		testenv.Produce(t, addr, messages(topic, 10, 1)...)
-		testenv.DeleteRecords(t, addr, topic, map[int32]int64{0: 6})
-		// The position of an empty store is 0.
-		m := newMember(newStore())
-		_, stop := start(t, addr, group(topic), m)
-		m.await(t, "what is left", func() bool { return m.count() == 4 })
-		stop()
-		m.sameAs(t, addr, topic)
-	})
-}
-
-func TestConsumerReadsAgainWhenTheLogLostItsEnd(t *testing.T) {
-	each(t, func(t *testing.T, addr string) {
-		topic := testenv.NewTopic(t, addr, 1)
-		testenv.Produce(t, addr, messages(topic, 3, 1)...)
-		a := admin(t, addr)
-		infos, err := a.Topics(t.Context(), topic)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := newMember(newStore())
-		// The store has read that far before the loss.
-		m.next[Partition{topic, infos[topic].ID, 0}] = 1000
-		_, stop := start(t, addr, group(topic), m)
-		m.await(t, "what is in the log now", func() bool { return m.count() == 3 })
-		stop()
-	})
+// The log does not have the position, because its start was deleted or its end was lost. The consumer
+// does not choose another one: it takes the partition over again, for the handler to decide.
+func TestConsumerLeavesAPositionThatIsGoneToItsHandler(t *testing.T) {
+	for name, tt := range map[string]struct{ position, corrected int64 }{
+		"the start was deleted": {0, 6},
+		"the end was lost":      {1000, 7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, addr string) {
+				topic := newTopic(t, addr, 1)
+				testenv.Produce(t, addr, messages(topic, 10, 1)...)
+				testenv.DeleteRecords(t, addr, topic, map[int32]int64{0: 6})
+				infos, err := admin(t, addr).Topics(t.Context(), topic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := Partition{topic, infos[topic].ID, 0}
+				m := newMember(newStore())
+				m.next[p] = tt.position
+				assigned := 0
+				m.load = func() error {
+					if assigned++; assigned == 2 {
+						m.change(func() { m.next[p] = tt.corrected })
+					}
+					return nil
+				}
+				_, stop := start(t, addr, group(topic), m)
+				m.await(t, "what is left", func() bool { return int64(m.count()) == 10-tt.corrected })
+				stop()
+			})
+		})
+	}
 }
 
 func TestConsumerFinishesTheBatchInHand(t *testing.T) {

@@ -26,6 +26,10 @@ var errReconnected = errors.New("Kafka is back: its log may be another one")
 // brought another log, such as that of another replica. So the next session checks the position.
 var errReadable = errors.New("a partition can be read again: its log may be another one")
 
+// errOutOfRange ends a session whose position is not in the log any more: the log has lost its end,
+// or its start was deleted. The next session compares the positions with the log.
+var errOutOfRange = errors.New("the log does not have the offset to read")
+
 // session is one client from joining the group to leaving it. Everything but the watch of topics
 // runs on one goroutine: librdkafka allows only one that polls and closes.
 type session struct {
@@ -82,8 +86,9 @@ func newSession(work context.Context, m *membership, h Handler) (*session, error
 		"group.id":             m.cc.Group,
 		"group.protocol":       "consumer",
 		"max.poll.interval.ms": int(m.cc.MaxSilence.Milliseconds()),
-		// This applies only when the offset of the store is no longer in the log.
-		"auto.offset.reset":    "earliest",
+		// An offset of the store that the log does not have is never skipped silently: see
+		// errOutOfRange.
+		"auto.offset.reset":    "error",
 		"isolation.level":      "read_committed",
 		"enable.partition.eof": true,
 		// The commit is only a hint for tools that show the lag. Its offset is set after Apply and
@@ -236,6 +241,8 @@ func (s *session) poll(wait time.Duration) bool {
 		// described.
 		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) {
 			s.end = explain(e)
+		} else if is(e, kafka.ErrAutoOffsetReset) {
+			s.fail(s.locate())
 		} else if aboutBatch(e) || is(e, kafka.ErrTopicAuthorizationFailed) {
 			s.cause = e
 			s.examine()
@@ -247,6 +254,22 @@ func (s *session) poll(wait time.Duration) bool {
 		}
 	}
 	return s.end == nil
+}
+
+// locate finds out why a log does not have the offset that librdkafka wanted to read. It returns
+// errOutOfRange if it is a position of the handler. Else librdkafka has strayed, as it may behind a
+// damaged batch, and is brought back.
+func (s *session) locate() error {
+	first, end, err := s.admin.Bounds(s.work, s.cc.Topics...)
+	if err != nil {
+		return err
+	}
+	for _, p := range s.assignment.positions {
+		if p.next < first[p.id] || p.next > end[p.id] {
+			return errOutOfRange
+		}
+	}
+	return s.assignment.seekAll()
 }
 
 // examine finds out which partitions the cause is about, and reads what librdkafka cannot.
@@ -296,12 +319,6 @@ func (s *session) examineStopped() {
 
 // add puts a record into the batch that is being collected.
 func (s *session) add(p *position, r Record) {
-	if r.Offset < p.next {
-		// The log is shorter than the position of the store: the log has lost its end. What is in
-		// it now has to be read. Duplicates do no harm.
-		s.log.Error("the partition went back: records were lost in Kafka",
-			"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "expected", p.next)
-	}
 	s.fill.Records = append(s.fill.Records, r)
 	s.bytes += len(r.Key) + len(r.Value)
 	p.next = r.Offset + 1
