@@ -105,7 +105,7 @@ func NewProducer(cfg Config, transactionalID string, log *slog.Logger) (*Produce
 		done:    make(chan struct{}),
 	}
 	p.message.TopicPartition.Partition = kafka.PartitionAny
-	p.stats.next(kindProducer)
+	p.stats.open(kindProducer, client.String())
 	go p.handleEvents()
 	return p, nil
 }
@@ -225,7 +225,7 @@ func (p *Producer) Close() {
 // handleEvents handles events until the client closes their channel.
 func (p *Producer) handleEvents() {
 	defer close(p.done)
-	defer p.stats.next(kindProducer)
+	defer p.stats.close(kindProducer, p.client.String())
 	for event := range p.client.Events() {
 		switch e := event.(type) {
 		case *kafka.Message:

@@ -114,7 +114,7 @@ func newSession(work context.Context, m *membership, h Handler) (*session, error
 		return nil, fmt.Errorf("make consumer: %w", err)
 	}
 	s.assignment = newAssignment(work, m, s.client, h)
-	m.cfg.Stats.next(kindConsumer)
+	m.cfg.Stats.open(kindConsumer, s.client.String())
 	m.lost.Store(false)
 	return s, nil
 }
@@ -423,7 +423,7 @@ func (s *session) close() {
 	s.closing = true
 	s.trouble.forget(slices.Collect(maps.Keys(s.assignment.positions))...)
 	s.assignment.end()
-	s.cfg.Stats.next(kindConsumer)
+	s.cfg.Stats.close(kindConsumer, s.client.String())
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

@@ -3,16 +3,18 @@ package broker
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Stats makes metrics of librdkafka's statistics of the producer and the consumer of one Config.
-// Clients of one kind follow one another, and their counters continue from one to the next. A
-// client that is closed, or has reported nothing for three intervals, has no gauges: an old value
-// would look like a present one. There is no label for brokers: what matters is the slowest one.
+// Stats makes metrics of librdkafka's statistics of the producers and the consumer of one Config.
+// Clients of one kind share their metrics, and the counters continue when one follows another. A
+// client that is closed, or has reported nothing for three intervals, has no part in the gauges: an
+// old value would look like a present one. There is no label for brokers: what matters is the
+// slowest one.
 //
 // Make it with NewStats, register it, and put it into the Config. The copies of that share it.
 type Stats struct {
@@ -35,17 +37,22 @@ const (
 	kindConsumer = "consumer"
 )
 
-// clients are the clients of one kind, one after another.
+// clients are the clients of one kind.
 type clients struct {
-	// counts are the sums over all clients.
+	// counts and the windows are the sums over all clients, with those that are closed.
 	counts
-	// last holds the counts in the last report of the present client.
-	last counts
-	// These have the sums over all clients, and the quantiles of the present one.
 	throttled, rtt, out window
-	// now is the last report of the present client. It is nil when there is none.
-	now *clientReport
-	// at is when now was made.
+	// present are the clients that are not closed, by librdkafka's names.
+	present map[string]*client
+}
+
+// client is the last report of a client.
+type client struct {
+	counts
+	rtt, out window
+	// report is nil before the first one.
+	report *clientReport
+	// at is when it was made.
 	at time.Time
 }
 
@@ -71,15 +78,14 @@ type window struct {
 	Sum   int64 `json:"sum"`
 	P50   int64 `json:"p50"`
 	P99   int64 `json:"p99"`
-
-	// recent is the part of Count that the last report has added.
-	recent int64
 }
 
 // clientReport is the part of librdkafka's statistics that is used. It lacks int_latency, the time
 // in the queue of a producer: librdkafka computes it from the time-out of a message. Messages here
 // have none, so the result would be the uptime of the machine.
 type clientReport struct {
+	// Name is that of the client.
+	Name        string                     `json:"name"`
 	Messages    int64                      `json:"msg_cnt"`
 	MaxMessages int64                      `json:"msg_max"`
 	Bytes       int64                      `json:"msg_size"`
@@ -134,8 +140,8 @@ func (s *Stats) millis() int {
 	return int(s.every.Milliseconds())
 }
 
-// next forgets the present client of a kind: it is closed, or a new one has been made.
-func (s *Stats) next(kind string) {
+// open takes a new client, by librdkafka's name.
+func (s *Stats) open(kind, name string) {
 	if s == nil {
 		return
 	}
@@ -143,10 +149,20 @@ func (s *Stats) next(kind string) {
 	defer s.mu.Unlock()
 	c := s.clients[kind]
 	if c == nil {
-		c = &clients{}
+		c = &clients{present: map[string]*client{}}
 		s.clients[kind] = c
 	}
-	c.last, c.now = counts{}, nil
+	c.present[name] = &client{}
+}
+
+// close forgets a client. Its counts stay.
+func (s *Stats) close(kind, name string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.clients[kind].present, name)
 }
 
 // take takes the report of a client, a JSON text.
@@ -161,36 +177,35 @@ func (s *Stats) take(kind, text string) (*clientReport, error) {
 	return now, nil
 }
 
-// take adds what has changed since the last report of the present client.
+// take adds what has changed since the last report of the same client.
 func (c *clients) take(now *clientReport, at time.Time) {
-	var sum counts
-	var throttled, rtt, out window
+	from := c.present[now.Name]
+	if from == nil {
+		return
+	}
+	next := client{report: now, at: at}
+	var throttled window
 	for _, b := range now.Brokers {
 		for i, n := range b.all() {
-			*sum.all()[i] += *n
+			*next.all()[i] += *n
 		}
 		throttled.join(b.Throttled)
-		rtt.join(b.RTT)
-		out.join(b.Out)
+		next.rtt.join(b.RTT)
+		next.out.join(b.Out)
 	}
-	for i, n := range sum.all() {
+	for i, n := range next.all() {
 		// The sum is less than before when a broker has left the cluster.
-		*c.all()[i] += max(0, *n-*c.last.all()[i])
+		*c.all()[i] += max(0, *n-*from.all()[i])
 	}
-	c.throttled.follow(throttled)
-	c.rtt.follow(rtt)
-	c.out.follow(out)
-	c.last, c.now, c.at = sum, now, at
+	c.throttled.join(throttled)
+	c.rtt.join(next.rtt)
+	c.out.join(next.out)
+	*from = next
 }
 
-// join adds the window of another broker. The quantiles are those of the slower one.
+// join adds another window. The quantiles are those of the slower one.
 func (w *window) join(o window) {
 	*w = window{Count: w.Count + o.Count, Sum: w.Sum + o.Sum, P50: max(w.P50, o.P50), P99: max(w.P99, o.P99)}
-}
-
-// follow adds the window of the next report.
-func (w *window) follow(o window) {
-	*w = window{Count: w.Count + o.Count, Sum: w.Sum + o.Sum, P50: o.P50, P99: o.P99, recent: o.Count}
 }
 
 func clientDesc(name, help string) *prometheus.Desc {
@@ -217,11 +232,11 @@ var (
 		"Time in seconds from making a request to writing it to the connection. "+
 			"The quantiles are of the last seconds and the slowest broker.")
 	clientConnected = clientDesc("connected_brokers",
-		"Brokers with a connection that can be used. Connections are made when they are needed.")
+		"Brokers with a connection of a client that can be used. Connections are made when they are needed.")
 	clientMessages = clientDesc("queue_messages",
 		"Messages handed over and not acknowledged.")
 	clientFull = clientDesc("queue_ratio",
-		"How full the producer's queue is, by messages or by bytes, whichever is nearer to its limit: "+
+		"How full the fullest queue of a producer is, by messages or by bytes, whichever is nearer to its limit: "+
 			"from 0 to 1. At 1 it accepts no more.")
 	clientFetched = clientDesc("fetch_queue_records",
 		"Records fetched and not yet processed. Many mean that the service is slower than Kafka; "+
@@ -233,53 +248,71 @@ var (
 // Describe sends nothing: which kinds of clients there are is not known yet.
 func (s *Stats) Describe(chan<- *prometheus.Desc) {}
 
-// Collect sends the last reports.
+// Collect sends the sums of the reports, and the gauges of the last ones.
 func (s *Stats) Collect(ch chan<- prometheus.Metric) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for kind, c := range s.clients {
-		now := c.now
-		if now != nil && time.Since(c.at) > 3*s.every {
-			now = nil
-		}
 		counter := func(d *prometheus.Desc, v float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, kind)
 		}
 		gauge := func(d *prometheus.Desc, v float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, kind)
 		}
-		summary := func(d *prometheus.Desc, w window) {
+		summary := func(d *prometheus.Desc, all, last window) {
 			var quantiles map[float64]float64
-			if now != nil && w.recent > 0 {
-				quantiles = map[float64]float64{0.5: seconds(w.P50), 0.99: seconds(w.P99)}
+			if last.Count > 0 {
+				quantiles = map[float64]float64{0.5: seconds(last.P50), 0.99: seconds(last.P99)}
 			}
-			ch <- prometheus.MustNewConstSummary(d, uint64(w.Count), seconds(w.Sum), quantiles, kind)
+			ch <- prometheus.MustNewConstSummary(d, uint64(all.Count), seconds(all.Sum), quantiles, kind)
 		}
+		last, rtt, out := c.last(3 * s.every)
 		for i, n := range c.all() {
 			counter(clientCounters[i], float64(*n))
 		}
 		counter(clientThrottled, float64(c.throttled.Sum)/1e3)
-		summary(clientRTT, c.rtt)
-		summary(clientOut, c.out)
-		if now == nil {
+		summary(clientRTT, c.rtt, rtt)
+		summary(clientOut, c.out, out)
+		if len(last) == 0 {
 			continue
 		}
-		gauge(clientConnected, float64(len(now.connected())))
-		if kind == kindProducer {
-			gauge(clientMessages, float64(now.Messages))
-			gauge(clientFull, max(
-				float64(now.Messages)/float64(now.MaxMessages), float64(now.Bytes)/float64(now.MaxBytes)))
-			continue
-		}
-		var records, bytes int64
-		for _, t := range now.Topics {
-			for _, p := range t.Partitions {
-				records, bytes = records+p.FetchRecords, bytes+p.FetchBytes
+		connected := map[int64]bool{}
+		var messages, records, bytes int64
+		var full float64
+		for _, r := range last {
+			maps.Copy(connected, r.connected())
+			messages += r.Messages
+			if kind == kindProducer {
+				full = max(full, float64(r.Messages)/float64(r.MaxMessages), float64(r.Bytes)/float64(r.MaxBytes))
 			}
+			for _, t := range r.Topics {
+				for _, p := range t.Partitions {
+					records, bytes = records+p.FetchRecords, bytes+p.FetchBytes
+				}
+			}
+		}
+		gauge(clientConnected, float64(len(connected)))
+		if kind == kindProducer {
+			gauge(clientMessages, float64(messages))
+			gauge(clientFull, full)
+			continue
 		}
 		gauge(clientFetched, float64(records))
 		gauge(clientFetchedBytes, float64(bytes))
 	}
+}
+
+// last returns the last reports of the present clients that are not older than maxAge, and their
+// windows together.
+func (c *clients) last(maxAge time.Duration) (reports []*clientReport, rtt, out window) {
+	for _, p := range c.present {
+		if p.report != nil && time.Since(p.at) <= maxAge {
+			reports = append(reports, p.report)
+			rtt.join(p.rtt)
+			out.join(p.out)
+		}
+	}
+	return reports, rtt, out
 }
 
 func seconds(microseconds int64) float64 { return float64(microseconds) / 1e6 }

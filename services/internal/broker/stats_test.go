@@ -80,7 +80,7 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	if got := scrape(t, s); len(got) > 0 {
 		t.Errorf("before the first client: %v", got)
 	}
-	s.next(kindProducer)
+	s.open(kindProducer, "")
 	const gauges = 3
 	nothing := scrape(t, s)
 	for name, v := range nothing {
@@ -135,7 +135,7 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	take(`{"msg_max":1,"msg_size_max":1,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":107,"disconnects":6}}}`)
 
 	// The next client begins at 0.
-	s.next(kindProducer)
+	s.close(kindProducer, "")
 	got = scrape(t, s)
 	differ(t, "without a client", got, map[string]float64{
 		"producer requests_total": 113, "producer disconnects_total": 6,
@@ -143,6 +143,7 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	if len(got) != len(nothing) {
 		t.Errorf("without a client: %v", got)
 	}
+	s.open(kindProducer, "")
 	take(`{"msg_max":1,"msg_size_max":1,"brokers":{"a:9092/1":{"nodeid":1,"state":"UP","tx":7,"disconnects":1}}}`)
 	got = scrape(t, s)
 	differ(t, "with the next client", got, map[string]float64{
@@ -150,7 +151,7 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	})
 
 	// A report that is too old is not shown.
-	s.clients[kindProducer].at = time.Now().Add(-16 * time.Second)
+	s.clients[kindProducer].present[""].at = time.Now().Add(-16 * time.Second)
 	stale := scrape(t, s)
 	differ(t, "with a silent client", stale, map[string]float64{"producer requests_total": 120})
 	if len(stale) != len(nothing) || len(got) != len(nothing)+gauges {
@@ -159,6 +160,38 @@ func TestStatsOutliveTheirClients(t *testing.T) {
 	if _, err := s.take(kindProducer, "no JSON"); err == nil {
 		t.Error("no error for what is no JSON")
 	}
+}
+
+// Two producers report in turn, as those of a relay do. What one has counted is not added to what the
+// other has.
+func TestStatsOfTwoProducers(t *testing.T) {
+	t.Parallel()
+	s := NewStats()
+	take := func(name string, requests, queued, broker, rtt int) {
+		t.Helper()
+		text := fmt.Sprintf(`{"name":%q,"msg_cnt":%d,"msg_max":10,"msg_size_max":1,"brokers":{
+			"b":{"nodeid":%d,"state":"UP","tx":%d,"rtt":{"cnt":1,"sum":%d,"p50":%[5]d,"p99":%[5]d}}}}`,
+			name, queued, broker, requests, rtt)
+		if _, err := s.take(kindProducer, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.open(kindProducer, "first")
+	s.open(kindProducer, "second")
+	for range 3 {
+		take("first", 1000, 1, 1, 5_000_000)
+		take("second", 10, 4, 2, 1_000_000)
+	}
+	differ(t, "with two producers", scrape(t, s), map[string]float64{
+		"producer requests_total": 1010, "producer queue_messages": 5, "producer queue_ratio": 0.4,
+		"producer connected_brokers": 2, "producer rtt_seconds 0.99": 5,
+		"producer rtt_seconds_count": 6, "producer rtt_seconds_sum": 18,
+	})
+	s.close(kindProducer, "first")
+	take("first", 2000, 1, 1, 5_000_000)
+	differ(t, "with one of them", scrape(t, s), map[string]float64{
+		"producer requests_total": 1010, "producer queue_messages": 4, "producer rtt_seconds 0.99": 1,
+	})
 }
 
 func TestStatsOfClients(t *testing.T) {
@@ -368,7 +401,8 @@ func TestStatsWhileTheBrokerIsAway(t *testing.T) {
 func TestWithoutStats(t *testing.T) {
 	t.Parallel()
 	var none *Stats
-	none.next(kindConsumer)
+	none.open(kindConsumer, "")
+	none.close(kindConsumer, "")
 	if none.millis() != 0 {
 		t.Error("librdkafka is asked for statistics without Stats")
 	}
