@@ -119,8 +119,17 @@ func messages(topic string, n, keys int) []contract.Message {
 // an offset without a record.
 func transaction(t testing.TB, addr, topic string, partition int32, commit bool, values ...string) {
 	t.Helper()
+	transactionWith(t, addr, kgo.SnappyCompression(), topic, partition, commit, values...)
+}
+
+// transactionWith is transaction with a codec.
+func transactionWith(
+	t testing.TB, addr string, codec kgo.CompressionCodec, topic string, partition int32, commit bool, values ...string,
+) {
+	t.Helper()
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(addr), kgo.TransactionalID(t.Name()), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerBatchCompression(codec),
 	)
 	if err != nil {
 		t.Fatal(err)

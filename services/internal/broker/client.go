@@ -27,7 +27,7 @@ func clientSettings(cfg Config, more kafka.ConfigMap) (*kafka.ConfigMap, <-chan 
 }
 
 // fetchSettings adds the settings of a client that reads. They bound what one fetch can become when
-// it is decompressed: see decompress.go.
+// it is decompressed: see decompress_linux.go.
 func fetchSettings(more kafka.ConfigMap) kafka.ConfigMap {
 	more["check.crcs"] = true
 	more["fetch.message.max.bytes"] = fetchBytes

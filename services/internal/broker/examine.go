@@ -51,8 +51,9 @@ type finding struct {
 	// err is why the partition cannot be read until something is mended: a refusal of the broker, or
 	// a *DamagedError.
 	err error
-	// records are those that librdkafka cannot read, and next is the offset after them. A batch that
-	// cannot be read at all is one record with a Fault. next is 0 if librdkafka can read on.
+	// records are those that librdkafka cannot read, and next is the offset after their batches. A
+	// batch that cannot be read at all is one record with a Fault, and one of an aborted transaction
+	// has none. next is 0 if librdkafka can read on.
 	records []Record
 	next    int64
 }
@@ -171,13 +172,26 @@ type storedBatch struct {
 }
 
 // examine reads batches from an offset on, as long as librdkafka cannot read them. anyCodec makes it
-// read the first one that has records, whatever it is.
+// read the first one, whatever it is.
 func (s *storedPartition) examine(ctx context.Context, offset int64, anyCodec bool) (finding, error) {
 	f := finding{at: s.at}
 	for size := 0; size < maxFound; {
-		records, next, err := s.read(ctx, offset, anyCodec)
+		b, err := s.fetch(ctx, offset, 1)
+		if err == nil && b == nil {
+			// This is the end of the partition.
+			return f, nil
+		}
+		var records []Record
+		var next int64
+		if err == nil {
+			records, next, err = s.decode(ctx, b, offset, anyCodec)
+		}
 		if f.next > 0 && err != nil {
 			// What was read comes first. The next examination finds the error.
+			return f, nil
+		}
+		if is(err, kafka.ErrOffsetOutOfRange) {
+			// What could not be read is gone. librdkafka begins at the start of the log.
 			return f, nil
 		}
 		if stays(err) {
@@ -192,23 +206,11 @@ func (s *storedPartition) examine(ctx context.Context, offset int64, anyCodec bo
 			size += len(r.Key) + len(r.Value)
 		}
 		offset = next
-		if len(f.records) > 0 {
+		if !b.isControl() {
 			f.next, anyCodec = next, false
 		}
 	}
 	return f, nil
-}
-
-// read returns the records of the batch at an offset, as decode does. next is 0 at the end of the
-// partition too.
-func (s *storedPartition) read(
-	ctx context.Context, offset int64, anyCodec bool,
-) (records []Record, next int64, err error) {
-	b, err := s.fetch(ctx, offset, 1)
-	if err != nil || b == nil {
-		return nil, 0, err
-	}
-	return s.decode(ctx, b, offset, anyCodec)
 }
 
 // fetch returns the batch at an offset, or the first one behind it. It returns nil at the end of the
@@ -272,16 +274,22 @@ func (s *storedPartition) split(got *kmsg.FetchResponseTopicPartition) (*storedB
 	return nil, fmt.Errorf("fetch %s/%d: the response holds no batch", s.at.topic, s.at.number)
 }
 
+// isControl reports whether the batch is the marker of a transaction. All clients read it, and it has
+// no records.
+func (b *storedBatch) isControl() bool {
+	const control = 1 << 5
+	return b.Attributes&control != 0
+}
+
 // librdkafkaReads reports whether librdkafka gets records from the batch.
 func (b *storedBatch) librdkafkaReads() bool {
-	const control = 1 << 5
 	switch kgo.CompressionCodecType(b.Attributes & 7) {
 	case kgo.CodecGzip, kgo.CodecZstd:
 		return false
 	case kgo.CodecLz4:
 		return len(b.Records) == 0 || !refusesLZ4(b.Records)
 	}
-	return b.Attributes&control == 0
+	return !b.isControl()
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -328,16 +336,42 @@ func (s *storedPartition) decodeDamaged(
 	if !s.skip[place] {
 		return nil, 0, damaged
 	}
-	// What the batch says of its last offset may be damaged too. So the next batch is asked.
-	const more = 64 << 10
-	if b, err = s.fetch(ctx, offset, int32(len(b.all)+more)); err != nil || b == nil {
+	if next, err = s.after(ctx, b, offset); err != nil {
 		return nil, 0, err
 	}
-	next = b.response.HighWatermark
-	if len(b.behind) >= 8 {
-		next = int64(binary.BigEndian.Uint64(b.behind))
-	}
 	return s.fault(b, offset, damaged), next, nil
+}
+
+// after returns the offset at which the next batch can be read. What a damaged batch says of its size
+// and of its last offset may be wrong too, so the broker is asked. It has returned the batch for
+// offset.
+func (s *storedPartition) after(ctx context.Context, b *storedBatch, offset int64) (int64, error) {
+	const more = 64 << 10
+	low, high := max(offset, b.FirstOffset)+1, b.response.HighWatermark
+	got, err := s.fetch(ctx, offset, int32(len(b.all)+more))
+	if err != nil {
+		return 0, err
+	}
+	if got != nil && len(got.behind) >= 8 {
+		if next := int64(binary.BigEndian.Uint64(got.behind)); low <= next && next <= high {
+			return next, nil
+		}
+	}
+	// A response ends with its segment. So this is the first offset at which there is another batch, or
+	// nothing yet.
+	for low < high {
+		middle := low + (high-low)/2
+		got, err := s.fetch(ctx, middle, 1)
+		switch {
+		case err != nil:
+			return 0, err
+		case got == nil || got.FirstOffset > b.FirstOffset:
+			high = middle
+		default:
+			low = middle + 1
+		}
+	}
+	return low, nil
 }
 
 // fault returns the record that stands for a batch that cannot be read.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
@@ -61,8 +63,10 @@ func everyRead(
 		if err != nil {
 			t.Fatal(err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		var read []Record
-		err = ReadTo(t.Context(), config(addr), logger(t), "g", first, to, func(_ context.Context, rs []Record) error {
+		err = ReadTo(ctx, config(addr), logger(t), "g", first, to, func(_ context.Context, rs []Record) error {
 			for _, r := range rs {
 				read = append(read, r.summary())
 			}
@@ -171,26 +175,8 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 	produceBatch(t, k.Addr, topic, testenv.None, append([]byte("damaged"), inside...), []byte("the same batch"))
 	produceBatch(t, k.Addr, topic, testenv.None, []byte("after"))
 	place := Place{topic, 0, 1}
-	flip := func() {
-		t.Helper()
-		path := filepath.Join(dir, "data", topic+"-0", "00000000000000000000.log")
-		stored, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := max(bytes.Index(stored, []byte("damaged")), bytes.Index(stored, []byte("eamaged")))
-		file, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := file.WriteAt([]byte{stored[at] ^ 1}, int64(at)); err != nil {
-			t.Fatal(err)
-		}
-		if err := file.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	flip()
+	file := filepath.Join(dir, "data", topic+"-0", "00000000000000000000.log")
+	flip(t, file)
 
 	m := newMember(newStore())
 	cc := group(topic, other)
@@ -261,11 +247,118 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 		t.Errorf("a reader that skips has read %q, want %q; error %v", values, want, err)
 	}
 
-	flip()
+	flip(t, file)
 	m.await(t, "all records, after the batch is whole again", func() bool { return m.count() == others+24 })
 	poll(t, "no trouble is left", func() bool { return c.Err() == nil })
 	stop()
 	m.sameAs(t, k.Addr, topic, other)
+}
+
+// A producer may abort what it has written. librdkafka decompresses that before it drops it.
+func TestAnAbortedBatchIsPassedWhateverItsCodec(t *testing.T) {
+	addr := testenv.SharedKafka(t).Addr
+	for name, after := range map[string][]string{"at the end": nil, "in between": {"after"}} {
+		t.Run(name, func(t *testing.T) {
+			topic := testenv.NewTopic(t, addr, 1)
+			produceBatch(t, addr, topic, testenv.None, []byte("before"))
+			transactionWith(t, addr, kgo.GzipCompression(), topic, 0, false, strings.Repeat("aborted", 100))
+			want := []string{"0 6"}
+			for _, v := range after {
+				produceBatch(t, addr, topic, testenv.None, []byte(v))
+				want = append(want, fmt.Sprint(3, " ", len(v)))
+			}
+			end := testenv.HighWatermarks(t, addr, topic)[0]
+			everyRead(t, addr, topic, end, func(t *testing.T, read []Record) {
+				var got []string
+				for _, r := range read {
+					got = append(got, fmt.Sprintf("%d %s", r.Offset, r.Value))
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("read %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
+// A response ends with its segment. The batches of the next segment must not be skipped with a
+// damaged one.
+func TestOnlyTheDamagedBatchIsSkippedAtTheEndOfItsSegment(t *testing.T) {
+	dir := t.TempDir()
+	k := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
+	topic := contract.Topic{Name: "segments", Partitions: 1, Config: map[string]string{"segment.bytes": "1048576"}}
+	if err := localkafka.CreateTopics(t.Context(), k.Addr, []contract.Topic{topic}, 1); err != nil {
+		t.Fatal(err)
+	}
+	large := strings.Repeat(".", 600_000)
+	for _, v := range []string{"before", "damaged" + large, "after" + large, "last"} {
+		produceBatch(t, k.Addr, topic.Name, testenv.None, []byte(v), []byte("the same batch"))
+	}
+	segments := filepath.Join(dir, "data", topic.Name+"-0")
+	if _, err := os.Stat(filepath.Join(segments, "00000000000000000004.log")); err != nil {
+		t.Fatalf("the damaged batch is not the last one of its segment: %v", err)
+	}
+	flip(t, filepath.Join(segments, "00000000000000000000.log"))
+	cfg := config(k.Addr)
+	cfg.SkipDamaged = map[Place]bool{{topic.Name, 0, 2}: true}
+	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	err = ReadTo(t.Context(), cfg, logger(t), "g", first, end, func(_ context.Context, rs []Record) error {
+		for _, r := range rs {
+			got = append(got, fmt.Sprint(r.Offset, r.Fault != nil))
+		}
+		return nil
+	})
+	want := []string{"0 false", "1 false", "2 true", "4 false", "5 false", "6 false", "7 false"}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q; error %v", got, want, err)
+	}
+}
+
+// A partition that was stopped at a batch would wait for ever for what Kafka has deleted or lost.
+func TestAPartitionCanBeReadAgainOnceTheLogHasLostItsPosition(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := newTopic(t, addr, 2)
+		testenv.ProduceBatch(t, addr, testenv.None, 0, messages(topic, 10, 1)...)
+		testenv.DeleteRecords(t, addr, topic, map[int32]int64{0: 6})
+		x := examiner{cfg: config(addr)}
+		deleted, behind := topicPartition{topic, 0}, topicPartition{topic, 1}
+		found, err := x.examine(t.Context(), map[topicPartition]int64{deleted: 2, behind: 7}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) != 2 {
+			t.Errorf("found %+v, want both partitions", found)
+		}
+		for _, f := range found {
+			if f.err != nil || f.next != 0 || len(f.records) > 0 {
+				t.Errorf("found %+v, want nothing that librdkafka cannot read", f)
+			}
+		}
+	})
+}
+
+// flip changes a bit of the value "damaged…" in a file, or changes it back.
+func flip(t *testing.T, path string) {
+	t.Helper()
+	stored, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := max(bytes.Index(stored, []byte("damaged")), bytes.Index(stored, []byte("eamaged")))
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteAt([]byte{stored[at] ^ 1}, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // lockedBuffer is a bytes.Buffer for several goroutines.

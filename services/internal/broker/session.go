@@ -46,8 +46,8 @@ type session struct {
 	// fill is the batch that is being collected, and bytes the size of its keys and values.
 	fill  Batch
 	bytes int
-	// rescued is what librdkafka could not read, as far as it is not in fill yet. Its partition is
-	// rescuedAt, or nil when there is nothing.
+	// rescued is what librdkafka could not read, as far as it is not in fill yet. It may have no
+	// records. Its partition is rescuedAt, or nil when there is nothing.
 	rescued   finding
 	rescuedAt *position
 	examiner  examiner
@@ -189,8 +189,11 @@ func (s *session) next(wait time.Duration) bool {
 		// It was revoked meanwhile.
 		s.rescued, s.rescuedAt = finding{}, nil
 	default:
-		s.add(p, s.rescued.records[0])
-		if s.rescued.records = s.rescued.records[1:]; len(s.rescued.records) == 0 {
+		if len(s.rescued.records) > 0 {
+			s.add(p, s.rescued.records[0])
+			s.rescued.records = s.rescued.records[1:]
+		}
+		if len(s.rescued.records) == 0 {
 			p.next = s.rescued.next
 			s.fill.Next[p.id] = p.next
 			s.fail(s.assignment.seek(p))
