@@ -42,6 +42,8 @@ type reconciler struct {
 	store *store
 	log   *slog.Logger
 	lost  prometheus.Counter
+	// counted has the published positions behind which records were counted as lost. Only run uses it.
+	counted map[broker.Partition]int64
 
 	// whole is closed once the store is rebuilt.
 	whole chan struct{}
@@ -63,7 +65,8 @@ func newReconciler(
 			Name: "cart_published_records_lost_total",
 			Help: "Records that Cart has published and that Kafka has lost or deleted, as far as their offsets show it.",
 		}),
-		whole: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
+		counted: make(map[broker.Partition]int64),
+		whole:   make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
 	}
 	reg.MustRegister(r.lost)
 	return r
@@ -107,6 +110,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	if err := r.store.setPublished(ctx, end); err != nil {
 		return err
 	}
+	clear(r.counted)
 	r.agreed.Do(func() { close(r.done) })
 	return nil
 }
@@ -122,7 +126,9 @@ func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) 
 	for p, next := range published {
 		last, same := end[p]
 		from[p] = min(next, last)
-		if lost := next - from[p]; lost > 0 {
+		// A comparison that fails begins again.
+		if lost := next - from[p]; lost > 0 && r.counted[p] != next {
+			r.counted[p] = next
 			r.lost.Add(float64(lost))
 			r.log.Error("Kafka has lost records that were published: Order and a rebuilt Cart lack them",
 				"topic", p.Topic, "partition", p.Number, "published", next, "end", last,

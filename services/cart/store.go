@@ -423,7 +423,7 @@ func (s *store) extent(ctx context.Context) (orders, last int64, err error) {
 func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]int64, error) {
 	rows, err := s.db.Read.QueryContext(ctx, "SELECT topic, partition, topic_id, next_offset FROM published")
 	if err != nil {
-		return nil, fmt.Errorf("read the published positions: %w", err)
+		return nil, fmt.Errorf("read the published positions: %w", s.db.Noted(err))
 	}
 	defer rows.Close()
 	next := make(map[broker.Partition]int64)
@@ -435,7 +435,10 @@ func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]in
 		}
 		next[p] = offset
 	}
-	return next, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the published positions: %w", s.db.Noted(err))
+	}
+	return next, nil
 }
 
 // setPublished stores positions, with the IDs of the topics.
