@@ -28,6 +28,8 @@ type sharing struct {
 	// partitions is how many partitions there are. It is set before the first look.
 	partitions int
 
+	// asked is when the coordinator was last asked.
+	asked time.Time
 	// since is when others were first seen. It is zero when there are none.
 	since time.Time
 	// last is what the last look returned, and unknown is the last error that was logged.
@@ -38,10 +40,15 @@ type sharing struct {
 }
 
 // look returns who holds partitions, once they have held them for sharingGrace. While that cannot be
-// looked up, it returns what it returned before. It is called about once a second, by one goroutine.
+// looked up, it returns what it returned before. It is called by one goroutine. A store that catches up
+// moves many times a second, so it asks the coordinator once in askAgain at most.
 func (s *sharing) look(ctx context.Context, now time.Time) error {
 	var others []broker.Member
 	if s.assigned() < s.partitions {
+		if now.Sub(s.asked) < askAgain {
+			return s.last
+		}
+		s.asked = now
 		var err error
 		if others, err = s.others(ctx); err != nil {
 			if err.Error() != s.unknown {
