@@ -138,15 +138,19 @@ func transactionWith(
 	if err := client.BeginTransaction(); err != nil {
 		t.Fatal(err)
 	}
+	var last int64
 	for _, v := range values {
 		r := &kgo.Record{Topic: topic, Partition: partition, Key: []byte("key"), Value: []byte(v)}
 		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
+		last = r.Offset
 	}
 	if err := client.EndTransaction(t.Context(), kgo.TransactionEndTry(commit)); err != nil {
 		t.Fatal(err)
 	}
+	// A broker writes the marker after its response.
+	poll(t, "the marker", func() bool { return testenv.HighWatermarks(t, addr, topic)[partition] > last+1 })
 }
 
 // newTopic is testenv.NewTopic without compaction, which forbids deleting records.
