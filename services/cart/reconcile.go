@@ -63,7 +63,7 @@ func newReconciler(
 		kafka: kafka, admin: admin, store: s, log: log,
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cart_published_records_lost_total",
-			Help: "Records that Cart has published and that Kafka has lost or deleted, as far as their offsets show it.",
+			Help: "Records that Cart has published and that Kafka has lost or deleted, as far as offsets show it.",
 		}),
 		counted: make(map[broker.Partition]int64),
 		whole:   make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
