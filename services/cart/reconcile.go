@@ -42,7 +42,8 @@ type reconciler struct {
 	store *store
 	log   *slog.Logger
 	lost  prometheus.Counter
-	// counted has the published positions behind which records were counted as lost. Only run uses it.
+	// counted has the published positions and the starts of logs before which records were counted as
+	// lost. Only run uses it.
 	counted map[broker.Partition]int64
 
 	// whole is closed once the store is rebuilt.
@@ -142,9 +143,10 @@ func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) 
 // them.
 func (r *reconciler) deleted(from, first map[broker.Partition]int64) {
 	for p, at := range first {
-		if at <= from[p] {
+		if at <= from[p] || r.counted[p] == at {
 			continue
 		}
+		r.counted[p] = at
 		r.lost.Add(float64(at - from[p]))
 		r.log.Error("records were deleted from Kafka before they were read: their orders are missing here, and can "+
 			"be created again",

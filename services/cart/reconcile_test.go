@@ -65,4 +65,9 @@ func TestALossIsCountedOnceHoweverOftenTheStoreIsCompared(t *testing.T) {
 			counted("the comparison has begun", before+5)
 		}
 	}
+	clear(r.counted)
+	for range 2 {
+		r.deleted(nil, map[broker.Partition]int64{some: 5})
+		counted("the log begins later", 15)
+	}
 }

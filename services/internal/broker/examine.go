@@ -191,7 +191,7 @@ func (s *storedPartition) examine(ctx context.Context, offset int64, anyCodec bo
 			return f, nil
 		}
 		if is(err, kafka.ErrOffsetOutOfRange) {
-			// What could not be read is gone. librdkafka begins at the start of the log.
+			// What could not be read is gone, so the reader has to begin elsewhere.
 			return f, nil
 		}
 		if stays(err) {
