@@ -6,11 +6,13 @@ import (
 )
 
 // choose decides which series are shown if there may be limit of them; 0 sets no limit. Wanted
-// groups come before the others, and the series of a group's topics before those of its partitions.
-// A group or topic is left out as a whole, so that no sum is of a part.
+// groups come first, then what the collector may not read, then the others. The series of a group's
+// topics come before those of its partitions. A group or topic is left out as a whole, so that no sum
+// is of a part.
 func choose(m *metrics, s *Snapshot, objectives map[string][]Objective, limit int) shown {
 	out := shown{
 		groups: make(map[string]bool), partitions: make(map[string]bool), topics: make(map[string]bool),
+		refusals: make(map[string]bool),
 	}
 	// fit adds name to names if its series fit and make sense.
 	fit := func(names map[string]bool, name string, sensible bool, write func(*seriesWriter)) {
@@ -36,6 +38,10 @@ func choose(m *metrics, s *Snapshot, objectives map[string][]Objective, limit in
 	wanted, others := ranked(s.Groups, objectives)
 	sums(wanted)
 	partitions(wanted)
+	refusals := s.refusals()
+	for _, text := range slices.Sorted(maps.Keys(refusals)) {
+		fit(out.refusals, text, true, func(w *seriesWriter) { m.writeRefusal(w, refusals[text]) })
+	}
 	sums(others)
 	for _, name := range slices.Sorted(maps.Keys(s.Topics)) {
 		fit(out.topics, name, true, func(w *seriesWriter) { m.writeTopic(w, s.Topics[name]) })

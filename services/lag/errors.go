@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 )
@@ -40,10 +42,17 @@ func (e *ReadError) Code() string {
 	if ke, ok := errors.AsType[*kerr.Error](e.Err); ok {
 		return ke.Message
 	}
-	if errors.Is(e.Err, context.DeadlineExceeded) {
+	if errors.Is(e.Err, context.DeadlineExceeded) || errors.Is(e.Err, os.ErrDeadlineExceeded) {
 		return "TIMEOUT"
 	}
 	return "CONNECTION"
+}
+
+// Unauthorized reports whether Kafka refused the request because the collector's user lacks rights.
+func (e *ReadError) Unauthorized() bool {
+	return slices.ContainsFunc([]error{
+		kerr.GroupAuthorizationFailed, kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed,
+	}, func(refusal error) bool { return errors.Is(e.Err, refusal) })
 }
 
 // Stable returns Error with the code in place of the cause. The cause may contain a local port, so

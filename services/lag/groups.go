@@ -17,10 +17,10 @@ var knownKinds = []string{"classic", "consumer", "streams"}
 
 // readGroups lists the cluster's groups and reads the watched ones: members, state and commits.
 // Wanted groups are in the result even if they do not exist, as Dead. former are the groups of the
-// last poll; they are read too if a broker does not list its groups.
+// last poll; they are read too if no broker lists them.
 //
-// A group that could not be read is absent and has a ReadError. err is set only if no broker
-// responded.
+// What could not be read of a group is unknown in it and has a ReadError. A group of which nothing
+// could be read is absent. err is set only if no broker responded.
 func readGroups(
 	ctx context.Context, c *client, watched func(name string) bool, wanted []string, former []kafkaGroup,
 ) (found map[string]*kafkaGroup, errs []*ReadError, err error) {
@@ -30,33 +30,71 @@ func readGroups(
 	}
 	missing, more := unlisted(found, errs, watched, wanted, former)
 	errs = append(errs, more...)
-	byCoordinator := make(map[int32][]*kafkaGroup)
-	for _, g := range found {
-		byCoordinator[g.coordinator] = append(byCoordinator[g.coordinator], g)
-	}
 	coordinated, more := findCoordinators(ctx, c, missing)
 	errs = append(errs, more...)
 	for _, g := range coordinated {
 		found[g.name] = g
+	}
+	byCoordinator := make(map[int32][]*kafkaGroup)
+	for _, g := range found {
 		byCoordinator[g.coordinator] = append(byCoordinator[g.coordinator], g)
 	}
 
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	fail := func(failed []*ReadError) {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, e := range failed {
-			delete(found, e.Group)
-		}
-		errs = append(errs, failed...)
-	}
 	for broker, groups := range byCoordinator {
-		wg.Go(func() { fail(readCommits(ctx, c, broker, groups)) })
-		wg.Go(func() { fail(describeGroups(ctx, c, broker, groups)) })
+		wg.Go(func() {
+			failed := readBroker(ctx, c, broker, groups)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, failed...)
+		})
 	}
 	wg.Wait()
-	return found, errs, nil
+	return found, append(errs, settle(found, errs, wanted)...), nil
+}
+
+// settle removes the groups of which nothing is known, and those that do not exist and are not
+// wanted. Only the coordinator knows that a group does not exist, and only if it returns no commits
+// of it either.
+func settle(found map[string]*kafkaGroup, failed []*ReadError, wanted []string) (errs []*ReadError) {
+	moved := make(map[string]bool)
+	for _, e := range failed {
+		if errors.Is(e.Err, kerr.NotCoordinator) {
+			// Another broker has become the coordinator since. What this one listed is over.
+			moved[e.Group] = true
+		}
+	}
+	for name, g := range found {
+		switch dead := g.state == "Dead"; {
+		case moved[name], g.offsetsUnknown && (dead || g.state == ""):
+			delete(found, name)
+		case dead && len(g.commits) > 0:
+			errs = append(errs, &ReadError{API: "ListGroups", Group: name, Err: errNotInResponse})
+			delete(found, name)
+		case dead && !slices.Contains(wanted, name):
+			delete(found, name)
+		case dead:
+			g.kind = ""
+		}
+	}
+	return errs
+}
+
+// readBroker reads the groups of one coordinator. Commits come first: a broker responds to one
+// request of a connection after the other, and nothing may delay them. If there is no response the
+// members are unknown too.
+func readBroker(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) []*ReadError {
+	errs := listAgain(ctx, c, broker, groups)
+	more, responded := readCommits(ctx, c, broker, groups)
+	errs = append(errs, more...)
+	if !responded {
+		for _, g := range groups {
+			g.undescribed()
+		}
+		return errs
+	}
+	return append(errs, describeGroups(ctx, c, broker, groups)...)
 }
 
 // listGroups asks each broker for the groups that it coordinates and keeps the watched ones.
@@ -79,10 +117,8 @@ func listGroups(
 		for _, g := range resp.Groups {
 			// Share groups commit no offsets, so they have no lag.
 			if g.GroupType != "share" && watched(g.Group) {
-				found[g.Group] = &kafkaGroup{
-					name: g.Group, kind: cmp.Or(g.GroupType, "classic"), protocolType: g.ProtocolType,
-					state: g.GroupState, coordinator: shard.Meta.NodeID,
-				}
+				found[g.Group] = &kafkaGroup{name: g.Group, coordinator: shard.Meta.NodeID}
+				found[g.Group].list(g)
 			}
 		}
 	}
@@ -93,9 +129,10 @@ func listGroups(
 	return found, errs, nil
 }
 
-// unlisted returns the groups to ask for although no broker listed them: former ones that a broker
-// with an error may have, and wanted ones that may not exist. A wanted group that is one or the
-// other has a ReadError instead.
+// unlisted returns the groups to ask for although no broker listed them: former ones and wanted
+// ones. They may not exist, or a broker with an error may have them. A group is in no list either
+// if its coordinator moves to a broker that has responded before. A wanted group of which nothing
+// is known has a ReadError instead if a broker has one.
 func unlisted(
 	found map[string]*kafkaGroup,
 	listErrs []*ReadError,
@@ -103,19 +140,21 @@ func unlisted(
 	wanted []string,
 	former []kafkaGroup,
 ) (missing []*kafkaGroup, errs []*ReadError) {
-	if len(listErrs) > 0 {
-		for _, g := range former {
-			// A group without a kind did not exist in the last poll. If it is wanted, it is below.
-			if found[g.name] != nil || !watched(g.name) || g.kind == "" {
-				continue
-			}
-			m := &kafkaGroup{name: g.name, kind: g.kind, protocolType: g.protocolType}
-			if !slices.Contains(knownKinds, g.kind) {
-				// Only the list has the state of a group that cannot be described.
-				m.state = g.state
-			}
-			missing = append(missing, m)
+	for _, g := range former {
+		// A group without a kind did not exist in the last poll. If it is wanted, it is below.
+		if found[g.name] != nil || !watched(g.name) || g.kind == "" {
+			continue
 		}
+		m := &kafkaGroup{name: g.name, kind: g.kind, protocolType: g.protocolType}
+		switch known := slices.Contains(knownKinds, g.kind); {
+		case !known && len(listErrs) == 0:
+			// Only the coordinator's list shows whether it still exists.
+			m.kind, m.state = "", "Dead"
+		case !known:
+			// Only the list has the state of a group that cannot be described.
+			m.state = g.state
+		}
+		missing = append(missing, m)
 	}
 	for _, name := range wanted {
 		switch {
@@ -161,8 +200,45 @@ func findCoordinators(ctx context.Context, c *client, groups []*kafkaGroup) (fou
 	return found, errs
 }
 
-// readCommits sets the committed offsets of groups of one coordinator.
-func readCommits(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
+// listAgain asks a coordinator for its list if some of the groups have no kind, because no broker
+// listed them. It sets the kind and the state of those that are listed now.
+func listAgain(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
+	const api = "ListGroups"
+	left := make(map[string]*kafkaGroup)
+	for _, g := range groups {
+		if g.kind == "" {
+			left[g.name] = g
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	resp, err := c.one(ctx, broker, kmsg.NewPtrListGroupsRequest())
+	if err == nil {
+		list := resp.(*kmsg.ListGroupsResponse)
+		err = kerr.ErrorForCode(list.ErrorCode)
+		for _, listed := range list.Groups {
+			if g := left[listed.Group]; g != nil {
+				delete(left, g.name)
+				g.list(listed)
+			}
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	for name, g := range left {
+		g.offsetsUnknown = true
+		errs = append(errs, &ReadError{API: api, Group: name, Err: err})
+	}
+	return errs
+}
+
+// readCommits sets the committed offsets of groups of one coordinator. It reports whether the
+// coordinator responded.
+func readCommits(
+	ctx context.Context, c *client, broker int32, groups []*kafkaGroup,
+) (errs []*ReadError, responded bool) {
 	const api = "OffsetFetch"
 	req := kmsg.NewPtrOffsetFetchRequest()
 	left := make(map[string]*kafkaGroup)
@@ -185,15 +261,17 @@ func readCommits(ctx context.Context, c *client, broker int32, groups []*kafkaGr
 		}
 		delete(left, rg.Group)
 		if err := kerr.ErrorForCode(rg.ErrorCode); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			g.offsetsUnknown = true
 			errs = append(errs, &ReadError{API: api, Group: g.name, Err: err})
 			continue
 		}
 		g.commits = committedOffsets(rg.Topics)
 	}
-	for name := range left {
+	for name, g := range left {
+		g.offsetsUnknown = true
 		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
 	}
-	return errs
+	return errs, err == nil
 }
 
 // committedOffsets returns the committed offsets by topic and partition.
@@ -231,7 +309,7 @@ func describeGroups(ctx context.Context, c *client, broker int32, groups []*kafk
 		if !slices.Contains(knownKinds, kind) {
 			// The commits of a kind that this program does not know are still useful.
 			for _, g := range left {
-				g.members, g.reads.unknown = -1, true
+				g.undescribed()
 			}
 			continue
 		}
@@ -267,6 +345,9 @@ func describeKind(
 			g.state = "Dead"
 			return nil
 		case err != nil:
+			// The broker hides all members if the user may not see one of their topics.
+			g.topicsHidden = errors.Is(err, kerr.TopicAuthorizationFailed)
+			g.undescribed()
 			errs = append(errs, &ReadError{API: api, Group: name, Err: err})
 			return nil
 		}
@@ -294,7 +375,8 @@ func describeKind(
 			}
 		}
 	}
-	for name := range left {
+	for name, g := range left {
+		g.undescribed()
 		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
 	}
 	return errs

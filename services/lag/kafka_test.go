@@ -204,52 +204,64 @@ func TestStreamsGroup(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 3)
 	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}, Groups: regexp.MustCompile("^" + topic)})
-	c.mustPoll(t)
-	cl := newClient(t, addr)
-	if err := cl.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	beat := kmsg.NewPtrStreamsGroupHeartbeatRequest()
-	beat.Group, beat.MemberID, beat.RebalanceTimeoutMillis, beat.ProcessID = topic+"-streams", "one", 1000, new("p")
-	beat.ActiveTasks, beat.StandbyTasks, beat.WarmupTasks = []kmsg.TaskIDs{}, []kmsg.TaskIDs{}, []kmsg.TaskIDs{}
-	part := kmsg.NewStreamsGroupHeartbeatRequestTopologySubtopology()
-	part.SubtopologyID, part.SourceTopics = "s", []string{topic}
-	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{
-		Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part},
-	}
-	admin := newAdmin(t, addr)
-	join := func() {
-		t.Helper()
-		var resp *kmsg.StreamsGroupHeartbeatResponse
-		for {
-			// A broker that has just started does not coordinate groups yet.
-			response, err := cl.Broker(int(c.Snapshot().Brokers[0])).Request(t.Context(), beat)
-			if err != nil {
-				t.Fatal(err)
-			}
-			resp = response.(*kmsg.StreamsGroupHeartbeatResponse)
-			err = kerr.ErrorForCode(resp.ErrorCode)
-			if err == nil {
-				break
-			}
-			if !kerr.IsRetriable(err) {
-				t.Fatal(err)
-			}
-			// Asking for the coordinator makes the broker become one.
-			admin.FindGroupCoordinators(t.Context(), beat.Group)
-			time.Sleep(50 * time.Millisecond)
-		}
-		beat.MemberEpoch, beat.Topology = resp.MemberEpoch, nil
-		if resp.ActiveTasks != nil {
-			beat.ActiveTasks = resp.ActiveTasks
-		}
-	}
-	join()
+	member := newStreamsMember(t, addr, topic+"-streams", topic)
 	c.until(t, "the group with its task", func(s *Snapshot) bool {
-		join()
+		member.beat()
 		want := "streams Stable 1 members, 0 of 3 committed, subscribed true, unassigned 0"
 		return summary(s, topic+"-streams") == want
 	})
+}
+
+// streamsMember is a member of a group of Kafka Streams. It lives while it beats.
+type streamsMember struct {
+	t         *testing.T
+	client    *kgo.Client
+	heartbeat *kmsg.StreamsGroupHeartbeatRequest
+}
+
+// newStreamsMember joins a group that reads topics.
+func newStreamsMember(t *testing.T, addr, group string, topics ...string) *streamsMember {
+	t.Helper()
+	beat := kmsg.NewPtrStreamsGroupHeartbeatRequest()
+	beat.Group, beat.MemberID, beat.RebalanceTimeoutMillis, beat.ProcessID = group, "one", 1000, new("p")
+	beat.ActiveTasks, beat.StandbyTasks, beat.WarmupTasks = []kmsg.TaskIDs{}, []kmsg.TaskIDs{}, []kmsg.TaskIDs{}
+	part := kmsg.NewStreamsGroupHeartbeatRequestTopologySubtopology()
+	part.SubtopologyID, part.SourceTopics = "s", topics
+	beat.Topology = &kmsg.StreamsGroupHeartbeatRequestTopology{
+		Subtopologies: []kmsg.StreamsGroupHeartbeatRequestTopologySubtopology{part},
+	}
+	m := &streamsMember{t: t, client: newClient(t, addr), heartbeat: beat}
+	m.beat()
+	return m
+}
+
+func (m *streamsMember) beat() {
+	m.t.Helper()
+	for {
+		// A broker that has just started does not coordinate groups yet. Asking for the coordinator
+		// makes it become one.
+		found := kadm.NewClient(m.client).FindGroupCoordinators(m.t.Context(), m.heartbeat.Group)
+		coordinator := found[m.heartbeat.Group]
+		response, err := m.client.Broker(int(coordinator.NodeID)).Request(m.t.Context(), m.heartbeat)
+		if coordinator.Err == nil && err != nil {
+			m.t.Fatal(err)
+		}
+		if coordinator.Err == nil {
+			resp := response.(*kmsg.StreamsGroupHeartbeatResponse)
+			err = kerr.ErrorForCode(resp.ErrorCode)
+			if err == nil {
+				m.heartbeat.MemberEpoch, m.heartbeat.Topology = resp.MemberEpoch, nil
+				if resp.ActiveTasks != nil {
+					m.heartbeat.ActiveTasks = resp.ActiveTasks
+				}
+				return
+			}
+			if !kerr.IsRetriable(err) {
+				m.t.Fatal(err)
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // Describe rights are enough. What the user may not see is an error of its own and does not affect
@@ -308,6 +320,96 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	user.CA.Change(t, map[string][]byte{"ca.crt": k.Cluster.PEM})
 	c.until(t, "the group",
 		func(s *Snapshot) bool { return s.Groups["seen"] != nil && len(s.Groups["seen"].Topics) == 1 })
+}
+
+// A user who may see only one of a group's topics sees the lag there. Kafka then hides the members
+// of groups of the newer protocols, but nothing else. What may not be read has a series.
+func TestGroupWithAHiddenTopic(t *testing.T) {
+	t.Parallel()
+	k := testenv.StartSecureKafka(t)
+	open, secret := testenv.NewTopic(t, k.Addr, 1), testenv.NewTopic(t, k.Addr, 1)
+	produce(t, k.Addr, open, 0, 7)
+	byRange := []kgo.Opt{kgo.Balancers(kgo.RangeBalancer()), kgo.ConsumeTopics(open, secret), kgo.DisableAutoCommit()}
+	join := func(group string, opts ...kgo.Opt) {
+		cl := newClient(t, k.Addr, append(append(opts, byRange...), kgo.ConsumerGroup(group))...)
+		go func() {
+			for cl.PollFetches(t.Context()); t.Context().Err() == nil; cl.PollFetches(t.Context()) {
+			}
+		}()
+	}
+	acls := []string{"topic " + open + " Describe"}
+	groups := []string{"classic", "consumer", "streams"}
+	for _, group := range groups {
+		commit(t, k.Addr, group, open, 0, 2)
+		commit(t, k.Addr, group, secret, 0, 0)
+		acls = append(acls, "group "+group+" Describe")
+	}
+	k.Allow(t, "lag", acls...)
+	join("classic")
+	join("consumer", kgo.ServerSideBalancer())
+	streams := newStreamsMember(t, k.Addr, "streams", open, secret)
+	user := k.NewUser(t, "lag")
+	c := connect(t, Config{Groups: regexp.MustCompile(""), Kafka: kafkaconfig.Client{
+		Brokers: []string{k.TLSAddr}, Protocol: "ssl", CA: user.CA.Dir,
+		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
+	}})
+	about := func(topics ...string) []Objective { return []Objective{{Age: time.Hour, Topics: topics}} }
+	c.Want(map[string][]Objective{"consumer": about(open), "streams": about(), "classic": about(open, secret)})
+	s := c.until(t, "the groups with members", func(s *Snapshot) bool {
+		streams.beat()
+		return !slices.ContainsFunc(groups, func(group string) bool {
+			g := s.Groups[group]
+			return g == nil || g.State != "Stable" || g.Topics[open] == nil
+		})
+	})
+	for group, members := range map[string]int{"classic": 1, "consumer": -1, "streams": -1} {
+		g := s.Groups[group]
+		p := g.Topics[open].Partitions[0]
+		if g.Protocol != group || g.Members != members || g.TopicsHidden != (members < 0) || len(g.Topics) != 1 ||
+			p.Records != 5 || p.AgeUnknown || !g.Topics[open].Subscribed {
+			t.Errorf("the group is %+v, with %+v in the topic that may be seen", g, p)
+		}
+	}
+	want := []string{
+		`kafka_consumergroup_objective_breached{consumergroup="consumer",kafka_cluster="lab"} 0`,
+		`lag_collector_unauthorized{api="ConsumerGroupDescribe",consumergroup="consumer",kafka_cluster="lab",topic=""} 1`,
+		`lag_collector_unauthorized{api="Metadata",consumergroup="",kafka_cluster="lab",topic="` + secret + `"} 1`,
+		`lag_collector_unauthorized{api="StreamsGroupDescribe",consumergroup="streams",kafka_cluster="lab",topic=""} 1`,
+	}
+	got := scrape(t, c, "lag_collector_unauthorized", "kafka_consumergroup_objective_breached")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("series (-want +got):\n%s", diff)
+	}
+}
+
+// A describe request that times out takes only the members away.
+func TestDescribeThatTimesOut(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 0, 1)
+	addr := cluster.ListenAddrs()[0]
+	newClient(t, addr, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()),
+		kgo.DisableAutoCommit(), kgo.ServerSideBalancer())
+	c := newTestCollector(t, watching(cluster.ListenAddrs()...))
+	c.timeout = 3 * time.Second
+	var err error
+	if c.opts, err = clientOptions(c.cfg.Kafka, c.requestTimeout()); err != nil {
+		t.Fatal(err)
+	}
+	c.connect(t)
+	c.until(t, "the member", func(s *Snapshot) bool {
+		return summary(s, "g") == "consumer Stable 1 members, 0 of 1 committed, subscribed true, unassigned 0"
+	})
+	cluster.ControlKey(int16(kmsg.ConsumerGroupDescribe), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		return nil, nil, true
+	})
+	for range 2 {
+		s := c.mustPoll(t)
+		want := "consumer Stable -1 members, 0 of 1 committed, subscribed true, unassigned 0"
+		if got := summary(s, "g"); got != want || len(s.Errors) != 1 || s.Errors[0].Code() != "TIMEOUT" {
+			t.Errorf("the group is %q, want %q; errors %v", got, want, s.Errors)
+		}
+	}
 }
 
 // While Kafka is away there is an error, logged once, and the last snapshot stays. When Kafka is
@@ -483,8 +585,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// commitsExcept returns a broker's response in which all groups but one have committed 0
-// everywhere. That one has the error code, or is absent if the code is 0.
+// commitsExcept returns a broker's response in which all groups of the fake cluster but one have
+// committed 0 everywhere. That one has the error code, or is absent if the code is 0.
 func commitsExcept(except string, code int16) func(*kfake.Cluster, kmsg.Request) kmsg.Response {
 	return func(_ *kfake.Cluster, req kmsg.Request) kmsg.Response {
 		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
@@ -497,10 +599,13 @@ func commitsExcept(except string, code int16) func(*kfake.Cluster, kmsg.Request)
 			rg := kmsg.OffsetFetchResponseGroup{
 				Group: g.Group, Topics: []kmsg.OffsetFetchResponseGroupTopic{topic},
 			}
-			if g.Group == except && code == 0 {
+			switch {
+			case g.Group == except && code == 0:
 				continue
-			} else if g.Group == except {
+			case g.Group == except:
 				rg.ErrorCode, rg.Topics = code, nil
+			case !strings.HasPrefix(g.Group, "g"):
+				rg.Topics = nil
 			}
 			resp.Groups = append(resp.Groups, rg)
 		}
@@ -513,7 +618,10 @@ func commitsExcept(except string, code int16) func(*kfake.Cluster, kmsg.Request)
 // again.
 func TestPartialFailures(t *testing.T) {
 	t.Parallel()
-	without := func(s *Snapshot) bool { return s.Groups["g01"] == nil && len(s.Groups) == 2 }
+	without := func(s *Snapshot) bool {
+		g := s.Groups["g01"]
+		return len(s.Groups) == 3 && g.State == "Empty" && g.OffsetsUnknown && len(g.Topics) == 0
+	}
 	for _, tt := range []struct {
 		name    string
 		key     kmsg.Key
@@ -524,6 +632,10 @@ func TestPartialFailures(t *testing.T) {
 		{"a group whose coordinator is not ready", kmsg.OffsetFetch,
 			commitsExcept("g01", kerr.CoordinatorLoadInProgress.Code), without,
 			"OffsetFetch g01 COORDINATOR_LOAD_IN_PROGRESS"},
+		{"a group whose coordinator has moved since it was listed", kmsg.OffsetFetch,
+			commitsExcept("g01", kerr.NotCoordinator.Code),
+			func(s *Snapshot) bool { return s.Groups["g01"] == nil && len(s.Groups) == 2 },
+			"OffsetFetch g01 NOT_COORDINATOR"},
 		{"a group that the response leaves out", kmsg.OffsetFetch,
 			commitsExcept("g01", 0), without,
 			"OffsetFetch g01 CONNECTION"},
@@ -652,8 +764,8 @@ func TestGroupThatCannotBeReadIsRemembered(t *testing.T) {
 		resp.Groups = []kmsg.OffsetFetchResponseGroup{{Group: "g00", ErrorCode: kerr.CoordinatorLoadInProgress.Code}}
 		return resp, nil, failing.Load()
 	})
-	if s := c.mustPoll(t); s.Groups["g00"] != nil || len(s.Errors) != 1 {
-		t.Fatalf("groups are %v, want none and one error", s.Groups)
+	if s := c.mustPoll(t); len(s.Groups["g00"].Topics) != 0 || len(s.Errors) != 1 {
+		t.Fatalf("the group is %+v, want one without topics, and one error", s.Groups["g00"])
 	}
 	failing.Store(false)
 	after := partition()
@@ -661,6 +773,85 @@ func TestGroupThatCannotBeReadIsRemembered(t *testing.T) {
 		!after.LastProgress.Equal(before.LastProgress) {
 		t.Errorf("the partition is %+v, before the failure it was %+v", after, before)
 	}
+}
+
+// A coordinator may move while the brokers are asked for their lists, so that the group is in none
+// of them. Its present coordinator still knows it. A group that is gone is gone at once.
+func TestGroupWhoseCoordinatorMoves(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		// member joins a group of the classic or of the new protocol, or none.
+		member func(t *testing.T, addr string) string
+	}{
+		{"without members", func(*testing.T, string) string { return "g00" }},
+		{"classic", func(t *testing.T, addr string) string {
+			newClient(t, addr, kgo.ConsumerGroup("c"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()))
+			return "c"
+		}},
+		{"consumer", func(t *testing.T, addr string) string {
+			newClient(t, addr, kgo.ConsumerGroup("n"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()),
+				kgo.ServerSideBalancer())
+			return "n"
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cluster := fake(t, 1, 1)
+			addr := cluster.ListenAddrs()[0]
+			group := tt.member(t, addr)
+			c := connect(t, watching(cluster.ListenAddrs()...))
+			before := c.until(t, "the group", func(s *Snapshot) bool {
+				g := s.Groups[group]
+				return g != nil && (group == "g00" || g.State == "Stable") && g.Topics["t"] != nil
+			})
+			want := summary(before, group)
+			var lists atomic.Int32
+			const never = 1000
+			hide := func(n int32) { lists.Store(n) }
+			cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.KeepControl()
+				return req.ResponseKind(), nil, lists.Add(-1) >= 0
+			})
+			// Each of the three brokers lists its groups before it has loaded this one.
+			hide(3)
+			s := c.mustPoll(t)
+			if got := summary(s, group); got != want || len(s.Errors) > 0 {
+				t.Errorf("the group is %q, want %q; errors %v", got, want, s.Errors)
+			} else if p := s.Groups[group].Topics["t"].Partitions[0]; p.Since.After(before.Time) {
+				t.Errorf("what was remembered of the partition is lost: it was first seen at %v", p.Since)
+			}
+			// A collector that starts in this moment knows nothing of the group but its name.
+			hide(3)
+			if got := summary(connectWanting(t, cluster, group).mustPoll(t), group); got != want {
+				t.Errorf("to a fresh collector the group is %q, want %q", got, want)
+			}
+			// The coordinator cannot be asked for its list, so nothing is known of the group.
+			hide(never)
+			if s := connectWanting(t, cluster, group).mustPoll(t); group == "g00" && (s.Groups[group] != nil ||
+				len(s.Errors) != 1) {
+				t.Errorf("a group with commits that nobody lists is %q, errors %v", summary(s, group), s.Errors)
+			}
+			hide(0)
+			if group != "g00" {
+				return
+			}
+			if _, err := newAdmin(t, addr).DeleteGroup(t.Context(), group); err != nil {
+				t.Fatal(err)
+			}
+			if s := c.mustPoll(t); s.Groups[group] != nil || len(s.Errors) > 0 || c.poller.groups[group] != nil {
+				t.Errorf("the deleted group is %q, errors %v", summary(s, group), s.Errors)
+			}
+		})
+	}
+}
+
+// connectWanting returns a collector that watches one group of a fake cluster.
+func connectWanting(t *testing.T, cluster *kfake.Cluster, group string) *Collector {
+	t.Helper()
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: cluster.ListenAddrs()}})
+	c.Want(map[string][]Objective{group: nil})
+	return c
 }
 
 // A broker that accepts connections and never responds takes only a part of a poll's time. The
@@ -701,7 +892,7 @@ func TestSilentBroker(t *testing.T) {
 		for _, e := range s.Errors {
 			apis[e.API] = e.Code() == "TIMEOUT" || e.Code() == "CONNECTION"
 		}
-		want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "DescribeGroups": true, "ListOffsets": true}
+		want := map[string]bool{"ListGroups": true, "OffsetFetch": true, "ListOffsets": true}
 		if !cmp.Equal(want, apis) {
 			t.Errorf("errors are %v", s.Errors)
 		}

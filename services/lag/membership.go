@@ -1,6 +1,7 @@
 package lag
 
 import (
+	"cmp"
 	"maps"
 	"regexp"
 	"slices"
@@ -21,7 +22,19 @@ type kafkaGroup struct {
 	// commits are the committed offsets by topic and partition. A partition without a commit is
 	// absent.
 	commits map[string]map[int32]int64
+	// offsetsUnknown means that the commits could not be read.
+	offsetsUnknown bool
+	// topicsHidden means that the group reads a topic that the user may not see.
+	topicsHidden bool
 }
+
+// list takes in the group as a broker lists it.
+func (g *kafkaGroup) list(l kmsg.ListGroupsResponseGroup) {
+	g.kind, g.protocolType, g.state = cmp.Or(l.GroupType, "classic"), l.ProtocolType, l.GroupState
+}
+
+// undescribed notes that the group has members and that they could not be read.
+func (g *kafkaGroup) undescribed() { g.members, g.reads.unknown = -1, true }
 
 // topics returns the topics in which the group has a commit or to which a member subscribes,
 // sorted.

@@ -28,8 +28,8 @@ type result struct {
 // shown is which series a limit leaves.
 type shown struct {
 	// groups, partitions and topics are names: of groups with the series of their topics, of groups
-	// with the series of their partitions, and of topics.
-	groups, partitions, topics map[string]bool
+	// with the series of their partitions, and of topics. refusals are stable texts of errors.
+	groups, partitions, topics, refusals map[string]bool
 	// series and dropped are numbers of series.
 	series, dropped int
 }
@@ -52,9 +52,11 @@ type metrics struct {
 	leader, preferred, replicas, inSync, underSync *prometheus.Desc
 	// Of the collector itself.
 	up, lastSuccess, series *prometheus.Desc
-	took                    prometheus.Histogram
-	errors                  *prometheus.CounterVec
-	dropped                 prometheus.Counter
+	// By request, group and topic.
+	unauthorized *prometheus.Desc
+	took         prometheus.Histogram
+	errors       *prometheus.CounterVec
+	dropped      prometheus.Counter
 }
 
 // newMetrics returns the metrics of a cluster.
@@ -131,6 +133,9 @@ func newMetrics(cluster string) *metrics {
 		up:          desc("lag_collector_up", "1 if the last poll of the cluster succeeded."),
 		lastSuccess: desc("lag_collector_last_success_timestamp_seconds", "When the last successful poll began."),
 		series:      desc("lag_collector_series", "Series of groups and topics that are shown."),
+		unauthorized: desc("lag_collector_unauthorized",
+			"1 for each request that Kafka refuses because the collector's user lacks rights.",
+			"api", "consumergroup", "topic"),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lag_collector_duration_seconds", Help: "How long a poll took.", ConstLabels: constant,
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 13), NativeHistogramBucketFactor: 1.1,
@@ -185,6 +190,11 @@ func (m *metrics) collect(ch chan<- prometheus.Metric, r *result, fresh bool) {
 		w.labels(m.brokerInfo, numberLabel(id))
 		w.gauge(m.brokerInfo, 1)
 	}
+	for text, e := range r.snapshot.refusals() {
+		if r.shown.refusals[text] {
+			m.writeRefusal(w, e)
+		}
+	}
 	for name, g := range r.snapshot.Groups {
 		if r.shown.groups[name] {
 			m.writeGroup(w, g, r.objectives[name])
@@ -198,6 +208,12 @@ func (m *metrics) collect(ch chan<- prometheus.Metric, r *result, fresh bool) {
 			m.writeTopic(w, t)
 		}
 	}
+}
+
+// writeRefusal writes the series of a request that the collector's user may not send.
+func (m *metrics) writeRefusal(w *seriesWriter, e *ReadError) {
+	w.labels(m.unauthorized, e.API, e.Group, e.Topic)
+	w.gauge(m.unauthorized, 1)
 }
 
 // writeGroup writes the series of a group and of its topics, but none of partitions.

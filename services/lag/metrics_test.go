@@ -227,6 +227,7 @@ kafka_topic_partitions{kafka_cluster="lab",topic="orders"} 4
 lag_collector_errors_total{api="OffsetFetch",code="GROUP_AUTHORIZATION_FAILED",kafka_cluster="lab"} 1
 lag_collector_last_success_timestamp_seconds{kafka_cluster="lab"} 1.767323045e+09
 lag_collector_series_dropped_total{kafka_cluster="lab"} 0
+lag_collector_unauthorized{api="OffsetFetch",consumergroup="other",kafka_cluster="lab",topic=""} 1
 lag_collector_up{kafka_cluster="lab"} 1
 `)), "\n")
 	got := slices.DeleteFunc(scrape(t, c, "kafka_", "lag_"), func(line string) bool {
@@ -240,7 +241,7 @@ lag_collector_up{kafka_cluster="lab"} 1
 	if len(odd) != 1 {
 		t.Error("a state that this program does not know has no series")
 	}
-	shown := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_"))
+	shown := len(scrape(t, c, "kafka_consumergroup_", "kafka_topic_", "lag_collector_unauthorized"))
 	wantSeries := fmt.Sprintf(`lag_collector_series{kafka_cluster="lab"} %d`, shown)
 	if got := scrape(t, c, "lag_collector_series{"); got[0] != wantSeries {
 		t.Errorf("the number of series is %s, want %s", got[0], wantSeries)
@@ -304,6 +305,7 @@ func TestSeriesWithoutKafka(t *testing.T) {
 func TestObjective(t *testing.T) {
 	t.Parallel()
 	const late, met = 2499 * time.Millisecond, 2500 * time.Millisecond
+	hidden := func(_ *GroupTopic, g *Group) { g.TopicsHidden = true }
 	freshPartial := func(_ *GroupTopic, g *Group) { g.Topics["fresh"].Partial = true }
 	anotherMissing := func(_ *GroupTopic, g *Group) { g.missing = []string{"another"} }
 	ageUnknown := func(orders *GroupTopic, _ *Group) { orders.Partitions[0].AgeUnknown = true }
@@ -328,6 +330,11 @@ func TestObjective(t *testing.T) {
 		{[]Objective{{Age: met, Topics: []string{"orders"}}}, freshPartial, "0"},
 		{[]Objective{{Age: met}}, anotherMissing, "none"},
 		{[]Objective{{Age: met, Topics: []string{"orders"}}}, anotherMissing, "0"},
+		{[]Objective{{Age: met, Topics: []string{"orders", "another"}}}, anotherMissing, "none"},
+		// The group reads topics that the collector may not see.
+		{[]Objective{{Age: met}}, hidden, "none"},
+		{[]Objective{{Age: late}}, hidden, "1"},
+		{[]Objective{{Age: met, Topics: []string{"orders"}}}, hidden, "0"},
 		{[]Objective{{Age: met}}, ageUnknown, "none"},
 		{[]Objective{{Age: late}}, ageUnknown, "1"},
 		{[]Objective{{Age: met}}, func(_ *GroupTopic, g *Group) { g.State = "Dead" }, "none"},

@@ -35,7 +35,7 @@ func (o Objective) breached(g *Group) (yes, known bool) {
 			committed = committed || p.Committed >= 0
 		}
 	}
-	if slices.ContainsFunc(g.missing, o.includes) {
+	if slices.ContainsFunc(g.missing, o.includes) || g.TopicsHidden && len(o.Topics) == 0 {
 		complete = false
 	}
 	return false, committed && complete

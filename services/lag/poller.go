@@ -107,7 +107,7 @@ func (p *poller) read(ctx context.Context, start time.Time, objectives map[strin
 		s.Topics[name] = t.published(name, start, p.open)
 	}
 	for name, g := range groups {
-		s.Groups[name] = p.published(start, g, logs, errs)
+		s.Groups[name] = p.published(start, g, objectives[name], logs, errs)
 	}
 	return s, nil
 }
@@ -125,8 +125,9 @@ func (p *poller) rememberGroups(groups map[string]*kafkaGroup, errs []*ReadError
 		if s == nil {
 			s = &groupState{partitions: make(map[topicPartition]*partitionState)}
 			p.groups[name] = s
-		} else if g.reads.unknown && s.last.members > 0 {
-			// During a rebalance the group is taken to read what it read before.
+		} else if g.reads.unknown && s.last.members != 0 {
+			// During a rebalance, and while its members cannot be read, the group is taken to read what
+			// it read before.
 			g.reads = s.last.reads
 		}
 		s.last = *g
@@ -145,7 +146,7 @@ func (p *poller) topicNames(groups map[string]*kafkaGroup, objectives map[string
 		}
 	}
 	for name, s := range p.groups {
-		if groups[name] != nil {
+		if g := groups[name]; g != nil && !g.offsetsUnknown {
 			continue
 		}
 		// The group could not be read. Its topics are read so that they are not forgotten.
@@ -198,6 +199,9 @@ func (p *poller) rememberTopics(logs map[string]*topicLogs, errs []*ReadError, s
 func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, logs map[string]*topicLogs) []*ReadError {
 	unread := p.openTransactions(logs)
 	for _, g := range groups {
+		if g.offsetsUnknown {
+			continue
+		}
 		for _, name := range g.topics() {
 			t := logs[name]
 			if t == nil {
@@ -257,15 +261,26 @@ func (p *poller) partition(group string, at topicPartition) *partitionState {
 	return s.partitions[at]
 }
 
-// published returns a group as a snapshot shows it. It counts as one poll for its partitions.
-func (p *poller) published(start time.Time, g *kafkaGroup, logs map[string]*topicLogs, errs []*ReadError) *Group {
+// published returns a group as a snapshot shows it. It counts as one poll for its partitions. No
+// topic is shown of a group whose commits could not be read.
+func (p *poller) published(
+	start time.Time, g *kafkaGroup, objectives []Objective, logs map[string]*topicLogs, errs []*ReadError,
+) *Group {
 	out := &Group{
 		Name: g.name, State: g.state, Protocol: g.kind, Members: g.members, Topics: make(map[string]*GroupTopic),
+		OffsetsUnknown: g.offsetsUnknown, TopicsHidden: g.topicsHidden,
 	}
-	for _, name := range g.topics() {
-		if t := logs[name]; t != nil {
+	names := g.topics()
+	for _, name := range names {
+		if t := logs[name]; t != nil && !g.offsetsUnknown {
 			out.Topics[name] = p.publishedTopic(start, g, name, t)
-		} else if slices.ContainsFunc(errs, func(e *ReadError) bool { return e.Topic == name }) {
+		}
+	}
+	for _, o := range objectives {
+		names = append(names, o.Topics...)
+	}
+	for _, name := range names {
+		if logs[name] == nil && slices.ContainsFunc(errs, func(e *ReadError) bool { return e.Topic == name }) {
 			out.missing = append(out.missing, name)
 		}
 	}

@@ -20,9 +20,21 @@ type Snapshot struct {
 	// Topics are the existing topics by name that an objective names or in which a group has
 	// commits or a subscription.
 	Topics map[string]*Topic
-	// Errors are the groups and topics that could not be read. They are absent above, or marked as
-	// partial.
+	// Errors are the groups and topics that could not be read, or not whole. What could not be read
+	// is absent above, or marked.
 	Errors []*ReadError
+}
+
+// refusals returns the errors that Kafka gave because the collector's user lacks rights, by their
+// stable text. Several brokers may give the same error.
+func (s *Snapshot) refusals() map[string]*ReadError {
+	refusals := make(map[string]*ReadError)
+	for _, e := range s.Errors {
+		if e.Unauthorized() {
+			refusals[e.Stable()] = e
+		}
+	}
+	return refusals
 }
 
 // Group is a consumer group, with or without members.
@@ -34,12 +46,16 @@ type Group struct {
 	// Protocol is classic, consumer (KIP-848), streams (KIP-1071) or a kind that this program does
 	// not know. It is empty for a group that does not exist.
 	Protocol string
-	// Members is -1 if their number is unknown, as for a kind of group that this program does not
-	// know.
+	// Members is -1 if their number is unknown: they could not be read, or this program does not know
+	// the kind of group.
 	Members int
+	// OffsetsUnknown is true if the commits could not be read. There are no topics then.
+	OffsetsUnknown bool
+	// TopicsHidden is true if the group reads topics that the collector's user may not see.
+	TopicsHidden bool
 	// Topics are the topics by name in which the group has commits or a subscription.
 	Topics map[string]*GroupTopic
-	// missing are names of such topics that could not be read at all.
+	// missing are names of such topics, and of those in objectives, that could not be read at all.
 	missing []string
 }
 

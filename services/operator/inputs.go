@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+
 	"ordersystem.dev/services/lag"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
@@ -48,11 +50,11 @@ func (in *inputs) described() *lag.Group {
 	return in.snapshot.Groups[in.cg.Spec.Group]
 }
 
-// group returns the group, or nil if it could not be read or does not exist. Kafka describes a
-// group that does not exist as Dead.
+// group returns the group, or nil if its commits could not be read or it does not exist. Kafka
+// describes a group that does not exist as Dead.
 func (in *inputs) group() *lag.Group {
 	g := in.described()
-	if g == nil || g.State == "Dead" && g.Members <= 0 && len(g.Topics) == 0 {
+	if g == nil || g.OffsetsUnknown || g.State == "Dead" && g.Members <= 0 && len(g.Topics) == 0 {
 		return nil
 	}
 	return g
@@ -166,9 +168,12 @@ func cause(err error) string {
 	if !ok {
 		return err.Error()
 	}
-	text := e.Stable()
-	if strings.HasSuffix(e.Code(), "_AUTHORIZATION_FAILED") {
-		text += ": check that the operator's user may Describe it"
+	switch text := e.Stable(); {
+	case !e.Unauthorized():
+		return text
+	case e.Code() == kerr.TopicAuthorizationFailed.Message && e.Group != "":
+		return text + ": the operator's user may not Describe one of the group's topics, so Kafka hides its members"
+	default:
+		return text + ": check that the operator's user may Describe it"
 	}
-	return text
 }

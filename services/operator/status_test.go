@@ -162,6 +162,12 @@ func TestConditions(t *testing.T) {
 	beyondOpen := ok(0)
 	beyondOpen.Committed = 110
 	members := func(n int) func(*lag.Snapshot) { return func(s *lag.Snapshot) { s.Groups["readers"].Members = n } }
+	hidden := func(s *lag.Snapshot) {
+		s.Groups["readers"].Members, s.Groups["readers"].TopicsHidden = -1, true
+		s.Errors = []*lag.ReadError{
+			{API: "ConsumerGroupDescribe", Group: "readers", Err: kerr.TopicAuthorizationFailed},
+		}
+	}
 	partial := func(s *lag.Snapshot) { s.Groups["readers"].Topics["a"].Partial = true }
 	fails := func(api, topic string, err error) func(*lag.Snapshot) {
 		return func(s *lag.Snapshot) { s.Errors = []*lag.ReadError{{API: api, Topic: topic, Err: err}} }
@@ -294,6 +300,10 @@ func TestConditions(t *testing.T) {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)),
 			ready:    "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
 			message: "start the consumer; if", membersAreUnknown: true,
+		},
+		"topics that Kafka hides": {
+			snapshot: with(topics{"a": {ok(0)}}, hidden), ready: "True/AllReady", consuming: "Unknown/Unreadable",
+			within: "Unknown/Unreadable", membersAreUnknown: true, lagIsUnknown: true,
 		},
 		"slow, without known members": {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusSlow)}}, members(-1)),

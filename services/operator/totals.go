@@ -78,6 +78,8 @@ func addUp(in *inputs, group *lag.Group, topics []string) *totals {
 	if group == nil {
 		return t
 	}
+	// Without spec.topics the status is about all topics, also those that Kafka hides.
+	t.incomplete = group.TopicsHidden && len(in.cg.Spec.Topics) == 0
 	for _, name := range topics {
 		t.incomplete = t.incomplete || in.partial(name)
 		topic := group.Topics[name]

@@ -348,6 +348,7 @@ func lagCollector() []panel {
 		},
 		{
 			kind: "timeseries", title: "Errors", width: 6, unit: "eps",
+			alert: "LagCollectorUnauthorized",
 			about: "By request and Kafka's error code. " +
 				"Authorization errors: the collector's user needs Describe on all topics and groups.",
 			queries: []query{{

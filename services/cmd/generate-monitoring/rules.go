@@ -201,6 +201,19 @@ func collectorRules() []rulefmt.Rule {
 				clusterName+": the polls of the last 15 minutes left out "+`{{ printf "%.0f" $value }}`+" series "+
 					"to keep to maxSeries, so some groups are not watched. Raise it, or discover fewer groups."),
 		}),
+		alertRule(warning, "", rulefmt.Rule{
+			Alert: "LagCollectorUnauthorized",
+			Expr: fmt.Sprintf("max by (%s, api, consumergroup, topic) (lag_collector_unauthorized) > 0",
+				byCluster),
+			For:           10 * minute,
+			KeepFiringFor: 5 * minute,
+			Annotations: texts(clusterName+": the lag collector may not read a part.",
+				clusterName+": Kafka has refused {{ $labels.api }}"+
+					"{{ with $labels.consumergroup }} of group {{ . }}{{ end }}"+
+					"{{ with $labels.topic }} of topic {{ . }}{{ end }} "+
+					"(lag_collector_unauthorized is {{ $value }}), so that part is not watched. "+
+					"Allow the collector's user to Describe it."),
+		}),
 	}
 }
 
