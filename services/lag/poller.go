@@ -212,8 +212,11 @@ func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, lo
 					continue
 				}
 				at := topicPartition{name, t.id, number}
-				f := facts{committed: g.committed(name, number), start: log.start, stable: log.stable}
-				appended := &p.partition(g.name, at).appended
+				s := p.partition(g.name, at)
+				appended := &s.appended
+				f := s.track.isolation(facts{
+					committed: g.committed(name, number), start: log.start, stable: log.stable, end: log.end,
+				})
 				if !f.unread() {
 					// Another record may get this offset if the log is cut.
 					appended.known = false

@@ -108,6 +108,7 @@ func scenarios() map[string]func(*scenario) {
 		"compacted":             compacted,
 		"transactions":          transactions,
 		"hanging transaction":   hangingTransaction,
+		"read uncommitted":      uncommitted,
 		"recreated topic":       recreated,
 		"recreated unseen":      recreatedUnseen,
 		"no commit":             noCommit,
@@ -347,6 +348,30 @@ func hangingTransaction(s *scenario) {
 			break
 		}
 	}
+}
+
+// A group that does not wait for transactions has to read up to the high watermark. The collector
+// knows that from its first commit behind an open transaction's first record on.
+func uncommitted(s *scenario) {
+	topic := s.newTopic("t", 1)
+	topic.produce(0, 5)
+	topic.transact(0, 10, kgo.TryCommit, func() {
+		topic.commit(s.name+"-g", 0, 8).uncommitted = true
+		s.polls(4)
+		topic.commit(s.name+"-g", 0, 15)
+		s.polls(4)
+	})
+	topic.commit(s.name+"-g", 0, 16)
+	topic.produce(0, 5)
+	topic.transact(0, 10, kgo.TryAbort, func() {
+		// The group is behind the last stable offset, and all is lag.
+		s.polls(4)
+		topic.commit(s.name+"-g", 0, 25)
+		s.polls(4)
+	})
+	w := topic.commit(s.name+"-g", 0, topic.partitions[0].end.last())
+	s.polls(4)
+	s.never(w, lag.StatusRewound, lag.StatusLost)
 }
 
 // A recreated topic inherits nothing: the former offsets mean nothing, and a smaller commit is no

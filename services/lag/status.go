@@ -22,6 +22,17 @@ type facts struct {
 	appended time.Time
 	// vague means that the record may be older than appended.
 	vague bool
+	// uncommitted means that the group reads records of open transactions too. See isolation.
+	uncommitted bool
+}
+
+// limit returns the offset up to which the group can read: the last stable offset, or the high
+// watermark for a group that does not wait for transactions.
+func (f facts) limit() int64 {
+	if f.uncommitted {
+		return f.end
+	}
+	return f.stable
 }
 
 // firstUnread returns the offset at which the group would continue. Records that retention deleted
@@ -30,7 +41,7 @@ func firstUnread(committed, start int64) int64 { return max(committed, start) }
 
 // unread reports whether there is a record that the group can read and has not read.
 func (f facts) unread() bool {
-	return f.committed >= 0 && firstUnread(f.committed, f.start) < f.stable
+	return f.committed >= 0 && firstUnread(f.committed, f.start) < f.limit()
 }
 
 // headroom returns the part of the log that retention can delete before it deletes an unread
@@ -39,7 +50,7 @@ func (f facts) headroom() float64 {
 	switch {
 	case f.end <= f.start:
 		return math.NaN()
-	case f.committed >= f.stable:
+	case f.committed >= f.limit():
 		return 1
 	}
 	return float64(f.committed-f.start) / float64(f.end-f.start)
@@ -52,6 +63,8 @@ type track struct {
 	since time.Time
 	// committed is the committed offset at the last poll, -1 if there was none.
 	committed int64
+	// uncommitted means that the group was seen to read records of open transactions.
+	uncommitted bool
 	// progress is when committed was last seen to move, zero if it has not.
 	progress time.Time
 	// former is what an earlier process knew, zero if nothing.
@@ -97,13 +110,18 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 			t.unmoved = t.former.Since
 		}
 	}
+	f = t.isolation(f)
+	if f.uncommitted != t.uncommitted {
+		// A pace across a change of what can be read means nothing.
+		t.uncommitted, t.recent = f.uncommitted, t.recent[:0]
+	}
 	// A poll reads the commit before the start of the log. In between, a group may read, commit and
 	// delete records, as Kafka Streams does. So only a commit below the start of an earlier poll
 	// proves a loss, and the first poll after a restart never reports one.
 	t.gone, t.start = min(f.start, t.start), f.start
 	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN(), Since: t.since}
 	if f.committed >= 0 {
-		p.Records = max(0, f.stable-firstUnread(f.committed, f.start))
+		p.Records = max(0, f.limit()-firstUnread(f.committed, f.start))
 		p.Headroom = f.headroom()
 		if f.committed >= t.gone {
 			p.Headroom = max(0, p.Headroom)
@@ -121,6 +139,20 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	p.Status = t.status(f, p.Age, patience, interval)
 	p.Close = t.untilRead(f.committed, p.Records)
 	return p
+}
+
+// isolation returns the facts with what is known of the group's isolation level. Kafka does not show
+// it. A commit beyond the last stable offset proves read_uncommitted. That stays known while the
+// group is behind, until it waits exactly at the last stable offset, as with read_committed.
+func (t *track) isolation(f facts) facts {
+	f.uncommitted = t.uncommitted
+	switch {
+	case f.stable < f.committed && f.committed <= f.end:
+		f.uncommitted = true
+	case f.committed == f.stable && f.stable < f.end && f.committed == t.committed:
+		f.uncommitted = false
+	}
+	return f
 }
 
 // follow takes in how the commit moved since the last poll.

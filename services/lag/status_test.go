@@ -187,6 +187,24 @@ func TestPartition(t *testing.T) {
 			{at: 20, committed: 10, stable: 31, end: 31, appended: 0,
 				want: "21 20s ok room=0.323 moved@20 close=never rewinds=1"},
 		}},
+		{"read_uncommitted: a commit beyond the last stable offset proves it, so the lag counts to the end", []reading{
+			{at: 0, committed: 150, stable: 100, end: 1_000_000, alone: true, appended: -5,
+				want: "999850 5s ok room=0.00015 close=never"},
+			// It stays known when the group is behind the last stable offset.
+			{at: 10, committed: 300_000, stable: 400_000, end: 1_000_000, alone: true, appended: 0,
+				want: "700000 10s ok room=0.3 moved@10 close=23s"},
+			{at: 20, committed: 400_000, stable: 400_000, end: 1_000_000, alone: true, appended: 0,
+				want: "600000 20s ok room=0.4 moved@20 close=30s"},
+			// The group waits for the transaction, so it was set to read_committed meanwhile.
+			{at: 30, committed: 400_000, stable: 400_000, end: 1_000_000, alone: true, want: "0 0s ok moved@20"},
+			{at: 40, committed: 400_000, stable: 400_001, end: 1_000_000, alone: true, appended: 40,
+				want: "1 0s ok room=0.4 moved@20 close=never"},
+		}},
+		{"a commit beyond the end proves nothing about transactions", []reading{
+			{at: 0, committed: 60, stable: 10, end: 50, alone: true, want: "0 0s ok"},
+			{at: 10, committed: 60, stable: 70, end: 90, alone: true, appended: 10,
+				want: "10 0s ok room=0.667 close=never"},
+		}},
 		{"replay: the age is that of the next record, and rewound ends at the former offset", []reading{
 			{at: 0, committed: 1000, stable: 1000, end: 1000, want: "0 0s ok"},
 			{at: 10, committed: 0, stable: 1000, end: 1000, appended: -86400,

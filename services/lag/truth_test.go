@@ -105,6 +105,8 @@ type watch struct {
 	// until is zero if the watch lasts to the end of the scenario.
 	until   time.Time
 	commits timeline
+	// uncommitted means that the group reads records of open transactions too.
+	uncommitted bool
 	// skew is how far the producers' clocks may be wrong, in a topic that keeps their timestamps.
 	skew time.Duration
 }
@@ -130,10 +132,14 @@ type truth struct {
 func (w *watch) at(from, to time.Time, committed int64) truth {
 	log := w.log()
 	startLow, startHigh := log.start.during(from, to)
-	stableLow, stableHigh := log.stable.during(from, to)
+	limit := log.stable
+	if w.uncommitted {
+		limit = log.end
+	}
+	limitLow, limitHigh := limit.during(from, to)
 	t := truth{
-		recordsLow:  max(0, stableLow-max(committed, startHigh)),
-		recordsHigh: max(0, stableHigh-max(committed, startLow)),
+		recordsLow:  max(0, limitLow-max(committed, startHigh)),
+		recordsHigh: max(0, limitHigh-max(committed, startLow)),
 	}
 	if t.recordsHigh == 0 {
 		return t
