@@ -101,9 +101,16 @@ func (a *ages) find(ctx context.Context, c *client, records []unreadRecord) []*R
 		}
 		return results
 	})
-	for t, ms := range times {
-		for _, s := range open[t] {
-			s.known, s.at = true, a.clamp(time.UnixMilli(ms), s.timeRange)
+	for t, waiting := range open {
+		ms, found := times[t]
+		if !found {
+			var bounded bool
+			if ms, bounded = a.searches.latest(t); !bounded {
+				continue
+			}
+		}
+		for _, s := range waiting {
+			s.known, s.at = found, a.clamp(time.UnixMilli(ms), s.timeRange)
 		}
 	}
 	var errs []*ReadError

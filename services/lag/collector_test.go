@@ -328,30 +328,6 @@ func TestDescriptions(t *testing.T) {
 	}
 }
 
-// Share groups commit no offsets, so they have no lag.
-func TestShareGroupsAreLeftOut(t *testing.T) {
-	t.Parallel()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	c := connect(t, watching(cluster.ListenAddrs()...))
-	cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {
-		cluster.KeepControl()
-		resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
-		for _, kind := range []string{"share", "consumer", "streams", "classic"} {
-			resp.Groups = append(resp.Groups,
-				kmsg.ListGroupsResponseGroup{Group: kind, GroupType: kind, GroupState: "Empty"})
-		}
-		return resp, nil, true
-	})
-	s := c.mustPoll(t)
-	if len(s.Groups) != 3 || s.Groups["share"] != nil || s.Groups["streams"] == nil {
-		t.Errorf("watched groups are %v, want all but the share group", s.Groups)
-	}
-}
-
 // The members of a kind of group that this program does not know are unknown, which is not none.
 func TestGroupOfAnUnknownKind(t *testing.T) {
 	t.Parallel()

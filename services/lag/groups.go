@@ -13,7 +13,11 @@ import (
 )
 
 // knownKinds are the kinds of groups whose members this program can read.
-var knownKinds = []string{"classic", "consumer", "streams"}
+var knownKinds = []string{"classic", "consumer", "streams", share}
+
+// share is the kind of group of KIP-932. Its members share partitions and acknowledge each record.
+// Instead of a commit, a partition has the offset of its first record that is not acknowledged.
+const share = "share"
 
 // readGroups lists the cluster's groups and reads the watched ones: members, state and commits.
 // Wanted groups are in the result even if they do not exist, as Dead. former are the groups of the
@@ -86,8 +90,14 @@ func settle(found map[string]*kafkaGroup, failed []*ReadError, wanted []string) 
 // members are unknown too.
 func readBroker(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) []*ReadError {
 	errs := listAgain(ctx, c, broker, groups)
-	more, responded := readCommits(ctx, c, broker, groups)
+	of := func(share bool) []*kafkaGroup {
+		return slices.DeleteFunc(slices.Clone(groups), func(g *kafkaGroup) bool { return g.shares() != share })
+	}
+	more, responded := readCommits(ctx, c, broker, of(false))
 	errs = append(errs, more...)
+	if responded {
+		errs = append(errs, readShareOffsets(ctx, c, broker, of(true))...)
+	}
 	if !responded {
 		for _, g := range groups {
 			g.undescribed()
@@ -115,8 +125,7 @@ func listGroups(
 		}
 		responded = true
 		for _, g := range resp.Groups {
-			// Share groups commit no offsets, so they have no lag.
-			if g.GroupType != "share" && watched(g.Group) {
+			if watched(g.Group) {
 				found[g.Group] = &kafkaGroup{name: g.Group, coordinator: shard.Meta.NodeID}
 				found[g.Group].list(g)
 			}
@@ -240,6 +249,9 @@ func readCommits(
 	ctx context.Context, c *client, broker int32, groups []*kafkaGroup,
 ) (errs []*ReadError, responded bool) {
 	const api = "OffsetFetch"
+	if len(groups) == 0 {
+		return nil, true
+	}
 	req := kmsg.NewPtrOffsetFetchRequest()
 	left := make(map[string]*kafkaGroup)
 	for _, g := range groups {
@@ -272,6 +284,47 @@ func readCommits(
 		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
 	}
 	return errs, err == nil
+}
+
+// readShareOffsets sets the offsets of share groups of one coordinator. Kafka has them from 4.1 on,
+// and the number of records that are left from 4.2 on.
+func readShareOffsets(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
+	const api = "DescribeShareGroupOffsets"
+	if len(groups) == 0 {
+		return nil
+	}
+	req := kmsg.NewPtrDescribeShareGroupOffsetsRequest()
+	left := make(map[string]*kafkaGroup)
+	for _, g := range groups {
+		left[g.name] = g
+		// A request group without topics asks for all of them.
+		rg := kmsg.NewDescribeShareGroupOffsetsRequestGroup()
+		rg.GroupID = g.name
+		req.Groups = append(req.Groups, rg)
+	}
+	var responses []kmsg.DescribeShareGroupOffsetsResponseGroup
+	resp, err := c.one(ctx, broker, req)
+	if err == nil {
+		responses = resp.(*kmsg.DescribeShareGroupOffsetsResponse).Groups
+	}
+	for _, rg := range responses {
+		g := left[rg.GroupID]
+		if g == nil {
+			continue
+		}
+		delete(left, rg.GroupID)
+		if err := kerr.ErrorForCode(rg.ErrorCode); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			g.offsetsUnknown = true
+			errs = append(errs, &ReadError{API: api, Group: g.name, Err: err})
+			continue
+		}
+		g.takeShareOffsets(rg.Topics)
+	}
+	for name, g := range left {
+		g.offsetsUnknown = true
+		errs = append(errs, &ReadError{API: api, Group: name, Err: cmp.Or(err, errNotInResponse)})
+	}
+	return errs
 }
 
 // committedOffsets returns the committed offsets by topic and partition.
@@ -330,6 +383,8 @@ func describeKind(
 		req = &kmsg.ConsumerGroupDescribeRequest{Groups: names}
 	case "streams":
 		req = &kmsg.StreamsGroupDescribeRequest{Groups: names}
+	case share:
+		req = &kmsg.ShareGroupDescribeRequest{GroupIDs: names}
 	}
 	api := kmsg.NameForKey(req.Key())
 	// take returns the group that a part of the response describes, nil if it describes none.
@@ -372,6 +427,12 @@ func describeKind(
 		for _, d := range resp.Groups {
 			if g := take(d.Group, d.State, d.ErrorCode); g != nil {
 				g.describeStreams(d)
+			}
+		}
+	case *kmsg.ShareGroupDescribeResponse:
+		for _, d := range resp.Groups {
+			if g := take(d.GroupID, d.GroupState, d.ErrorCode); g != nil {
+				g.describeShare(d)
 			}
 		}
 	}

@@ -212,6 +212,86 @@ func TestStreamsGroup(t *testing.T) {
 	})
 }
 
+// A share group has no commits. Its lag begins at its first record that is not acknowledged, and
+// leaves out those that were acknowledged behind it.
+func TestShareGroup(t *testing.T) {
+	t.Parallel()
+	addr := testenv.SharedKafka(t).Addr
+	topic := testenv.NewTopic(t, addr, 2)
+	group := topic + "-share"
+	reset := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+	reset.Name, reset.Value = "share.auto.offset.reset", new("earliest")
+	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
+	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeGroupConfig, group
+	resource.Configs = append(resource.Configs, reset)
+	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	req.Resources = append(req.Resources, resource)
+	if _, err := req.RequestWith(t.Context(), newClient(t, addr)); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}})
+	c.Want(map[string][]Objective{group: {{Age: time.Nanosecond}}})
+	c.until(t, "no group", func(s *Snapshot) bool { return summary(s, group) == " Dead 0 members" })
+	produce(t, addr, topic, 0, 5)
+	member := newClient(t, addr, kgo.ShareGroup(group), kgo.ConsumeTopics(topic))
+	acknowledged := map[int64]bool{0: true, 1: true, 3: true}
+	for seen := 0; seen < 5; {
+		fetches := member.PollFetches(t.Context())
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			seen++
+			if acknowledged[r.Offset] {
+				r.Ack(kgo.AckAccept)
+			}
+		})
+	}
+	if err := member.FlushAcks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := c.until(t, "the acknowledgements", func(s *Snapshot) bool {
+		g := s.Groups[group]
+		return g != nil && g.Topics[topic] != nil && g.Topics[topic].Partitions[0].Committed == 2
+	})
+	g := s.Groups[group]
+	p := g.Topics[topic].Partitions[0]
+	if g.Protocol != "share" || g.State != "Stable" || g.Members != 1 || !g.Topics[topic].Subscribed ||
+		p.Records != 2 || p.Age <= 0 || p.AgeUnknown || p.Status != StatusOK {
+		t.Errorf("the group is %+v, with %+v in its topic", g, p)
+	}
+	breached := scrape(t, c, "kafka_consumergroup_objective_breached")
+	if len(breached) != 1 || !strings.HasSuffix(breached[0], " 1") {
+		t.Errorf("the objective is %v, want it to be missed", breached)
+	}
+	member.CloseAllowingRebalance()
+	c.until(t, "the empty group", func(s *Snapshot) bool {
+		g := s.Groups[group]
+		return g.Protocol == "share" && g.State == "Empty" && g.Members == 0 &&
+			g.Topics[topic].Partitions[0].Committed == 2
+	})
+}
+
+// A broker that does not return a share group's offsets leaves its members and its name.
+func TestShareGroupWithoutOffsets(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 0, 1)
+	newClient(t, cluster.ListenAddrs()[0], kgo.ShareGroup("s"), kgo.ConsumeTopics("t"))
+	cluster.ControlKey(int16(kmsg.DescribeShareGroupOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		resp := req.ResponseKind().(*kmsg.DescribeShareGroupOffsetsResponse)
+		resp.Groups = []kmsg.DescribeShareGroupOffsetsResponseGroup{
+			{GroupID: "s", ErrorCode: kerr.UnsupportedVersion.Code},
+		}
+		return resp, nil, true
+	})
+	c := connectWanting(t, cluster, "s")
+	s := c.until(t, "the member", func(s *Snapshot) bool { return s.Groups["s"] != nil && s.Groups["s"].Members == 1 })
+	if got, want := summary(s, "s"), "share Stable 1 members"; got != want || !s.Groups["s"].OffsetsUnknown {
+		t.Errorf("the group is %q, want %q without offsets", got, want)
+	}
+}
+
 // streamsMember is a member of a group of Kafka Streams. It lives while it beats.
 type streamsMember struct {
 	t         *testing.T

@@ -11,8 +11,8 @@ import (
 
 // kafkaGroup is a consumer group as the brokers describe it in one poll.
 type kafkaGroup struct {
-	// kind is classic, consumer (KIP-848), streams (KIP-1071), or a kind that this program does not
-	// know. It is empty for a group that does not exist.
+	// kind is classic, consumer (KIP-848), streams (KIP-1071), share (KIP-932), or a kind that this
+	// program does not know. It is empty for a group that does not exist.
 	name, kind, protocolType, state string
 	// coordinator is a broker ID.
 	coordinator int32
@@ -22,6 +22,9 @@ type kafkaGroup struct {
 	// commits are the committed offsets by topic and partition. A partition without a commit is
 	// absent.
 	commits map[string]map[int32]int64
+	// left is the number of records that a share group has to read, as Kafka counts it. A partition
+	// of which Kafka does not know it is absent.
+	left map[string]map[int32]int64
 	// offsetsUnknown means that the commits could not be read.
 	offsetsUnknown bool
 	// topicsHidden means that the group reads a topic that the user may not see.
@@ -31,6 +34,42 @@ type kafkaGroup struct {
 // list takes in the group as a broker lists it.
 func (g *kafkaGroup) list(l kmsg.ListGroupsResponseGroup) {
 	g.kind, g.protocolType, g.state = cmp.Or(l.GroupType, "classic"), l.ProtocolType, l.GroupState
+}
+
+// shares reports whether the group is a share group.
+func (g *kafkaGroup) shares() bool { return g.kind == share }
+
+// takeShareOffsets takes in the offsets of a share group. What is before them is acknowledged.
+func (g *kafkaGroup) takeShareOffsets(topics []kmsg.DescribeShareGroupOffsetsResponseGroupTopic) {
+	g.commits, g.left = make(map[string]map[int32]int64), make(map[string]map[int32]int64)
+	for _, t := range topics {
+		offsets, left := make(map[int32]int64), make(map[int32]int64)
+		for _, p := range t.Partitions {
+			if p.ErrorCode != 0 || p.StartOffset < 0 {
+				// The topic is being deleted, or no member has read the partition yet.
+				continue
+			}
+			offsets[p.Partition] = p.StartOffset
+			if p.Lag >= 0 {
+				left[p.Partition] = p.Lag
+			}
+		}
+		if len(offsets) > 0 {
+			g.commits[t.Topic], g.left[t.Topic] = offsets, left
+		}
+	}
+}
+
+// facts returns what is known of a partition: the commit, and the bounds of its log.
+func (g *kafkaGroup) facts(topic string, partition int32, log logBounds) facts {
+	f := facts{
+		committed: g.committed(topic, partition), start: log.start, stable: log.stable, end: log.end,
+		share: g.shares(), left: -1,
+	}
+	if left, known := g.left[topic][partition]; known {
+		f.left = left
+	}
+	return f
 }
 
 // undescribed notes that the group has members and that they could not be read.
@@ -118,6 +157,17 @@ func (g *kafkaGroup) describeStreams(d kmsg.StreamsGroupDescribeResponseGroup) {
 			for _, topic := range sources[task.SubtopologyID] {
 				g.reads.assign(topic, task.Partitions)
 			}
+		}
+	}
+}
+
+// describeShare takes in a group of KIP-932.
+func (g *kafkaGroup) describeShare(d kmsg.ShareGroupDescribeResponseGroup) {
+	g.members = len(d.Members)
+	for _, m := range d.Members {
+		g.reads.subscribe(m.SubscribedTopicNames...)
+		for _, t := range m.Assignment.TopicPartitions {
+			g.reads.assign(t.Topic, t.Partitions)
 		}
 	}
 }

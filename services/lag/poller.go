@@ -214,9 +214,7 @@ func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, lo
 				at := topicPartition{name, t.id, number}
 				s := p.partition(g.name, at)
 				appended := &s.appended
-				f := s.track.isolation(facts{
-					committed: g.committed(name, number), start: log.start, stable: log.stable, end: log.end,
-				})
+				f := s.track.isolation(g.facts(name, number, log))
 				if !f.unread() {
 					// Another record may get this offset if the log is cut.
 					appended.known = false
@@ -306,10 +304,9 @@ func (p *poller) publishedTopic(start time.Time, g *kafkaGroup, name string, t *
 			continue
 		}
 		s := p.partition(g.name, topicPartition{name, t.id, number})
-		out.Partitions = append(out.Partitions, s.track.next(number, facts{
-			at: start, committed: g.committed(name, number), start: log.start, stable: log.stable, end: log.end,
-			subscribed: out.Subscribed, appended: s.appended.at, vague: !s.appended.known,
-		}, p.patience, p.interval))
+		f := g.facts(name, number, log)
+		f.at, f.subscribed, f.appended, f.vague = start, out.Subscribed, s.appended.at, !s.appended.known
+		out.Partitions = append(out.Partitions, s.track.next(number, f, p.patience, p.interval))
 	}
 	return out
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
@@ -122,6 +123,8 @@ func scenarios() map[string]func(*scenario) {
 		"rebalance, classic":    func(s *scenario) { rebalance(s, false) },
 		"partition growth":      growth,
 		"clock skew":            clockSkew,
+		"no timestamps":         noTimestamps,
+		"share group":           shareGroup,
 	}
 }
 
@@ -236,7 +239,7 @@ func emptyTopic(s *scenario) {
 // Compaction removed the first unread record, so a consumer would continue with the next one. A
 // collector that saw the record come shows its age. One that has to search cannot tell a missing
 // record from one in the middle of a batch. It shows the age of the record before, if that is left:
-// too much, never too little.
+// too much, never too little. If none is left before it, the age is not known.
 func compacted(s *scenario) {
 	topic := s.newTopic("t", 2, "cleanup.policy", "compact", "segment.ms", "500", "min.cleanable.dirty.ratio", "0.001")
 	topic.commit(s.name+"-g", 0, 0)
@@ -252,7 +255,7 @@ func compacted(s *scenario) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	for p := range int32(2) {
-		topic.commit(s.name+"-g", p, 35)
+		topic.commit(s.name+"-g", p, 35).vague = p == 0
 	}
 	gone := func(p int) bool { return topic.partitions[p].records[35].gone }
 	for topic.compact(); !gone(0) || !gone(1); topic.compact() {
@@ -689,6 +692,84 @@ func clockSkew(s *scenario) {
 	s.pass(2 * time.Second)
 	s.restart()
 	s.pass(2 * time.Second)
+}
+
+// Records may have no timestamp. A collector that saw them come knows their ages. One that starts
+// later does not, and shows none instead of that of a later record.
+func noTimestamps(s *scenario) {
+	topic := s.newTopic("t", 1, "message.timestamp.type", "CreateTime")
+	w := topic.commit(s.name+"-g", 0, 0)
+	w.vague = true
+	// After this poll the collector has seen the topic.
+	s.polls(1)
+	topic.produceAs(0, "key", 10, noTimestamp)
+	topic.commit(s.name+"-g", 0, 4)
+	s.pass(2 * time.Second)
+	topic.produce(0, 5)
+	s.pass(time.Second)
+	r := s.restart()
+	s.pass(time.Second)
+	for _, o := range r.all() {
+		if p := w.in(o.Snapshot); p != nil && !p.AgeUnknown {
+			s.Errorf("a collector that did not see the record come knows its age: %v", p.Age)
+		}
+	}
+}
+
+// A share group's lag begins at its first record that is not acknowledged, and its age is that of
+// this record, also after its last member has left.
+func shareGroup(s *scenario) {
+	topic := s.newTopic("t", 1)
+	group := s.name + "-g"
+	s.readFromTheStart(group)
+	topic.produce(0, 10)
+	member := s.client(kgo.ShareGroup(group), kgo.ConsumeTopics(topic.name))
+	for seen := 0; seen < 10; {
+		fetches := member.PollFetches(s.Context())
+		if s.Context().Err() != nil {
+			return
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if seen++; r.Offset < 4 {
+				r.Ack(kgo.AckAccept)
+			} else {
+				r.Ack(kgo.AckRelease)
+			}
+		})
+	}
+	s.awaitMembers(group, 1)
+	if err := member.FlushAcks(s.Context()); err != nil {
+		s.Fatalf("acknowledge: %v", err)
+	}
+	member.Close()
+	s.await("six records that are not acknowledged", func(snapshot *lag.Snapshot) bool {
+		g := snapshot.Groups[group]
+		if g == nil || g.Topics[topic.name] == nil {
+			return false
+		}
+		p := g.Topics[topic.name].Partitions[0]
+		return p.Committed == 4 && p.Records == 6
+	})
+	now := time.Now()
+	s.watches = append(s.watches, &watch{group: group, topic: topic, since: now, commits: timeline{{now, now, 4}}})
+	s.awaitStatus(s.watches[0], lag.StatusStopped)
+	s.restart()
+	s.pass(time.Second)
+}
+
+// readFromTheStart lets a share group begin at the start of the log. The default is its end.
+func (s *scenario) readFromTheStart(group string) {
+	s.Helper()
+	reset := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+	reset.Name, reset.Value = "share.auto.offset.reset", new("earliest")
+	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
+	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeGroupConfig, group
+	resource.Configs = append(resource.Configs, reset)
+	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	req.Resources = append(req.Resources, resource)
+	if _, err := req.RequestWith(s.Context(), s.client()); err != nil {
+		s.Fatal(err)
+	}
 }
 
 // after returns a condition that is met by the snapshot after n others.

@@ -15,7 +15,8 @@ import (
 //
 // If compaction removed the record, the result is the timestamp of the record before it. The
 // records of one batch share a timestamp, so Kafka's responses do not show whether an offset is
-// missing or is in the middle of a batch. The result is never too late.
+// missing or is in the middle of a batch. The result is never too late. The same holds for a record
+// without a timestamp. If no record up to it has one, there is no result.
 //
 // The zero value is ready to use. It is not safe for concurrent use.
 type searches struct {
@@ -114,6 +115,13 @@ func (s *searches) find(all []lookup, ask func([]offsetQuery) []offsetResult) ma
 	return times
 }
 
+// latest returns the time, in milliseconds since 1970, after which a target was certainly not
+// appended although its own time was not found. known is false if there is none.
+func (s *searches) latest(t target) (ms int64, known bool) {
+	b := s.found[t]
+	return b.hi - 1, b.hi != anyTime
+}
+
 // start replaces the known targets by those of all and keeps what was found of them. It returns
 // those that are not done, by partition.
 func (s *searches) start(all []lookup) (open map[topicPartition][]lookup) {
@@ -199,6 +207,9 @@ func (b *bracket) next(offset int64) int64 {
 // than asked. All records before it are older.
 func (b *bracket) learn(offset, asked int64, r offsetResult) {
 	switch {
+	case r.offset >= 0 && r.time < 0:
+		// The record has no timestamp, so it proves nothing.
+		b.rounds = maxRounds
 	case r.offset == offset:
 		b.lo, b.hi = r.time, r.time+1
 	case r.offset >= 0 && r.offset < offset:
@@ -206,8 +217,9 @@ func (b *bracket) learn(offset, asked int64, r offsetResult) {
 			b.lo, b.below = min(r.time, b.hi-1), r.offset
 		}
 	case asked == 0 && r.offset >= 0:
-		// The log begins behind the target. Its first record is the next one.
-		b.lo, b.hi = r.time, r.time+1
+		// This is the first record with a timestamp, and the target is before it. Compaction may have
+		// removed the target, or it may have no timestamp. So only the latest time is known.
+		b.hi, b.above, b.rounds = min(b.hi, r.time+1), r.offset, maxRounds
 	case asked == 0:
 		// No record has a timestamp.
 		b.rounds = maxRounds

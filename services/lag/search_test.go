@@ -60,7 +60,8 @@ func TestSearch(t *testing.T) {
 		log    fakeLog
 		offset int64
 		end    int64
-		want   int64
+		// want is the time, or minus the latest time if the time cannot be found.
+		want int64
 	}{
 		{"the first", batches, 0, 6, midnight},
 		{"in the middle of a batch", batches, 1, 6, midnight},
@@ -70,10 +71,12 @@ func TestSearch(t *testing.T) {
 		{"the last", batches, 5, 6, midnight + 5001},
 		{"the only one", batches[:1], 0, 1, midnight},
 		{"in the middle of the last batch", batches[:5], 4, 5, midnight + 5000},
-		{"the log begins behind it", batches[3:], 1, 6, midnight + 5000},
+		{"the log begins behind it, so the record may have no timestamp", batches[3:], 1, 6, -midnight - 5000},
 		{"compaction has left it", compacted, 10, 21, midnight + 60_000},
 		{"compaction took it: the one before", compacted, 11, 21, midnight + 60_000},
-		{"compaction took all before it too: the next", compacted, 1, 21, midnight},
+		{"compaction took all before it too, or they have no timestamps", compacted, 1, 21, -midnight},
+		{"it has no timestamp, and neither has any before it", fakeLog{{0, -1, nil}, {1, -1, nil}, {2, midnight, nil}},
+			1, 3, -midnight},
 		{"only a transaction's marker is behind it", compacted, 21, 22, midnight + 120_000},
 		{"producers' time, in the future", fakeLog{{0, midnight, nil}, {1, 2 * midnight, nil}}, 1, 2, 2 * midnight},
 		{"producers' time, out of order: the latest up to it", outOfOrder, 1, 3, midnight + 9000},
@@ -85,6 +88,12 @@ func TestSearch(t *testing.T) {
 			var s searches
 			got := s.find([]lookup{{target{p, tt.offset}, tt.end, midnight + 3_600_000}}, r.ask)
 			want := map[target]int64{{p, tt.offset}: tt.want}
+			if tt.want < 0 {
+				want = map[target]int64{}
+				if ms, known := s.latest(target{p, tt.offset}); ms != -tt.want || !known {
+					t.Errorf("the latest time is %d, known %v, want %d", ms, known, -tt.want)
+				}
+			}
 			if diff := cmp.Diff(want, got, cmp.AllowUnexported(target{}, topicPartition{})); diff != "" {
 				t.Errorf("times (-want +got):\n%s", diff)
 			}
@@ -285,6 +294,7 @@ func TestSearchFailure(t *testing.T) {
 	for name, result := range map[string]offsetResult{
 		"nothing":           {-1, -1, nil},
 		"always one record": {0, math.MaxInt32, nil},
+		"no timestamp":      {5, -1, nil},
 	} {
 		n := 0
 		got := s.find(

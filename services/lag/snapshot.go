@@ -43,8 +43,8 @@ type Group struct {
 	// State is the coordinator's word: Stable, Empty, Assigning, Reconciling, PreparingRebalance,
 	// CompletingRebalance, NotReady or Dead.
 	State string
-	// Protocol is classic, consumer (KIP-848), streams (KIP-1071) or a kind that this program does
-	// not know. It is empty for a group that does not exist.
+	// Protocol is classic, consumer (KIP-848), streams (KIP-1071), share (KIP-932) or a kind that this
+	// program does not know. It is empty for a group that does not exist.
 	Protocol string
 	// Members is -1 if their number is unknown: they could not be read, or this program does not know
 	// the kind of group.
@@ -82,7 +82,8 @@ func (t *GroupTopic) Complete() bool {
 // Partition is the progress of a group in one partition.
 type Partition struct {
 	Number int32
-	// Committed is the committed offset, -1 if there is none.
+	// Committed is the committed offset, -1 if there is none. For a share group it is the offset of
+	// the first record that is not acknowledged.
 	Committed int64
 	// Records is the number of records that the group can read and has not read. It is never
 	// negative.

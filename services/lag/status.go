@@ -24,6 +24,11 @@ type facts struct {
 	vague bool
 	// uncommitted means that the group reads records of open transactions too. See isolation.
 	uncommitted bool
+	// share means that the group is a share group. It acknowledges records in any order, and
+	// committed is its first record that is not acknowledged. left is how many such records there
+	// are, or -1 if Kafka does not know.
+	share bool
+	left  int64
 }
 
 // limit returns the offset up to which the group can read: the last stable offset, or the high
@@ -39,10 +44,20 @@ func (f facts) limit() int64 {
 // cannot be read any more.
 func firstUnread(committed, start int64) int64 { return max(committed, start) }
 
-// unread reports whether there is a record that the group can read and has not read.
-func (f facts) unread() bool {
-	return f.committed >= 0 && firstUnread(f.committed, f.start) < f.limit()
+// records returns the number of records that the group can read and has not read.
+func (f facts) records() int64 {
+	if f.committed < 0 {
+		return 0
+	}
+	records := max(0, f.limit()-firstUnread(f.committed, f.start))
+	if f.share && f.left >= 0 {
+		return min(f.left, records)
+	}
+	return records
 }
+
+// unread reports whether there is a record that the group can read and has not read.
+func (f facts) unread() bool { return f.records() > 0 }
 
 // headroom returns the part of the log that retention can delete before it deletes an unread
 // record. It is NaN if the log is empty.
@@ -121,7 +136,7 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	t.gone, t.start = min(f.start, t.start), f.start
 	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN(), Since: t.since}
 	if f.committed >= 0 {
-		p.Records = max(0, f.limit()-firstUnread(f.committed, f.start))
+		p.Records = f.records()
 		p.Headroom = f.headroom()
 		if f.committed >= t.gone {
 			p.Headroom = max(0, p.Headroom)
@@ -147,6 +162,9 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 func (t *track) isolation(f facts) facts {
 	f.uncommitted = t.uncommitted
 	switch {
+	case f.share:
+		// share.isolation.level is read_uncommitted by default.
+		f.uncommitted = true
 	case f.stable < f.committed && f.committed <= f.end:
 		f.uncommitted = true
 	case f.committed == f.stable && f.stable < f.end && f.committed == t.committed:

@@ -107,6 +107,8 @@ type watch struct {
 	commits timeline
 	// uncommitted means that the group reads records of open transactions too.
 	uncommitted bool
+	// vague means that a search cannot find the age.
+	vague bool
 	// skew is how far the producers' clocks may be wrong, in a topic that keeps their timestamps.
 	skew time.Duration
 }
@@ -231,6 +233,9 @@ func (l *topicLog) produce(partition int32, n int) {
 	l.produceAs(partition, "key", n, 0)
 }
 
+// noTimestamp is the clock of a producer that sets no timestamps.
+const noTimestamp = math.MinInt64
+
 // produceAs appends n records with n keys, from a producer whose clock is wrong.
 func (l *topicLog) produceAs(partition int32, key string, n int, wrong time.Duration) {
 	l.Helper()
@@ -251,8 +256,12 @@ func (l *topicLog) send(producer *kgo.Client, partition int32, key string, n int
 	l.Helper()
 	var batch []*kgo.Record
 	for i := range n {
+		stamp := time.Now().Add(wrong)
+		if wrong == noTimestamp {
+			stamp = time.UnixMilli(-1)
+		}
 		batch = append(batch, &kgo.Record{
-			Topic: l.name, Partition: partition, Timestamp: time.Now().Add(wrong),
+			Topic: l.name, Partition: partition, Timestamp: stamp,
 			Key: fmt.Appendf(nil, "%s-%d", key, i), Value: []byte("value"),
 		})
 	}
@@ -656,8 +665,14 @@ func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 			complain(o, "records are %d, want %d to %d", p.Records, want.recordsLow, want.recordsHigh)
 		}
 		low, high := want.ageLow, want.ageHigh
+		if p.AgeUnknown && !(r.searched && w.vague) {
+			complain(o, "the age is not known")
+		}
 		if r.searched {
 			low, high = max(0, low-w.skew), want.searched+w.skew
+			if p.AgeUnknown {
+				low = 0
+			}
 			if first := seen[0]; !want.to.After(first.Time) {
 				// The record existed at the first poll, whatever its timestamp is.
 				low = max(low, from.Sub(first.Time.Add(first.Took)))
@@ -755,9 +770,11 @@ func (s *scenario) checkSeries(w *watch, o recorded, p *lag.Partition, complain 
 		"kafka_consumergroup_records_lost_total":   float64(p.Lost),
 		"kafka_consumergroup_offset_rewinds_total": float64(p.Rewinds),
 	} {
-		if got, shown := o.series[w.series(name)]; !shown {
-			complain(o, "no series %s", name)
-		} else if !(math.Abs(got-want) < 1e-6) {
+		got, shown := o.series[w.series(name)]
+		switch hidden := p.AgeUnknown && name == "kafka_consumergroup_lag_seconds"; {
+		case shown == hidden:
+			complain(o, "series %s is shown: %v", name, shown)
+		case shown && !(math.Abs(got-want) < 1e-6):
 			complain(o, "series %s is %v, want %v", name, got, want)
 		}
 	}

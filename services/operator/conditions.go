@@ -76,7 +76,7 @@ func (a *assessment) consuming() verdict {
 	members, has := "", ""
 	if a.found.Members >= 0 {
 		members = plural(a.found.Members, "member", "members")
-		has = fmt.Sprintf(" (the group has %s)", members)
+		has = fmt.Sprintf(" (the %s has %s)", a.kind(), members)
 		members += "; "
 	}
 	t := a.totals
@@ -100,6 +100,10 @@ func (a *assessment) consuming() verdict {
 			return verdict{before.Status, before.Reason, before.Message}
 		}
 		return isUnknown(notKnownYet, "%s; whether the group makes progress is known after a minute", t.unread())
+	case t.count[lag.StatusNoCommit] > 0 && a.shares():
+		return isFalse(noCommit, "the share group has not begun to read %s, where there are records: start a "+
+			"member; with share.auto.offset.reset=latest, the default, it begins behind them",
+			t.partitionsIn(lag.StatusNoCommit))
 	case t.count[lag.StatusNoCommit] > 0:
 		return isFalse(noCommit, "there are records but no committed offset in %s: the consumer does not "+
 			"commit, or it began at the end (auto.offset.reset=latest) and no new record has come",
@@ -211,6 +215,9 @@ func (a *assessment) unknown() verdict {
 		return isUnknown(reason, "%s", message)
 	}
 	switch {
+	case a.groupError() != "" && a.shares():
+		return isUnknown(unreadable, "this is a share group, which has no committed offsets, and its own offsets "+
+			"could not be read: %s", a.groupError())
 	case a.groupError() != "":
 		return isUnknown(unreadable, "%s", a.groupError())
 	case a.found == nil:
@@ -219,6 +226,17 @@ func (a *assessment) unknown() verdict {
 		return isUnknown(noTopics, "the group subscribes to no topic and has no committed offset")
 	}
 	return isUnknown(noCommit, "the group has no committed offset in its topics")
+}
+
+// shares reports whether Kafka describes a share group.
+func (a *assessment) shares() bool { g := a.described(); return g != nil && g.Protocol == "share" }
+
+// kind returns what to call the group.
+func (a *assessment) kind() string {
+	if a.shares() {
+		return "share group"
+	}
+	return "group"
 }
 
 // absent explains that Kafka has no such group.

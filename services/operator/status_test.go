@@ -168,6 +168,7 @@ func TestConditions(t *testing.T) {
 			{API: "ConsumerGroupDescribe", Group: "readers", Err: kerr.TopicAuthorizationFailed},
 		}
 	}
+	shares := func(s *lag.Snapshot) { s.Groups["readers"].Protocol = "share" }
 	partial := func(s *lag.Snapshot) { s.Groups["readers"].Topics["a"].Partial = true }
 	fails := func(api, topic string, err error) func(*lag.Snapshot) {
 		return func(s *lag.Snapshot) { s.Errors = []*lag.ReadError{{API: api, Topic: topic, Err: err}} }
@@ -300,6 +301,27 @@ func TestConditions(t *testing.T) {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)),
 			ready:    "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
 			message: "start the consumer; if", membersAreUnknown: true,
+		},
+		"a share group that stands still": {
+			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStalled)}}, shares),
+			ready:    "True/AllReady", consuming: "False/Stalled", within: "False/ObjectiveMissed",
+			message: "the share group has 1 member",
+		},
+		"a share group that has not begun": {
+			snapshot: with(topics{"a": {none}}, shares),
+			inputs:   func(in *inputs) { in.bareSince = noon.Add(-time.Minute) },
+			ready:    "True/AllReady", consuming: "False/NoCommit", within: "Unknown/NoCommit", lagIsUnknown: true,
+			bareIsKnown: true, message: "^the share group has not begun to read a/1",
+		},
+		"a share group whose offsets the broker does not return": {
+			snapshot: with(nil, func(s *lag.Snapshot) {
+				shares(s)
+				s.Groups["readers"].OffsetsUnknown = true
+				s.Errors = []*lag.ReadError{
+					{API: "DescribeShareGroupOffsets", Group: "readers", Err: kerr.UnsupportedVersion},
+				}
+			}), ready: "Unknown/Unreadable", consuming: "Unknown/Unreadable", within: "Unknown/Unreadable",
+			message: "^this is a share group, which has no committed offsets", lagIsUnknown: true,
 		},
 		"topics that Kafka hides": {
 			snapshot: with(topics{"a": {ok(0)}}, hidden), ready: "True/AllReady", consuming: "Unknown/Unreadable",

@@ -112,7 +112,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	State string `json:"state,omitempty"`
 
-	// The group's protocol: classic, consumer (KIP-848) or streams (KIP-1071).
+	// The group's protocol: classic, consumer (KIP-848), streams (KIP-1071) or share (KIP-932).
 	// +optional
 	Protocol string `json:"protocol,omitempty"`
 
