@@ -98,9 +98,12 @@ func (c *Collector) Want(objectives map[string][]Objective) {
 	c.objectives = maps.Clone(objectives)
 }
 
-// Resume tells what an earlier process knew: the partitions in which a group stood still. Where the
-// commit is the same in the first poll, the group has not moved since then. Call it before Run.
-func (c *Collector) Resume(group string, standing []Standing) { c.poller.resume(group, standing) }
+// Resume tells what an earlier process knew of a group: its Rhythm, or 0, and the partitions in which
+// it stood still. Where the commit is the same in the first poll, the group has not moved since then.
+// Call it before Run.
+func (c *Collector) Resume(group string, rhythm time.Duration, standing []Standing) {
+	c.poller.resume(group, rhythm, standing)
+}
 
 // Snapshot returns the result of the last poll that succeeded, nil before the first. It may be old:
 // look at its Time, or at Err.

@@ -665,6 +665,22 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// A collector that starts again is told the rhythm of a group that it cannot have seen yet.
+func TestResumedRhythm(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 2, 1)
+	c := connect(t, watching(cluster.ListenAddrs()...))
+	c.Resume("g00", 90*time.Second, nil)
+	for range 2 {
+		s := c.mustPoll(t)
+		for group, want := range map[string]time.Duration{"g00": 3 * time.Minute, "g01": time.Minute} {
+			if got := s.Groups[group].Topics["t"].Partitions[0].Patience; got != want {
+				t.Errorf("the patience with group %s is %v, want %v", group, got, want)
+			}
+		}
+	}
+}
+
 // commitsExcept returns a broker's response in which all groups of the fake cluster but one have
 // committed 0 everywhere. That one has the error code, or is absent if the code is 0.
 func commitsExcept(except string, code int16) func(*kfake.Cluster, kmsg.Request) kmsg.Response {

@@ -29,12 +29,16 @@ type poller struct {
 	open map[topicPartition]*appendTime
 	// former is what an earlier process knew of partitions that this one has not read yet, by group.
 	former map[string]map[partitionKey]Standing
+	// rhythms are those that an earlier process knew, by group.
+	rhythms map[string]time.Duration
 }
 
 // groupState is what is remembered of a group.
 type groupState struct {
 	// last is the group at the last poll, without its commits.
-	last       kafkaGroup
+	last kafkaGroup
+	// rhythm is the longest rhythm of its partitions at the last poll.
+	rhythm     time.Duration
 	partitions map[topicPartition]*partitionState
 }
 
@@ -51,11 +55,13 @@ func newPoller(pattern *regexp.Regexp, interval time.Duration) *poller {
 		pattern: pattern, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
 		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
 		open: make(map[topicPartition]*appendTime), former: make(map[string]map[partitionKey]Standing),
+		rhythms: make(map[string]time.Duration),
 	}
 }
 
 // resume takes in what an earlier process knew of a group.
-func (p *poller) resume(group string, standing []Standing) {
+func (p *poller) resume(group string, rhythm time.Duration, standing []Standing) {
+	p.rhythms[group] = max(p.rhythms[group], rhythm)
 	if p.former[group] == nil {
 		p.former[group] = make(map[partitionKey]Standing, len(standing))
 	}
@@ -123,7 +129,7 @@ func (p *poller) rememberGroups(groups map[string]*kafkaGroup, errs []*ReadError
 	for name, g := range groups {
 		s := p.groups[name]
 		if s == nil {
-			s = &groupState{partitions: make(map[topicPartition]*partitionState)}
+			s = &groupState{rhythm: p.rhythms[name], partitions: make(map[topicPartition]*partitionState)}
 			p.groups[name] = s
 		} else if g.reads.unknown && s.last.members != 0 {
 			// During a rebalance, and while its members cannot be read, the group is taken to read what
@@ -271,12 +277,15 @@ func (p *poller) published(
 		Name: g.name, State: g.state, Protocol: g.kind, Members: g.members, Topics: make(map[string]*GroupTopic),
 		OffsetsUnknown: g.offsetsUnknown, TopicsHidden: g.topicsHidden,
 	}
+	state := p.groups[g.name]
 	names := g.topics()
 	for _, name := range names {
 		if t := logs[name]; t != nil && !g.offsetsUnknown {
 			out.Topics[name] = p.publishedTopic(start, g, name, t)
 		}
 	}
+	state.rhythm = state.longestRhythm()
+	out.Rhythm = state.rhythm
 	for _, o := range objectives {
 		names = append(names, o.Topics...)
 	}
@@ -286,6 +295,21 @@ func (p *poller) published(
 		}
 	}
 	return out
+}
+
+// longestRhythm returns the longest rhythm of the partitions. If no partition has one it is the one
+// that was known before.
+func (s *groupState) longestRhythm() (longest time.Duration) {
+	known := false
+	for _, partition := range s.partitions {
+		if own := partition.track.rhythm(0); own > 0 {
+			known, longest = true, max(longest, own)
+		}
+	}
+	if !known {
+		return s.rhythm
+	}
+	return longest
 }
 
 // publishedTopic returns a group's progress in a topic.
@@ -306,6 +330,7 @@ func (p *poller) publishedTopic(start time.Time, g *kafkaGroup, name string, t *
 		s := p.partition(g.name, topicPartition{name, t.id, number})
 		f := g.facts(name, number, log)
 		f.at, f.subscribed, f.appended, f.vague = start, out.Subscribed, s.appended.at, !s.appended.known
+		f.rhythm = p.groups[g.name].rhythm
 		out.Partitions = append(out.Partitions, s.track.next(number, f, p.patience, p.interval))
 	}
 	return out

@@ -102,6 +102,7 @@ func scenarios() map[string]func(*scenario) {
 		"steady flow":           steadyFlow,
 		"slow":                  slow,
 		"stopped":               stopped,
+		"own rhythm":            ownRhythm,
 		"stalled, new protocol": func(s *scenario) { stalled(s, true) },
 		"stalled, classic":      func(s *scenario) { stalled(s, false) },
 		"idle producer":         idleProducer,
@@ -198,6 +199,42 @@ func stopped(s *scenario) {
 	s.pass(3 * time.Second)
 	s.grows(w)
 	s.never(w, lag.StatusSlow, lag.StatusStalled, lag.StatusRewound, lag.StatusLost)
+}
+
+// A consumer without members commits rarely, as Flink and Spark do. It is not stopped while it keeps
+// its rhythm, and it is when it breaks it.
+func ownRhythm(s *scenario) {
+	// This is the patience of the test's collectors, and more than a half of the pause.
+	const pause = 2500 * time.Millisecond
+	topic := s.newTopic("t", 1)
+	topic.produce(0, 1)
+	w := topic.commit(s.name+"-g", 0, 0)
+	var known, longest time.Duration
+	var since time.Time
+	for n := range 6 {
+		begin := time.Now()
+		for time.Since(begin) < pause {
+			topic.produce(0, 1)
+			// The producer goes on over many polls.
+			time.Sleep(50 * time.Millisecond)
+		}
+		topic.commit(s.name+"-g", 0, topic.partitions[0].end.last())
+		s.polls(1)
+		if known = time.Since(begin); n == 2 {
+			since = time.Now()
+		} else if n > 2 {
+			longest = max(longest, known)
+		}
+	}
+	for _, o := range s.always.all() {
+		// On a busy machine the test itself may have broken the rhythm.
+		if p := w.in(o.Snapshot); o.Time.After(since) && p != nil && p.Status == lag.StatusStopped && longest < 2*pause {
+			s.Errorf("the group is stopped at %s, with a patience of %v", o.Time.Format("15:04:05.000"), p.Patience)
+			break
+		}
+	}
+	topic.produce(0, 1)
+	s.awaitStatus(w, lag.StatusStopped)
 }
 
 // A group whose consumer does nothing is stalled.

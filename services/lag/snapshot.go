@@ -53,6 +53,9 @@ type Group struct {
 	OffsetsUnknown bool
 	// TopicsHidden is true if the group reads topics that the collector's user may not see.
 	TopicsHidden bool
+	// Rhythm is the longest time that the group regularly takes between two commits in a partition. 0
+	// means that it is not known yet.
+	Rhythm time.Duration
 	// Topics are the topics by name in which the group has commits or a subscription.
 	Topics map[string]*GroupTopic
 	// missing are names of such topics, and of those in objectives, that could not be read at all.
@@ -98,7 +101,10 @@ type Partition struct {
 	// Unmoved is since when the commit has not moved although there were unread records, as far as is
 	// known: before Since if an earlier process saw it ([Collector.Resume]).
 	Unmoved time.Time
-	Status  Status
+	// Patience is how long the group may stand still here before it is stalled or stopped: a minute,
+	// or twice the rhythm of its commits.
+	Patience time.Duration
+	Status   Status
 	// Headroom is the part of the log that retention can delete before it deletes an unread record:
 	// 1 if all is read, 0 if the first unread record is the log's first, negative if records were
 	// lost. It is NaN for an empty log or without a commit, and then has no series.

@@ -2,12 +2,16 @@ package lag
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
-// Patience is how long a group must not have moved before it is stalled or stopped. It is also the
-// period over which its pace is measured.
+// Patience is the least time that a group must not have moved before it is stalled or stopped. It is
+// also the period over which its pace is measured.
 const Patience = time.Minute
+
+// maxPauses is the number of pauses between commits that a rhythm is made of.
+const maxPauses = 8
 
 // facts are what one poll read of a group's partition.
 type facts struct {
@@ -29,6 +33,9 @@ type facts struct {
 	// are, or -1 if Kafka does not know.
 	share bool
 	left  int64
+	// rhythm is the time between two commits that the group has shown elsewhere: in other partitions,
+	// or to an earlier process. It counts until the partition shows one of its own.
+	rhythm time.Duration
 }
 
 // limit returns the offset up to which the group can read: the last stable offset, or the high
@@ -87,6 +94,9 @@ type track struct {
 	// unmoved is since when committed has not moved although there were unread records, as far as is
 	// known. It is the last poll if all was read.
 	unmoved time.Time
+	// pauses are the last times between two moves of the commit in which records were unread, newest
+	// last.
+	pauses []time.Duration
 	// regain is the offset from which the commit went back, 0 if it is reached again.
 	regain int64
 	// start is the first offset of the log at the last poll.
@@ -115,8 +125,8 @@ type moment struct {
 }
 
 // next returns the partition as one more poll found it. The result depends only on the arguments
-// and on earlier calls. A group is stalled or stopped only after it has not moved for patience.
-// interval is the time between two polls.
+// and on earlier calls. A group is stalled or stopped only after it has not moved for patience, and
+// for twice its rhythm. interval is the time between two polls.
 func (t *track) next(number int32, f facts, patience, interval time.Duration) Partition {
 	if t.since.IsZero() {
 		t.since, t.committed, t.counted = f.at, f.committed, f.start
@@ -142,6 +152,7 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 			p.Headroom = max(0, p.Headroom)
 		}
 	}
+	t.pause(f)
 	if f.unread() {
 		p.Age, p.AgeUnknown = max(0, f.at.Sub(f.appended)), f.vague
 	} else {
@@ -149,9 +160,10 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 		t.unmoved = f.at
 	}
 	t.follow(f)
+	p.Patience = max(patience, 2*t.rhythm(f.rhythm))
 	t.remember(moment{f.at, f.committed, p.Records, p.Age, p.AgeUnknown}, patience)
 	p.Unmoved, p.LastProgress, p.Lost, p.Rewinds = t.unmoved, t.progress, t.lost, t.rewinds
-	p.Status = t.status(f, p.Age, patience, interval)
+	p.Status = t.status(f, p, patience, interval)
 	p.Close = t.untilRead(f.committed, p.Records)
 	return p
 }
@@ -204,6 +216,30 @@ func (t *track) follow(f facts) {
 	t.committed = f.committed
 }
 
+// pause takes in the time that the group has taken for a move of its commit, if it began with
+// another one that was seen. Time in which all was read does not count.
+func (t *track) pause(f facts) {
+	if t.progress.IsZero() || f.committed <= t.committed {
+		return
+	}
+	if len(t.pauses) == maxPauses {
+		t.pauses = slices.Delete(t.pauses, 0, 1)
+	}
+	t.pauses = append(t.pauses, f.at.Sub(t.unmoved))
+}
+
+// rhythm returns the time that the group regularly takes between two commits: the second longest of
+// its last pauses, since one outage is no rhythm. elsewhere counts while there are no two pauses.
+func (t *track) rhythm(elsewhere time.Duration) time.Duration {
+	switch len(t.pauses) {
+	case 0:
+		return elsewhere
+	case 1:
+		return max(elsewhere, t.pauses[0])
+	}
+	return slices.Sorted(slices.Values(t.pauses))[len(t.pauses)-2]
+}
+
 // remember adds a poll and drops those that are older than patience, except for the newest of them.
 func (t *track) remember(m moment, patience time.Duration) {
 	if m.committed < 0 {
@@ -218,8 +254,8 @@ func (t *track) remember(m moment, patience time.Duration) {
 }
 
 // status returns the worst status that applies.
-func (t *track) status(f facts, age, patience, interval time.Duration) Status {
-	waits := f.unread() && age >= patience && f.at.Sub(t.unmoved) >= patience
+func (t *track) status(f facts, p Partition, patience, interval time.Duration) Status {
+	waits := f.unread() && p.Age >= p.Patience && f.at.Sub(t.unmoved) >= p.Patience
 	switch {
 	case f.committed >= 0 && f.committed < t.gone:
 		return StatusLost

@@ -255,8 +255,11 @@ func TestPartition(t *testing.T) {
 				want: "900 11m50s ok room=0.182 moved@10 close=1m30s"},
 			{at: 60, committed: 1000, stable: 1500, end: 1500, appended: -100,
 				want: "500 2m40s ok room=0.667 moved@60 close=1m0s"},
-			{at: 120, committed: 1000, stable: 1500, end: 1500, appended: -100,
-				want: "500 3m40s stalled room=0.667 moved@60 close=never"},
+			// It has shown a pause of 50 s.
+			{at: 159, committed: 1000, stable: 1500, end: 1500, appended: -100,
+				want: "500 4m19s ok room=0.667 moved@60 close=never"},
+			{at: 160, committed: 1000, stable: 1500, end: 1500, appended: -100,
+				want: "500 4m20s stalled room=0.667 moved@60 close=never"},
 		}},
 		{"clock skew: a record with a time in the future is new", []reading{
 			{at: 0, committed: 5, stable: 10, end: 10, appended: 600, want: "5 0s ok room=0.5 close=never"},
@@ -287,4 +290,84 @@ func TestPartition(t *testing.T) {
 			}
 		})
 	}
+}
+
+// committer is a group that is polled every 5 s, in a topic that gets a record each second.
+type committer struct {
+	track
+	began     time.Time
+	now       int
+	committed int64
+	// rhythm is what an earlier process has seen.
+	rhythm time.Duration
+}
+
+// run lets a time pass in which the group commits all records every so many seconds, or never if
+// every is 0. It returns for how long the group was stopped.
+func (c *committer) run(d time.Duration, every int) (stopped time.Duration) {
+	for range int(d / (5 * time.Second)) {
+		c.now += 5
+		if every > 0 && c.now%every == 0 {
+			c.committed = int64(c.now)
+		}
+		if c.poll() == StatusStopped {
+			stopped += 5 * time.Second
+		}
+	}
+	return stopped
+}
+
+// idle lets a time pass in which no records come.
+func (c *committer) idle(d time.Duration) {
+	for range int(d / (5 * time.Second)) {
+		c.began = c.began.Add(5 * time.Second)
+		c.poll()
+	}
+}
+
+func (c *committer) poll() Status {
+	at := func(second int64) time.Time { return c.began.Add(time.Duration(second) * time.Second) }
+	return c.next(0, facts{
+		at: at(int64(c.now)), committed: c.committed, stable: int64(c.now), end: int64(c.now), rhythm: c.rhythm,
+		appended: at(c.committed),
+	}, time.Minute, 5*time.Second).Status
+}
+
+// The patience before a group is stopped follows the rhythm of its commits. A consumer that is no
+// member and commits every 90 s, as Flink and Spark do, is not stopped while it keeps its rhythm.
+func TestPatienceFollowsTheRhythm(t *testing.T) {
+	t.Parallel()
+	check := func(what string, got, low, high time.Duration) {
+		t.Helper()
+		if got < low || got > high {
+			t.Errorf("%s: stopped for %v, want %v to %v", what, got, low, high)
+		}
+	}
+	const minute, hour = time.Minute, time.Hour
+	c := &committer{began: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	// Two moves are needed before anything of the rhythm is known.
+	check("until two commits were seen", c.run(3*minute, 90), 0, minute)
+	check("while it keeps its rhythm", c.run(hour, 90), 0, 0)
+	check("twice its rhythm after the last commit", c.run(3*minute, 0), 0, 5*time.Second)
+	check("from then on", c.run(hour, 0), hour, hour)
+	c.run(3*minute, 90)
+	check("after an outage", c.run(hour, 90), 0, 0)
+	check("an outage is no rhythm: twice the rhythm", c.run(3*minute, 0), 0, 5*time.Second)
+	check("an outage is no rhythm: from then on", c.run(hour, 0), hour, hour)
+
+	fast := &committer{began: c.began}
+	check("a minute is the least", fast.run(hour, 5), 0, 0)
+	check("a minute after the last commit", fast.run(minute, 0), 0, 5*time.Second)
+	check("a minute after the last commit, from then on", fast.run(minute, 0), minute, minute)
+
+	idle := &committer{began: c.began}
+	idle.run(10*minute, 5)
+	for range 2 {
+		idle.idle(2 * hour)
+		idle.run(10*time.Second, 5)
+	}
+	check("time in which all is read is no pause", idle.run(2*minute, 0), minute, minute+5*time.Second)
+
+	again := &committer{began: c.began, rhythm: 90 * time.Second}
+	check("a collector that has been told the rhythm", again.run(hour, 90), 0, 0)
 }

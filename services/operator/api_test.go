@@ -228,7 +228,7 @@ func (s *script) Want(objectives map[string][]lag.Objective) {
 	s.objectives = objectives
 }
 
-func (s *script) Resume(string, []lag.Standing) {}
+func (s *script) Resume(string, time.Duration, []lag.Standing) {}
 
 func (s *script) wanted() map[string][]lag.Objective {
 	s.mu.Lock()

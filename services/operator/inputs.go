@@ -157,7 +157,7 @@ func (in *inputs) outside(topic string, p lag.Partition) bool {
 // moves in it. The partition, the group or this process may be new. One interval is added because a
 // poll may be late.
 func (in *inputs) young(p lag.Partition) bool {
-	return in.snapshot.Time.Sub(p.Since) < lag.Patience+in.interval
+	return in.snapshot.Time.Sub(p.Since) < max(lag.Patience, p.Patience)+in.interval
 }
 
 // cause returns why something could not be read. The text stays the same from poll to poll until

@@ -44,7 +44,7 @@ type collector interface {
 	// Want sets the objectives of groups, by the group's name. The groups are polled too.
 	Want(objectives map[string][]lag.Objective)
 	// Resume tells what an earlier leader knew of a group. It is called before Run.
-	Resume(group string, standing []lag.Standing)
+	Resume(group string, rhythm time.Duration, standing []lag.Standing)
 }
 
 // watchedCluster is a Kafka cluster that the operator watches.
@@ -132,7 +132,8 @@ func (r *reconciler) declareAll(ctx context.Context) error {
 		cg := &all.Items[i]
 		r.declare(cg)
 		if c := r.clusters[cg.Spec.Cluster]; c != nil {
-			c.Resume(cg.Spec.Group, resumed(cg.Status.Standing))
+			rhythm := time.Duration(cg.Status.RhythmSeconds) * time.Second
+			c.Resume(cg.Spec.Group, rhythm, resumed(cg.Status.Standing))
 		}
 	}
 	return nil

@@ -41,9 +41,12 @@ func newStatus(in inputs) (status v1alpha1.ConsumerGroupStatus, bareSince time.T
 	status.Topics = listed(topics)
 
 	status.Standing = a.totals.standing[:min(len(a.totals.standing), maxListed)]
-	if in.described() == nil {
+	switch g := in.described(); {
+	case g == nil || g.OffsetsUnknown:
 		// The group could not be read. The next leader compares them with what it reads.
-		status.Standing = in.cg.Status.Standing
+		status.Standing, status.RhythmSeconds = in.cg.Status.Standing, in.cg.Status.RhythmSeconds
+	case 2*g.Rhythm > lag.Patience:
+		status.RhythmSeconds = seconds(g.Rhythm)
 	}
 
 	set := func(condition string, v verdict) {

@@ -229,7 +229,8 @@ func TestConditions(t *testing.T) {
 				members(0),
 			),
 			ready: "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
-			message: "no member reads a/0 (40 records unread, the oldest for 2m0s): start the consumer " +
+			message: "no member reads a/0 (40 records unread, the oldest for 2m0s), and its committed offset does " +
+				"not move: start the consumer " +
 				"(the group has 0 members)",
 			messageOfWithin: "130 records unread, the oldest for 5m0s (b/0)",
 		},
@@ -300,7 +301,7 @@ func TestConditions(t *testing.T) {
 		"stopped, without known members": {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStopped)}}, members(-1)),
 			ready:    "True/AllReady", consuming: "False/Stopped", within: "False/ObjectiveMissed",
-			message: "start the consumer; if", membersAreUnknown: true,
+			message: "start the consumer; if it runs without", membersAreUnknown: true,
 		},
 		"a share group that stands still": {
 			snapshot: with(topics{"a": {behind(0, 1, 2*time.Minute, lag.StatusStalled)}}, shares),
@@ -889,6 +890,30 @@ func TestDue(t *testing.T) {
 		c.change(&next)
 		if got := due(&old, &next, c.since, c.groups); got != c.want {
 			t.Errorf("%s: due is %v", name, got)
+		}
+	}
+}
+
+// The next leader needs to know a rhythm that makes the patience longer than a minute.
+func TestRhythmIsKept(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		group lag.Group
+		want  int64
+	}{
+		{lag.Group{State: "Stable", Rhythm: 30 * time.Second}, 0},
+		{lag.Group{State: "Stable", Rhythm: 90 * time.Second}, 90},
+		// Its commits could not be read.
+		{lag.Group{State: "Stable", OffsetsUnknown: true}, 40},
+	} {
+		cg := consumerGroup("a")
+		cg.Status.RhythmSeconds = 40
+		status, _ := newStatus(inputs{
+			cg: cg, now: noon, configured: []string{cg.Spec.Cluster},
+			snapshot: &lag.Snapshot{Time: noon, Groups: map[string]*lag.Group{cg.Spec.Group: &tt.group}},
+		})
+		if status.RhythmSeconds != tt.want {
+			t.Errorf("of %+v a rhythm of %d s is kept, want %d s", tt.group, status.RhythmSeconds, tt.want)
 		}
 	}
 }

@@ -125,7 +125,8 @@ func groupRules() []rulefmt.Rule {
 			For:   5 * minute,
 			Annotations: texts(topicName+": no consumer reads it.",
 				topicName+": {{ $value }} partitions have unread records and no consumer. "+
-					"Start the consumer again, or delete the group if it is not needed any more."),
+					"Start the consumer again. "+
+					"If it runs without being a member (Flink, Spark, assign), look at its log."),
 		}),
 		rules,
 		withholding(),

@@ -138,6 +138,12 @@ type ConsumerGroupStatus struct {
 	// +optional
 	TimeToCloseSeconds *int64 `json:"timeToCloseSeconds,omitempty"`
 
+	// The time in seconds that the group regularly takes between two commits, if that is more than
+	// half a minute. The group is stopped or stalled only after twice that time. Another leader of the
+	// operator continues with it.
+	// +optional
+	RhythmSeconds int64 `json:"rhythmSeconds,omitempty"`
+
 	// The partitions in which the group stands still although there are unread records. Another leader
 	// of the operator continues from here. It lists a hundred at most.
 	// +optional
