@@ -33,10 +33,20 @@ type Config struct {
 	Kafka kafkaconfig.Client
 	// Interval is the time between two polls. It must be positive.
 	Interval time.Duration
-	// Groups matches the names of groups to watch beside the wanted ones. nil matches none.
-	Groups *regexp.Regexp
+	// Groups matches the names of groups to watch beside the wanted ones, and ExcludeGroups those of
+	// them that are not. nil matches none.
+	Groups, ExcludeGroups *regexp.Regexp
+	// Topics matches the names of topics to watch, and ExcludeTopics those of them that are not. A nil
+	// Topics matches all, a nil ExcludeTopics none. Topics that an objective of the group names are
+	// watched in any case.
+	Topics, ExcludeTopics *regexp.Regexp
 	// MaxSeries limits the series of groups and topics. 0 sets no limit.
 	MaxSeries int
+}
+
+// selection returns which groups and topics are watched.
+func (c Config) selection() selection {
+	return selection{c.Groups, c.ExcludeGroups, c.Topics, c.ExcludeTopics}
 }
 
 // Collector polls one cluster. It is a prometheus.Collector. All its methods are safe for
@@ -76,7 +86,7 @@ func New(cfg Config, log *slog.Logger) (*Collector, error) {
 	c := &Collector{
 		cfg: cfg, log: log.With("kafka_cluster", cfg.Name), now: time.Now,
 		timeout: max(cfg.Interval, 15*time.Second), polled: make(chan struct{}, 1), metrics: newMetrics(cfg.Name),
-		poller: newPoller(cfg.Groups, cfg.Interval), failing: make(map[string]bool),
+		poller: newPoller(cfg.selection(), cfg.Interval), failing: make(map[string]bool),
 	}
 	var err error
 	c.opts, err = clientOptions(cfg.Kafka, c.requestTimeout())

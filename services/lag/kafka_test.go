@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -678,6 +679,39 @@ func TestResumedRhythm(t *testing.T) {
 				t.Errorf("the patience with group %s is %v, want %v", group, got, want)
 			}
 		}
+	}
+}
+
+// Patterns select groups and topics. An exclusion is stronger, and an objective is the strongest.
+func TestSelection(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 3, 1)
+	addr := cluster.ListenAddrs()[0]
+	for _, topic := range []string{"t-retry", "other"} {
+		if _, err := newAdmin(t, addr).CreateTopic(t.Context(), 1, 1, nil, topic); err != nil {
+			t.Fatal(err)
+		}
+		for n := range 3 {
+			commit(t, addr, fmt.Sprintf("g%02d", n), topic, 0, 0)
+		}
+	}
+	newClient(t, addr, kgo.ConsumerGroup("g00"), kgo.ConsumeTopics("t", "t-retry", "other"),
+		kgo.Balancers(kgo.RangeBalancer()), kgo.DisableAutoCommit())
+	cfg := watching(cluster.ListenAddrs()...)
+	cfg.ExcludeGroups = regexp.MustCompile("^g0[12]$")
+	cfg.Topics, cfg.ExcludeTopics = regexp.MustCompile("^t.*$"), regexp.MustCompile("^.*-retry$")
+	c := connect(t, cfg)
+	c.Want(map[string][]Objective{"g02": {{Topics: []string{"other"}}}})
+	s := c.until(t, "the member", func(s *Snapshot) bool { return s.Groups["g00"].State == "Stable" })
+	got := make(map[string][]string)
+	for name, g := range s.Groups {
+		got[name] = slices.Sorted(maps.Keys(g.Topics))
+	}
+	if diff := cmp.Diff(map[string][]string{"g00": {"t"}, "g02": {"other", "t"}}, got); diff != "" {
+		t.Errorf("groups with topics (-want +got):\n%s", diff)
+	}
+	if topics := slices.Sorted(maps.Keys(s.Topics)); !slices.Equal(topics, []string{"other", "t"}) {
+		t.Errorf("topics are %v", topics)
 	}
 }
 

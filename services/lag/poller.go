@@ -3,7 +3,6 @@ package lag
 import (
 	"context"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +13,8 @@ import (
 type poller struct {
 	// client is set while the collector runs.
 	client *client
-	// pattern matches the names of groups that are watched without being wanted. It may be nil.
-	pattern *regexp.Regexp
+	// selection is what is watched without being wanted.
+	selection selection
 	// interval is the time between two polls.
 	interval time.Duration
 	// patience is Patience, and shorter in tests.
@@ -50,9 +49,9 @@ type partitionState struct {
 }
 
 // newPoller returns a poller that remembers nothing and has no client.
-func newPoller(pattern *regexp.Regexp, interval time.Duration) *poller {
+func newPoller(selection selection, interval time.Duration) *poller {
 	return &poller{
-		pattern: pattern, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
+		selection: selection, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
 		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
 		open: make(map[topicPartition]*appendTime), former: make(map[string]map[partitionKey]Standing),
 		rhythms: make(map[string]time.Duration),
@@ -76,7 +75,7 @@ func (p *poller) resume(group string, rhythm time.Duration, standing []Standing)
 func (p *poller) read(ctx context.Context, start time.Time, objectives map[string][]Objective) (*Snapshot, error) {
 	watched := func(name string) bool {
 		_, wanted := objectives[name]
-		return wanted || p.pattern != nil && p.pattern.MatchString(name)
+		return wanted || p.selection.group(name)
 	}
 	former := make([]kafkaGroup, 0, len(p.groups))
 	for _, s := range p.groups {
@@ -85,6 +84,9 @@ func (p *poller) read(ctx context.Context, start time.Time, objectives map[strin
 	groups, errs, err := readGroups(ctx, p.client, watched, slices.Sorted(maps.Keys(objectives)), former)
 	if err != nil {
 		return nil, err
+	}
+	for name, g := range groups {
+		p.selection.restrict(g, objectives[name])
 	}
 	p.rememberGroups(groups, errs)
 

@@ -72,6 +72,9 @@ func (c Config) LogValue() slog.Value {
 			slog.String("bootstrap_servers", strings.Join(k.Kafka.Brokers, ",")),
 			slog.String("security_protocol", k.Kafka.Protocol),
 			slog.String("discover", pattern(k.Groups)),
+			slog.String("exclude_groups", pattern(k.ExcludeGroups)),
+			slog.String("topics", pattern(k.Topics)),
+			slog.String("exclude_topics", pattern(k.ExcludeTopics)),
 			slog.String("kafka_topics_namespace", k.KafkaTopics.Namespace),
 			slog.String("kafka_topics_cluster", k.KafkaTopics.Cluster)))
 	}
@@ -111,8 +114,11 @@ type fileCluster struct {
 		UsernameFile string `yaml:"usernameFile"`
 		PasswordFile string `yaml:"passwordFile"`
 	}
-	Discover    string
-	KafkaTopics struct{ Namespace, Cluster string } `yaml:"kafkaTopics"`
+	Discover      string
+	ExcludeGroups string `yaml:"excludeGroups"`
+	Topics        string
+	ExcludeTopics string                              `yaml:"excludeTopics"`
+	KafkaTopics   struct{ Namespace, Cluster string } `yaml:"kafkaTopics"`
 }
 
 // parser parses the file and collects the mistakes in it.
@@ -201,18 +207,31 @@ func (p *parser) namespace(where, name string) {
 	}
 }
 
+// pattern returns a regular expression for whole names of groups or topics. It is nil for an empty
+// text.
+func (p *parser) pattern(where, text, what string) *regexp.Regexp {
+	if text == "" {
+		return nil
+	}
+	// Compiled alone first: "a)|(b" is a pattern only within the anchors.
+	_, err := regexp.Compile(text)
+	if err != nil {
+		p.wrong(where, text, "a regular expression for whole names of "+what+" (RE2)")
+		return nil
+	}
+	return regexp.MustCompile("^(?:" + text + ")$")
+}
+
 // cluster returns the configuration of one Kafka cluster. where is its key in the file.
 func (p *parser) cluster(where string, c fileCluster) Cluster {
 	cluster := Cluster{
 		Config:      lag.Config{Name: c.Name, Kafka: p.kafka(where, c)},
 		KafkaTopics: KafkaTopics(c.KafkaTopics),
 	}
-	if c.Discover != "" {
-		var err error
-		if cluster.Groups, err = regexp.Compile("^(?:" + c.Discover + ")$"); err != nil {
-			p.wrong(where+".discover", c.Discover, "a regular expression for whole names of groups (RE2)")
-		}
-	}
+	cluster.Groups = p.pattern(where+".discover", c.Discover, "groups")
+	cluster.ExcludeGroups = p.pattern(where+".excludeGroups", c.ExcludeGroups, "groups")
+	cluster.Topics = p.pattern(where+".topics", c.Topics, "topics")
+	cluster.ExcludeTopics = p.pattern(where+".excludeTopics", c.ExcludeTopics, "topics")
 	if t := c.KafkaTopics; t.Namespace != "" || t.Cluster != "" {
 		p.namespace(where+".kafkaTopics.namespace", t.Namespace)
 		if t.Cluster == "" {

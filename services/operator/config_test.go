@@ -60,6 +60,9 @@ clusters:
     tls: {ca: DIR, cert: DIR/c.crt, key: DIR/c.key}
     sasl: {mechanism: SCRAM-SHA-512, usernameFile: DIR/u, passwordFile: DIR/p}
     discover: order-.*|audit
+    excludeGroups: order-test-.*
+    topics: order-.*
+    excludeTopics: .*-retry
     kafkaTopics: {namespace: orders, cluster: main}
   - name: plain
     bootstrapServers: kafka:9092
@@ -67,6 +70,8 @@ watchNamespaces: [orders, audit]
 `, "DIR", dir), map[string]string{"OPS_ADDR": "127.0.0.1:0"})
 	orders := lag.Config{
 		Name: "orders", Interval: 10 * time.Second, Groups: regexp.MustCompile("^(?:order-.*|audit)$"),
+		ExcludeGroups: regexp.MustCompile("^(?:order-test-.*)$"), Topics: regexp.MustCompile("^(?:order-.*)$"),
+		ExcludeTopics: regexp.MustCompile("^(?:.*-retry)$"),
 		Kafka: kafkaconfig.Client{
 			Brokers: []string{"a:9093", "b:9093"}, ClientID: "lag-collector", Protocol: "sasl_ssl",
 			CA: dir, Cert: dir + "/c.crt", Key: dir + "/c.key",
@@ -134,6 +139,9 @@ clusters:
     bootstrapServers: kafka:9092,:9093
     tls: {ca: DIR}
     discover: "["
+    excludeGroups: "a)|(b"
+    topics: "*"
+    excludeTopics: "(?!a)"
   - name: a
     bootstrapServers: kafka:0
     securityProtocol: sasl_plaintext
@@ -159,6 +167,9 @@ watchNamespaces: [fine, not_fine]
 			`clusters[1].bootstrapServers: "kafka:9092,:9093": must be ` + address,
 			`clusters[1].securityProtocol: "plaintext": must be ssl or sasl_ssl when clusters[1].tls.ca is set`,
 			`clusters[1].discover: "[": must be a regular expression for whole names of groups (RE2)`,
+			`clusters[1].excludeGroups: "a)|(b": must be a regular expression for whole names of groups (RE2)`,
+			`clusters[1].topics: "*": must be a regular expression for whole names of topics (RE2)`,
+			`clusters[1].excludeTopics: "(?!a)": must be a regular expression for whole names of topics (RE2)`,
 			`clusters[2].name: "a": must be ` + name,
 			`clusters[2].bootstrapServers: "kafka:0": must be ` + address,
 			`clusters[2].sasl.mechanism: "GSSAPI": must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 ` +

@@ -1,5 +1,5 @@
 {{/*
-The Kafka clusters, in the same form for Strimzi and for others: name, brokers, protocol, discover, and
+The Kafka clusters, in the same form for Strimzi and for others: name, brokers, protocol, patterns, and
 where they apply caSecret, certSecret with its keys cert and key, mechanism, saslSecret and kafkaTopics.
 */}}
 {{- define "lag-operator.clusters" -}}
@@ -12,7 +12,7 @@ where they apply caSecret, certSecret with its keys cert and key, mechanism, sas
   certSecret: {{ .user | quote }}
   cert: user.crt
   key: user.key
-  discover: {{ .discover | default "" | quote }}
+  {{- include "lag-operator.patterns" . | nindent 2 }}
   kafkaTopics:
     namespace: {{ $.Release.Namespace | quote }}
     cluster: {{ .cluster | quote }}
@@ -28,12 +28,20 @@ where they apply caSecret, certSecret with its keys cert and key, mechanism, sas
   key: {{ empty .user | ternary "tls.key" "user.key" }}
   mechanism: {{ .saslMechanism | quote }}
   saslSecret: {{ .saslSecret | quote }}
-  discover: {{ .discover | default "" | quote }}
+  {{- include "lag-operator.patterns" . | nindent 2 }}
   {{- with .kafkaTopics }}
   kafkaTopics:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The patterns of groups and topics, empty if they are not set. */}}
+{{- define "lag-operator.patterns" -}}
+discover: {{ .discover | default "" | quote }}
+excludeGroups: {{ .excludeGroups | default "" | quote }}
+topics: {{ .topics | default "" | quote }}
+excludeTopics: {{ .excludeTopics | default "" | quote }}
 {{- end }}
 
 {{/* The operator's configuration file. */}}
@@ -62,8 +70,11 @@ clusters:
       usernameFile: {{ $dir }}/sasl/username
       passwordFile: {{ $dir }}/sasl/password
     {{- end }}
-    {{- with .discover }}
-    discover: {{ . | quote }}
+    {{- $cluster := . }}
+    {{- range $key := list "discover" "excludeGroups" "topics" "excludeTopics" }}
+    {{- with get $cluster $key }}
+    {{ $key }}: {{ . | quote }}
+    {{- end }}
     {{- end }}
     {{- with .kafkaTopics }}
     kafkaTopics:
