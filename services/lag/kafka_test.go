@@ -451,9 +451,10 @@ func TestGroupWithAHiddenTopic(t *testing.T) {
 			t.Errorf("the group is %+v, with %+v in the topic that may be seen", g, p)
 		}
 	}
+	const consumer = `consumergroup="consumer",kafka_cluster="lab"`
 	want := []string{
-		`kafka_consumergroup_objective_breached{consumergroup="consumer",kafka_cluster="lab"} 0`,
-		`lag_collector_unauthorized{api="ConsumerGroupDescribe",consumergroup="consumer",kafka_cluster="lab",topic=""} 1`,
+		`kafka_consumergroup_objective_breached{` + consumer + `} 0`,
+		`lag_collector_unauthorized{api="ConsumerGroupDescribe",` + consumer + `,topic=""} 1`,
 		`lag_collector_unauthorized{api="Metadata",consumergroup="",kafka_cluster="lab",topic="` + secret + `"} 1`,
 		`lag_collector_unauthorized{api="StreamsGroupDescribe",consumergroup="streams",kafka_cluster="lab",topic=""} 1`,
 	}

@@ -51,9 +51,10 @@ type partitionState struct {
 // newPoller returns a poller that remembers nothing and has no client.
 func newPoller(selection selection, interval time.Duration) *poller {
 	return &poller{
-		selection: selection, interval: interval, patience: Patience, now: time.Now, groups: make(map[string]*groupState),
-		ages: ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
-		open: make(map[topicPartition]*appendTime), former: make(map[string]map[partitionKey]Standing),
+		selection: selection, interval: interval, patience: Patience, now: time.Now,
+		groups: make(map[string]*groupState),
+		ages:   ages{began: time.Now(), interval: interval, histories: make(map[topicPartition]*history)},
+		open:   make(map[topicPartition]*appendTime), former: make(map[string]map[partitionKey]Standing),
 		rhythms: make(map[string]time.Duration),
 	}
 }

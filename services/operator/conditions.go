@@ -86,7 +86,8 @@ func (a *assessment) consuming() verdict {
 			"that it missed have to come from elsewhere", t.partitionsIn(lag.StatusLost), a.loss())
 	case t.count[lag.StatusStopped] > 0:
 		return isFalse(stopped, "no member reads %s, and its committed offset does not move: start the "+
-			"consumer%s; if it runs without being a member (Flink, Spark, assign), look at its own log", t.partitionsIn(lag.StatusStopped), has)
+			"consumer%s; if it runs without being a member (Flink, Spark, assign), look at its own log",
+			t.partitionsIn(lag.StatusStopped), has)
 	case t.count[lag.StatusStalled] > 0:
 		return isFalse(stalled, "a member is assigned %s and makes no progress: look in the consumer's log for "+
 			"a record that it cannot process%s", t.partitionsIn(lag.StatusStalled), has)

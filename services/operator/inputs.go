@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
-
 	"ordersystem.dev/services/lag"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
@@ -171,7 +169,7 @@ func cause(err error) string {
 	switch text := e.Stable(); {
 	case !e.Unauthorized():
 		return text
-	case e.Code() == kerr.TopicAuthorizationFailed.Message && e.Group != "":
+	case e.Code() == "TOPIC_AUTHORIZATION_FAILED" && e.Group != "":
 		return text + ": the operator's user may not Describe one of the group's topics, so Kafka hides its members"
 	default:
 		return text + ": check that the operator's user may Describe it"
