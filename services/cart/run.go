@@ -12,6 +12,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
 )
 
@@ -66,7 +67,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{commits.run, store.db.Watch},
 		// The relay publishes what is stored.
 		service.Stage{func(ctx context.Context) error {
-			return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDsRelay, reconciler.run)
+			return store.box.Relay(ctx, outbox.Target{
+				Kafka: cfg.Kafka, TransactionalIDs: contract.TransactionalIDsRelay,
+				Topics: []string{contract.TopicCreated, contract.TopicUpdated},
+			}, reconciler.run)
 		}},
 	)
 }

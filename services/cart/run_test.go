@@ -304,9 +304,10 @@ func TestServiceOnSecureKafka(t *testing.T) {
 	close(stop)
 	clients.Wait()
 	s.until(t, s.ops+"/metrics", 200, "cart_outbox_rows 0\n")
-	for _, r := range testenv.ReadAll(t, k.Addr, contract.TopicUpdated) {
+	for i, r := range testenv.ReadAll(t, k.Addr, contract.TopicUpdated) {
 		e, err := contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
-		if want := 2 + r.Offset; err != nil || e.Order.Version != want {
+		// The last update may be repeated.
+		if want := min(2+int64(i), 3); err != nil || e.Order.Version != want {
 			t.Errorf("an update of the order from the topics: version %d, want %d; %v", e.Order.Version, want, err)
 		}
 	}

@@ -284,7 +284,15 @@ func (p *process) ready() *process {
 func (p *process) readyIn(within time.Duration) {
 	p.t.Helper()
 	begin := time.Now()
-	defer func() { p.t.Logf("%s was ready after %s", p.name, time.Since(begin).Round(time.Millisecond)) }()
+	hangs := true
+	defer func() {
+		if hangs && p.running() {
+			// SIGQUIT logs the stacks, which show what it waits for.
+			p.signal(syscall.SIGQUIT)
+			<-p.done
+		}
+		p.t.Logf("%s was ready after %s", p.name, time.Since(begin).Round(time.Millisecond))
+	}()
 	eventually(p.t, within, p.name+" is ready", func() (bool, string) {
 		if !p.running() {
 			p.t.Fatalf("%s has ended: %v\n%s", p.name, p.cmd.ProcessState, p.log())
@@ -292,6 +300,7 @@ func (p *process) readyIn(within time.Duration) {
 		got, err := p.readiness()
 		return err == nil && got.status == http.StatusOK, got.body
 	})
+	hangs = false
 }
 
 func (p *process) readiness() (reply, error) {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -189,6 +190,29 @@ func (p *process) republish() string {
 		p.t.Errorf("POST /republish: %d %s", got.status, got.body)
 	}
 	return got.body
+}
+
+// republishAlways sends the command again and again, whatever becomes of it, until stop is called.
+// stop returns how often it came to its end.
+func (p *process) republishAlways() (stop func() int) {
+	ctx, cancel := context.WithCancel(p.t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		whole := 0
+		for ctx.Err() == nil {
+			// While Cart is down, or not ready, the command fails.
+			got, err := send(http.MethodPost, p.ops+"/republish", "")
+			if err == nil && strings.Contains(got.body, "\ndone: ") {
+				whole++
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		ended <- whole
+	}()
+	return func() int {
+		cancel()
+		return <-ended
+	}
 }
 
 // updateAll updates orders one after the other, again and again, until stop is called. stop returns

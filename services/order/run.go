@@ -12,6 +12,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/order/audit"
@@ -90,7 +91,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{
 			func(ctx context.Context) error { member.Run(ctx, handler); return nil },
 			func(ctx context.Context) error {
-				return store.box.Relay(ctx, cfg.Kafka, contract.TransactionalIDsDeadLetters, nil)
+				return store.box.Relay(ctx, outbox.Target{
+					Kafka: cfg.Kafka, TransactionalIDs: contract.TransactionalIDsDeadLetters,
+					Topics: []string{contract.TopicDeadLetter},
+				}, nil)
 			},
 			store.db.Watch,
 		},

@@ -250,6 +250,10 @@ func (p *Producer) handleEvents() {
 
 // landed notes where a message was delivered.
 func (p *Producer) landed(tp kafka.TopicPartition) {
+	if tp.Offset < 0 {
+		// Kafka had the message already, and does not say where.
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := Partition{Topic: *tp.Topic, Number: tp.Partition}

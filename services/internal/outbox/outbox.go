@@ -40,6 +40,11 @@ type Box struct {
 	rows  atomic.Int64
 	bytes atomic.Int64
 	acked acknowledged
+	// committed has the pages that Kafka has committed and that are not known to be readable. Only the
+	// relay uses it.
+	committed []page
+	// completed is set once the transactions of earlier processes are completed.
+	completed bool
 	// published stores the offset after the last published message of each partition, in the
 	// transaction that deletes the rows. The partitions lack the IDs of their topics.
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
@@ -356,7 +361,9 @@ func (a *acknowledged) add(last, n int64, next map[broker.Partition]int64) {
 	if a.next == nil {
 		a.next = make(map[broker.Partition]int64)
 	}
-	maps.Copy(a.next, next)
+	for p, at := range next {
+		a.next[p] = max(a.next[p], at)
+	}
 }
 
 // deleted notes that n acknowledged rows were deleted, and that positions were stored.

@@ -80,17 +80,22 @@ func numbered(topic string, from, n int) []contract.Message {
 // ids returns the transactional IDs of the test's relays.
 func ids(t *testing.T) [2]string { return [2]string{t.Name(), t.Name() + "-2"} }
 
-// relay runs a relay until stop is called. stop returns when the relay has ended.
-func relay(t *testing.T, b *Box, addr string) (stop func()) {
-	t.Helper()
-	return relayAs(t, b, broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}})
+// target is where the test's relays publish.
+func target(t *testing.T, cfg broker.Config, topics ...string) Target {
+	return Target{Kafka: cfg, TransactionalIDs: ids(t), Topics: topics}
 }
 
-func relayAs(t *testing.T, b *Box, cfg broker.Config) (stop func()) {
+// relay runs a relay until stop is called. stop returns when the relay has ended.
+func relay(t *testing.T, b *Box, addr string, topics ...string) (stop func()) {
+	t.Helper()
+	return relayAs(t, b, broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}}, topics...)
+}
+
+func relayAs(t *testing.T, b *Box, cfg broker.Config, topics ...string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- b.Relay(ctx, cfg, ids(t), nil) }()
+	go func() { ended <- b.Relay(ctx, target(t, cfg, topics...), nil) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -173,7 +178,7 @@ func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
 			// More messages than are in flight at a time.
 			all := numbered(topic, 0, 25_000)
 			add(t, b, all[:20_000]...)
-			stop := relay(t, b, addr)
+			stop := relay(t, b, addr, topic)
 			// The others come while the relay works.
 			for i := 20_000; i < len(all); i += 100 {
 				add(t, b, all[i:i+100]...)
@@ -204,7 +209,7 @@ func TestAnOutageIsRiddenOut(t *testing.T) {
 	topic := testenv.NewTopic(t, k.Addr, 3)
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	all := numbered(topic, 0, 9000)
-	relay(t, b, k.Addr)
+	relay(t, b, k.Addr, topic)
 	add(t, b, all[:3000]...)
 	k.Kill()
 	for i := 3000; i < 9000; i += 1000 {
@@ -247,7 +252,7 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	stop := relayAs(t, b, cfg)
+	stop := relayAs(t, b, cfg, topic)
 	sent := 0
 	addUntil := func(what string, holds func() bool) {
 		t.Helper()
@@ -301,7 +306,7 @@ func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	before, behind := numbered(present, 0, 50), numbered(present, 50, 50)
 	late := numbered(absent, 0, 50)
 	add(t, b, slices.Concat(before, late, behind)...)
-	relay(t, b, addr)
+	relay(t, b, addr, present, absent)
 	eventually(t, "a failure is counted", func() bool { return failures(t, b) > 0 })
 	if n := len(testenv.ReadAll(t, addr, present)); n < 50 {
 		eventually(t,
@@ -438,10 +443,10 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	for i := 0; i < len(all); i += 300 {
 		add(t, b, all[i:i+300]...)
 		// Stopped at once.
-		relay(t, b, addr)()
+		relay(t, b, addr, topic)()
 	}
 	eventually(t, "no goroutine of a stopped relay is left", func() bool { return runtime.NumGoroutine() <= before })
-	stop := relay(t, b, addr)
+	stop := relay(t, b, addr, topic)
 	eventually(t, "the outbox is empty", empty(b))
 	stop()
 	if err := inOrder(byKey(all), published(t, addr, topic)); err != nil {
@@ -488,14 +493,14 @@ func TestARelayThatIsFencedEnds(t *testing.T) {
 			cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{addr}}}
 			first := open(t, filepath.Join(t.TempDir(), "first.db"))
 			ended := make(chan error, 1)
-			go func() { ended <- first.Relay(t.Context(), cfg, ids(t), nil) }()
+			go func() { ended <- first.Relay(t.Context(), target(t, cfg, topic), nil) }()
 			for i := range c.pages {
 				add(t, first, numbered(topic, i, 1)...)
 				eventually(t, "the first relay has published", empty(first))
 			}
 			second := open(t, filepath.Join(t.TempDir(), "second.db"))
 			add(t, second, numbered(topic, c.pages, 1)...)
-			relay(t, second, addr)
+			relay(t, second, addr, topic)
 			eventually(t, "the second relay has published", empty(second))
 			add(t, first, numbered(topic, c.pages+1, 1)...)
 			if err := <-ended; !errors.Is(err, broker.ErrProducerFenced) {
@@ -624,7 +629,7 @@ func TestAFailedCleanUpIsTriedAgain(t *testing.T) {
 	}), nil))
 	exec(t, b, "CREATE TRIGGER x BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
 	add(t, b, numbered(topic, 0, 1)...)
-	relay(t, b, addr)
+	relay(t, b, addr, topic)
 	<-failed
 	exec(t, b, "DROP TRIGGER x")
 	eventually(t, "the outbox is empty", empty(b))

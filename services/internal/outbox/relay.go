@@ -26,6 +26,15 @@ const (
 	stopTimeout = 5 * time.Second
 )
 
+// Target is where a relay publishes.
+type Target struct {
+	Kafka broker.Config
+	// TransactionalIDs are the IDs of the relay's two producers.
+	TransactionalIDs [2]string
+	// Topics are all topics that the outbox may have messages for.
+	Topics []string
+}
+
 // Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
 // hand, which may take up to stopTimeout.
 //
@@ -38,21 +47,28 @@ const (
 // Two producers, one with each ID, publish the pages in turn. For some milliseconds after a transaction
 // Kafka refuses the next one of the same ID, and librdkafka then waits for 20 ms.
 //
+// A row is acknowledged when consumers can read its message. That Kafka has committed it is not enough:
+// see broker.Transactions. A page that cannot be read for too long makes the relay take its IDs again,
+// which completes the transaction.
+//
 // If another relay takes an ID, Relay returns broker.ErrProducerFenced. It does not take the ID back:
 // another process publishes the same orders from another store.
 //
 // Each time that the relay has taken the IDs, it calls begin, unless that is nil, before it publishes. If
 // begin fails, the relay publishes nothing and tries again.
-func (b *Box) Relay(
-	ctx context.Context, cfg broker.Config, transactionalIDs [2]string, begin func(ctx context.Context) error,
-) error {
+func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Context) error) error {
+	transactions, err := broker.NewTransactions(to.Kafka, to.Topics...)
+	if err != nil {
+		return err
+	}
+	defer transactions.Close()
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
 		before, _, _ := b.acked.get()
-		err := b.relaySession(ctx, cfg, transactionalIDs, begin)
+		err := b.relaySession(ctx, to, transactions, begin)
 		switch {
 		case err == nil:
-			// ctx has ended, or the next producer has other TLS files.
+			// ctx has ended, or the next producers have other TLS files.
 			continue
 		case errors.Is(err, broker.ErrProducerFenced):
 			return fmt.Errorf("another process publishes to the same topics from its own store; "+
@@ -61,6 +77,9 @@ func (b *Box) Relay(
 			b.log.Info("the relay ends with unpublished rows; the next start publishes them",
 				"rows", b.rows.Load(), "err", err)
 			return nil
+		case errors.Is(err, broker.ErrUnreadable):
+			b.log.Warn("the relay takes its transactional IDs again, to complete its last transaction", "err", err)
+			continue
 		}
 		b.failures.WithLabelValues(broker.Code(err)).Inc()
 		if now, _, _ := b.acked.get(); now > before {
@@ -77,11 +96,11 @@ func (b *Box) Relay(
 // relaySession publishes with one pair of producers. It returns the first failure, or nil when ctx has
 // ended or the producers have outdated TLS files.
 func (b *Box) relaySession(
-	ctx context.Context, cfg broker.Config, transactionalIDs [2]string, begin func(ctx context.Context) error,
+	ctx context.Context, to Target, transactions *broker.Transactions, begin func(ctx context.Context) error,
 ) error {
 	var pair [2]*broker.Producer
-	for i, id := range transactionalIDs {
-		p, err := broker.NewProducer(cfg, id, b.log)
+	for i, id := range to.TransactionalIDs {
+		p, err := broker.NewProducer(to.Kafka, id, b.log)
 		if err != nil {
 			return err
 		}
@@ -111,11 +130,19 @@ func (b *Box) relaySession(
 
 	// The first producer publishes the first page. So a relay that has lost the first ID publishes
 	// nothing, even if two of them take the IDs at the same time.
-	for _, p := range pair {
+	complete := !b.completed || len(b.committed) > 0
+	for i, p := range pair {
+		if complete {
+			if err := transactions.Complete(work, to.TransactionalIDs[i]); err != nil {
+				return err
+			}
+		}
 		if err := p.Fence(work); err != nil {
 			return err
 		}
 	}
+	b.acknowledge(b.committed)
+	b.committed, b.completed = nil, true
 	// What earlier sessions have published is in the table no more, and their positions are.
 	if err := b.deleteIdle(ctx); err != nil {
 		return err
@@ -125,29 +152,65 @@ func (b *Box) relaySession(
 			return err
 		}
 	}
+	if err := b.publishPages(ctx, work, pair, transactions); err != nil {
+		return err
+	}
+	return b.deleteIdle(ctx)
+}
+
+// publishPages publishes one page after the other until ctx ends, or until the first failure. While one
+// page is published, it waits until the page before it can be read.
+func (b *Box) publishPages(
+	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions,
+) error {
+	// readable gets the result when the last page can be read. waiting is set until then.
+	readable, waiting := make(chan error, 1), false
+	var confirming sync.WaitGroup
+	defer confirming.Wait()
+	work, stop := context.WithCancel(work)
+	defer stop()
 	var cleanup <-chan time.Time
+	confirm := func(err error) error {
+		if waiting = false; err != nil {
+			return err
+		}
+		b.acknowledge(b.committed[:1])
+		b.committed = b.committed[1:]
+		cleanup = time.After(cleanupAfter)
+		return nil
+	}
+	last, _, _ := b.acked.get()
 	// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
 	// the rows behind it, and none before it.
 	limit := 1
 	// One page more is published after ctx has ended.
 	for turn, ended := 0, false; !ended; {
 		ended = ctx.Err() != nil
-		rows, err := b.nextPage(ctx, limit)
+		rows, err := b.nextPage(ctx, last, limit)
 		if err != nil {
 			return err
 		}
 		if len(rows.messages) > 0 {
-			if err := b.publish(work, pair[turn], rows); err != nil {
+			if err := b.publish(work, pair[turn], &rows); err != nil {
 				return err
 			}
-			turn = 1 - turn
-			limit = min(2*limit, pageRows)
-			cleanup = time.After(cleanupAfter)
+			last, turn, limit = rows.last, 1-turn, min(2*limit, pageRows)
+			if waiting {
+				if err := confirm(<-readable); err != nil {
+					return err
+				}
+			}
+			waiting = true
+			confirming.Go(func() { readable <- transactions.AwaitReadable(work, rows.next) })
 			continue
 		}
 		select {
 		case <-ctx.Done():
 		case <-b.wake:
+		case err := <-readable:
+			if err := confirm(err); err != nil {
+				return err
+			}
 		case <-cleanup:
 			cleanup = nil
 			if err := b.deleteIdle(ctx); err != nil {
@@ -157,7 +220,10 @@ func (b *Box) relaySession(
 			}
 		}
 	}
-	return b.deleteIdle(ctx)
+	if waiting {
+		return confirm(<-readable)
+	}
+	return nil
 }
 
 // page is what one transaction publishes.
@@ -165,11 +231,12 @@ type page struct {
 	messages []contract.Message
 	// last is the ID of the last row.
 	last int64
+	// next has the offset after the last message of each partition, once the page is committed.
+	next map[broker.Partition]int64
 }
 
-// nextPage reads the first rows that are not acknowledged, up to limit rows and pageBytes.
-func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
-	last, _, _ := b.acked.get()
+// nextPage reads the first rows behind the ID last, up to limit rows and pageBytes.
+func (b *Box) nextPage(ctx context.Context, last int64, limit int) (page, error) {
 	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
 	// starts a goroutine for each row.
 	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
@@ -193,19 +260,25 @@ func (b *Box) nextPage(ctx context.Context, limit int) (page, error) {
 	return next, nil
 }
 
-// publish publishes a page and acknowledges its rows.
-func (b *Box) publish(ctx context.Context, p *broker.Producer, rows page) error {
+// publish publishes a page. It is acknowledged when it can be read.
+func (b *Box) publish(ctx context.Context, p *broker.Producer, rows *page) (err error) {
 	begin := time.Now()
-	next, err := p.Publish(ctx, rows.messages)
-	if err != nil {
+	if rows.next, err = p.Publish(ctx, rows.messages); err != nil {
 		return fmt.Errorf("publish %d rows up to %d: %w", len(rows.messages), rows.last, err)
 	}
 	seconds := time.Since(begin).Seconds()
 	for range rows.messages {
 		b.acks.Observe(seconds)
 	}
-	b.acked.add(rows.last, int64(len(rows.messages)), next)
+	b.committed = append(b.committed, *rows)
 	return nil
+}
+
+// acknowledge acknowledges the rows of pages.
+func (b *Box) acknowledge(pages []page) {
+	for _, p := range pages {
+		b.acked.add(p.last, int64(len(p.messages)), p.next)
+	}
 }
 
 // deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if

@@ -1,0 +1,310 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"ordersystem.dev/services/internal/backoff"
+)
+
+const (
+	// readableWait is how long a committed transaction may take to become readable. It takes
+	// milliseconds.
+	readableWait = 3 * time.Second
+	// coordinatorMin and coordinatorMax are the pauses while a coordinator is busy.
+	coordinatorMin = 5 * time.Millisecond
+	coordinatorMax = 500 * time.Millisecond
+)
+
+// ErrUnreadable is returned by Transactions.AwaitReadable when Kafka has committed a transaction and has
+// not ended it.
+var ErrUnreadable = errors.New("committed records cannot be read: Kafka has not ended their transaction")
+
+// Transactions makes sure that what was committed to some topics can be read. A Kafka that crashes may
+// lose the markers of a transaction that it has committed: the restarted coordinator leaves out the
+// partitions that have no leader yet, and counts the transaction as complete (seen with Kafka 4.3.1).
+// Readers of committed records then wait for ever, and the next aborted transaction of the same ID would
+// take the records with it.
+//
+// It uses franz-go, because librdkafka adds only those partitions to a transaction for which it has
+// messages.
+type Transactions struct {
+	client *kgo.Client
+	topics []string
+	// producers has the producer IDs of the transactional IDs.
+	producers map[int64]bool
+	// foreign has the partitions on which another program holds a transaction open.
+	foreign map[Partition]bool
+}
+
+// NewTransactions returns the Transactions of these topics, whether or not Kafka can be reached. They are
+// not safe for concurrent use.
+func NewTransactions(cfg Config, topics ...string) (*Transactions, error) {
+	versions := kversion.Stable()
+	// Later versions are for brokers and for the second protocol of KIP-890.
+	versions.SetMaxKeyVersion(int16(kmsg.AddPartitionsToTxn), 3)
+	versions.SetMaxKeyVersion(int16(kmsg.EndTxn), 4)
+	client, err := kgo.NewClient(append(cfg.Options(),
+		kgo.MaxVersions(versions), kgo.RetryTimeout(adminTimeout), kgo.DisableClientMetrics())...)
+	if err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	return &Transactions{
+		client: client, topics: topics, producers: make(map[int64]bool), foreign: make(map[Partition]bool),
+	}, nil
+}
+
+// Close closes the connections.
+func (t *Transactions) Close() { t.client.Close() }
+
+// Complete takes the transactional ID and commits a transaction without records on all partitions. Its
+// markers end what an earlier transaction of the ID has left open: the records of that one become
+// readable. It waits for Kafka until ctx ends. The error is ErrProducerFenced if another producer takes
+// the ID meanwhile.
+func (t *Transactions) Complete(ctx context.Context, transactionalID string) error {
+	again := backoff.Backoff{Min: coordinatorMin, Max: coordinatorMax}
+	for {
+		err := t.complete(ctx, transactionalID)
+		if err == nil {
+			return nil
+		}
+		if is(err, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
+			return fmt.Errorf("%w %s: %w", ErrProducerFenced, transactionalID, err)
+		}
+		_, refused := errors.AsType[kafka.Error](err)
+		// Without a response from Kafka it tries again. The producer logs what is wrong.
+		if refused || !again.Wait(ctx) {
+			return fmt.Errorf("complete transactions of %s: %w", transactionalID, explain(err))
+		}
+	}
+}
+
+func (t *Transactions) complete(ctx context.Context, transactionalID string) error {
+	init := kmsg.NewPtrInitProducerIDRequest()
+	init.TransactionalID, init.TransactionTimeoutMillis = &transactionalID, int32(transactionTimeout.Milliseconds())
+	producer, err := coordinate(ctx, func() (*kmsg.InitProducerIDResponse, int16, error) {
+		resp, err := init.RequestWith(ctx, t.client)
+		if err != nil {
+			return nil, 0, err
+		}
+		return resp, resp.ErrorCode, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.producers[producer.ProducerID] = true
+	clear(t.foreign)
+	add := kmsg.NewPtrAddPartitionsToTxnRequest()
+	add.TransactionalID = transactionalID
+	add.ProducerID, add.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
+	if add.Topics, err = t.partitions(ctx); err != nil || len(add.Topics) == 0 {
+		return err
+	}
+	if _, err := coordinate(ctx, func() (*kmsg.AddPartitionsToTxnResponse, int16, error) {
+		resp, err := add.RequestWith(ctx, t.client)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, topic := range resp.Topics {
+			for _, p := range topic.Partitions {
+				if p.ErrorCode != 0 && p.ErrorCode != kerr.OperationNotAttempted.Code {
+					return resp, p.ErrorCode, nil
+				}
+			}
+		}
+		return resp, 0, nil
+	}); err != nil {
+		return err
+	}
+	end := kmsg.NewPtrEndTxnRequest()
+	end.TransactionalID, end.Commit = transactionalID, true
+	end.ProducerID, end.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
+	_, err = coordinate(ctx, func() (*kmsg.EndTxnResponse, int16, error) {
+		resp, err := end.RequestWith(ctx, t.client)
+		if err != nil {
+			return nil, 0, err
+		}
+		return resp, resp.ErrorCode, nil
+	})
+	return err
+}
+
+// coordinate repeats a request to a coordinator that is busy or not there yet. The request returns its
+// response with the error code of it.
+func coordinate[T any](ctx context.Context, request func() (T, int16, error)) (T, error) {
+	again := backoff.Backoff{Min: coordinatorMin, Max: coordinatorMax}
+	for {
+		resp, code, err := request()
+		failed := kerr.ErrorForCode(code)
+		switch {
+		case err != nil:
+			return resp, err
+		case code == 0:
+			return resp, nil
+		case !kerr.IsRetriable(failed) && !errors.Is(failed, kerr.ConcurrentTransactions):
+			return resp, kafka.NewError(kafka.ErrorCode(code), failed.Error(), false)
+		}
+		if !again.Wait(ctx) {
+			return resp, errors.Join(failed, context.Cause(ctx))
+		}
+	}
+}
+
+// partitions returns the partitions of the topics that exist.
+func (t *Transactions) partitions(ctx context.Context) ([]kmsg.AddPartitionsToTxnRequestTopic, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	// nil would ask for all topics.
+	req.Topics = []kmsg.MetadataRequestTopic{}
+	for _, topic := range t.topics {
+		wanted := kmsg.NewMetadataRequestTopic()
+		wanted.Topic = kmsg.StringPtr(topic)
+		req.Topics = append(req.Topics, wanted)
+	}
+	resp, err := req.RequestWith(ctx, t.client)
+	if err != nil {
+		return nil, fmt.Errorf("look up topics: %w", err)
+	}
+	var found []kmsg.AddPartitionsToTxnRequestTopic
+	for _, topic := range resp.Topics {
+		if topic.ErrorCode == kerr.UnknownTopicOrPartition.Code {
+			continue
+		}
+		if topic.ErrorCode != 0 {
+			return nil, kafka.NewError(kafka.ErrorCode(topic.ErrorCode), *topic.Topic, false)
+		}
+		f := kmsg.NewAddPartitionsToTxnRequestTopic()
+		f.Topic = *topic.Topic
+		for _, p := range topic.Partitions {
+			f.Partitions = append(f.Partitions, p.Partition)
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// AwaitReadable waits until readers of committed records can read up to these offsets, which are those
+// after what was committed. The error is ErrUnreadable if that takes longer than readableWait because of
+// an earlier transaction of the IDs, which Complete ends. If another program holds a transaction open,
+// nothing is to be done and nothing lost: AwaitReadable leaves out that partition from then on.
+func (t *Transactions) AwaitReadable(ctx context.Context, next map[Partition]int64) error {
+	left := make(map[Partition]int64, len(next))
+	for p, offset := range next {
+		if !t.foreign[p] {
+			left[p] = offset
+		}
+	}
+	left, err := t.await(ctx, left)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	ours, err := t.open(ctx, left)
+	if err != nil {
+		return err
+	}
+	if ours {
+		return ErrUnreadable
+	}
+	for p := range left {
+		t.foreign[p] = true
+	}
+	return nil
+}
+
+// open reports whether a transaction of the IDs is open on one of the partitions. It needs the
+// permission to read them; without it, the answer is false.
+func (t *Transactions) open(ctx context.Context, on map[Partition]int64) (bool, error) {
+	byTopic := make(map[string][]int32)
+	for p := range on {
+		byTopic[p.Topic] = append(byTopic[p.Topic], p.Number)
+	}
+	req := kmsg.NewPtrDescribeProducersRequest()
+	for topic, partitions := range byTopic {
+		one := kmsg.NewDescribeProducersRequestTopic()
+		one.Topic, one.Partitions = topic, partitions
+		req.Topics = append(req.Topics, one)
+	}
+	resp, err := req.RequestWith(ctx, t.client)
+	if err != nil {
+		return false, fmt.Errorf("look up open transactions: %w", err)
+	}
+	for _, topic := range resp.Topics {
+		for _, p := range topic.Partitions {
+			if p.ErrorCode != 0 && p.ErrorCode != kerr.TopicAuthorizationFailed.Code {
+				err := kafka.NewError(kafka.ErrorCode(p.ErrorCode), "", false)
+				return false, fmt.Errorf("look up open transactions of %s/%d: %w",
+					topic.Topic, p.Partition, explain(err))
+			}
+			for _, producer := range p.ActiveProducers {
+				if t.producers[producer.ProducerID] && producer.CurrentTxnStartOffset >= 0 {
+					return true, nil
+				}
+			}
+		}
+	}
+	return false, nil
+}
+
+// await returns what cannot be read after readableWait.
+func (t *Transactions) await(ctx context.Context, next map[Partition]int64) (left map[Partition]int64, err error) {
+	left = next
+	again := backoff.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
+	for begin := time.Now(); len(left) > 0 && time.Since(begin) < readableWait; {
+		const lastStableOffset = 1
+		stable, err := t.ends(ctx, left, lastStableOffset)
+		if err != nil {
+			return nil, err
+		}
+		unread := make(map[Partition]int64)
+		for p, offset := range left {
+			if stable[p] < offset {
+				unread[p] = offset
+			}
+		}
+		if left = unread; len(left) > 0 && !again.Wait(ctx) {
+			return nil, context.Cause(ctx)
+		}
+	}
+	return left, nil
+}
+
+// ends returns the ends of partitions for readers of an isolation level.
+func (t *Transactions) ends(
+	ctx context.Context, of map[Partition]int64, isolationLevel int8,
+) (map[Partition]int64, error) {
+	byTopic := make(map[string][]kmsg.ListOffsetsRequestTopicPartition)
+	for p := range of {
+		one := kmsg.NewListOffsetsRequestTopicPartition()
+		one.Partition, one.Timestamp = p.Number, -1
+		byTopic[p.Topic] = append(byTopic[p.Topic], one)
+	}
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.ReplicaID, req.IsolationLevel = -1, isolationLevel
+	for topic, partitions := range byTopic {
+		one := kmsg.NewListOffsetsRequestTopic()
+		one.Topic, one.Partitions = topic, partitions
+		req.Topics = append(req.Topics, one)
+	}
+	resp, err := req.RequestWith(ctx, t.client)
+	if err != nil {
+		return nil, fmt.Errorf("look up the ends of partitions: %w", err)
+	}
+	ends := make(map[Partition]int64, len(of))
+	for _, topic := range resp.Topics {
+		for _, p := range topic.Partitions {
+			if p.ErrorCode != 0 {
+				err := kafka.NewError(kafka.ErrorCode(p.ErrorCode), "", false)
+				return nil, fmt.Errorf("look up the end of %s/%d: %w", topic.Topic, p.Partition, explain(err))
+			}
+			ends[Partition{Topic: topic.Topic, Number: p.Partition}] = p.Offset
+		}
+	}
+	return ends, nil
+}

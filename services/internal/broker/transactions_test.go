@@ -1,0 +1,114 @@
+package broker
+
+import (
+	"errors"
+	"hash/crc32"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// A broker that crashes may forget that a partition belongs to a transaction which it has committed. The
+// next holder of the transactional ID ends it, and the records can be read.
+func TestATransactionWithoutItsMarkersIsCompleted(t *testing.T) {
+	addr := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
+		// Without it, the broker takes records for a partition of which the coordinator does not know.
+		"transaction.partition.verification.enable": "false",
+	}}).Addr
+	topic := testenv.NewTopic(t, addr, 2)
+	producer := produceWithoutCoordinator(t, addr, topic, "relay")
+	testenv.Produce(t, addr, message(topic, "key", "behind"))
+
+	transactions, err := NewTransactions(config(addr), topic, "no-such-topic")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transactions.Close()
+	transactions.producers[producer] = true
+	next := map[Partition]int64{{Topic: topic, Number: 0}: 1}
+	if err := transactions.AwaitReadable(inTime(t), next); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("AwaitReadable of a record without its marker: %v, want ErrUnreadable", err)
+	}
+	if err := transactions.Complete(inTime(t), "relay"); err != nil {
+		t.Fatal(err)
+	}
+	if err := transactions.AwaitReadable(inTime(t), next); err != nil {
+		t.Errorf("after Complete: %v", err)
+	}
+	if got := testenv.ReadAll(t, addr, topic); len(got) != 2 {
+		t.Errorf("%d records can be read, want 2", len(got))
+	}
+}
+
+// What another program holds open is not waited for: a relay that goes on loses nothing by it.
+func TestAForeignTransactionIsNotWaitedFor(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		abort := testenv.Hang(t, addr, topic, 0)
+		transactions, err := NewTransactions(config(addr), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer transactions.Close()
+		next := map[Partition]int64{{Topic: topic, Number: 0}: 1}
+		defer abort()
+		if err := transactions.Complete(inTime(t), t.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if err := transactions.AwaitReadable(inTime(t), next); err != nil {
+			t.Errorf("AwaitReadable behind a foreign transaction: %v", err)
+		}
+		begin := time.Now()
+		if err := transactions.AwaitReadable(inTime(t), next); err != nil || time.Since(begin) >= readableWait {
+			t.Errorf("AwaitReadable again: %v after %s, want nothing at once", err, time.Since(begin))
+		}
+	})
+}
+
+// produceWithoutCoordinator writes a record to partition 0 in a transaction of which the coordinator
+// does not know. It returns the ID of the producer.
+func produceWithoutCoordinator(t *testing.T, addr, topic, transactionalID string) (producerID int64) {
+	t.Helper()
+	versions := kversion.Stable()
+	// The first version that adds the partition by itself is 12.
+	versions.SetMaxKeyVersion(int16(kmsg.Produce), 11)
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.MaxVersions(versions))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	init := kmsg.NewPtrInitProducerIDRequest()
+	init.TransactionalID, init.TransactionTimeoutMillis = &transactionalID, 10_000
+	producer, err := init.RequestWith(inTime(t), client)
+	if err != nil || producer.ErrorCode != 0 {
+		t.Fatalf("InitProducerID: %v, %+v", err, producer)
+	}
+	record := kmsg.Record{Key: []byte("key"), Value: []byte("committed")}
+	body := record.AppendTo(nil)[1:]
+	record.Length = int32(len(body))
+	batch := kmsg.RecordBatch{
+		PartitionLeaderEpoch: -1, Magic: 2, Attributes: 1 << 4, ProducerID: producer.ProducerID,
+		ProducerEpoch: producer.ProducerEpoch, NumRecords: 1, Records: record.AppendTo(nil),
+	}
+	const lengthEnd, crcEnd = 12, 21
+	batch.Length = int32(len(batch.AppendTo(nil)) - lengthEnd)
+	batch.CRC = int32(crc32.Checksum(batch.AppendTo(nil)[crcEnd:], crc32.MakeTable(crc32.Castagnoli)))
+	produce := kmsg.NewPtrProduceRequest()
+	produce.TransactionID, produce.Acks, produce.TimeoutMillis = &transactionalID, -1, 10_000
+	partition := kmsg.NewProduceRequestTopicPartition()
+	partition.Records = batch.AppendTo(nil)
+	to := kmsg.NewProduceRequestTopic()
+	to.Topic, to.Partitions = topic, []kmsg.ProduceRequestTopicPartition{partition}
+	produce.Topics = append(produce.Topics, to)
+	resp, err := produce.RequestWith(inTime(t), client)
+	if err != nil || resp.Topics[0].Partitions[0].ErrorCode != 0 {
+		t.Fatalf("produce: %v, %+v", err, resp)
+	}
+	return producer.ProducerID
+}
