@@ -138,7 +138,7 @@ func lookUp(
 		if _, ok := topics[at.topic]; !ok {
 			topics[at.topic] = kmsg.MetadataResponseTopic{}
 			t := kmsg.NewMetadataRequestTopic()
-			t.Topic = kmsg.StringPtr(at.topic)
+			t.Topic = new(at.topic)
 			req.Topics = append(req.Topics, t)
 		}
 	}

@@ -165,7 +165,7 @@ func (t *Transactions) partitions(ctx context.Context) ([]kmsg.AddPartitionsToTx
 	req.Topics = []kmsg.MetadataRequestTopic{}
 	for _, topic := range t.topics {
 		wanted := kmsg.NewMetadataRequestTopic()
-		wanted.Topic = kmsg.StringPtr(topic)
+		wanted.Topic = new(topic)
 		req.Topics = append(req.Topics, wanted)
 	}
 	resp, err := req.RequestWith(ctx, t.client)
