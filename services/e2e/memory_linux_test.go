@@ -83,15 +83,15 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		audits.Go(func() {
 			url := order.api + "/order/getAllOrderIdsFromTopic?topicName=" + topic
-			eventually(t, 2*time.Minute, "an audit of "+topic, func() (bool, string) {
-				got := do(t, http.MethodGet, url, "")
+			eventually(t, 8*time.Minute, "an audit of "+topic, func() (bool, string) {
+				got, err := send(http.MethodGet, url, "")
 				total := fmt.Sprintf("'%s': %d", topic, wanted[topic])
-				complete := got.status == http.StatusOK && strings.Contains(got.body, total)
-				return complete, fmt.Sprintf("%d %.200s", got.status, got.body)
+				complete := err == nil && got.status == http.StatusOK && strings.Contains(got.body, total)
+				return complete, fmt.Sprintf("%v, %d %.200s", err, got.status, got.body)
 			})
 		})
 	}
-	order.readyIn(3 * time.Minute)
+	order.readyIn(8 * time.Minute)
 	audits.Wait()
 	if got := order.metric(`order_dead_letters_total\{reason="unreadable"\}`); got != float64(letters) {
 		t.Errorf("%v dead letters of unreadable batches, want %d", got, letters)

@@ -106,6 +106,7 @@ var failures = map[string][]string{
 	"cart_delivery_failures_total":  {"code"},
 	"order_delivery_failures_total": {"code"},
 	"lag_collector_errors_total":    {"kafka_cluster", "api", "code"},
+	"lag_collector_unauthorized":    {"kafka_cluster", "api", "consumergroup", "topic"},
 }
 
 // scrapeSystem runs the whole system and provokes everything that panels show. It returns the

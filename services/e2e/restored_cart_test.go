@@ -126,8 +126,9 @@ func TestCartNoticesThatItsRecordsAreGone(t *testing.T) {
 		return true, ""
 	})
 	cart.start().ready()
-	if got := cart.metric("cart_published_records_lost_total"); got != 1 {
-		t.Errorf("cart_published_records_lost_total is %v, want 1", got)
+	// Offsets do not tell the markers of transactions from the record.
+	if got := cart.metric("cart_published_records_lost_total"); got < 1 {
+		t.Errorf("cart_published_records_lost_total is %v, want 1 or more", got)
 	}
 	if !strings.Contains(cart.log(), "Kafka has lost records that were published") {
 		t.Error("the log does not say so")
