@@ -73,7 +73,12 @@ func (p *prometheus) take(r rules) (groups []any) {
 		records := false
 		for _, rule := range group["rules"].([]any) {
 			if name, is := rule.(map[string]any)["alert"].(string); is {
-				p.rules[name] = rule.(map[string]any)["expr"].(string)
+				expression := "(" + rule.(map[string]any)["expr"].(string) + ")"
+				// An alert may have a rule for each severity.
+				if other := p.rules[name]; other != "" {
+					expression = other + " or " + expression
+				}
+				p.rules[name] = expression
 			} else {
 				records = true
 			}
