@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,12 +16,7 @@ import (
 func TestAuditLeavesOutDeletedRecords(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
-	topics := contract.Topics()
-	for i := range topics {
-		topics[i].Config = maps.Clone(topics[i].Config)
-		topics[i].Config["cleanup.policy"] = "compact,delete"
-	}
-	declare(t, kafka.Addr, topics...)
+	declare(t, kafka.Addr, deletable()...)
 	order := newOrder(t, kafka.Addr).start().ready()
 	created := 0
 	create := func(n int) {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -19,12 +18,7 @@ import (
 func TestRecordsThatAreDeletedUnreadAreReported(t *testing.T) {
 	t.Parallel()
 	kafka := testenv.StartKafka(t)
-	topics := contract.Topics()
-	for i := range topics {
-		topics[i].Config = maps.Clone(topics[i].Config)
-		topics[i].Config["cleanup.policy"] = "compact,delete"
-	}
-	declare(t, kafka.Addr, topics...)
+	declare(t, kafka.Addr, deletable()...)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
 	deleteAll := func() {
 		t.Helper()

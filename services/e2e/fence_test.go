@@ -116,11 +116,23 @@ func statuses(t *testing.T, kafka, id string) (found []string) {
 // compactedAtOnce returns the declared topics with settings that let compaction come at once: it
 // never touches the segment that is written.
 func compactedAtOnce() []contract.Topic {
+	return topicsWith(map[string]string{
+		"segment.ms": "300", "min.cleanable.dirty.ratio": "0.001", "min.compaction.lag.ms": "0",
+	})
+}
+
+// deletable returns the declared topics with a policy that lets records be deleted, which the
+// declared one does not.
+func deletable() []contract.Topic {
+	return topicsWith(map[string]string{"cleanup.policy": "compact,delete"})
+}
+
+// topicsWith returns the declared topics with other settings.
+func topicsWith(settings map[string]string) []contract.Topic {
 	topics := contract.Topics()
 	for i := range topics {
-		config := maps.Clone(topics[i].Config)
-		config["segment.ms"], config["min.cleanable.dirty.ratio"], config["min.compaction.lag.ms"] = "300", "0.001", "0"
-		topics[i].Config = config
+		topics[i].Config = maps.Clone(topics[i].Config)
+		maps.Copy(topics[i].Config, settings)
 	}
 	return topics
 }

@@ -13,18 +13,22 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// A store follows from the topics alone. A deleted store is rebuilt from them and is the same as
-// before, also after compaction. A Cart that lost its store continues with the next versions.
-func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
-	t.Parallel()
-	kafka := testenv.StartKafkaWith(t, localkafka.Options{
+// startCompactedSystem starts Cart and Order on a broker that compacts the topics at once.
+func startCompactedSystem(t *testing.T) (kafka *localkafka.Broker, cart, order *process) {
+	t.Helper()
+	kafka = testenv.StartKafkaWith(t, localkafka.Options{
 		// By default compaction waits for 15 s.
 		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
 	})
 	declare(t, kafka.Addr, compactedAtOnce()...)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	return kafka, newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()
+}
+
+// A store follows from the topics alone. A deleted store is rebuilt from them and is the same as
+// before, also after compaction. A Cart that lost its store continues with the next versions.
+func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
+	t.Parallel()
+	kafka, cart, order := startCompactedSystem(t)
 
 	const orders, updates = 30, 6
 	id := func(n int) string { return fmt.Sprint("order-", n) }
@@ -145,13 +149,7 @@ func TestRecreatedTopic(t *testing.T) {
 // service is silent about them, and a copy of Cart's store brings the orders back.
 func TestRecordsThatReplaceAnOrderAreNotSilent(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.StartKafkaWith(t, localkafka.Options{
-		Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
-	})
-	declare(t, kafka.Addr, compactedAtOnce()...)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startCompactedSystem(t)
 	for _, id := range []string{"erased", "garbled", "safe"} {
 		cart.create(id)
 	}

@@ -51,6 +51,17 @@ func (c *Collector) connect(t *testing.T) {
 	c.poller.client = &client{cl, c.requestTimeout()}
 }
 
+// connectWithin connects with another time for a poll than the configured one.
+func (c *Collector) connectWithin(t *testing.T, timeout time.Duration) {
+	t.Helper()
+	c.timeout = timeout
+	var err error
+	if c.opts, err = clientOptions(c.cfg.Kafka, c.requestTimeout()); err != nil {
+		t.Fatal(err)
+	}
+	c.connect(t)
+}
+
 // mustPoll polls and returns the snapshot. It tries again if a broker on a busy machine is too
 // slow.
 func (c *Collector) mustPoll(t *testing.T) *Snapshot {
@@ -220,16 +231,7 @@ func TestShareGroup(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	topic := testenv.NewTopic(t, addr, 2)
 	group := topic + "-share"
-	reset := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
-	reset.Name, reset.Value = "share.auto.offset.reset", new("earliest")
-	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
-	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeGroupConfig, group
-	resource.Configs = append(resource.Configs, reset)
-	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
-	req.Resources = append(req.Resources, resource)
-	if _, err := req.RequestWith(t.Context(), newClient(t, addr)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.ReadShareGroupFromTheStart(t, addr, group)
 	c := connect(t, Config{Kafka: kafkaconfig.Client{Brokers: []string{addr}}})
 	c.Want(map[string][]Objective{group: {{Age: time.Nanosecond}}})
 	c.until(t, "no group", func(s *Snapshot) bool { return summary(s, group) == " Dead 0 members" })
@@ -472,12 +474,7 @@ func TestDescribeThatTimesOut(t *testing.T) {
 	newClient(t, addr, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()),
 		kgo.DisableAutoCommit(), kgo.ServerSideBalancer())
 	c := newTestCollector(t, watching(cluster.ListenAddrs()...))
-	c.timeout = 3 * time.Second
-	var err error
-	if c.opts, err = clientOptions(c.cfg.Kafka, c.requestTimeout()); err != nil {
-		t.Fatal(err)
-	}
-	c.connect(t)
+	c.connectWithin(t, 3*time.Second)
 	c.until(t, "the member", func(s *Snapshot) bool {
 		return summary(s, "g") == "consumer Stable 1 members, 0 of 1 committed, subscribed true, unassigned 0"
 	})
@@ -991,12 +988,7 @@ func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t, 12, 3)
 	c := newTestCollector(t, watching(cluster.ListenAddrs()...))
-	c.timeout = 3 * time.Second
-	var err error
-	if c.opts, err = clientOptions(c.cfg.Kafka, c.requestTimeout()); err != nil {
-		t.Fatal(err)
-	}
-	c.connect(t)
+	c.connectWithin(t, 3*time.Second)
 	c.mustPoll(t)
 	cluster.Control(func(kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()

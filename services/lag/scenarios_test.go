@@ -11,7 +11,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
@@ -761,7 +760,7 @@ func noTimestamps(s *scenario) {
 func shareGroup(s *scenario) {
 	topic := s.newTopic("t", 1)
 	group := s.name + "-g"
-	s.readFromTheStart(group)
+	testenv.ReadShareGroupFromTheStart(s, s.addr, group)
 	topic.produce(0, 10)
 	member := s.client(kgo.ShareGroup(group), kgo.ConsumeTopics(topic.name))
 	for seen := 0; seen < 10; {
@@ -796,21 +795,6 @@ func shareGroup(s *scenario) {
 	s.awaitStatus(s.watches[0], lag.StatusStopped)
 	s.restart()
 	s.pass(time.Second)
-}
-
-// readFromTheStart lets a share group begin at the start of the log. The default is its end.
-func (s *scenario) readFromTheStart(group string) {
-	s.Helper()
-	reset := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
-	reset.Name, reset.Value = "share.auto.offset.reset", new("earliest")
-	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
-	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeGroupConfig, group
-	resource.Configs = append(resource.Configs, reset)
-	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
-	req.Resources = append(req.Resources, resource)
-	if _, err := req.RequestWith(s.Context(), s.client()); err != nil {
-		s.Fatal(err)
-	}
 }
 
 // after returns a condition that is met by the snapshot after n others.

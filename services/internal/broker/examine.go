@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -78,13 +80,16 @@ func (x *examiner) examine(ctx context.Context, offsets map[topicPartition]int64
 	defer func() { x.at = time.Now() }()
 	before := x.before
 	x.before = offsets
-	client, err := kgo.NewClient(append(x.cfg.Options(),
-		kgo.RetryTimeout(adminTimeout), kgo.RequestRetries(1), kgo.DisableClientMetrics())...)
+	client, err := newFranz(x.cfg, kgo.RequestRetries(1))
 	if err != nil {
-		return nil, fmt.Errorf("make client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
-	topics, err := lookUp(ctx, client, offsets)
+	names := make(map[string]bool)
+	for at := range offsets {
+		names[at.topic] = true
+	}
+	topics, err := lookUp(ctx, client, slices.Collect(maps.Keys(names)))
 	if err != nil {
 		return nil, err
 	}
@@ -126,32 +131,6 @@ func passes(err error) bool {
 		kafka.ErrFencedLeaderEpoch, kafka.ErrUnknownLeaderEpoch, kafka.ErrOffsetNotAvailable,
 		kafka.ErrOffsetOutOfRange, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopicID,
 		kafka.ErrInconsistentTopicID)
-}
-
-// lookUp returns the metadata of the topics.
-func lookUp(
-	ctx context.Context, client *kgo.Client, offsets map[topicPartition]int64,
-) (map[string]kmsg.MetadataResponseTopic, error) {
-	topics := make(map[string]kmsg.MetadataResponseTopic)
-	req := kmsg.NewPtrMetadataRequest()
-	for at := range offsets {
-		if _, ok := topics[at.topic]; !ok {
-			topics[at.topic] = kmsg.MetadataResponseTopic{}
-			t := kmsg.NewMetadataRequestTopic()
-			t.Topic = new(at.topic)
-			req.Topics = append(req.Topics, t)
-		}
-	}
-	resp, err := req.RequestWith(ctx, client)
-	if err != nil {
-		return nil, fmt.Errorf("look up topics: %w", err)
-	}
-	for _, t := range resp.Topics {
-		if t.Topic != nil {
-			topics[*t.Topic] = t
-		}
-	}
-	return topics, nil
 }
 
 // storedPartition is one partition as its leader stores it.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -28,9 +27,9 @@ type Member struct {
 func members(ctx context.Context, cfg Config, group string, except map[topicPartition]bool) ([]Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	client, err := kgo.NewClient(append(cfg.Options(), kgo.RetryTimeout(adminTimeout), kgo.DisableClientMetrics())...)
+	client, err := newFranz(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	req := kmsg.NewPtrConsumerGroupDescribeRequest()

@@ -52,10 +52,9 @@ func NewTransactions(cfg Config, topics ...string) (*Transactions, error) {
 	// Later versions are for brokers and for the second protocol of KIP-890.
 	versions.SetMaxKeyVersion(int16(kmsg.AddPartitionsToTxn), 3)
 	versions.SetMaxKeyVersion(int16(kmsg.EndTxn), 4)
-	client, err := kgo.NewClient(append(cfg.Options(),
-		kgo.MaxVersions(versions), kgo.RetryTimeout(adminTimeout), kgo.DisableClientMetrics())...)
+	client, err := newFranz(cfg, kgo.MaxVersions(versions))
 	if err != nil {
-		return nil, fmt.Errorf("make client: %w", err)
+		return nil, err
 	}
 	return &Transactions{
 		client: client, topics: topics, producers: make(map[int64]bool), foreign: make(map[Partition]bool),
@@ -90,13 +89,8 @@ func (t *Transactions) Complete(ctx context.Context, transactionalID string) err
 func (t *Transactions) complete(ctx context.Context, transactionalID string) error {
 	init := kmsg.NewPtrInitProducerIDRequest()
 	init.TransactionalID, init.TransactionTimeoutMillis = &transactionalID, int32(transactionTimeout.Milliseconds())
-	producer, err := coordinate(ctx, func() (*kmsg.InitProducerIDResponse, int16, error) {
-		resp, err := init.RequestWith(ctx, t.client)
-		if err != nil {
-			return nil, 0, err
-		}
-		return resp, resp.ErrorCode, nil
-	})
+	producer, err := coordinate(ctx, t.client, init.RequestWith,
+		func(resp *kmsg.InitProducerIDResponse) int16 { return resp.ErrorCode })
 	if err != nil {
 		return err
 	}
@@ -108,49 +102,41 @@ func (t *Transactions) complete(ctx context.Context, transactionalID string) err
 	if add.Topics, err = t.partitions(ctx); err != nil || len(add.Topics) == 0 {
 		return err
 	}
-	if _, err := coordinate(ctx, func() (*kmsg.AddPartitionsToTxnResponse, int16, error) {
-		resp, err := add.RequestWith(ctx, t.client)
-		if err != nil {
-			return nil, 0, err
-		}
+	if _, err := coordinate(ctx, t.client, add.RequestWith, func(resp *kmsg.AddPartitionsToTxnResponse) int16 {
 		for _, topic := range resp.Topics {
 			for _, p := range topic.Partitions {
 				if p.ErrorCode != 0 && p.ErrorCode != kerr.OperationNotAttempted.Code {
-					return resp, p.ErrorCode, nil
+					return p.ErrorCode
 				}
 			}
 		}
-		return resp, 0, nil
+		return 0
 	}); err != nil {
 		return err
 	}
 	end := kmsg.NewPtrEndTxnRequest()
 	end.TransactionalID, end.Commit = transactionalID, true
 	end.ProducerID, end.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
-	_, err = coordinate(ctx, func() (*kmsg.EndTxnResponse, int16, error) {
-		resp, err := end.RequestWith(ctx, t.client)
-		if err != nil {
-			return nil, 0, err
-		}
-		return resp, resp.ErrorCode, nil
-	})
+	_, err = coordinate(ctx, t.client, end.RequestWith,
+		func(resp *kmsg.EndTxnResponse) int16 { return resp.ErrorCode })
 	return err
 }
 
-// coordinate repeats a request to a coordinator that is busy or not there yet. The request returns its
-// response with the error code of it.
-func coordinate[T any](ctx context.Context, request func() (T, int16, error)) (T, error) {
+// coordinate repeats a request to a coordinator that is busy or not there yet. code returns the error
+// code of a response.
+func coordinate[R any](
+	ctx context.Context, client kmsg.Requestor,
+	request func(context.Context, kmsg.Requestor) (R, error), code func(R) int16,
+) (R, error) {
 	again := backoff.Backoff{Min: coordinatorMin, Max: coordinatorMax}
 	for {
-		resp, code, err := request()
-		failed := kerr.ErrorForCode(code)
-		switch {
-		case err != nil:
+		resp, err := request(ctx, client)
+		if err != nil || code(resp) == 0 {
 			return resp, err
-		case code == 0:
-			return resp, nil
-		case !kerr.IsRetriable(failed) && !errors.Is(failed, kerr.ConcurrentTransactions):
-			return resp, kafka.NewError(kafka.ErrorCode(code), failed.Error(), false)
+		}
+		failed := kerr.ErrorForCode(code(resp))
+		if !kerr.IsRetriable(failed) && !errors.Is(failed, kerr.ConcurrentTransactions) {
+			return resp, kafka.NewError(kafka.ErrorCode(code(resp)), failed.Error(), false)
 		}
 		if !again.Wait(ctx) {
 			return resp, errors.Join(failed, context.Cause(ctx))
@@ -160,28 +146,20 @@ func coordinate[T any](ctx context.Context, request func() (T, int16, error)) (T
 
 // partitions returns the partitions of the topics that exist.
 func (t *Transactions) partitions(ctx context.Context) ([]kmsg.AddPartitionsToTxnRequestTopic, error) {
-	req := kmsg.NewPtrMetadataRequest()
-	// nil would ask for all topics.
-	req.Topics = []kmsg.MetadataRequestTopic{}
-	for _, topic := range t.topics {
-		wanted := kmsg.NewMetadataRequestTopic()
-		wanted.Topic = new(topic)
-		req.Topics = append(req.Topics, wanted)
-	}
-	resp, err := req.RequestWith(ctx, t.client)
+	topics, err := lookUp(ctx, t.client, t.topics)
 	if err != nil {
-		return nil, fmt.Errorf("look up topics: %w", err)
+		return nil, err
 	}
 	var found []kmsg.AddPartitionsToTxnRequestTopic
-	for _, topic := range resp.Topics {
+	for name, topic := range topics {
 		if topic.ErrorCode == kerr.UnknownTopicOrPartition.Code {
 			continue
 		}
 		if topic.ErrorCode != 0 {
-			return nil, kafka.NewError(kafka.ErrorCode(topic.ErrorCode), *topic.Topic, false)
+			return nil, kafka.NewError(kafka.ErrorCode(topic.ErrorCode), name, false)
 		}
 		f := kmsg.NewAddPartitionsToTxnRequestTopic()
-		f.Topic = *topic.Topic
+		f.Topic = name
 		for _, p := range topic.Partitions {
 			f.Partitions = append(f.Partitions, p.Partition)
 		}
@@ -257,8 +235,7 @@ func (t *Transactions) await(ctx context.Context, next map[Partition]int64) (lef
 	left = next
 	again := backoff.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
 	for begin := time.Now(); len(left) > 0 && time.Since(begin) < readableWait; {
-		const lastStableOffset = 1
-		stable, err := t.ends(ctx, left, lastStableOffset)
+		stable, err := t.stableOffsets(ctx, left)
 		if err != nil {
 			return nil, err
 		}
@@ -275,9 +252,9 @@ func (t *Transactions) await(ctx context.Context, next map[Partition]int64) (lef
 	return left, nil
 }
 
-// ends returns the ends of partitions for readers of an isolation level.
-func (t *Transactions) ends(
-	ctx context.Context, of map[Partition]int64, isolationLevel int8,
+// stableOffsets returns the last stable offsets of partitions.
+func (t *Transactions) stableOffsets(
+	ctx context.Context, of map[Partition]int64,
 ) (map[Partition]int64, error) {
 	byTopic := make(map[string][]kmsg.ListOffsetsRequestTopicPartition)
 	for p := range of {
@@ -286,7 +263,8 @@ func (t *Transactions) ends(
 		byTopic[p.Topic] = append(byTopic[p.Topic], one)
 	}
 	req := kmsg.NewPtrListOffsetsRequest()
-	req.ReplicaID, req.IsolationLevel = -1, isolationLevel
+	const readCommitted = 1
+	req.ReplicaID, req.IsolationLevel = -1, readCommitted
 	for topic, partitions := range byTopic {
 		one := kmsg.NewListOffsetsRequestTopic()
 		one.Topic, one.Partitions = topic, partitions
@@ -294,17 +272,18 @@ func (t *Transactions) ends(
 	}
 	resp, err := req.RequestWith(ctx, t.client)
 	if err != nil {
-		return nil, fmt.Errorf("look up the ends of partitions: %w", err)
+		return nil, fmt.Errorf("look up last stable offsets: %w", err)
 	}
-	ends := make(map[Partition]int64, len(of))
+	stable := make(map[Partition]int64, len(of))
 	for _, topic := range resp.Topics {
 		for _, p := range topic.Partitions {
 			if p.ErrorCode != 0 {
 				err := kafka.NewError(kafka.ErrorCode(p.ErrorCode), "", false)
-				return nil, fmt.Errorf("look up the end of %s/%d: %w", topic.Topic, p.Partition, explain(err))
+				return nil, fmt.Errorf("look up the last stable offset of %s/%d: %w",
+					topic.Topic, p.Partition, explain(err))
 			}
-			ends[Partition{Topic: topic.Topic, Number: p.Partition}] = p.Offset
+			stable[Partition{Topic: topic.Topic, Number: p.Partition}] = p.Offset
 		}
 	}
-	return ends, nil
+	return stable, nil
 }

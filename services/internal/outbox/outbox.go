@@ -42,7 +42,7 @@ type Box struct {
 	acked acknowledged
 	// committed has the pages that Kafka has committed and that are not known to be readable. Only the
 	// relay uses it.
-	committed []page
+	committed []committedPage
 	// completed is set once the transactions of earlier processes are completed.
 	completed bool
 	// published stores the offset after the last published message of each partition, in the

@@ -191,7 +191,8 @@ func (b *Box) publishPages(
 			return err
 		}
 		if len(rows.messages) > 0 {
-			if err := b.publish(work, pair[turn], &rows); err != nil {
+			next, err := b.publish(work, pair[turn], rows)
+			if err != nil {
 				return err
 			}
 			last, turn, limit = rows.last, 1-turn, min(2*limit, pageRows)
@@ -201,7 +202,7 @@ func (b *Box) publishPages(
 				}
 			}
 			waiting = true
-			confirming.Go(func() { readable <- transactions.AwaitReadable(work, rows.next) })
+			confirming.Go(func() { readable <- transactions.AwaitReadable(work, next) })
 			continue
 		}
 		select {
@@ -231,7 +232,13 @@ type page struct {
 	messages []contract.Message
 	// last is the ID of the last row.
 	last int64
-	// next has the offset after the last message of each partition, once the page is committed.
+}
+
+// committedPage is a page that Kafka has committed, without its messages.
+type committedPage struct {
+	// last is the ID of the last row, and rows is how many there are.
+	last, rows int64
+	// next has the offset after the last message of each partition.
 	next map[broker.Partition]int64
 }
 
@@ -260,24 +267,27 @@ func (b *Box) nextPage(ctx context.Context, last int64, limit int) (page, error)
 	return next, nil
 }
 
-// publish publishes a page. It is acknowledged when it can be read.
-func (b *Box) publish(ctx context.Context, p *broker.Producer, rows *page) (err error) {
+// publish publishes a page, and returns the offset after the last message of each partition. The page is
+// acknowledged when it can be read.
+func (b *Box) publish(
+	ctx context.Context, p *broker.Producer, rows page,
+) (next map[broker.Partition]int64, err error) {
 	begin := time.Now()
-	if rows.next, err = p.Publish(ctx, rows.messages); err != nil {
-		return fmt.Errorf("publish %d rows up to %d: %w", len(rows.messages), rows.last, err)
+	if next, err = p.Publish(ctx, rows.messages); err != nil {
+		return nil, fmt.Errorf("publish %d rows up to %d: %w", len(rows.messages), rows.last, err)
 	}
 	seconds := time.Since(begin).Seconds()
 	for range rows.messages {
 		b.acks.Observe(seconds)
 	}
-	b.committed = append(b.committed, *rows)
-	return nil
+	b.committed = append(b.committed, committedPage{rows.last, int64(len(rows.messages)), next})
+	return next, nil
 }
 
 // acknowledge acknowledges the rows of pages.
-func (b *Box) acknowledge(pages []page) {
+func (b *Box) acknowledge(pages []committedPage) {
 	for _, p := range pages {
-		b.acked.add(p.last, int64(len(p.messages)), p.next)
+		b.acked.add(p.last, p.rows, p.next)
 	}
 }
 
