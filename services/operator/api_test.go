@@ -40,6 +40,7 @@ import (
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
+	"ordersystem.dev/services/lag/config"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
@@ -246,11 +247,11 @@ type replica struct {
 }
 
 func (a *api) config() Config {
-	return Config{
-		OpsAddr:   env.Addr{Value: "127.0.0.1:0"},
-		Namespace: a.namespace, WatchNamespaces: []string{a.namespace}, Interval: 5 * time.Second,
-		Clusters: []Cluster{{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}},
-	}
+	return Config{Namespace: a.namespace, Config: config.Config{
+		OpsAddr:         env.Addr{Value: "127.0.0.1:0"},
+		WatchNamespaces: []string{a.namespace}, Interval: 5 * time.Second,
+		Clusters: []config.Cluster{{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}},
+	}}
 }
 
 // start runs an operator whose collector is s, or a real one.
@@ -517,7 +518,8 @@ func (b *bench) restart() {
 		groups: map[types.NamespacedName]*declared{},
 		clusters: map[string]*watchedCluster{
 			"main": {
-				Cluster: Cluster{Config: lag.Config{Name: "main", Interval: 5 * time.Second}}, collector: b.script,
+				Cluster:   config.Cluster{Config: lag.Config{Name: "main", Interval: 5 * time.Second}},
+				collector: b.script,
 				begun: b.time,
 			},
 		},
@@ -911,7 +913,7 @@ func TestKafkaTopics(t *testing.T) {
 	t.Parallel()
 	a, s := newAPI(t), newScript()
 	cfg := a.config()
-	cfg.Clusters[0].KafkaTopics = KafkaTopics{Namespace: a.namespace, Cluster: "main"}
+	cfg.Clusters[0].KafkaTopics = config.KafkaTopics{Namespace: a.namespace, Cluster: "main"}
 	topic := func(name, topicName, cluster string) *unstructured.Unstructured {
 		o := &unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "kafka.strimzi.io/v1", "kind": "KafkaTopic",
@@ -999,7 +1001,7 @@ func TestNoKafkaTopics(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := newStrimzi(
-		KafkaTopics{Namespace: a.namespace, Cluster: "main"}, a.kube, k8s.GetHTTPClient(), k8s.GetRESTMapper(),
+		config.KafkaTopics{Namespace: a.namespace, Cluster: "main"}, a.kube, k8s.GetHTTPClient(), k8s.GetRESTMapper(),
 		slog.New(slog.NewTextHandler(&log, nil)),
 	)
 	if err != nil {
@@ -1080,7 +1082,7 @@ func TestLeastRBAC(t *testing.T) {
 	kube.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + a.namespace + ":lag-operator",
 		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + a.namespace, "system:authenticated"}}
 	cfg := a.config()
-	cfg.Clusters[0].KafkaTopics = KafkaTopics{Namespace: a.namespace, Cluster: "main"}
+	cfg.Clusters[0].KafkaTopics = config.KafkaTopics{Namespace: a.namespace, Cluster: "main"}
 	log := &lines{}
 	r := start(t, cfg, slog.New(slog.NewTextHandler(log, nil)), kube, s)
 	s.leads(t)
@@ -1133,7 +1135,7 @@ func TestNoAPIServer(t *testing.T) {
 	t.Parallel()
 	// This sets the libraries' log. There need not be a cluster to connect to.
 	_, _ = connect()
-	cfg := Config{OpsAddr: env.Addr{Value: "127.0.0.1:0"}, Namespace: "orders"}
+	cfg := Config{Config: config.Config{OpsAddr: env.Addr{Value: "127.0.0.1:0"}}, Namespace: "orders"}
 	err := run(t.Context(), cfg, testLog(t), &rest.Config{Host: "127.0.0.1:1"}, nil,
 		func(lag.Config) (collector, error) { return newScript(), nil })
 	if err == nil || !strings.Contains(err.Error(), "connection refused") {

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"ordersystem.dev/services/lag"
+	"ordersystem.dev/services/lag/config"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
@@ -49,7 +50,7 @@ type collector interface {
 
 // watchedCluster is a Kafka cluster that the operator watches.
 type watchedCluster struct {
-	Cluster
+	config.Cluster
 	collector
 	// strimzi is nil if the configuration names no KafkaTopics for this cluster.
 	strimzi *strimzi

@@ -33,6 +33,7 @@ import (
 
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/lag"
+	"ordersystem.dev/services/lag/config"
 	"ordersystem.dev/services/operator/api/v1alpha1"
 )
 
@@ -93,7 +94,7 @@ func run(
 		if k.collector, err = open(c.Config); err != nil {
 			return fmt.Errorf("cluster %s: %w", c.Name, err)
 		}
-		if c.KafkaTopics != (KafkaTopics{}) {
+		if c.KafkaTopics != (config.KafkaTopics{}) {
 			k.strimzi, err = newStrimzi(c.KafkaTopics, kube, k8s.GetHTTPClient(), k8s.GetRESTMapper(), log)
 			if err != nil {
 				return err

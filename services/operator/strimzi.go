@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ordersystem.dev/services/lag/config"
 )
 
 // kafkaTopic is a topic as Strimzi sees it.
@@ -47,7 +49,7 @@ type strimzi struct {
 
 // newStrimzi prepares the watch of the KafkaTopics that t selects. It begins when cache runs.
 func newStrimzi(
-	t KafkaTopics, kube *rest.Config, httpClient *http.Client, mapper meta.RESTMapper, log *slog.Logger,
+	t config.KafkaTopics, kube *rest.Config, httpClient *http.Client, mapper meta.RESTMapper, log *slog.Logger,
 ) (*strimzi, error) {
 	selector := labels.SelectorFromSet(labels.Set{"strimzi.io/cluster": t.Cluster})
 	c, err := cache.New(kube, cache.Options{

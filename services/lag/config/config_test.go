@@ -1,4 +1,4 @@
-package operator
+package config
 
 import (
 	"maps"
@@ -17,16 +17,16 @@ import (
 	"ordersystem.dev/services/lag"
 )
 
-// read reads a configuration with that file. POD_NAMESPACE is orders, unless vars has another.
+// read reads a configuration with that file.
 func read(t *testing.T, text string, vars map[string]string) (Config, string, error) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	all := map[string]string{"CONFIG_FILE": name, "POD_NAMESPACE": "orders"}
+	all := map[string]string{"CONFIG_FILE": name}
 	maps.Copy(all, vars)
-	cfg, err := ConfigFromEnv(env.New(func(v string) string { return all[v] }))
+	cfg, err := ForOperator(env.New(func(v string) string { return all[v] }))
 	return cfg, name, err
 }
 
@@ -86,7 +86,6 @@ watchNamespaces: [orders, audit]
 	}
 	want := Config{
 		OpsAddr:         env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
-		Namespace:       "orders",
 		WatchNamespaces: []string{"orders", "audit"},
 		Interval:        10 * time.Second,
 		Clusters:        []Cluster{{Config: orders, KafkaTopics: KafkaTopics{"orders", "main"}}, {Config: plain}},
@@ -153,9 +152,8 @@ clusters:
     sasl: {mechanism: PLAIN}
     kafkaTopics: {namespace: b}
 watchNamespaces: [fine, not_fine]
-`, map[string]string{"POD_NAMESPACE": "", "OPS_ADDR": "8080"}, []string{
+`, map[string]string{"OPS_ADDR": "8080"}, []string{
 			`OPS_ADDR="8080": must be host:port or :port, such as :8080`,
-			`POD_NAMESPACE is not set: for example POD_NAMESPACE=orders`,
 			`line 2: there is no key intervall`,
 			`line 9: there is no key sals`,
 			`interval: "5": must be a duration from 1s to 1m`,
@@ -187,7 +185,7 @@ watchNamespaces: [fine, not_fine]
 		"nothing": {"", nil, noCluster},
 		"another shape": {
 			"clusters: {name: orders}", nil,
-			append([]string{"line 1: cannot unmarshal !!map into []operator.fileCluster"}, noCluster...),
+			append([]string{"line 1: cannot unmarshal !!map into []config.fileCluster"}, noCluster...),
 		},
 		"no YAML": {"clusters: [", nil, []string{"yaml: line 1: did not find expected node content"}},
 		"too often": {
@@ -211,5 +209,43 @@ watchNamespaces: [fine, not_fine]
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The collector without Kubernetes takes the operator's file, if it says which groups to watch.
+func TestConfigOfTheCollector(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "config.yaml")
+	for _, tt := range []struct {
+		text     string
+		ignored  []string
+		mistakes string
+	}{
+		{text: "clusters: [{name: a, bootstrapServers: 'a:1', discover: .*}]"},
+		{
+			text: "clusters: [{name: a, bootstrapServers: 'a:1', discover: .*}, {name: b, bootstrapServers: 'b:1', " +
+				"discover: .*, kafkaTopics: {namespace: orders, cluster: main}}]\nwatchNamespaces: [orders]",
+			ignored: []string{"watchNamespaces", "clusters[1].kafkaTopics"},
+		},
+		{
+			text: "clusters: [{name: a, bootstrapServers: 'a:1', excludeGroups: b}]",
+			mistakes: name + `: clusters[0].discover: "": must be a regular expression for names of groups, such as ` +
+				`".*" for all`,
+		},
+	} {
+		if err := os.WriteFile(name, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := ForCollector(env.New(func(v string) string { return map[string]string{"CONFIG_FILE": name}[v] }))
+		mistakes := ""
+		if err != nil {
+			mistakes = err.Error()
+		}
+		if diff := cmp.Diff(tt.mistakes, mistakes); diff != "" {
+			t.Errorf("%s: mistakes (-want +got):\n%s", tt.text, diff)
+		}
+		if diff := cmp.Diff(tt.ignored, cfg.OfOperator()); diff != "" && err == nil {
+			t.Errorf("%s: keys without effect (-want +got):\n%s", tt.text, diff)
+		}
 	}
 }
