@@ -39,7 +39,7 @@ var build = sync.OnceValue(func() error {
 		return err
 	}
 	args := slices.Concat([]string{"build"}, buildFlags,
-		[]string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo"})
+		[]string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo", "../cmd/lag-collector"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

@@ -27,7 +27,7 @@ import (
 
 const root = "../../.."
 
-var programs = []string{"cart", "order", "lag-operator", "check"}
+var programs = []string{"cart", "order", "lag-operator", "lag-collector", "check"}
 
 func TestMakefileListsThePrograms(t *testing.T) {
 	var want []string
@@ -74,10 +74,11 @@ func TestImageHoldsNothingButTheProgram(t *testing.T) {
 func TestImageStarts(t *testing.T) {
 	testenv.RequireBuildKit(t)
 	for program, says := range map[string]string{
-		"cart":         "KAFKA_BROKERS is not set",
-		"order":        "KAFKA_BROKERS is not set",
-		"lag-operator": "POD_NAMESPACE is not set",
-		"check":        "no step is given",
+		"cart":          "KAFKA_BROKERS is not set",
+		"order":         "KAFKA_BROKERS is not set",
+		"lag-operator":  "POD_NAMESPACE is not set",
+		"lag-collector": "/etc/lag-collector/config.yaml",
+		"check":         "no step is given",
 	} {
 		t.Run(program, func(t *testing.T) {
 			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none",
