@@ -48,8 +48,9 @@ type Box struct {
 	// published stores the offset after the last published message of each partition, in the
 	// transaction that deletes the rows. The partitions lack the IDs of their topics.
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
-	// wake has a token if rows were committed since the relay last looked.
-	wake chan struct{}
+	// wake has a token if rows were committed since the relay last looked, and deletable if rows were
+	// acknowledged since deleteUntil last looked.
+	wake, deletable chan struct{}
 
 	failures                        *prometheus.CounterVec
 	acks                            prometheus.Histogram
@@ -65,7 +66,7 @@ func Open(
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error,
 ) (*Box, error) {
 	b := &Box{
-		db: db, log: log, published: published, wake: make(chan struct{}, 1),
+		db: db, log: log, published: published, wake: make(chan struct{}, 1), deletable: make(chan struct{}, 1),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "_delivery_failures_total",
 			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. " +

@@ -15,7 +15,7 @@ import (
 const (
 	// pageRows and pageBytes limit what one transaction publishes. Large pages make a backlog
 	// drain fast. Without a backlog a page is what came while the previous one was committed.
-	pageRows  = 5000
+	pageRows  = 10_000
 	pageBytes = 8 << 20
 	// cleanupAfter is when an acknowledged row is deleted at the latest, if all goes well.
 	cleanupAfter = 50 * time.Millisecond
@@ -63,12 +63,17 @@ func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Conte
 	}
 	defer transactions.Close()
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
+	limit := pageRows
 	for ctx.Err() == nil {
 		before, _, _ := b.acked.get()
-		err := b.relaySession(ctx, to, transactions, begin)
+		err := b.relaySession(ctx, to, transactions, begin, limit)
+		// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
+		// the rows behind it, and none before it.
+		limit = 1
 		switch {
 		case err == nil:
 			// ctx has ended, or the next producers have other TLS files.
+			limit = pageRows
 			continue
 		case errors.Is(err, broker.ErrProducerFenced):
 			return fmt.Errorf("another process publishes to the same topics from its own store; "+
@@ -93,10 +98,11 @@ func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Conte
 	return nil
 }
 
-// relaySession publishes with one pair of producers. It returns the first failure, or nil when ctx has
-// ended or the producers have outdated TLS files.
+// relaySession publishes with one pair of producers. Its first page has up to limit rows. It returns the
+// first failure, or nil when ctx has ended or the producers have outdated TLS files.
 func (b *Box) relaySession(
 	ctx context.Context, to Target, transactions *broker.Transactions, begin func(ctx context.Context) error,
+	limit int,
 ) error {
 	var pair [2]*broker.Producer
 	for i, id := range to.TransactionalIDs {
@@ -152,57 +158,64 @@ func (b *Box) relaySession(
 			return err
 		}
 	}
-	if err := b.publishPages(ctx, work, pair, transactions); err != nil {
+	var deleting sync.WaitGroup
+	deleting.Go(func() { b.deleteUntil(ctx) })
+	err := b.publishPages(ctx, work, pair, transactions, limit)
+	stop()
+	if deleting.Wait(); err != nil {
 		return err
 	}
 	return b.deleteIdle(ctx)
 }
 
-// publishPages publishes one page after the other until ctx ends, or until the first failure. While one
-// page is published, it waits until the page before it can be read.
+// publishPages publishes one page after the other until ctx ends, or until the first failure. The first
+// page has up to limit rows. While one page is published, it waits until the page before it can be read,
+// and reads the page behind it if there are rows enough to fill that.
 func (b *Box) publishPages(
-	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions,
+	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions, limit int,
 ) error {
 	// readable gets the result when the last page can be read. waiting is set until then.
 	readable, waiting := make(chan error, 1), false
-	var confirming sync.WaitGroup
-	defer confirming.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	work, stop := context.WithCancel(work)
 	defer stop()
-	var cleanup <-chan time.Time
 	confirm := func(err error) error {
 		if waiting = false; err != nil {
 			return err
 		}
 		b.acknowledge(b.committed[:1])
 		b.committed = b.committed[1:]
-		cleanup = time.After(cleanupAfter)
 		return nil
 	}
 	last, _, _ := b.acked.get()
-	// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
-	// the rows behind it, and none before it.
-	limit := 1
+	read := func() (page, error) { return b.nextPage(last, limit) }
+	next := read
 	// One page more is published after ctx has ended.
 	for turn, ended := 0, false; !ended; {
 		ended = ctx.Err() != nil
-		rows, err := b.nextPage(ctx, last, limit)
+		rows, err := next()
 		if err != nil {
 			return err
 		}
+		next = read
 		if len(rows.messages) > 0 {
-			next, err := b.publish(work, pair[turn], rows)
+			last, limit = rows.last, min(2*limit, pageRows)
+			if rows.full {
+				next = ahead(&beside, read)
+			}
+			end, err := b.publish(work, pair[turn], rows)
 			if err != nil {
 				return err
 			}
-			last, turn, limit = rows.last, 1-turn, min(2*limit, pageRows)
+			turn = 1 - turn
 			if waiting {
 				if err := confirm(<-readable); err != nil {
 					return err
 				}
 			}
 			waiting = true
-			confirming.Go(func() { readable <- transactions.AwaitReadable(work, next) })
+			beside.Go(func() { readable <- transactions.AwaitReadable(work, end) })
 			continue
 		}
 		select {
@@ -211,13 +224,6 @@ func (b *Box) publishPages(
 		case err := <-readable:
 			if err := confirm(err); err != nil {
 				return err
-			}
-		case <-cleanup:
-			cleanup = nil
-			if err := b.deleteIdle(ctx); err != nil {
-				// Publishing need not stop for it.
-				b.log.Warn("acknowledged rows stay in the outbox for now", "rows", b.rows.Load(), "err", err)
-				cleanup = time.After(retryMax)
 			}
 		}
 	}
@@ -232,6 +238,8 @@ type page struct {
 	messages []contract.Message
 	// last is the ID of the last row.
 	last int64
+	// full is set if the page has as much as it may have.
+	full bool
 }
 
 // committedPage is a page that Kafka has committed, without its messages.
@@ -242,18 +250,34 @@ type committedPage struct {
 	next map[broker.Partition]int64
 }
 
+// ahead calls read at once, and returns a function that waits for its result.
+func ahead(wg *sync.WaitGroup, read func() (page, error)) func() (page, error) {
+	var rows page
+	var err error
+	done := make(chan struct{})
+	wg.Go(func() {
+		defer close(done)
+		rows, err = read()
+	})
+	return func() (page, error) {
+		<-done
+		return rows, err
+	}
+}
+
 // nextPage reads the first rows behind the ID last, up to limit rows and pageBytes.
-func (b *Box) nextPage(ctx context.Context, last int64, limit int) (page, error) {
+func (b *Box) nextPage(last int64, limit int) (page, error) {
 	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
 	// starts a goroutine for each row.
-	rows, err := b.db.Read.QueryContext(context.WithoutCancel(ctx),
+	rows, err := b.db.Read.QueryContext(context.Background(),
 		"SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
 	if err != nil {
 		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 	}
 	defer rows.Close()
 	var next page
-	for size := 0; size < pageBytes && rows.Next(); {
+	size := 0
+	for size < pageBytes && rows.Next() {
 		r, n, err := scanRow(rows)
 		if err != nil {
 			return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
@@ -261,6 +285,7 @@ func (b *Box) nextPage(ctx context.Context, last int64, limit int) (page, error)
 		next.messages, next.last = append(next.messages, r.Message), r.ID
 		size += n
 	}
+	next.full = len(next.messages) == limit || size >= pageBytes
 	if err := rows.Err(); err != nil {
 		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
 	}
@@ -284,10 +309,34 @@ func (b *Box) publish(
 	return next, nil
 }
 
-// acknowledge acknowledges the rows of pages.
+// acknowledge acknowledges the rows of pages, and lets deleteUntil delete them.
 func (b *Box) acknowledge(pages []committedPage) {
 	for _, p := range pages {
 		b.acked.add(p.last, p.rows, p.next)
+	}
+	select {
+	case b.deletable <- struct{}{}:
+	default:
+		// It has a token already.
+	}
+}
+
+// deleteUntil deletes acknowledged rows until ctx ends. So the deletion of a backlog does not wait for
+// the end of its publication.
+func (b *Box) deleteUntil(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.deletable:
+		}
+		for pause := cleanupAfter; backoff.Sleep(ctx, pause); pause = retryMax {
+			err := b.deleteIdle(ctx)
+			if err == nil {
+				break
+			}
+			b.log.Warn("acknowledged rows stay in the outbox for now", "rows", b.rows.Load(), "err", err)
+		}
 	}
 }
 
