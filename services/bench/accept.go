@@ -79,16 +79,11 @@ of the service; in the first row until everything is published.`,
 
 // acceptPublishing loads a new Cart and waits until all accepted orders are published.
 func (b *bench) acceptPublishing(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
-	topic, err := limit.NewCounter(kafka, contract.TopicCreated)
-	if err != nil {
-		return rate, err
-	}
-	defer topic.Close()
 	err = b.withFresh(ctx, b.cart, kafka, func(cart *service) error {
 		if _, err := cart.ready(ctx); err != nil {
 			return err
 		}
-		before, err := topic.Records()
+		_, before, err := limit.Consume(ctx, kafka, contract.TopicCreated)
 		if err != nil {
 			return err
 		}
@@ -96,7 +91,7 @@ func (b *bench) acceptPublishing(ctx context.Context, kafka, prefix string) (rat
 			if err := cart.awaitPublished(ctx); err != nil {
 				return err
 			}
-			after, err := topic.Records()
+			_, after, err := limit.Consume(ctx, kafka, contract.TopicCreated)
 			if err == nil && after-before != accepted {
 				err = fmt.Errorf("%d orders were accepted and %d published", accepted, after-before)
 			}

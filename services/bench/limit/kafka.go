@@ -189,9 +189,7 @@ func assignAll(c *kafka.Consumer, topic string, from kafka.Offset) (partitions i
 	return len(all), c.Assign(all)
 }
 
-// Counter counts the records that a topic was ever given.
-//
-// Deleted records count too, so that the difference of two counts is what was written in between.
+// Counter counts the offsets that a topic was ever given. The markers of transactions have offsets too.
 type Counter struct {
 	client *kafka.Consumer
 	topic  string
@@ -212,11 +210,14 @@ func NewCounter(addr, topic string) (*Counter, error) {
 	return &Counter{client, topic, int32(len(metadata.Topics[topic].Partitions))}, nil
 }
 
+// Partitions returns the number of partitions when the counter was made.
+func (c *Counter) Partitions() int { return int(c.partitions) }
+
 // Close ends the connection.
 func (c *Counter) Close() { c.client.Close() }
 
-// Records returns the sum of the high watermarks.
-func (c *Counter) Records() (int, error) {
+// Offsets returns the sum of the high watermarks.
+func (c *Counter) Offsets() (int, error) {
 	var n int64
 	for p := range c.partitions {
 		_, end, err := c.client.QueryWatermarkOffsets(c.topic, p, metadataPatience)
