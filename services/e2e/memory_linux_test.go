@@ -71,7 +71,7 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	}
 
 	memory := chartsMemory(t)
-	order := newOrder(t, kafka.Addr, "GOMEMLIMIT="+memory["order"].goLimit).start()
+	order := newOrder(t, kafka.Addr, "GOMEMLIMIT="+memory["order"].goLimit).lean().start()
 	eventually(t, time.Minute, "Order listens", func() (bool, string) {
 		got, err := http.Get(order.ops + "/healthz")
 		if err == nil {
@@ -83,7 +83,7 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		audits.Go(func() {
 			url := order.api + "/order/getAllOrderIdsFromTopic?topicName=" + topic
-			eventually(t, 8*time.Minute, "an audit of "+topic, func() (bool, string) {
+			eventually(t, 3*time.Minute, "an audit of "+topic, func() (bool, string) {
 				got, err := send(http.MethodGet, url, "")
 				total := fmt.Sprintf("'%s': %d", topic, wanted[topic])
 				complete := err == nil && got.status == http.StatusOK && strings.Contains(got.body, total)
@@ -100,7 +100,7 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	fits(t, order, memory["order"])
 	order.stop()
 
-	cart := newCart(t, kafka.Addr, "GOMEMLIMIT="+memory["cart"].goLimit).start()
+	cart := newCart(t, kafka.Addr, "GOMEMLIMIT="+memory["cart"].goLimit).lean().start()
 	cart.readyIn(3 * time.Minute)
 	fits(t, cart, memory["cart"])
 	cart.stop()

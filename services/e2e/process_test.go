@@ -24,27 +24,33 @@ import (
 )
 
 var (
-	// buildDir holds the programs that build makes.
+	// buildDir holds the programs.
 	buildDir string
-	// buildFlags has -race if the tests have it.
-	buildFlags []string
+	// raceFlags has -race if the tests have it.
+	raceFlags []string
+
+	// build makes the programs once, as a user would, and with the race detector if the tests have it.
+	build = sync.OnceValues(func() (dir string, err error) { return buildWith("tested", raceFlags...) })
+	// buildLean makes the programs once, without the race detector.
+	buildLean = sync.OnceValues(func() (dir string, err error) { return buildWith("lean") })
 )
 
-// build makes the programs once, as a user would.
-var build = sync.OnceValue(func() error {
+// buildWith builds the programs into a directory below buildDir.
+func buildWith(name string, flags ...string) (dir string, err error) {
 	// `go test` does not know that the result depends on the programs. It notices only which
 	// directories a test walks and whether they changed. Without this walk it would show cached
 	// results for older programs.
 	if err := filepath.WalkDir("..", func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
-		return err
+		return "", err
 	}
-	args := slices.Concat([]string{"build"}, buildFlags,
-		[]string{"-o", buildDir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo", "../cmd/lag-collector"})
+	dir = filepath.Join(buildDir, name)
+	args := slices.Concat([]string{"build"}, flags,
+		[]string{"-o", dir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo", "../cmd/lag-collector"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	return nil
-})
+	return dir, nil
+}
 
 func TestMain(m *testing.M) {
 	var err error
@@ -61,7 +67,9 @@ func TestMain(m *testing.M) {
 type process struct {
 	t    testing.TB
 	name string
-	env  []string
+	// program is the path of the executable.
+	program string
+	env     []string
 	// home holds the output of all starts.
 	home string
 	dir  string // DATA_DIR
@@ -82,10 +90,13 @@ type process struct {
 // panic.
 func newProcess(t testing.TB, name string, env ...string) *process {
 	t.Helper()
-	if err := build(); err != nil {
+	programs, err := build()
+	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, name: name, attributes: child(), home: t.TempDir()}
+	p := &process{
+		t: t, name: name, program: filepath.Join(programs, name), attributes: child(), home: t.TempDir(),
+	}
 	p.dir = filepath.Join(p.home, name)
 	p.env = append(os.Environ(), "DATA_DIR="+p.dir, "LOG_FORMAT=json", "GORACE=halt_on_error=0")
 	p.env = append(p.env, env...)
@@ -174,13 +185,24 @@ func (p *process) log() string {
 	return string(text)
 }
 
+// lean uses the program without the race detector, which needs a multiple of its memory and time.
+func (p *process) lean() *process {
+	p.t.Helper()
+	programs, err := buildLean()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.program = filepath.Join(programs, p.name)
+	return p
+}
+
 // start starts the program, or starts it again.
 func (p *process) start() *process {
 	p.t.Helper()
 	if p.running() {
 		p.t.Fatalf("%s runs already", p.name)
 	}
-	args := append(slices.Clone(p.command), filepath.Join(buildDir, p.name))
+	args := append(slices.Clone(p.command), p.program)
 	p.cmd = exec.Command(args[0], args[1:]...)
 	p.cmd.Env = p.env
 	p.cmd.SysProcAttr = p.attributes

@@ -3,4 +3,4 @@
 package e2e
 
 // The programs are built with the race detector too, so that their data races are found.
-func init() { buildFlags = append(buildFlags, "-race") }
+func init() { raceFlags = append(raceFlags, "-race") }

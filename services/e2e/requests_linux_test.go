@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -22,16 +21,10 @@ import (
 // Requests with the largest headers and bodies, on more connections than Cart takes, leave it within
 // the memory limit of its chart. The store is locked until all are sent, so that none is done before.
 func TestLargestRequestsFitIntoTheMemoryLimit(t *testing.T) {
-	// The race detector would take a multiple of the memory.
-	program := filepath.Join(t.TempDir(), "cart")
-	if out, err := exec.Command("go", "build", "-o", program, "../cmd/cart").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	memory := chartsMemory(t)["cart"]
 	cart := newCart(t, testenv.Fake(t), "GOMEMLIMIT="+memory.goLimit,
 		// The images have another C library, which has one heap for all threads.
-		"MALLOC_ARENA_MAX=1")
-	cart.command = []string{"sh", "-c", "exec " + program}
+		"MALLOC_ARENA_MAX=1").lean()
 	cart.start().ready()
 
 	headers := largestHeader(cart)
