@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,9 +53,11 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Broker is a real Kafka broker in a process of its own. It is its own controller. Its methods must
-// not be called concurrently.
+// Broker is a real Kafka broker in a process of its own. It is a controller too, the only one unless
+// [StartCluster] has started it. Its methods must not be called concurrently.
 type Broker struct {
+	// ID is its number in the cluster, from 1 on.
+	ID int
 	// Addr is 127.0.0.1:port.
 	Addr string
 	// TLSAddr is the address of the TLS listener. It is empty without Options.TLS.
@@ -62,7 +65,10 @@ type Broker struct {
 
 	options      Options
 	installation installation
-	process      *process
+	// controllers are the addresses of the cluster's controllers, in the order of their IDs. It is nil
+	// if this broker is the only one.
+	controllers []string
+	process     *process
 }
 
 // StartAgain starts a broker that was stopped or killed, with the same data and port.
@@ -112,7 +118,11 @@ func (b *Broker) startOnce(ctx context.Context) error {
 	if err := checkFree(addr); err != nil {
 		return err
 	}
-	if err := b.configure(addr, tlsAddr, localAddr(FreePort())); err != nil {
+	controllers := b.controllers
+	if controllers == nil {
+		controllers = []string{localAddr(FreePort())}
+	}
+	if err := b.configure(addr, tlsAddr, controllers); err != nil {
 		return err
 	}
 	if err := b.format(ctx); err != nil {
@@ -147,14 +157,19 @@ func (b *Broker) startOnce(ctx context.Context) error {
 }
 
 // configure writes the broker's settings into its directory.
-func (b *Broker) configure(addr, tlsAddr, controllerAddr string) error {
+func (b *Broker) configure(addr, tlsAddr string, controllers []string) error {
 	settings := parseProperties(singleNodeProperties)
 	maps.Copy(settings, BrokerSettings())
 	maps.Copy(settings, b.options.Settings)
+	var voters []string
+	for i, controller := range controllers {
+		voters = append(voters, fmt.Sprintf("%d@%s", i+1, controller))
+	}
 	maps.Copy(settings, map[string]string{
+		"node.id":                  strconv.Itoa(b.ID),
 		"log.dirs":                 b.file("data"),
-		"listeners":                "PLAINTEXT://" + addr + ",CONTROLLER://" + controllerAddr,
-		"controller.quorum.voters": "1@" + controllerAddr,
+		"listeners":                "PLAINTEXT://" + addr + ",CONTROLLER://" + controllers[b.ID-1],
+		"controller.quorum.voters": strings.Join(voters, ","),
 	})
 	if tlsAddr != "" {
 		settings["listeners"] += ",SSL://" + tlsAddr
@@ -205,7 +220,7 @@ func (b *Broker) await(ctx context.Context, addr string) error {
 		if !b.process.running() {
 			return fmt.Errorf("kafka ended: %v", b.process.cmd.ProcessState)
 		}
-		err := serves(ctx, addr)
+		err := serves(ctx, addr, b.ID)
 		if err == nil {
 			return nil
 		}
@@ -219,9 +234,9 @@ func (b *Broker) logFile() string { return b.file("kafka.log") }
 
 func (b *Broker) file(name string) string { return filepath.Join(b.options.Dir, name) }
 
-// serves returns nil if the broker at addr is in its own metadata. A broker accepts connections
-// before that.
-func serves(ctx context.Context, addr string) error {
+// serves returns nil if the broker at addr, which has this ID, is in its own metadata. A broker
+// accepts connections before that.
+func serves(ctx context.Context, addr string, id int) error {
 	// The client below would wait longer between its attempts to connect.
 	conn, err := net.DialTimeout("tcp", addr, time.Second)
 	if err != nil {
@@ -236,8 +251,8 @@ func serves(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	brokers, err := admin.ListBrokers(ctx)
-	if err == nil && len(brokers) == 0 {
-		err = errors.New("no broker is registered yet")
+	if err == nil && !slices.Contains(brokers.NodeIDs(), int32(id)) {
+		err = errors.New("the broker is not registered yet")
 	}
 	return err
 }

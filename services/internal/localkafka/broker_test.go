@@ -78,6 +78,40 @@ func TestKafkaStartAgain(t *testing.T) {
 	}
 }
 
+// Three brokers are one cluster: the others have what one of them acknowledged before it was killed.
+func TestKafkaCluster(t *testing.T) {
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir()})
+	testenv.Require(t, err)
+	for _, b := range brokers {
+		t.Cleanup(b.Kill)
+	}
+	first, second := brokers[0], brokers[1]
+	topic := contract.Topics()[0]
+	if err := localkafka.CreateTopics(t.Context(), first.Addr, []contract.Topic{topic}, 3); err != nil {
+		t.Fatal(err)
+	}
+	want := testenv.Produce(t, first.Addr, contract.Message{Topic: topic.Name, Key: []byte("a"), Value: []byte("1")})
+	first.Kill()
+	await(t, "other leaders", func() bool {
+		ends, err := adminOf(t, second.Addr).ListEndOffsets(t.Context(), topic.Name)
+		return err == nil && ends.Error() == nil
+	})
+	ignoreTime := cmpopts.IgnoreFields(testenv.Record{}, "Time")
+	if diff := cmp.Diff(want, testenv.ReadAll(t, second.Addr, topic.Name), ignoreTime); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+	if err := first.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	metadata, err := adminOf(t, first.Addr).BrokerMetadata(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := metadata.Brokers.NodeIDs(), []int32{1, 2, 3}; !slices.Equal(got, want) {
+		t.Errorf("the cluster has the brokers %v, want %v", got, want)
+	}
+}
+
 // A broker ends with the process that started it, even if that process is killed.
 func TestKafkaEndsWithItsOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {

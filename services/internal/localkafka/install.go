@@ -113,7 +113,7 @@ func archiveClasses(ctx context.Context, in installation, path string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &Broker{installation: in, options: Options{
+	b := &Broker{ID: 1, installation: in, options: Options{
 		Dir: dir,
 		Log: slog.New(slog.DiscardHandler),
 		JVM: append(slices.Clone(quickJVM), "-XX:ArchiveClassesAtExit="+path+".tmp"),

@@ -11,12 +11,60 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Start starts a broker and waits until it serves. It returns a [*MissingError] if a program is
 // not installed, and a [*PortTakenError] if the port is taken.
-func Start(ctx context.Context, o Options) (*Broker, error) {
+func Start(ctx context.Context, o Options) (*Broker, error) { return start(ctx, o, 1, nil) }
+
+// StartCluster starts n brokers that are one cluster, and waits until all of them serve. Each of them
+// is also one of the n controllers. Topics, groups and transactions have a replica on each broker.
+// Every broker has a directory of its own in Options.Dir. Options.Port must be 0.
+func StartCluster(ctx context.Context, n int, o Options) ([]*Broker, error) {
+	replicas := strconv.Itoa(n)
+	settings := map[string]string{
+		"default.replication.factor":                       replicas,
+		"offsets.topic.replication.factor":                 replicas,
+		"transaction.state.log.replication.factor":         replicas,
+		"share.coordinator.state.topic.replication.factor": replicas,
+	}
+	maps.Copy(settings, o.Settings)
+	o.Settings = settings
+	controllers := make([]string, n)
+	for i := range controllers {
+		controllers[i] = localAddr(FreePort())
+	}
+	brokers := make([]*Broker, n)
+	// A broker serves only when more than half of the controllers are there.
+	starting, ctx := errgroup.WithContext(ctx)
+	for i := range brokers {
+		of := o
+		of.Dir = filepath.Join(o.Dir, strconv.Itoa(i+1))
+		starting.Go(func() (err error) {
+			brokers[i], err = start(ctx, of, i+1, controllers)
+			return err
+		})
+	}
+	err := starting.Wait()
+	if err == nil {
+		return brokers, nil
+	}
+	for _, b := range brokers {
+		if b != nil {
+			b.Kill()
+		}
+	}
+	return nil, err
+}
+
+// start starts the broker with this ID. controllers are the addresses of all of the cluster's
+// controllers, in the order of their IDs. It is nil if the broker is its only controller.
+func start(ctx context.Context, o Options, id int, controllers []string) (*Broker, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -35,7 +83,7 @@ func Start(ctx context.Context, o Options) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("install kafka: %w", err)
 	}
-	b := &Broker{options: o, installation: in}
+	b := &Broker{ID: id, options: o, installation: in, controllers: controllers}
 	if err := b.start(ctx); err != nil {
 		return nil, fmt.Errorf("start kafka in %s: %w", o.Dir, err)
 	}
