@@ -28,11 +28,11 @@ const share = "share"
 func readGroups(
 	ctx context.Context, c *client, watched func(name string) bool, wanted []string, former []kafkaGroup,
 ) (found map[string]*kafkaGroup, errs []*ReadError, err error) {
-	found, errs, err = listGroups(ctx, c, watched)
+	found, twice, errs, err := listGroups(ctx, c, watched)
 	if err != nil {
 		return nil, nil, err
 	}
-	missing, more := unlisted(found, errs, watched, wanted, former)
+	missing, more := unlisted(found, errs, watched, slices.Concat(wanted, twice), former)
 	errs = append(errs, more...)
 	coordinated, more := findCoordinators(ctx, c, missing)
 	errs = append(errs, more...)
@@ -107,10 +107,12 @@ func readBroker(ctx context.Context, c *client, broker int32, groups []*kafkaGro
 	return append(errs, describeGroups(ctx, c, broker, groups)...)
 }
 
-// listGroups asks each broker for the groups that it coordinates and keeps the watched ones.
+// listGroups asks each broker for the groups that it coordinates and keeps the watched ones. A group
+// that two brokers list is not in found but in twice: its coordinator moves, or one of the brokers has
+// kept what is long over.
 func listGroups(
 	ctx context.Context, c *client, watched func(name string) bool,
-) (found map[string]*kafkaGroup, errs []*ReadError, err error) {
+) (found map[string]*kafkaGroup, twice []string, errs []*ReadError, err error) {
 	found = make(map[string]*kafkaGroup)
 	responded := false
 	for _, shard := range c.anyBroker(ctx, kmsg.NewPtrListGroupsRequest()) {
@@ -125,23 +127,30 @@ func listGroups(
 		}
 		responded = true
 		for _, g := range resp.Groups {
-			if watched(g.Group) {
-				found[g.Group] = &kafkaGroup{name: g.Group, coordinator: shard.Meta.NodeID}
-				found[g.Group].list(g)
+			if !watched(g.Group) {
+				continue
 			}
+			if found[g.Group] != nil {
+				twice = append(twice, g.Group)
+			}
+			found[g.Group] = &kafkaGroup{name: g.Group, coordinator: shard.Meta.NodeID}
+			found[g.Group].list(g)
 		}
 	}
 	if !responded {
 		// There is an error for each broker, or one for their list.
-		return nil, nil, errs[0]
+		return nil, nil, nil, errs[0]
 	}
-	return found, errs, nil
+	for _, name := range twice {
+		delete(found, name)
+	}
+	return found, twice, errs, nil
 }
 
-// unlisted returns the groups to ask for although no broker listed them: former ones and wanted
-// ones. They may not exist, or a broker with an error may have them. A group is in no list either
-// if its coordinator moves to a broker that has responded before. A wanted group of which nothing
-// is known has a ReadError instead if a broker has one.
+// unlisted returns the groups to ask for although the lists do not show their coordinators: former
+// ones and wanted ones. They may not exist, or a broker with an error may have them. A group is in no
+// list either if its coordinator moves to a broker that has responded before. A wanted group of which
+// nothing is known has a ReadError instead if a broker has one.
 func unlisted(
 	found map[string]*kafkaGroup,
 	listErrs []*ReadError,
@@ -210,7 +219,7 @@ func findCoordinators(ctx context.Context, c *client, groups []*kafkaGroup) (fou
 }
 
 // listAgain asks a coordinator for its list if some of the groups have no kind, because no broker
-// listed them. It sets the kind and the state of those that are listed now.
+// listed them, or two did. It sets the kind and the state of those that are listed now.
 func listAgain(ctx context.Context, c *client, broker int32, groups []*kafkaGroup) (errs []*ReadError) {
 	const api = "ListGroups"
 	left := make(map[string]*kafkaGroup)

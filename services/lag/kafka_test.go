@@ -974,6 +974,33 @@ func TestGroupWhoseCoordinatorMoves(t *testing.T) {
 	}
 }
 
+// A broker may list a group that another one coordinates: while the coordinator moves, or for good if
+// the broker has kept what is over. Only the coordinator's list counts.
+func TestGroupThatTwoBrokersList(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t, 0, 1)
+	addr := cluster.ListenAddrs()[0]
+	newClient(t, addr, kgo.ConsumerGroup("c"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()))
+	known := connect(t, watching(cluster.ListenAddrs()...))
+	known.until(t, "the group", func(s *Snapshot) bool { return s.Groups["c"] != nil && s.Groups["c"].State == "Stable" })
+	coordinator := newAdmin(t, addr).FindGroupCoordinators(t.Context(), "c")["c"].NodeID
+	cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		resp := req.ResponseKind().(*kmsg.ListGroupsResponse)
+		resp.Groups = []kmsg.ListGroupsResponseGroup{{Group: "c", ProtocolType: "consumer", GroupState: "Empty"}}
+		return resp, nil, cluster.CurrentNode() != coordinator
+	})
+	want := "classic Stable 1 members, 0 of 1 committed, subscribed true, unassigned 0"
+	// The brokers respond in any order.
+	for range 10 {
+		for name, c := range map[string]*Collector{"known": known, "new": connect(t, watching(cluster.ListenAddrs()...))} {
+			if s := c.mustPoll(t); summary(s, "c") != want || len(s.Errors) > 0 {
+				t.Errorf("the group, which is %s, is %q, want %q; errors %v", name, summary(s, "c"), want, s.Errors)
+			}
+		}
+	}
+}
+
 // connectWanting returns a collector that watches one group of a fake cluster.
 func connectWanting(t *testing.T, cluster *kfake.Cluster, group string) *Collector {
 	t.Helper()
