@@ -260,7 +260,7 @@ func TestShareGroup(t *testing.T) {
 	g := s.Groups[group]
 	p := g.Topics[topic].Partitions[0]
 	if g.Protocol != "share" || g.State != "Stable" || g.Members != 1 || !g.Topics[topic].Subscribed ||
-		p.Records != 2 || p.Age <= 0 || p.AgeUnknown || p.Status != StatusOK {
+		p.Records != 2 || p.Age <= 0 || p.AgeUnknown || !p.Uncommitted || p.Status != StatusOK {
 		t.Errorf("the group is %+v, with %+v in its topic", g, p)
 	}
 	breached := scrape(t, c, "kafka_consumergroup_objective_breached")

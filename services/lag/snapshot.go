@@ -95,6 +95,9 @@ type Partition struct {
 	Age time.Duration
 	// AgeUnknown is true if the age was not found in time. It is at least Age.
 	AgeUnknown bool
+	// Uncommitted is true if the group is known to read records of open transactions too, so that no
+	// transaction withholds any from it. A share group does so by default.
+	Uncommitted bool
 	// Since is when this process first saw the partition. Stalled, stopped and slow need some time
 	// after it.
 	Since time.Time

@@ -144,7 +144,9 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	// delete records, as Kafka Streams does. So only a commit below the start of an earlier poll
 	// proves a loss, and the first poll after a restart never reports one.
 	t.gone, t.start = min(f.start, t.start), f.start
-	p := Partition{Number: number, Committed: f.committed, Headroom: math.NaN(), Since: t.since}
+	p := Partition{
+		Number: number, Committed: f.committed, Uncommitted: f.uncommitted, Headroom: math.NaN(), Since: t.since,
+	}
 	if f.committed >= 0 {
 		p.Records = f.records()
 		p.Headroom = f.headroom()

@@ -28,6 +28,9 @@ func describe(p Partition, began time.Time) string {
 	if p.AgeUnknown {
 		b.WriteString(" or older")
 	}
+	if p.Uncommitted {
+		b.WriteString(" uncommitted")
+	}
 	if math.IsNaN(p.Headroom) {
 		b.WriteString(" room=none")
 	} else if p.Headroom != 1 {
@@ -189,12 +192,12 @@ func TestPartition(t *testing.T) {
 		}},
 		{"read_uncommitted: a commit beyond the last stable offset proves it, so the lag counts to the end", []reading{
 			{at: 0, committed: 150, stable: 100, end: 1_000_000, alone: true, appended: -5,
-				want: "999850 5s ok room=0.00015 close=never"},
+				want: "999850 5s ok uncommitted room=0.00015 close=never"},
 			// It stays known when the group is behind the last stable offset.
 			{at: 10, committed: 300_000, stable: 400_000, end: 1_000_000, alone: true, appended: 0,
-				want: "700000 10s ok room=0.3 moved@10 close=23s"},
+				want: "700000 10s ok uncommitted room=0.3 moved@10 close=23s"},
 			{at: 20, committed: 400_000, stable: 400_000, end: 1_000_000, alone: true, appended: 0,
-				want: "600000 20s ok room=0.4 moved@20 close=30s"},
+				want: "600000 20s ok uncommitted room=0.4 moved@20 close=30s"},
 			// The group waits for the transaction, so it was set to read_committed meanwhile.
 			{at: 30, committed: 400_000, stable: 400_000, end: 1_000_000, alone: true, want: "0 0s ok moved@20"},
 			{at: 40, committed: 400_000, stable: 400_001, end: 1_000_000, alone: true, appended: 40,

@@ -161,6 +161,9 @@ func TestConditions(t *testing.T) {
 	// beyondOpen has committed behind the beginning of that transaction.
 	beyondOpen := ok(0)
 	beyondOpen.Committed = 110
+	// readsOpen reads records of open transactions too, and has not come to that one yet.
+	readsOpen := behind(0, 10, time.Second, lag.StatusOK)
+	readsOpen.Uncommitted = true
 	members := func(n int) func(*lag.Snapshot) { return func(s *lag.Snapshot) { s.Groups["readers"].Members = n } }
 	hidden := func(s *lag.Snapshot) {
 		s.Groups["readers"].Members, s.Groups["readers"].TopicsHidden = -1, true
@@ -270,6 +273,10 @@ func TestConditions(t *testing.T) {
 		},
 		"a transaction hangs, and the group reads uncommitted records": {
 			snapshot: with(topics{"a": {beyondOpen}}, open(5*time.Minute, false)), ready: "True/AllReady",
+			consuming: "True/Reading", within: "True/WithinObjective",
+		},
+		"a transaction hangs before a group that reads uncommitted records": {
+			snapshot: with(topics{"a": {readsOpen}}, open(5*time.Minute, false)), ready: "True/AllReady",
 			consuming: "True/Reading", within: "True/WithinObjective",
 		},
 		"a transaction hangs in a topic of others": {

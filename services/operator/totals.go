@@ -128,12 +128,13 @@ func (t *totals) add(in *inputs, p *partition) {
 	} else {
 		t.toClose = max(t.toClose, p.Close)
 	}
-	// A group that has committed beyond the beginning of a transaction does not wait for it.
+	// A group that reads uncommitted records, or has committed beyond the beginning of a transaction,
+	// does not wait for it.
 	longest := max(in.objective(), lag.Patience)
 	if t.withheld != nil {
 		longest = t.withheld.Open
 	}
-	if log := in.log(p.topic, p.Number); log.Open > longest && p.Committed <= log.Stable {
+	if log := in.log(p.topic, p.Number); log.Open > longest && p.Committed <= log.Stable && !p.Uncommitted {
 		t.withheld = &openLog{p.topic, log}
 	}
 	if p.Status == lag.StatusOK {
