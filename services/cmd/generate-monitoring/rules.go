@@ -355,9 +355,13 @@ func standstill(s string, r rulefmt.Rule) []rulefmt.Rule {
 // withholding returns the rules on transactions that stay open. Groups that read committed records get
 // nothing behind them, and have no lag: so neither a status nor an objective shows it. It is critical
 // for a group with an objective that waits longer than that allows. A group that has committed beyond
-// the transaction's beginning reads uncommitted records and does not wait.
+// the transaction's beginning reads uncommitted records and does not wait. Where the Order service
+// reports that it waits, OrderRecordsWithheld pages: one fault pages once.
 func withholding() []rulefmt.Rule {
-	age := fmt.Sprintf("max by (%s) (kafka_topic_partition_open_txn_seconds)", byLog)
+	age := fmt.Sprintf(`(
+  max by (%s) (kafka_topic_partition_open_txn_seconds)
+  unless on (topic, partition) max by (topic, partition) (%s) > 0
+)`, byLog, lately("order_withheld_seconds", handover))
 	// The strictest objective of the groups that wait for the partition.
 	page := fmt.Sprintf(`
 %[1]s > %[2]d
