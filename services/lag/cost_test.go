@@ -24,6 +24,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/lag"
@@ -57,11 +58,11 @@ func BenchmarkCost(b *testing.B) {
 	for _, topics := range []int{1, 100} {
 		b.Run(fmt.Sprintf("topics=%d", topics), func(b *testing.B) {
 			fill(b, k.Addr, admin, topics)
-			l := &lab{addr: k.Addr}
+			l := &lab{tools: kafkaconfig.Client{Brokers: []string{k.Addr}}}
 			b.Run("poll", func(b *testing.B) { benchmarkPoll(b, l.config(time.Millisecond, prefix(topics)), false) })
 			b.Run("first", func(b *testing.B) { benchmarkPoll(b, l.config(time.Minute, prefix(topics)), true) })
 			b.Run("scrape", func(b *testing.B) { benchmarkScrape(b, l.config(time.Minute, prefix(topics))) })
-			for _, e := range startExporters(b, k.Addr) {
+			for _, e := range startExporters(b, l.tools) {
 				b.Run(e.name, func(b *testing.B) {
 					var s *scrape
 					for b.Loop() {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 )
 
@@ -51,15 +53,24 @@ type scrape struct {
 }
 
 // startExporters starts the tools that the flags name.
-func startExporters(t testing.TB, addr string) []*exporter {
+func startExporters(t testing.TB, kafka kafkaconfig.Client) []*exporter {
 	t.Helper()
 	var all []*exporter
 	if *kafkaExporter != "" {
 		port := localkafka.FreePort()
 		// By default it learns of new topics twice a minute, which is too rare for a test of a
 		// minute.
-		cmd := exec.CommandContext(t.Context(), *kafkaExporter, "--kafka.server="+addr, "--kafka.version=4.0.0",
-			"--refresh.metadata=1s", fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port))
+		args := []string{
+			"--kafka.version=4.0.0", "--refresh.metadata=1s", fmt.Sprintf("--web.listen-address=127.0.0.1:%d", port),
+		}
+		for _, addr := range kafka.Brokers {
+			args = append(args, "--kafka.server="+addr)
+		}
+		if kafka.CA != "" {
+			args = append(args, "--tls.enabled", "--tls.ca-file="+filepath.Join(kafka.CA, "ca.crt"),
+				"--tls.cert-file="+kafka.Cert, "--tls.key-file="+kafka.Key)
+		}
+		cmd := exec.CommandContext(t.Context(), *kafkaExporter, args...)
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kafka_exporter",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
@@ -75,8 +86,12 @@ func startExporters(t testing.TB, addr string) []*exporter {
 	if *kminion != "" {
 		port := localkafka.FreePort()
 		cmd := exec.CommandContext(t.Context(), *kminion)
-		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+addr, "EXPORTER_HOST=127.0.0.1",
+		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+strings.Join(kafka.Brokers, ","), "EXPORTER_HOST=127.0.0.1",
 			fmt.Sprintf("EXPORTER_PORT=%d", port))
+		if kafka.CA != "" {
+			cmd.Env = append(cmd.Env, "KAFKA_TLS_ENABLED=true", "KAFKA_TLS_CAFILEPATH="+filepath.Join(kafka.CA, "ca.crt"),
+				"KAFKA_TLS_CERTFILEPATH="+kafka.Cert, "KAFKA_TLS_KEYFILEPATH="+kafka.Key)
+		}
 		all = append(all, startExporter(t, cmd, &exporter{
 			name: "kminion",
 			url:  fmt.Sprintf("http://127.0.0.1:%d/metrics", port),
@@ -174,6 +189,8 @@ type result struct {
 	// the poll.
 	ageOff     time.Duration
 	recordsOff int64
+	// missing is how often it did not show a partition, of all polls.
+	missing, polls int
 	// records and age are what the collector showed at the end, and the truth.
 	records, age string
 	others       []otherResult
@@ -249,18 +266,23 @@ func (e *exporter) judge(s *scenario) otherResult {
 	return result
 }
 
-// table returns the results as a table.
-func (l *lab) table() string {
+// table returns the results of some labs as a table.
+func table(labs ...*lab) string {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 1, ' ', tabwriter.Debug)
-	fmt.Fprint(w, "\nscenario\trecords: ours of true\toff\tseconds: ours of true\toff")
-	for _, e := range l.beside {
+	fmt.Fprint(w, "\nscenario\trecords: ours of true\toff\tseconds: ours of true\toff\tmissing")
+	for _, e := range labs[0].beside {
 		fmt.Fprintf(w, "\t%s's records\toff\tleast\tmissing\tmembers", e.name)
 	}
 	fmt.Fprintln(w)
-	slices.SortFunc(l.results, func(a, b result) int { return cmp.Compare(a.scenario, b.scenario) })
-	for _, r := range l.results {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.3f", r.scenario, r.records, r.recordsOff, r.age, r.ageOff.Seconds())
+	var results []result
+	for _, l := range labs {
+		results = append(results, l.results...)
+	}
+	slices.SortFunc(results, func(a, b result) int { return cmp.Compare(a.scenario, b.scenario) })
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.3f\t%d of %d", r.scenario, r.records, r.recordsOff, r.age,
+			r.ageOff.Seconds(), r.missing, r.polls)
 		for _, o := range r.others {
 			fmt.Fprintf(w, "\t%s\t%v\t%v\t%d of %d\t%s", o.last, o.off, o.least, o.missing, o.number,
 				strings.TrimSuffix(o.members, ", "))

@@ -360,11 +360,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	commit(t, k.Addr, "hidden", open, 0, 2)
 	k.Allow(t, "lag", "topic "+open+" Describe", "group seen Describe", "group away Describe")
 	user := k.NewUser(t, "lag")
-	kafka := kafkaconfig.Client{
-		Brokers: []string{k.TLSAddr}, Protocol: "ssl", CA: user.CA.Dir,
-		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
-	}
-	c := connect(t, Config{Kafka: kafka, Groups: regexp.MustCompile("")})
+	c := connect(t, Config{Kafka: user.Client(), Groups: regexp.MustCompile("")})
 	c.Want(map[string][]Objective{"hidden": nil, "away": {{Topics: []string{secret}}}})
 	s := c.mustPoll(t)
 	wantSeen := "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"
@@ -431,11 +427,7 @@ func TestGroupWithAHiddenTopic(t *testing.T) {
 	join("classic")
 	join("consumer", kgo.ServerSideBalancer())
 	streams := newStreamsMember(t, k.Addr, "streams", open, secret)
-	user := k.NewUser(t, "lag")
-	c := connect(t, Config{Groups: regexp.MustCompile(""), Kafka: kafkaconfig.Client{
-		Brokers: []string{k.TLSAddr}, Protocol: "ssl", CA: user.CA.Dir,
-		Cert: filepath.Join(user.Cert.Dir, "user.crt"), Key: filepath.Join(user.Cert.Dir, "user.key"),
-	}})
+	c := connect(t, Config{Kafka: k.NewUser(t, "lag").Client(), Groups: regexp.MustCompile("")})
 	about := func(topics ...string) []Objective { return []Objective{{Age: time.Hour, Topics: topics}} }
 	c.Want(map[string][]Objective{"consumer": about(open), "streams": about(), "classic": about(open, secret)})
 	s := c.until(t, "the groups with members", func(s *Snapshot) bool {

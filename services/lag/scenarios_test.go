@@ -3,13 +3,11 @@ package lag_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
@@ -20,76 +18,50 @@ import (
 
 // In every scenario the collector shows the truth, beside all the others and until the end. Records
 // are exact, ages are off by no more than the interval between polls, and every group is in every
-// snapshot and every scrape.
+// snapshot and every scrape. What is away is unknown for as long as it is away, and nothing else is.
 func TestScenarios(t *testing.T) {
-	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: map[string]string{
+	settings := map[string]string{
 		// By default compaction waits for 15 s.
 		"log.cleaner.backoff.ms": "100",
 		// A busy machine must not fence the broker.
 		"broker.session.timeout.ms": "",
-	}})
+	}
+	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: settings})
 	testenv.Require(t, err)
-	t.Cleanup(k.Kill)
-	admin, err := kadm.NewOptClient(kgo.SeedBrokers(k.Addr))
-	if err != nil {
-		t.Fatal(err)
+	one := newLab(t, kafkaconfig.Client{Brokers: []string{k.Addr}}, k)
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir(), Settings: settings})
+	testenv.Require(t, err)
+	var addrs []string
+	for _, b := range brokers {
+		addrs = append(addrs, b.Addr)
 	}
-	t.Cleanup(admin.Close)
-	awaitGroups(t, admin)
-	l := &lab{addr: k.Addr, admin: admin}
-	l.beside = startExporters(t, k.Addr)
-	for _, e := range l.beside {
-		e.watch(t)
-	}
-	l.always = startRecorder(t, l.config(pollInterval, ".*"))
+	three := newLab(t, kafkaconfig.Client{Brokers: addrs}, brokers...)
+	secure := testenv.StartSecureKafka(t)
+	limited := newLab(t, secure.NewUser(t, "lag").Client(), secure.Broker)
+
 	var playing sync.WaitGroup
 	for name, play := range scenarios() {
-		playing.Go(func() {
-			// Scenarios mostly wait, so more of them may run than there are processors.
-			t.Run(name, func(t *testing.T) {
-				s := &scenario{
-					T:         t,
-					lab:       l,
-					name:      strings.NewReplacer(" ", "-", ",", "").Replace(name),
-					recorders: []*recorder{l.always},
-				}
-				play(s)
-				s.check()
-			})
-		})
+		// Scenarios mostly wait, so more of them may run than there are processors.
+		playing.Go(func() { one.play(t, name, play) })
 	}
+	playing.Go(func() {
+		// These stop brokers, so one of them runs after the other.
+		for name, play := range clusterScenarios() {
+			three.play(t, name, play)
+		}
+	})
+	playing.Go(func() {
+		limited.play(t, "hidden topic", func(s *scenario) { hiddenTopic(s, secure) })
+	})
 	playing.Wait()
-	t.Log(l.table())
-}
-
-// awaitGroups makes the broker create the topics behind groups and transactions.
-func awaitGroups(t *testing.T, admin *kadm.Client) {
-	t.Helper()
-	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		found := admin.FindGroupCoordinators(t.Context(), "any")
-		if found.Ok() && admin.FindTxnCoordinators(t.Context(), "any").Ok() {
-			return
-		}
-		if time.Since(begin) > patience {
-			t.Fatalf("the broker has no coordinators: %v", found.Error())
-		}
-	}
-}
-
-func (l *lab) config(interval time.Duration, groups string) lag.Config {
-	return lag.Config{
-		Name:     "lab",
-		Kafka:    kafkaconfig.Client{Brokers: []string{l.addr}},
-		Interval: interval,
-		Groups:   regexp.MustCompile("^" + groups),
-	}
+	t.Log(table(one, three, limited))
 }
 
 // restart starts another collector, which knows nothing of the past, and waits for its first
 // snapshot.
 func (s *scenario) restart() *recorder {
 	s.Helper()
-	r := startRecorder(s.T, s.config(pollInterval, s.name+"-"))
+	r := s.startRecorder(s.T, s.config(pollInterval, s.name+"-"))
 	r.searched = true
 	r.await(s.T, "its first poll", func(*lag.Snapshot) bool { return true })
 	s.recorders = append(s.recorders, r)
@@ -448,7 +420,7 @@ func recreatedUnseen(s *scenario) {
 	w := old.commit(s.name+"-g", 0, 10)
 	s.pass(2 * time.Second)
 	// This collector polls so rarely that it has to search.
-	r := startRecorder(s.T, s.config(3*time.Second, s.name+"-"))
+	r := s.startRecorder(s.T, s.config(3*time.Second, s.name+"-"))
 	r.await(s.T, "first poll", after(1))
 	s.recorders = append(s.recorders, r)
 	fresh := s.recreate(old, w)
@@ -734,7 +706,7 @@ func clockSkew(s *scenario) {
 }
 
 // Records may have no timestamp. A collector that saw them come knows their ages. One that starts
-// later does not, and shows none instead of that of a later record.
+// later does not: it shows none, and at least that of the next record that has a timestamp.
 func noTimestamps(s *scenario) {
 	topic := s.newTopic("t", 1, "message.timestamp.type", "CreateTime")
 	w := topic.commit(s.name+"-g", 0, 0)
@@ -745,12 +717,18 @@ func noTimestamps(s *scenario) {
 	topic.commit(s.name+"-g", 0, 4)
 	s.pass(2 * time.Second)
 	topic.produce(0, 5)
+	next := topic.partitions[0].records[10]
 	s.pass(time.Second)
 	r := s.restart()
 	s.pass(time.Second)
 	for _, o := range r.all() {
-		if p := w.in(o.Snapshot); p != nil && !p.AgeUnknown {
-			s.Errorf("a collector that did not see the record come knows its age: %v", p.Age)
+		p := w.in(o.Snapshot)
+		if p == nil {
+			continue
+		}
+		if least := o.Time.Sub(next.to) - searchAllowance; !p.AgeUnknown || p.Age < least {
+			s.Errorf("to a collector that did not see the record come it is %v old (unknown: %v), want at least %v",
+				p.Age, p.AgeUnknown, least)
 		}
 	}
 }
@@ -795,6 +773,37 @@ func shareGroup(s *scenario) {
 	s.awaitStatus(s.watches[0], lag.StatusStopped)
 	s.restart()
 	s.pass(time.Second)
+}
+
+// A collector that may not see one of a group's topics shows the lag in the others. Kafka hides all
+// members of such a group, so their number is unknown.
+func hiddenTopic(s *scenario, k *testenv.SecureKafka) {
+	open, secret := s.newTopic("t", 2), s.newTopic("secret", 1)
+	group := s.name + "-g"
+	k.Allow(s.T, "lag", "topic "+open.name+" Describe", "group "+group+" Describe")
+	s.away.begin()
+	member := s.client(kgo.ConsumerGroup(group), kgo.ConsumeTopics(open.name, secret.name), kgo.DisableAutoCommit(),
+		kgo.Balancers(kgo.RangeBalancer()), kgo.ServerSideBalancer())
+	for p := range int32(2) {
+		open.produce(p, 10)
+		open.commitAs(member, group, p, 4).steady = true
+	}
+	secret.produce(0, 10)
+	s.pass(3 * time.Second)
+	for p := range int32(2) {
+		open.commitAs(member, group, p, 10)
+	}
+	s.pass(time.Second)
+	for _, o := range s.always.all() {
+		for name := range o.series {
+			if strings.Contains(name, secret.name) && !strings.HasPrefix(name, "lag_collector_unauthorized") {
+				s.Fatalf("the hidden topic has the series %s", name)
+			}
+		}
+	}
+	if g := s.always.Snapshot().Groups[group]; g == nil || g.Members != -1 || !g.TopicsHidden {
+		s.Errorf("the group is %+v, want its members to be unknown", g)
+	}
 }
 
 // after returns a condition that is met by the snapshot after n others.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/lag"
 )
@@ -111,6 +113,8 @@ type watch struct {
 	vague bool
 	// skew is how far the producers' clocks may be wrong, in a topic that keeps their timestamps.
 	skew time.Duration
+	// steady means that the leader and the coordinator do not go away with a part of Kafka.
+	steady bool
 }
 
 func (w *watch) String() string {
@@ -166,15 +170,94 @@ func (w *watch) at(from, to time.Time, committed int64) truth {
 	return t
 }
 
-// lab is a broker and a collector that watches it all the time.
+// lab is a Kafka and a collector that watches it all the time.
 type lab struct {
-	addr   string
-	admin  *kadm.Client
+	brokers []*localkafka.Broker
+	// seeds are the addresses of the brokers, addr is the first.
+	seeds []string
+	addr  string
+	kafka *kgo.Client
+	admin *kadm.Client
+	// tools is how the collector and the other tools connect.
+	tools  kafkaconfig.Client
 	always *recorder
 	beside []*exporter
+	// away is when a part of Kafka could not be read.
+	away outages
 
 	sync.Mutex
 	results []result
+}
+
+// newLab starts a collector beside a Kafka, and the other tools.
+func newLab(t *testing.T, tools kafkaconfig.Client, brokers ...*localkafka.Broker) *lab {
+	t.Helper()
+	l := &lab{brokers: brokers, addr: brokers[0].Addr, tools: tools}
+	for _, b := range brokers {
+		t.Cleanup(b.Kill)
+		l.seeds = append(l.seeds, b.Addr)
+	}
+	var err error
+	if l.kafka, err = kgo.NewClient(kgo.SeedBrokers(l.seeds...)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.kafka.Close)
+	l.admin = kadm.NewClient(l.kafka)
+	awaitGroups(t, l.admin)
+	l.beside = startExporters(t, tools)
+	for _, e := range l.beside {
+		e.watch(t)
+	}
+	l.always = l.startRecorder(t, l.config(pollInterval, ".*"))
+	return l
+}
+
+// awaitGroups makes the broker create the topics behind groups and transactions.
+func awaitGroups(t *testing.T, admin *kadm.Client) {
+	t.Helper()
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		found := admin.FindGroupCoordinators(t.Context(), "any")
+		if found.Ok() && admin.FindTxnCoordinators(t.Context(), "any").Ok() {
+			return
+		}
+		if time.Since(begin) > patience {
+			t.Fatalf("the broker has no coordinators: %v", found.Error())
+		}
+	}
+}
+
+func (l *lab) config(interval time.Duration, groups string) lag.Config {
+	return lag.Config{Name: "lab", Kafka: l.tools, Interval: interval, Groups: regexp.MustCompile("^" + groups)}
+}
+
+// outages are the times in which a part of Kafka could not be read.
+type outages struct {
+	mu    sync.Mutex
+	spans []outage
+}
+
+// outage lasts until now if its end is zero.
+type outage struct{ from, to time.Time }
+
+func (o *outages) begin() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.spans = append(o.spans, outage{from: time.Now()})
+}
+
+func (o *outages) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.spans[len(o.spans)-1].to = time.Now()
+}
+
+// during reports whether a part of Kafka could not be read at some moment between from and to.
+func (o *outages) during(from, to time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.spans, func(s outage) bool {
+		return !s.from.After(to) && (s.to.IsZero() || !s.to.Before(from))
+	})
 }
 
 // scenario is one entry of the table, with its own topics and groups, beside the others.
@@ -187,8 +270,22 @@ type scenario struct {
 	recorders []*recorder
 }
 
-// newTopic creates a topic that keeps the broker's timestamps unless the settings (name, value,
-// ...) change that.
+// play runs a scenario and compares what was seen with the truth.
+func (l *lab) play(t *testing.T, name string, play func(*scenario)) {
+	t.Run(name, func(t *testing.T) {
+		s := &scenario{
+			T:         t,
+			lab:       l,
+			name:      strings.NewReplacer(" ", "-", ",", "").Replace(name),
+			recorders: []*recorder{l.always},
+		}
+		play(s)
+		s.check()
+	})
+}
+
+// newTopic creates a topic with a replica on each broker, that keeps the broker's timestamps unless
+// the settings (name, value, ...) change that.
 func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *topicLog {
 	s.Helper()
 	topic := contract.Topic{
@@ -198,7 +295,8 @@ func (s *scenario) newTopic(suffix string, partitions int, settings ...string) *
 	for i := 0; i < len(settings); i += 2 {
 		topic.Config[settings[i]] = settings[i+1]
 	}
-	if err := localkafka.CreateTopics(s.Context(), s.addr, []contract.Topic{topic}, 1); err != nil {
+	replicas := int16(len(s.brokers))
+	if err := localkafka.CreateTopics(s.Context(), s.addr, []contract.Topic{topic}, replicas); err != nil {
 		s.Fatal(err)
 	}
 	l := &topicLog{scenario: s, name: topic.Name}
@@ -219,7 +317,7 @@ func (l *topicLog) grow(partitions int) {
 
 func (s *scenario) client(opts ...kgo.Opt) *kgo.Client {
 	s.Helper()
-	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(s.addr)}, opts...)...)
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(s.seeds...)}, opts...)...)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -462,6 +560,19 @@ func (w *watch) in(s *lag.Snapshot) *lag.Partition {
 	return &partitions[i]
 }
 
+// topicIn returns the log of the partition, if the snapshot has it.
+func (w *watch) topicIn(s *lag.Snapshot) (p lag.TopicPartition, shown bool) {
+	t := s.Topics[w.topic.name]
+	if t == nil {
+		return p, false
+	}
+	i := slices.IndexFunc(t.Partitions, func(p lag.TopicPartition) bool { return p.Number == w.partition })
+	if i < 0 {
+		return p, false
+	}
+	return t.Partitions[i], true
+}
+
 // recorded is a snapshot, and what a scrape showed of it.
 type recorded struct {
 	*lag.Snapshot
@@ -475,6 +586,7 @@ type recorder struct {
 	// searched means that the collector started after everything had happened. It knows ages only
 	// by search, so exactly.
 	searched bool
+	away     *outages
 
 	mu   sync.Mutex
 	seen []recorded
@@ -483,7 +595,7 @@ type recorder struct {
 }
 
 // startRecorder runs a collector until the test ends.
-func startRecorder(t *testing.T, cfg lag.Config) *recorder {
+func (l *lab) startRecorder(t *testing.T, cfg lag.Config) *recorder {
 	t.Helper()
 	c, err := lag.New(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -495,7 +607,7 @@ func startRecorder(t *testing.T, cfg lag.Config) *recorder {
 		t.Fatal(err)
 	}
 	handler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError})
-	r := &recorder{Collector: c, interval: cfg.Interval, next: make(chan struct{})}
+	r := &recorder{Collector: c, interval: cfg.Interval, away: &l.away, next: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -523,14 +635,17 @@ func startRecorder(t *testing.T, cfg lag.Config) *recorder {
 	return r
 }
 
-// record adds what the collector shows now. It fails the test if anything could not be read.
+// record adds what the collector shows now. It fails the test if anything could not be read that was
+// not away.
 func (r *recorder) record(t *testing.T, handler http.Handler) {
 	snapshot := r.Snapshot()
 	if snapshot == nil {
 		return
 	}
-	for _, err := range snapshot.Errors {
-		t.Errorf("a poll could not read: %v", err)
+	if !r.away.during(snapshot.Time, snapshot.Time.Add(snapshot.Took)) {
+		for _, err := range snapshot.Errors {
+			t.Errorf("a poll at %s could not read: %v", snapshot.Time.Format("15:04:05.000"), err)
+		}
 	}
 	response := httptest.NewRecorder()
 	handler.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/metrics", nil))
@@ -648,9 +763,13 @@ func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 			continue
 		}
 		checked++
+		found.polls++
 		p := w.in(o.Snapshot)
 		if p == nil {
-			complain(o, "the partition is absent")
+			found.missing++
+			if w.steady || !s.away.during(from, to) {
+				complain(o, "the partition is absent")
+			}
 			continue
 		}
 		if low, high := w.commits.during(from, to); p.Committed < low || p.Committed > high {
@@ -701,14 +820,15 @@ func (s *scenario) checkWatch(r *recorder, w *watch, found *result) {
 // an open transaction, however many come during a poll.
 func (s *scenario) checkTopic(w *watch, o recorded, complain func(recorded, string, ...any)) {
 	s.Helper()
-	var p lag.TopicPartition
-	if t := o.Topics[w.topic.name]; t != nil && t.Ready && int(w.partition) < len(t.Partitions) {
-		p = t.Partitions[w.partition]
-	} else {
-		complain(o, "the topic is not ready")
+	p, shown := w.topicIn(o.Snapshot)
+	if !shown {
+		complain(o, "the log is absent")
 		return
 	}
 	from, to, log := o.Time, o.Time.Add(o.Took), w.log()
+	if !o.Topics[w.topic.name].Ready && !s.away.during(from, to) {
+		complain(o, "the topic is not ready")
+	}
 	for _, bound := range []struct {
 		name string
 		got  int64
@@ -729,7 +849,7 @@ func (s *scenario) checkOpen(w *watch, r *recorder, seen []recorded, complain fu
 	o := seen[len(seen)-1]
 	labels := fmt.Sprintf(`{kafka_cluster="lab",partition="%d",topic=%q}`, w.partition, w.topic.name)
 	got, shown := o.series["kafka_topic_partition_open_txn_seconds"+labels]
-	p := o.Topics[w.topic.name].Partitions[w.partition]
+	p, _ := w.topicIn(o.Snapshot)
 	var low, high, allowed time.Duration
 	if p.Stable < p.End {
 		records := w.log().records

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 )
 
@@ -164,6 +165,14 @@ func (u *User) Renew(t testing.TB) {
 	t.Helper()
 	cert, key := u.kafka.Clients.Issue(t, u.name)
 	u.Cert.Change(t, map[string][]byte{"user.crt": cert, "user.key": key})
+}
+
+// Client returns the settings with which a client connects as this user.
+func (u *User) Client() kafkaconfig.Client {
+	return kafkaconfig.Client{
+		Brokers: []string{u.kafka.TLSAddr}, Protocol: "ssl", CA: u.CA.Dir,
+		Cert: filepath.Join(u.Cert.Dir, "user.crt"), Key: filepath.Join(u.Cert.Dir, "user.key"),
+	}
 }
 
 // Env returns the environment variables with which a service connects as this user.
