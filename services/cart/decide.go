@@ -30,10 +30,17 @@ var (
 	errStopping    = fmt.Errorf("%w: the service is stopping", errUnavailable)
 )
 
-// versionError refuses an update whose If-Match does not name the current version of the order.
-type versionError struct{ current int64 }
+// preconditionError refuses a change because of its If-Match or its If-None-Match.
+type preconditionError struct {
+	// header is the name of the header.
+	header string
+	// current is the version of the order; 0: there is no such order.
+	current int64
+}
 
-func (e versionError) Error() string { return "order has version " + etag(e.current) }
+func (e preconditionError) Error() string {
+	return fmt.Sprintf("order has version %s, against %s", etag(e.current), e.header)
+}
 
 // change is one request to create or to update an order. It is checked, and prepared as far as it
 // can be without knowing the order.
@@ -42,11 +49,12 @@ type change struct {
 	// created is the whole event of a creation. It is nil for an update.
 	created *contract.Message
 
-	// status, ifMatch and traceparent are those of an update. The order must have one of the entity
-	// tags in ifMatch; nil: any.
+	// status and traceparent are those of an update.
 	status      string
-	ifMatch     []string
 	traceparent string
+
+	// The order must have a version that ifMatch names, and none that ifNoneMatch names; nil: any.
+	ifMatch, ifNoneMatch entityTags
 
 	// key is the Idempotency-Key; "": none.
 	key string
@@ -71,6 +79,14 @@ type keptResult struct {
 	order orderState
 	// Of the request.
 	fingerprint []byte
+}
+
+// entityTags are those of a header. The tag * names every version.
+type entityTags []string
+
+// names reports whether the version is named. A weak tag names none.
+func (tags entityTags) names(version int64) bool {
+	return slices.Contains(tags, "*") || slices.Contains(tags, etag(version))
 }
 
 // etag returns the entity tag of a version.
@@ -198,13 +214,20 @@ func (l *ledger) apply(c change) (orderState, contract.Message, error) {
 		if exists {
 			return orderState{}, contract.Message{}, errExists
 		}
+		// An order that does not exist has no version. It fulfils every If-None-Match.
+		if c.ifMatch != nil {
+			return orderState{}, contract.Message{}, preconditionError{"If-Match", 0}
+		}
 		return orderState{1, c.created.Value}, *c.created, nil
 	}
 	if !exists {
 		return orderState{}, contract.Message{}, errNotFound
 	}
-	if c.ifMatch != nil && !slices.Contains(c.ifMatch, etag(current.version)) {
-		return orderState{}, contract.Message{}, versionError{current.version}
+	if c.ifMatch != nil && !c.ifMatch.names(current.version) {
+		return orderState{}, contract.Message{}, preconditionError{"If-Match", current.version}
+	}
+	if c.ifNoneMatch.names(current.version) {
+		return orderState{}, contract.Message{}, preconditionError{"If-None-Match", current.version}
 	}
 	var o contract.Order
 	if err := json.Unmarshal(current.body, &o); err != nil {

@@ -64,7 +64,9 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 				creation(t, "a"), update("a", "paid", `"2"`), update("a", "paid", `"7"`, `"1"`),
 				update("a", "x", `W/"2"`), update("a", "x", `"2"`),
 			},
-			[]string{`"1"`, `order has version "1"`, `"2"`, `order has version "2"`, `"3"`},
+			[]string{
+				`"1"`, `order has version "1", against If-Match`, `"2"`, `order has version "2", against If-Match`, `"3"`,
+			},
 			[]string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
 		"a key gives its result again, and only for its request": {ample,
 			[]change{

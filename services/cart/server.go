@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -50,11 +51,12 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return change{}, invalid(err)
 		}
+		tags := parseEntityTags(r.Header.Values("If-Match"))
 		now := s.commits.now().UTC().Truncate(time.Millisecond)
 		m, err := newEvent(contract.TypeCreated, newOrder(req, now), traceparent, now).Message()
 		return change{
-			orderID: req.OrderID, created: &m,
-			fingerprint: fingerprintOf("create", req.OrderID, strconv.Itoa(req.ItemsNum)),
+			orderID: req.OrderID, created: &m, ifMatch: tags,
+			fingerprint: fingerprintOf(append([]string{"create", req.OrderID, strconv.Itoa(req.ItemsNum)}, tags...)...),
 		}, err
 	})
 }
@@ -67,10 +69,24 @@ func (s *server) update(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return change{}, invalid(err)
 		}
-		tags := parseIfMatch(r.Header.Values("If-Match"))
+		match := parseEntityTags(r.Header.Values("If-Match"))
+		if slices.Contains(match, "*") {
+			// Every order has a version that * names.
+			match = nil
+		}
+		noneMatch := parseEntityTags(r.Header.Values("If-None-Match"))
+		for i := range noneMatch {
+			// A weak tag counts like a strong one here (RFC 9110 section 13.1.2).
+			noneMatch[i] = strings.TrimPrefix(noneMatch[i], "W/")
+		}
+		parts := append([]string{"update", req.OrderID, req.Status}, match...)
+		if noneMatch != nil {
+			// No header has a line break, so no other request has these parts.
+			parts = append(append(parts, "\n"), noneMatch...)
+		}
 		return change{
-			orderID: req.OrderID, status: req.Status, ifMatch: tags, traceparent: traceparent,
-			fingerprint: fingerprintOf(append([]string{"update", req.OrderID, req.Status}, tags...)...),
+			orderID: req.OrderID, status: req.Status, ifMatch: match, ifNoneMatch: noneMatch,
+			traceparent: traceparent, fingerprint: fingerprintOf(parts...),
 		}, nil
 	})
 }
@@ -149,12 +165,8 @@ func problem(err error, orderID string) web.Problem {
 	if e, ok := errors.AsType[invalidError](err); ok {
 		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + e.Error() + "."}
 	}
-	if e, ok := errors.AsType[versionError](err); ok {
-		return web.Problem{
-			Status: http.StatusPreconditionFailed,
-			Text: "Order with ID " + orderID + " is at version " + etag(e.current) +
-				", which If-Match does not name. Read it again and decide again.",
-		}
+	if e, ok := errors.AsType[preconditionError](err); ok {
+		return web.Problem{Status: http.StatusPreconditionFailed, Text: unmet(e, orderID)}
 	}
 	switch {
 	case errors.Is(err, contract.ErrTooLarge):
@@ -223,16 +235,26 @@ func problem(err error, orderID string) web.Problem {
 	}
 }
 
-// parseIfMatch splits If-Match into its entity tags. It returns nil if there are none, and for *,
-// which every order matches.
-func parseIfMatch(headers []string) []string {
-	var tags []string
+// unmet returns the text for a precondition that an order does not fulfil.
+func unmet(e preconditionError, orderID string) string {
+	text := "Order with ID " + orderID
+	switch {
+	case e.current == 0:
+		return text + " does not exist, and " + e.header + " asks for a version of it."
+	case e.header == "If-Match":
+		text += " is at version " + etag(e.current) + ", which If-Match does not name."
+	default:
+		text += " is at version " + etag(e.current) + ", which If-None-Match names."
+	}
+	return text + " Read it again and decide again."
+}
+
+// parseEntityTags splits a header into its entity tags. It returns nil if there are none.
+func parseEntityTags(headers []string) entityTags {
+	var tags entityTags
 	for _, h := range headers {
 		for tag := range strings.SplitSeq(h, ",") {
-			if tag = strings.TrimSpace(tag); tag == "*" {
-				return nil
-			}
-			tags = append(tags, tag)
+			tags = append(tags, strings.TrimSpace(tag))
 		}
 	}
 	return tags

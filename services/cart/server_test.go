@@ -263,23 +263,46 @@ func TestJSONResponses(t *testing.T) {
 	}
 }
 
-func TestConditionalUpdates(t *testing.T) {
+func TestConditionalRequests(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, 100)
 	a.do("POST", create, `{"orderId":"a","itemsNum":2}`)
 	for _, c := range []struct {
-		ifMatch, status string
-		want            int
-		etag            string
+		header, value, status string
+		want                  int
+		etag                  string
 	}{
-		{`"2"`, "x", 412, ""}, {`W/"1"`, "x", 412, ""}, {`nonsense`, "x", 412, ""},
-		{`"1"`, "x", 200, `"2"`}, {`"1"`, "y", 412, ""}, {`"1", "2"`, "y", 200, `"3"`}, {`*`, "z", 200, `"4"`},
+		{"If-Match", `"2"`, "x", 412, ""}, {"If-Match", `W/"1"`, "x", 412, ""}, {"If-Match", `nonsense`, "x", 412, ""},
+		{"If-Match", `"1"`, "x", 200, `"2"`}, {"If-Match", `"1"`, "y", 412, ""},
+		{"If-Match", `"1", "2"`, "y", 200, `"3"`}, {"If-Match", `*`, "z", 200, `"4"`},
+		{"If-None-Match", `*`, "x", 412, ""}, {"If-None-Match", `"4"`, "x", 412, ""},
+		{"If-None-Match", `"1", W/"4"`, "x", 412, ""}, {"If-None-Match", `"1", "3"`, "x", 200, `"5"`},
 	} {
-		resp := a.do("PUT", put, `{"orderId":"a","status":"`+c.status+`"}`, "If-Match", c.ifMatch)
+		resp := a.do("PUT", put, `{"orderId":"a","status":"`+c.status+`"}`, c.header, c.value)
 		if resp.StatusCode != c.want || resp.Header.Get("ETag") != c.etag {
-			t.Errorf("If-Match %s: %d %q with ETag %q, want %d %q",
-				c.ifMatch, resp.StatusCode, text(t, resp), resp.Header.Get("ETag"), c.want, c.etag)
+			t.Errorf("update with %s %s: %d %q with ETag %q, want %d %q",
+				c.header, c.value, resp.StatusCode, text(t, resp), resp.Header.Get("ETag"), c.want, c.etag)
 		}
+	}
+	for _, c := range []struct {
+		header, value, id string
+		want              int
+	}{
+		// There is no version yet that could match.
+		{"If-Match", `*`, "b", 412}, {"If-Match", `"1"`, "b", 412},
+		{"If-None-Match", `"1"`, "b", 200}, {"If-None-Match", `*`, "c", 200},
+		// The response would be no success anyway, so the preconditions do not count.
+		{"If-Match", `"9"`, "c", 409}, {"If-None-Match", `*`, "c", 409},
+	} {
+		resp := a.do("POST", create, `{"orderId":"`+c.id+`","itemsNum":2}`, c.header, c.value)
+		if resp.StatusCode != c.want {
+			t.Errorf("creation of %s with %s %s: %d %q, want %d",
+				c.id, c.header, c.value, resp.StatusCode, text(t, resp), c.want)
+		}
+	}
+	resp := a.do("PUT", put, `{"orderId":"nobody","status":"x"}`, "If-None-Match", "*")
+	if resp.StatusCode != 404 {
+		t.Errorf("update of an unknown order with If-None-Match: %d, want 404", resp.StatusCode)
 	}
 }
 
@@ -304,6 +327,10 @@ func TestIdempotencyKeys(t *testing.T) {
 		},
 		{
 			"another request", "POST", create, `{"orderId":"b","itemsNum":2}`, []string{"Idempotency-Key", "k1"}, 422,
+			"This Idempotency-Key was used for another request; a new request needs a new key.",
+		},
+		{
+			"another precondition", "POST", create, body, []string{"Idempotency-Key", "k1", "If-Match", "*"}, 422,
 			"This Idempotency-Key was used for another request; a new request needs a new key.",
 		},
 		{
