@@ -32,7 +32,10 @@ func (db *DB) checkpoint(tx *Tx) {
 	if disk.free-(frames-copied)*pageBytes < 2*disk.reserve() {
 		mode = "TRUNCATE"
 	}
-	_, _, err = walCheckpoint(tx, mode)
+	frames, copied, err = walCheckpoint(tx, mode)
+	if err == nil && frames == copied {
+		db.whole = db.last
+	}
 	db.noteCheckpoint(err)
 }
 

@@ -53,6 +53,7 @@ type DB struct {
 
 	// mu is held during a transaction.
 	mu sync.Mutex
+	continuity
 	// checkpointRefused is true if the last checkpoint was not possible.
 	checkpointRefused bool
 	// stmts has the prepared statements of write, by their text.
@@ -84,6 +85,10 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if err := takeLock(ctx, db.lock, log); err != nil {
 		return err
 	}
+	inFile, err := numberInFile(path)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		if code, damaged := damage(err); damaged {
 			err = &DamagedError{Path: path, Finding: code.Error()}
@@ -111,6 +116,9 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	const settings = `PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
 		PRAGMA temp_store = MEMORY`
 	if _, err := db.write.ExecContext(ctx, settings); err != nil {
+		return err
+	}
+	if err := db.checkContinuity(ctx, inFile); err != nil {
 		return err
 	}
 	if err := db.check(ctx); err != nil {
@@ -151,7 +159,12 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
 		return db.Noted(fmt.Errorf("begin: %w", err))
 	}
+	tx.wrote = false
 	err := fn(tx)
+	wrote := tx.wrote
+	if err == nil && wrote {
+		err = db.number(tx)
+	}
 	if err == nil {
 		if _, err = tx.Exec("COMMIT"); err != nil {
 			err = fmt.Errorf("commit: %w", err)
@@ -159,6 +172,9 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	}
 	if err != nil {
 		return db.Noted(errors.Join(err, tx.rollback()))
+	}
+	if wrote {
+		db.numbered()
 	}
 	for _, then := range tx.committed {
 		then()

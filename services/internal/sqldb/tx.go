@@ -16,6 +16,8 @@ type Tx struct {
 	// stmts has the prepared statements of conn, by their text. They outlive the transaction.
 	stmts map[string]*sql.Stmt
 	ctx   context.Context
+	// wrote is true once a statement has changed something.
+	wrote bool
 	// committed is what AfterCommit has collected.
 	committed []func()
 }
@@ -65,7 +67,10 @@ func (tx *Tx) Exec(query string, args ...any) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return r.RowsAffected()
+	n, err := r.RowsAffected()
+	// A statement that is not one of INSERT, UPDATE and DELETE returns the number of the last one.
+	tx.wrote = tx.wrote || n > 0
+	return n, err
 }
 
 // CountError reports that a statement changed another number of rows than it must. Something that
