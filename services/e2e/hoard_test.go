@@ -83,3 +83,30 @@ func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 		}
 	}
 }
+
+// Clients whose look-ups wait, on more connections than there may be, keep other clients out for no
+// longer than a moment.
+func TestLookUpsThatWaitKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	order := newOrder(t, testenv.Fake(t))
+	order.command = []string{"sh", "-c", `ulimit -n 200 && exec "$0"`}
+	order.start().ready()
+	for n := range 300 {
+		conn, err := net.DialTimeout("tcp", strings.TrimPrefix(order.api, "http://"), 10*time.Second)
+		if err != nil {
+			t.Fatalf("connection %d: %v", n, err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "GET /order/order-details?orderId=A HTTP/1.1\r\nHost: x\r\nPrefer: wait=30\r\n\r\n")
+	}
+	// The look-ups wait for 30 s.
+	fresh := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := fresh.Get(order.api + "/order/order-details?orderId=A")
+	if err != nil {
+		t.Fatalf("a look-up that does not wait: %v", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a look-up that does not wait: %s, want 404", resp.Status)
+	}
+}

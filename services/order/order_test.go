@@ -27,6 +27,9 @@ func batch(records ...broker.Record) broker.Batch {
 	return b
 }
 
+// mostWaiting is how many look-ups may wait in these tests.
+const mostWaiting = 100
+
 // member returns a consumer on the store in dir, as Run makes it.
 func member(t testing.TB, dir string) *topicConsumer {
 	t.Helper()
@@ -36,7 +39,7 @@ func member(t testing.TB, dir string) *topicConsumer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.close() })
-	return newTopicConsumer(s, newWaiters(reg), newCatchUp(), newMetrics(reg), log, logs{
+	return newTopicConsumer(s, newWaiters(mostWaiting, reg), newCatchUp(), newMetrics(reg), log, logs{
 		bounds: func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) { return },
 		replaced: func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
 			return nil, nil

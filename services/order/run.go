@@ -55,7 +55,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer func() { err = errors.Join(err, auditor.Close()) }()
 
 	// The consumer writes into the store; it wakes the look-ups, and lets the service become ready.
-	lookups, catching := newWaiters(svc.Registry), newCatchUp()
+	// Look-ups that wait leave half of the connections to all other requests.
+	lookups, catching := newWaiters(web.APIConnections()/2, svc.Registry), newCatchUp()
 	handler := newTopicConsumer(store, lookups, catching, newMetrics(svc.Registry), log,
 		logs{admin.Bounds, admin.Replaced}, auditor.Shed)
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{

@@ -100,7 +100,12 @@ func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 		awaited = has.newest() + 1
 	}
 	wait := web.PreferredWait(r.Header, maxWait)
+	if wait > 0 && !s.waiters.enter() {
+		// A preference may be ignored (RFC 7240). Its absence in the response shows it.
+		wait = 0
+	}
 	if wait > 0 {
+		defer s.waiters.leave()
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait.Seconds())))
 	}
 	found, err := s.await(r.Context(), id, awaited, wait)

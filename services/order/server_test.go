@@ -390,6 +390,34 @@ func TestAStopEndsLookUpsThatWait(t *testing.T) {
 	}
 }
 
+// As many look-ups wait as may. One more gets its response at once.
+func TestOneLookUpTooManyDoesNotWait(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	var waiting []<-chan response
+	for range mostWaiting {
+		waiting = append(waiting, a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=30"))
+	}
+	a.watched(t, mostWaiting)
+	got := get(t, a.url+"/order/order-details?orderId=A", "Prefer", "wait=30")
+	if got.Status != 404 || got.Header.Get("Preference-Applied") != "" {
+		t.Errorf("one look-up too many: %+v, want 404 at once", got)
+	}
+	if got := count(t, a.waiters.refused); got != 1 {
+		t.Errorf("order_waits_refused_total = %v, want 1", got)
+	}
+	a.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+	for _, w := range waiting {
+		<-w
+	}
+	again := a.asking(t, "/order/order-details?orderId=B", "Prefer", "wait=30")
+	a.watched(t, 1)
+	a.stop()
+	if got := <-again; got.Status != 503 {
+		t.Errorf("a look-up that waits once others have left: %+v, want 503 at the stop", got)
+	}
+}
+
 // A client that leaves keeps no watch.
 func TestClientThatLeavesWaitsNoLonger(t *testing.T) {
 	t.Parallel()

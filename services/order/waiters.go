@@ -10,6 +10,10 @@ import (
 
 // waiters are the look-ups that wait for an order to change. It is safe for concurrent use.
 type waiters struct {
+	// places bounds how many look-ups wait.
+	places  chan struct{}
+	refused prometheus.Counter
+
 	mu sync.Mutex
 	by map[string]*waiting // by order ID
 }
@@ -20,13 +24,34 @@ type waiting struct {
 	lookups int
 }
 
-func newWaiters(reg prometheus.Registerer) *waiters {
-	w := &waiters{by: map[string]*waiting{}}
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+// newWaiters returns waiters for so many look-ups at most, and registers their metrics.
+func newWaiters(most int, reg prometheus.Registerer) *waiters {
+	w := &waiters{
+		places: make(chan struct{}, most), by: map[string]*waiting{},
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "order_waits_refused_total",
+			Help: "Look-ups that got their response at once, although they preferred to wait: as many waited as may.",
+		}),
+	}
+	reg.MustRegister(w.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "order_waiting_lookups", Help: "Look-ups that wait for their order to change.",
 	}, func() float64 { return float64(w.count()) }))
 	return w
 }
+
+// enter reports whether one more look-up may wait. If so, the caller must call leave in the end.
+func (w *waiters) enter() bool {
+	select {
+	case w.places <- struct{}{}:
+		return true
+	default:
+		w.refused.Inc()
+		return false
+	}
+}
+
+// leave gives a place back.
+func (w *waiters) leave() { <-w.places }
 
 // watch returns a channel that is closed at the next change of the order. A caller that watches
 // before it reads the order misses no change. It must call leave in the end.

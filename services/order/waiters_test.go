@@ -22,7 +22,7 @@ func TestWaiters(t *testing.T) {
 			return true
 		}
 	}
-	w := newWaiters(prometheus.NewRegistry())
+	w := newWaiters(1, prometheus.NewRegistry())
 	wake := func(id string) {
 		d := fold.Decode([]broker.Record{ordertest.Event(t, id, 1, "e")})
 		w.wake([]*fold.Decoded{&d[0]})

@@ -176,10 +176,12 @@ func lookupPanels() []panel {
 	return []panel{
 		{
 			kind: "timeseries", title: "Waiting look-ups", width: 12,
-			about: "Look-ups that wait for their order to change (Prefer: wait).",
-			queries: []query{{
-				expr: "sum(order_waiting_lookups{" + inNamespace + "})", legend: "waiting",
-			}},
+			about: "Look-ups that wait for their order to change (Prefer: wait), at most half as many as there may " +
+				"be connections. More get their response at once.",
+			queries: []query{
+				{expr: "sum(order_waiting_lookups{" + inNamespace + "})", legend: "waiting"},
+				orderRate("order_waits_refused_total", "not granted, per second"),
+			},
 		},
 		{
 			kind: "timeseries", title: "Audits", width: 12, unit: "recps",
