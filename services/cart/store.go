@@ -288,9 +288,9 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 		if err != nil {
 			return err
 		}
-		var keys []any
+		keys := make(map[string]bool, len(newest))
 		for id := range newest {
-			keys = append(keys, []byte(id))
+			keys[id] = true
 		}
 		inTopics := make(map[string]bool, len(events))
 		for _, e := range events {

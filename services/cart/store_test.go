@@ -102,7 +102,7 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 		}
 	}
 	if err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		waiting, err := s.box.Waiting(tx, []any{[]byte("a"), []byte("b"), []byte("c"), []byte("d"), []byte("e")})
+		waiting, err := s.box.Waiting(tx, map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true})
 		return errors.Join(err, s.box.Discard(tx, waiting))
 	}); err != nil {
 		t.Fatal(err)

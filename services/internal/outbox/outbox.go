@@ -263,14 +263,28 @@ func scanRow(rows *sql.Rows) (r Row, size int, err error) {
 	return r, len(r.Key) + len(r.Value) + len(headers), nil
 }
 
-// Waiting returns the rows that have one of these record keys, in the order of their IDs for each key.
-// It reads the whole table.
-func (b *Box) Waiting(tx *sqldb.Tx, keys []any) ([]Row, error) {
-	if b.rows.Load() == 0 {
+// Waiting returns the rows that have one of these record keys, in the order of their IDs. It reads the
+// keys of the whole table, once.
+func (b *Box) Waiting(tx *sqldb.Tx, keys map[string]bool) ([]Row, error) {
+	if b.rows.Load() == 0 || len(keys) == 0 {
 		return nil, nil
 	}
+	var ids []any
+	err := tx.Query("SELECT id, record_key FROM outbox ORDER BY id", func(rows *sql.Rows) error {
+		var id int64
+		// Valid during the call only, and so without a copy.
+		var key sql.RawBytes
+		err := rows.Scan(&id, &key)
+		if err == nil && keys[string(key)] {
+			ids = append(ids, id)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the keys of the outbox: %w", err)
+	}
 	var waiting []Row
-	err := tx.QueryIn("SELECT "+rowColumns+" FROM outbox WHERE record_key IN ", keys, "",
+	err = tx.QueryIn("SELECT "+rowColumns+" FROM outbox WHERE id IN ", ids, " ORDER BY id",
 		func(rows *sql.Rows) error {
 			r, _, err := scanRow(rows)
 			waiting = append(waiting, r)

@@ -555,6 +555,53 @@ func exec(t *testing.T, b *Box, query string) {
 }
 
 // A message that is not written, or a row that is deleted before it was published, is a lost event.
+// However many keys are asked for, their rows are found in one pass through the table.
+func TestRowsOfManyKeysAreFoundFast(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	const rows = 20_000
+	add(t, b, numbered("topic", 0, rows)...)
+	find := func(unknown int, known ...string) (found []Row, took time.Duration) {
+		t.Helper()
+		keys := make(map[string]bool)
+		for i := range unknown {
+			keys[fmt.Sprint("unknown", i)] = true
+		}
+		for _, key := range known {
+			keys[key] = true
+		}
+		err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
+			begin := time.Now()
+			found, err = b.Waiting(tx, keys)
+			took = time.Since(begin)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found, took
+	}
+	_, few := find(256)
+	_, many := find(256 * 64)
+	if many > 10*few {
+		t.Errorf("64 times as many keys take %v instead of %v", many, few)
+	}
+	found, _ := find(256, "key3", "key5")
+	n := 0
+	for i := range rows {
+		if i%7 != 3 && i%7 != 5 {
+			continue
+		}
+		if n >= len(found) || string(found[n].Value) != fmt.Sprint(i) {
+			t.Fatalf("row %d of two keys is not message %d", n, i)
+		}
+		n++
+	}
+	if n != len(found) {
+		t.Errorf("%d rows are found, want %d", len(found), n)
+	}
+}
+
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
