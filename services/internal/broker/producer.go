@@ -145,7 +145,8 @@ func (p *Producer) Publish(ctx context.Context, messages []contract.Message) (ne
 	if err = p.cause(err); !is(err, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
 		return nil, err
 	}
-	if time.Since(begin) >= transactionTimeout {
+	// The monotonic clock stands still while a machine is suspended, so the time of day counts too.
+	if max(time.Since(begin), time.Since(begin.Round(0))) >= transactionTimeout {
 		// Kafka has aborted the transaction because it was open for too long. That fences too.
 		return nil, err
 	}
