@@ -14,11 +14,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 )
 
 // conflictsShown is how many order IDs the error of a conflict has.
 const conflictsShown = 10
+
+// topicCheck is the time between two looks at the topics.
+const topicCheck = 5 * time.Second
 
 var errComparing = errors.New("comparing the store with the topics")
 
@@ -42,9 +46,18 @@ type reconciler struct {
 	store *store
 	log   *slog.Logger
 	lost  prometheus.Counter
+	// partitions is how many each order topic has.
+	partitions *prometheus.GaugeVec
+
+	// mu is held while the store is compared with the topics.
+	mu sync.Mutex
 	// counted has the published positions and the starts of logs before which records were counted as
-	// lost. Only run uses it.
+	// lost.
 	counted map[broker.Partition]int64
+	// logged is how many partitions each topic had when that was last logged.
+	logged map[string]int
+	// seen has the ends of the partitions as they were when somebody last looked.
+	seen map[broker.Partition]int64
 
 	// whole is closed once the store is rebuilt.
 	whole chan struct{}
@@ -64,12 +77,17 @@ func newReconciler(
 		kafka: kafka, admin: admin, store: s, log: log,
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cart_published_records_lost_total",
-			Help: "Records that Cart has published and that Kafka has lost or deleted, as far as offsets show it.",
+			Help: "Offsets that Cart has published and that Kafka has lost or deleted: the records, and the markers " +
+				"of their transactions.",
 		}),
-		counted: make(map[broker.Partition]int64),
-		whole:   make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
+		partitions: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "cart_topic_partitions",
+			Help: "How many partitions an order topic has. It must never change.",
+		}, []string{"topic"}),
+		counted: make(map[broker.Partition]int64), logged: make(map[string]int),
+		whole: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
 	}
-	reg.MustRegister(r.lost)
+	reg.MustRegister(r.lost, r.partitions)
 	return r
 }
 
@@ -91,6 +109,8 @@ func (r *reconciler) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	r.started.Do(func() { close(r.begun) })
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	first, end, err := r.admin.Bounds(ctx, orderTopics...)
 	if err != nil {
 		return err
@@ -99,6 +119,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.seen = end
 	r.deleted(from, first)
 	found, err := r.adopt(ctx, from, end)
 	if err != nil {
@@ -111,6 +132,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	if err := r.store.setPublished(ctx, end); err != nil {
 		return err
 	}
+	r.countPartitions(end)
 	clear(r.counted)
 	r.agreed.Do(func() { close(r.done) })
 	return nil
@@ -125,18 +147,27 @@ func (r *reconciler) start(ctx context.Context, end map[broker.Partition]int64) 
 	}
 	from := make(map[broker.Partition]int64, len(end))
 	for p, next := range published {
-		last, same := end[p]
-		from[p] = min(next, last)
-		// A comparison that fails begins again.
-		if lost := next - from[p]; lost > 0 && r.counted[p] != next {
-			r.counted[p] = next
-			r.lost.Add(float64(lost))
-			r.log.Error("Kafka has lost records that were published: Order and a rebuilt Cart lack them",
-				"topic", p.Topic, "partition", p.Number, "published", next, "end", last,
-				"topic_recreated", !same, "next", "docs/runbooks/CartRecordsLost.md")
-		}
+		from[p] = min(next, end[p])
+		r.isLost(p, max(next, r.seen[p]), end)
 	}
 	return from, nil
+}
+
+// isLost reports whether the log of a partition does not reach up to next any more. It logs and counts
+// the loss once, although a comparison that fails begins again.
+func (r *reconciler) isLost(p broker.Partition, next int64, end map[broker.Partition]int64) bool {
+	last, same := end[p]
+	if next <= last {
+		return false
+	}
+	if next > r.counted[p] {
+		r.counted[p] = next
+		r.lost.Add(float64(next - last))
+		r.log.Error("Kafka has lost records that were published: Order and a rebuilt Cart lack them",
+			"topic", p.Topic, "partition", p.Number, "published", next, "end", last,
+			"topic_recreated", !same, "next", "docs/runbooks/CartRecordsLost.md")
+	}
+	return true
 }
 
 // deleted logs and counts the records that were deleted from the topics before this store has read
@@ -152,6 +183,82 @@ func (r *reconciler) deleted(from, first map[broker.Partition]int64) {
 			"be created again",
 			"topic", p.Topic, "partition", p.Number, "offset", from[p], "first", at,
 			"next", "docs/runbooks/CartRecordsLost.md")
+	}
+}
+
+// watch looks at the topics from time to time, until ctx ends.
+func (r *reconciler) watch(ctx context.Context) error {
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return nil
+	}
+	for backoff.Sleep(ctx, topicCheck) {
+		// The relay and the readiness show what is wrong with Kafka or the store.
+		if err := r.look(ctx); err != nil {
+			r.log.Debug("look at the topics", "err", err)
+		}
+	}
+	return nil
+}
+
+// look notices what has happened to the topics since they were last seen. Without it, only the next
+// start would, by positions that the relay has moved meanwhile.
+func (r *reconciler) look(ctx context.Context) error {
+	if !r.mu.TryLock() {
+		// run looks.
+		return nil
+	}
+	defer r.mu.Unlock()
+	_, end, err := r.admin.Bounds(ctx, orderTopics...)
+	if err != nil {
+		return err
+	}
+	r.countPartitions(end)
+	// positions are where the next comparison begins. It finds what is this store's own.
+	positions, recreated := make(map[broker.Partition]int64), make(map[string]bool)
+	for p, next := range r.seen {
+		if last, same := end[p]; same && r.isLost(p, next, end) {
+			positions[p] = last
+		} else if !same {
+			recreated[p.Topic] = true
+			r.isLost(p, next, end)
+		}
+	}
+	for p := range end {
+		if recreated[p.Topic] {
+			positions[p] = 0
+		}
+	}
+	if len(positions) > 0 {
+		if err := r.store.setPublished(ctx, positions); err != nil {
+			return err
+		}
+		clear(r.counted)
+	}
+	r.seen = end
+	return nil
+}
+
+// countPartitions logs a topic that has another number of partitions than it had, or than is declared.
+func (r *reconciler) countPartitions(end map[broker.Partition]int64) {
+	count := make(map[string]int)
+	for p := range end {
+		count[p.Topic]++
+	}
+	for _, topic := range contract.Topics() {
+		n, ok := count[topic.Name]
+		if !ok || n == r.logged[topic.Name] {
+			continue
+		}
+		r.logged[topic.Name] = n
+		r.partitions.WithLabelValues(topic.Name).Set(float64(n))
+		if n != topic.Partitions {
+			r.log.Error("an order topic does not have the declared number of partitions: if partitions were added, "+
+				"the versions of one order are in two of them, and consumers of both can see them out of order",
+				"topic", topic.Name, "partitions", n, "declared", topic.Partitions,
+				"next", "docs/runbooks/CartTopicPartitions.md")
+		}
 	}
 }
 

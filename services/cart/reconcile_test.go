@@ -1,50 +1,73 @@
 package cart
 
 import (
+	"bytes"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// A comparison that fails begins again after seconds, and may do so for hours.
-func TestALossIsCountedOnceHoweverOftenTheStoreIsCompared(t *testing.T) {
-	t.Parallel()
+// compared is a reconciler that has a Kafka with the declared topics.
+type compared struct {
+	*reconciler
+	t     *testing.T
+	kafka string
+	log   *bytes.Buffer
+}
+
+func newCompared(t *testing.T) *compared {
+	t.Helper()
 	kafka := testenv.Fake(t)
 	if err := localkafka.CreateTopics(t.Context(), kafka, contract.Topics(), 1); err != nil {
 		t.Fatal(err)
 	}
 	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{kafka}}}
-	log := slog.New(slog.DiscardHandler)
-	admin, err := broker.NewAdmin(cfg, log)
+	admin, err := broker.NewAdmin(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
 	c, _ := running(t, t.TempDir(), 100)
-	r := newReconciler(cfg, admin, c.store, log, prometheus.NewRegistry())
+	var lines bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&lines, nil))
+	r := &compared{newReconciler(cfg, admin, c.store, log, prometheus.NewRegistry()), t, kafka, &lines}
 	close(r.whole)
-	counted := func(when string, want float64) {
-		t.Helper()
-		var m dto.Metric
-		if err := r.lost.Write(&m); err != nil {
-			t.Fatal(err)
-		}
-		if got := m.GetCounter().GetValue(); got != want {
-			t.Errorf("%s: %v records are lost, want %v", when, got, want)
-		}
+	return r
+}
+
+// lostSoFar checks how many offsets are lost.
+func (r *compared) lostSoFar(when string, want float64) {
+	r.t.Helper()
+	if got := metric(r.t, r.lost).GetCounter().GetValue(); got != want {
+		r.t.Errorf("%s: %v offsets are lost, want %v", when, got, want)
 	}
-	_, end, err := admin.Bounds(t.Context(), orderTopics...)
+}
+
+func (r *compared) end() map[broker.Partition]int64 {
+	r.t.Helper()
+	_, end, err := r.admin.Bounds(r.t.Context(), orderTopics...)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
+	return end
+}
+
+// A comparison that fails begins again after seconds, and may do so for hours.
+func TestALossIsCountedOnceHoweverOftenTheStoreIsCompared(t *testing.T) {
+	t.Parallel()
+	r := newCompared(t)
+	end := r.end()
 	var some broker.Partition
 	for some = range end {
 		break
@@ -54,20 +77,106 @@ func TestALossIsCountedOnceHoweverOftenTheStoreIsCompared(t *testing.T) {
 		if err := r.run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		counted("the store agrees with the topics", before)
-		if err := c.store.setPublished(t.Context(), map[broker.Partition]int64{some: end[some] + 5}); err != nil {
+		r.lostSoFar("the store agrees with the topics", before)
+		if err := r.store.setPublished(t.Context(), map[broker.Partition]int64{some: end[some] + 5}); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
 			if _, err := r.start(t.Context(), end); err != nil {
 				t.Fatal(err)
 			}
-			counted("the comparison has begun", before+5)
+			r.lostSoFar("the comparison has begun", before+5)
 		}
 	}
 	clear(r.counted)
 	for range 2 {
 		r.deleted(nil, map[broker.Partition]int64{some: 5})
-		counted("the log begins later", 15)
+		r.lostSoFar("the log begins later", 15)
+	}
+}
+
+// Cart notices while it runs that a topic was recreated, that a log has lost its end, or that partitions
+// were added. It counts what was there before, and not what came since.
+func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
+	t.Parallel()
+	r := newCompared(t)
+	look := func(when string, lost float64) {
+		t.Helper()
+		if err := r.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.lostSoFar(when, lost)
+	}
+	if err := r.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	message := contract.Message{Topic: contract.TopicCreated, Key: []byte("a"), Value: []byte("{}")}
+	testenv.Produce(t, r.kafka, message, message, message)
+	look("three records came", 0)
+
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(r.kafka))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	if _, err := admin.DeleteTopic(t.Context(), contract.TopicCreated); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.look(t.Context()); err == nil {
+		t.Error("a look at a topic that is missing is no error")
+	}
+	if err := localkafka.CreateTopics(t.Context(), r.kafka, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	// The relay goes on in the new log, and stores its positions with the ID of the former topic.
+	at := testenv.Produce(t, r.kafka, message)[0]
+	place := broker.Partition{Topic: at.Topic, Number: at.Partition}
+	err = r.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		return r.store.writePublished(tx, map[broker.Partition]int64{place: at.Offset + 1})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	look("the topic was recreated", 3)
+	look("nothing has changed since", 3)
+	// The next start reads the new log from its beginning.
+	from, err := r.start(t.Context(), r.end())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, next := range from {
+		if next != 0 {
+			t.Errorf("the next comparison begins at %d in %v, want 0", next, p)
+		}
+	}
+	if len(from) != 24 {
+		t.Errorf("the store has the positions of %d partitions, want 24", len(from))
+	}
+	r.lostSoFar("the next start compares", 3)
+
+	for p := range r.seen {
+		if p.Topic == at.Topic && p.Number == at.Partition {
+			r.seen[p] += 5
+			place = p
+		}
+	}
+	if err := r.store.setPublished(t.Context(), r.seen); err != nil {
+		t.Fatal(err)
+	}
+	look("the log has lost its end", 8)
+	if from, err := r.store.publishedPositions(t.Context()); err != nil || from[place] != at.Offset+1 {
+		t.Errorf("the position is %d, %v, want the end of the log", from[place], err)
+	}
+
+	if strings.Contains(r.log.String(), "declared number of partitions") {
+		t.Errorf("all topics are as they were declared, and Cart logs:\n%s", r.log)
+	}
+	if _, err := admin.CreatePartitions(t.Context(), 1, contract.TopicCreated); err != nil {
+		t.Fatal(err)
+	}
+	look("a partition was added", 8)
+	got := metric(t, r.partitions.WithLabelValues(contract.TopicCreated)).GetGauge().GetValue()
+	if got != 13 || strings.Count(r.log.String(), "declared number of partitions") != 1 {
+		t.Errorf("cart_topic_partitions is %v, want 13 and a line in the log:\n%s", got, r.log)
 	}
 }

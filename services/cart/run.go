@@ -62,6 +62,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			func(ctx context.Context) error { return svc.ServeAPI(ctx, handler) },
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
 			republisher.run,
+			reconciler.watch,
 		},
 		// The committer writes what is queued.
 		service.Stage{commits.run, store.db.Watch},

@@ -441,14 +441,25 @@ func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]in
 	return next, nil
 }
 
-// setPublished stores positions, with the IDs of the topics.
+// setPublished stores positions, with the IDs of the topics. Positions of a topic that had another ID
+// are dropped.
 func (s *store) setPublished(ctx context.Context, next map[broker.Partition]int64) error {
 	ids := make(map[string]string)
+	if known := s.topicIDs.Load(); known != nil {
+		maps.Copy(ids, *known)
+	}
 	for p := range next {
 		ids[p.Topic] = p.TopicID
 	}
 	s.topicIDs.Store(&ids)
-	return s.db.Tx(ctx, func(tx *sqldb.Tx) error { return s.writePublished(tx, next) })
+	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		for topic, id := range ids {
+			if _, err := tx.Exec("DELETE FROM published WHERE topic = ? AND topic_id <> ?", topic, id); err != nil {
+				return fmt.Errorf("drop the positions of a former topic: %w", err)
+			}
+		}
+		return s.writePublished(tx, next)
+	})
 }
 
 // writePublished stores positions. Their partitions may lack the IDs of the topics.

@@ -10,6 +10,8 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"go.yaml.in/yaml/v3"
+
+	"ordersystem.dev/services/contract"
 )
 
 // What the alerts' texts call their subject.
@@ -323,6 +325,14 @@ min by (namespace, job) (
 					"records that are no events have their keys. Cart's log names them."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
+			Alert: "CartTopicPartitions",
+			Expr:  fmt.Sprintf("max by (namespace, topic) (cart_topic_partitions) != %d", orderPartitions()),
+			Annotations: texts("{{ $labels.topic }} has another number of partitions than it must.",
+				`{{ $labels.topic }} has {{ printf "%.0f" $value }} partitions. If some were added, the versions of `+
+					"one order are in two of them, and a consumer can see them out of order. "+
+					"Cart and Order are not harmed."),
+		}),
+		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
 			Expr:  counted("namespace, reason", "order_dead_letters_total", 15*minute) + " > 0",
 			Annotations: texts("Records that are no orders: {{ $labels.reason }}.",
@@ -456,6 +466,13 @@ min by (%[1]s) (
 func counted(by, counter string, window model.Duration) string {
 	return fmt.Sprintf("sum by (%[1]s) ((%[2]s unless %[2]s offset %[3]s) or increase(%[2]s[%[3]s]))",
 		by, counter, window)
+}
+
+// orderPartitions returns how many partitions an order topic has.
+func orderPartitions() int {
+	topics := contract.Topics()
+	created := slices.IndexFunc(topics, func(t contract.Topic) bool { return t.Name == contract.TopicCreated })
+	return topics[created].Partitions
 }
 
 // lately returns the last value of each series of a metric within a window, also of one that ended.

@@ -19,9 +19,16 @@ func cartDashboard() dashboard {
 			{"Store and outbox", append(outboxPanels("cart"), panel{
 				kind: "timeseries", title: "Published records that Kafka lost", width: 6, decimals: new(0),
 				alert: "CartRecordsLost",
-				about: "Cart compares the topics with what it has published, before its relay begins.",
+				about: "Cart compares the topics with what it has published, before its relay begins and every 5 s.",
 				queries: []query{{
 					expr: "sum(cart_published_records_lost_total{" + inNamespace + "})", legend: "offsets",
+				}},
+			}, panel{
+				kind: "timeseries", title: "Partitions of the order topics", width: 6, decimals: new(0),
+				alert: "CartTopicPartitions",
+				about: "It never changes: an order whose versions are in two partitions can be seen out of order.",
+				queries: []query{{
+					expr: "max by (topic) (cart_topic_partitions{" + inNamespace + "})", legend: "{{topic}}",
 				}},
 			}, panel{
 				kind: "timeseries", title: "Orders in doubt after a rebuild", width: 6, decimals: new(0),
