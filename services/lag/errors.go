@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+
+	"ordersystem.dev/services/internal/kafkaconfig"
 )
 
 // ReadError is one part of a cluster that a poll could not read. A poll with ReadErrors can succeed
@@ -36,9 +38,12 @@ func (e *ReadError) Error() string {
 // Unwrap returns the broker's or the connection's error.
 func (e *ReadError) Unwrap() error { return e.Err }
 
-// Code returns Kafka's name of the error, or TIMEOUT or CONNECTION if no broker responded. There
-// are few codes, so a metric may have them as a label.
+// Code returns Kafka's name of the error, TIMEOUT or CONNECTION if no broker responded, or CREDENTIALS
+// if the collector had none to show. There are few codes, so a metric may have them as a label.
 func (e *ReadError) Code() string {
+	if _, ok := errors.AsType[*kafkaconfig.CredentialsError](e.Err); ok {
+		return "CREDENTIALS"
+	}
 	if ke, ok := errors.AsType[*kerr.Error](e.Err); ok {
 		return ke.Message
 	}

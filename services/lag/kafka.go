@@ -2,12 +2,14 @@ package lag
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/lag/auth"
 )
 
 // clientOptions returns the options of a client that gives up a request after timeout, retries
@@ -15,7 +17,7 @@ import (
 // at any time, as when Strimzi renews a certificate. An error names everything that is wrong.
 func clientOptions(k kafkaconfig.Client, timeout time.Duration) ([]kgo.Opt, error) {
 	var errs []error
-	for _, invalid := range k.Validate(nil) {
+	for _, invalid := range k.ValidateAll(nil) {
 		errs = append(errs, invalid)
 	}
 	if len(errs) > 0 {
@@ -34,7 +36,7 @@ func clientOptions(k kafkaconfig.Client, timeout time.Duration) ([]kgo.Opt, erro
 		kgo.MetadataMinAge(timeout),
 		kgo.DisableClientMetrics(),
 	}
-	return append(opts, k.Options()...), nil
+	return slices.Concat(opts, k.Options(), auth.Options(k)), nil
 }
 
 // retryBackoff returns the wait before a retry: 100 ms more each time, and a second at most.

@@ -520,7 +520,7 @@ func (b *bench) restart() {
 			"main": {
 				Cluster:   config.Cluster{Config: lag.Config{Name: "main", Interval: 5 * time.Second}},
 				collector: b.script,
-				begun: b.time,
+				begun:     b.time,
 			},
 		},
 	}

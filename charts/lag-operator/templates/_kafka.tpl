@@ -1,6 +1,7 @@
 {{/*
 The Kafka clusters, in the same form for Strimzi and for others: name, brokers, protocol, patterns, and
-where they apply caSecret, certSecret with its keys cert and key, mechanism, saslSecret and kafkaTopics.
+where they apply caSecret, certSecret with its keys cert and key, mechanism, saslSecret, tokenEndpoint,
+tokenCASecret, scope and kafkaTopics.
 */}}
 {{- define "lag-operator.clusters" -}}
 {{- with .Values.kafka.strimzi }}
@@ -28,6 +29,9 @@ where they apply caSecret, certSecret with its keys cert and key, mechanism, sas
   key: {{ empty .user | ternary "tls.key" "user.key" }}
   mechanism: {{ .saslMechanism | quote }}
   saslSecret: {{ .saslSecret | quote }}
+  tokenEndpoint: {{ .tokenEndpoint | quote }}
+  tokenCASecret: {{ .tokenCASecret | quote }}
+  scope: {{ .scope | quote }}
   {{- include "lag-operator.patterns" . | nindent 2 }}
   {{- with .kafkaTopics }}
   kafkaTopics:
@@ -64,11 +68,22 @@ clusters:
       key: {{ $dir }}/user/{{ .key }}
       {{- end }}
     {{- end }}
-    {{- if .saslSecret }}
+    {{- if .mechanism }}
     sasl:
       mechanism: {{ .mechanism }}
+      {{- if .saslSecret }}
       usernameFile: {{ $dir }}/sasl/username
       passwordFile: {{ $dir }}/sasl/password
+      {{- end }}
+      {{- with .tokenEndpoint }}
+      tokenEndpoint: {{ . | quote }}
+      {{- end }}
+      {{- if .tokenCASecret }}
+      tokenCA: {{ $dir }}/token-ca
+      {{- end }}
+      {{- with .scope }}
+      scope: {{ . | quote }}
+      {{- end }}
     {{- end }}
     {{- $cluster := . }}
     {{- range $key := list "discover" "excludeGroups" "topics" "excludeTopics" }}
@@ -92,7 +107,7 @@ The pods stay in ContainerCreating until the Secrets exist, so the operator wait
 {{- define "lag-operator.volumeMounts" -}}
 {{- range include "lag-operator.clusters" . | fromYamlArray }}
 {{- $name := .name }}
-{{- range $what, $secret := dict "ca" .caSecret "user" .certSecret "sasl" .saslSecret }}
+{{- range $what, $secret := dict "ca" .caSecret "user" .certSecret "sasl" .saslSecret "token-ca" .tokenCASecret }}
 {{- if $secret }}
 - name: {{ $what }}-{{ $name }}
   mountPath: /etc/kafka/{{ $name }}/{{ $what }}
@@ -130,6 +145,11 @@ The pods stay in ContainerCreating until the Secrets exist, so the operator wait
         path: username
       - key: password
         path: password
+{{- end }}
+{{- if .tokenCASecret }}
+- name: token-ca-{{ .name }}
+  secret:
+    secretName: {{ .tokenCASecret | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -79,7 +79,7 @@ func TestOperatorTakesTheChartsConfiguration(t *testing.T) {
 				t.Fatalf("%v\n%s", err, text)
 			}
 			for _, k := range cfg.Clusters {
-				for _, path := range []string{k.Kafka.CA, dir(k.Kafka.Cert), dir(k.Kafka.Key),
+				for _, path := range []string{k.Kafka.CA, k.Kafka.TokenCA, dir(k.Kafka.Cert), dir(k.Kafka.Key),
 					dir(k.Kafka.UsernameFile), dir(k.Kafka.PasswordFile)} {
 					if !mounted[path] {
 						t.Errorf("cluster %s: nothing is mounted at %s, but at %q", k.Name, path,

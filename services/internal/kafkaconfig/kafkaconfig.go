@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -18,9 +19,16 @@ const (
 	saslSSL       = "sasl_ssl"
 )
 
+// The mechanisms whose credentials expire. Only the lag collector has them.
+const (
+	OAuthBearer = "OAUTHBEARER"
+	MSKIAM      = "AWS_MSK_IAM"
+)
+
 var (
-	protocols  = []string{plaintext, ssl, saslPlaintext, saslSSL}
-	mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
+	protocols = []string{plaintext, ssl, saslPlaintext, saslSSL}
+	passwords = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
+	all       = append(slices.Clone(passwords), OAuthBearer, MSKIAM)
 )
 
 // Client holds the settings of a connection to Kafka. Its log value and its texts mask the
@@ -40,13 +48,22 @@ type Client struct {
 	// client without a certificate.
 	Cert, Key string
 
-	// Mechanism is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. It is empty without SASL.
+	// Mechanism is PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER or AWS_MSK_IAM. It is empty
+	// without SASL.
 	Mechanism string
-	// Username and Password are the user's credentials.
+	// Username and Password are the user's credentials. With OAUTHBEARER they are the ID and the
+	// secret of a client of the token server. With AWS_MSK_IAM they are empty.
 	Username, Password string
 	// UsernameFile and PasswordFile are files that hold the credentials instead. They may change
 	// while a client runs; Credentials reads them.
 	UsernameFile, PasswordFile string
+
+	// TokenEndpoint is the URL that gives tokens for OAUTHBEARER.
+	TokenEndpoint string
+	// TokenCA is whom to trust there. It is like CA.
+	TokenCA string
+	// Scope is what to ask for there, separated by blanks. It may be empty.
+	Scope string
 }
 
 // SplitBrokers returns the addresses in a list that is separated by commas, without blanks around
@@ -70,7 +87,7 @@ func (c Client) Normal() Client {
 		c.Protocol = plaintext
 	}
 	c.Protocol = fold(c.Protocol, protocols)
-	c.Mechanism = fold(c.Mechanism, mechanisms)
+	c.Mechanism = fold(c.Mechanism, all)
 	return c
 }
 
@@ -90,7 +107,7 @@ func (c Client) BrokerList() string { return strings.Join(c.Brokers, ",") }
 // UsesTLS reports whether the connection is encrypted.
 func (c Client) UsesTLS() bool { return c.Protocol == ssl || c.Protocol == saslSSL }
 
-// UsesSASL reports whether the client shows a username and a password.
+// UsesSASL reports whether the client authenticates by SASL.
 func (c Client) UsesSASL() bool { return c.Protocol == saslPlaintext || c.Protocol == saslSSL }
 
 // Credentials returns the username and the password, read from their files where those are set.
@@ -106,6 +123,16 @@ func (c Client) Credentials() (username, password string, err error) {
 	}
 	return username, password, nil
 }
+
+// CredentialsError is why a client has no credentials, so that it could not ask Kafka anything.
+type CredentialsError struct {
+	// Err has no part in errors.Is and errors.As: its cause may be a broken connection, which is not
+	// one to Kafka.
+	Err error
+}
+
+// Error returns the cause.
+func (e *CredentialsError) Error() string { return "get the credentials for Kafka: " + e.Err.Error() }
 
 func readUsername(c Client) (string, error) {
 	if c.UsernameFile == "" {
@@ -146,6 +173,9 @@ func (c Client) LogValue() slog.Value {
 		slog.String("password", password),
 		slog.String("username_file", c.UsernameFile),
 		slog.String("password_file", c.PasswordFile),
+		slog.String("token_endpoint", c.TokenEndpoint),
+		slog.String("token_ca", c.TokenCA),
+		slog.String("scope", c.Scope),
 	} {
 		if attr.Value.String() != "" {
 			attrs = append(attrs, attr)

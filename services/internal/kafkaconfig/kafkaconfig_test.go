@@ -236,6 +236,14 @@ func TestValidate(t *testing.T) {
 			},
 		},
 		{
+			name:   "a mechanism that only the lag collector has",
+			client: kafkaconfig.Client{Brokers: ok, Protocol: "sasl_ssl", Mechanism: "AWS_MSK_IAM"},
+			want: []kafkaconfig.Invalid{{
+				Field: kafkaconfig.FieldMechanism, Value: "AWS_MSK_IAM",
+				Want: "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 with sasl_ssl",
+			}},
+		},
+		{
 			name: "a username and a file of it",
 			client: kafkaconfig.Client{
 				Brokers: ok, Protocol: "sasl_ssl", Mechanism: "PLAIN",
@@ -257,6 +265,46 @@ func TestValidate(t *testing.T) {
 				t.Errorf("the password is shown: %s", text)
 			}
 		})
+	}
+}
+
+func TestValidateAll(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	id, secret := writeFile(t, dir, "id", "lag"), writeFile(t, dir, "secret", "secret")
+	bearer := func(endpoint string) kafkaconfig.Client {
+		return kafkaconfig.Client{
+			Brokers: []string{"kafka:9092"}, Protocol: "sasl_ssl", Mechanism: kafkaconfig.OAuthBearer,
+			UsernameFile: id, PasswordFile: secret, TokenEndpoint: endpoint,
+		}
+	}
+	msk := kafkaconfig.Client{Brokers: []string{"kafka:9092"}, Protocol: "sasl_ssl", Mechanism: kafkaconfig.MSKIAM}
+	password := msk
+	password.Password = "secret"
+	scram := bearer("https://idp")
+	scram.Mechanism = "SCRAM-SHA-512"
+	const url = "an https or http URL, such as https://idp.example.com/token"
+	for _, tt := range []struct {
+		client kafkaconfig.Client
+		want   []kafkaconfig.Invalid
+	}{
+		{bearer("https://idp.example.com/token"), nil},
+		{bearer("http://idp:8080"), nil},
+		{msk, nil},
+		{bearer(""), []kafkaconfig.Invalid{{Field: kafkaconfig.FieldEndpoint, Want: url}}},
+		{bearer("idp"), []kafkaconfig.Invalid{{Field: kafkaconfig.FieldEndpoint, Value: "idp", Want: url}}},
+		{bearer("http://"), []kafkaconfig.Invalid{{Field: kafkaconfig.FieldEndpoint, Value: "http://", Want: url}}},
+		{bearer("https://a:secret@b"), []kafkaconfig.Invalid{{
+			Field: kafkaconfig.FieldEndpoint, Value: "https://a:xxxxx@b", Want: "a URL without a user and a password",
+		}}},
+		{password, []kafkaconfig.Invalid{{Field: kafkaconfig.FieldPassword, Want: "left out with AWS_MSK_IAM"}}},
+		{scram, []kafkaconfig.Invalid{
+			{Field: kafkaconfig.FieldEndpoint, Value: "https://idp", Want: "left out with SCRAM-SHA-512"},
+		}},
+	} {
+		if diff := cmp.Diff(tt.want, tt.client.ValidateAll(nil)); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", tt.client, diff)
+		}
 	}
 }
 

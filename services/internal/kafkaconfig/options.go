@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -17,10 +18,11 @@ const dialTimeout = 3 * time.Second
 
 // Options returns the options that make a client of franz-go connect with these settings, which are
 // valid. Each connection reads the TLS files and the credentials again, because they may change at
-// any time, as when Strimzi renews a certificate.
+// any time, as when Strimzi renews a certificate. The mechanisms whose credentials expire are not
+// among them: see services/lag/auth.
 func (c Client) Options() []kgo.Opt {
 	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.ClientID), kgo.Dialer(c.dialer())}
-	if c.UsesSASL() {
+	if slices.Contains(passwords, c.Mechanism) {
 		opts = append(opts, kgo.SASL(c.mechanism()))
 	}
 	return opts
@@ -56,11 +58,14 @@ func (c Client) tlsConfig(host string) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// mechanism returns the SASL mechanism. It reads the credentials at each connection. c is valid.
+// mechanism returns the mechanism, which is one of passwords. It reads them at each connection.
 func (c Client) mechanism() sasl.Mechanism {
 	login := func(context.Context) (scram.Auth, error) {
 		user, pass, err := c.Credentials()
-		return scram.Auth{User: user, Pass: pass}, err
+		if err != nil {
+			return scram.Auth{}, &CredentialsError{err}
+		}
+		return scram.Auth{User: user, Pass: pass}, nil
 	}
 	switch c.Mechanism {
 	case "SCRAM-SHA-256":
@@ -68,8 +73,8 @@ func (c Client) mechanism() sasl.Mechanism {
 	case "SCRAM-SHA-512":
 		return scram.Sha512(login)
 	}
-	return plain.Plain(func(context.Context) (plain.Auth, error) {
-		user, pass, err := c.Credentials()
-		return plain.Auth{User: user, Pass: pass}, err
+	return plain.Plain(func(ctx context.Context) (plain.Auth, error) {
+		auth, err := login(ctx)
+		return plain.Auth{User: auth.User, Pass: auth.Pass}, err
 	})
 }

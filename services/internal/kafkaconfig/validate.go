@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -25,6 +26,9 @@ const (
 	FieldPassword     Field = "password"
 	FieldUsernameFile Field = "username file"
 	FieldPasswordFile Field = "password file"
+	FieldEndpoint     Field = "token endpoint"
+	FieldTokenCA      Field = "CA of the token endpoint"
+	FieldScope        Field = "scope"
 )
 
 // Names are the names under which a caller's users know the fields, such as variables or keys of a
@@ -55,14 +59,19 @@ func (i Invalid) Error() string { return fmt.Sprintf("%s %q: must be %s", i.Fiel
 // Validate returns every mistake, and none if the settings can be used. Settings that do not fit
 // together are mistakes too: a password for a connection that does not use it would otherwise
 // travel as plain text one day. Validate reads the files. Texts that mention another field use
-// names, which may be nil.
-func (c Client) Validate(names Names) []Invalid {
+// names, which may be nil. It takes only mechanisms that show a password.
+func (c Client) Validate(names Names) []Invalid { return c.validate(names, passwords) }
+
+// ValidateAll is Validate for a client that has all mechanisms.
+func (c Client) ValidateAll(names Names) []Invalid { return c.validate(names, all) }
+
+func (c Client) validate(names Names, mechanisms []string) []Invalid {
 	v := validation{names: names}
 	v.brokers(c)
 	v.tlsFiles(c)
 	v.protocol(c)
 	if c.UsesSASL() {
-		v.sasl(c)
+		v.sasl(c, mechanisms)
 	}
 	return v.mistakes
 }
@@ -93,9 +102,12 @@ func isAddress(broker string) bool {
 	return err == nil && n > 0
 }
 
+// certificates is what a CA has to be. The reason why it is not follows.
+const certificates = "a file of PEM certificates, or a directory with *.crt files of them: "
+
 func (v *validation) tlsFiles(c Client) {
 	if _, _, err := readCA(c.CA); err != nil {
-		v.wrong(FieldCA, c.CA, "a file of PEM certificates, or a directory with *.crt files of them: "+err.Error())
+		v.wrong(FieldCA, c.CA, certificates+err.Error())
 	}
 	cert, certRead := v.read(FieldCert, c.Cert)
 	key, keyRead := v.read(FieldKey, c.Key)
@@ -129,14 +141,15 @@ func (v *validation) protocol(c Client) {
 		v.wrong(FieldProtocol, c.Protocol, "one of "+strings.Join(protocols, ", "))
 		return
 	}
-	if f, ok := firstSet([]setting{{FieldCA, c.CA}, {FieldCert, c.Cert}, {FieldKey, c.Key}}); ok && !c.UsesTLS() {
-		v.wrong(FieldProtocol, c.Protocol, "ssl or sasl_ssl when "+v.names.Of(f)+" is set")
+	if s, ok := firstSet([]setting{{FieldCA, c.CA}, {FieldCert, c.Cert}, {FieldKey, c.Key}}); ok && !c.UsesTLS() {
+		v.wrong(FieldProtocol, c.Protocol, "ssl or sasl_ssl when "+v.names.Of(s.field)+" is set")
 	}
-	if f, ok := firstSet([]setting{
+	if s, ok := firstSet([]setting{
 		{FieldMechanism, c.Mechanism}, {FieldUsername, c.Username}, {FieldPassword, c.Password},
 		{FieldUsernameFile, c.UsernameFile}, {FieldPasswordFile, c.PasswordFile},
+		{FieldEndpoint, c.TokenEndpoint}, {FieldTokenCA, c.TokenCA}, {FieldScope, c.Scope},
 	}); ok && !c.UsesSASL() {
-		v.wrong(FieldProtocol, c.Protocol, "sasl_plaintext or sasl_ssl when "+v.names.Of(f)+" is set")
+		v.wrong(FieldProtocol, c.Protocol, "sasl_plaintext or sasl_ssl when "+v.names.Of(s.field)+" is set")
 	}
 }
 
@@ -145,21 +158,59 @@ type setting struct {
 	value string
 }
 
-func firstSet(settings []setting) (f Field, ok bool) {
+func firstSet(settings []setting) (first setting, ok bool) {
 	for _, s := range settings {
 		if s.value != "" {
-			return s.field, true
+			return s, true
 		}
 	}
-	return "", false
+	return setting{}, false
 }
 
-func (v *validation) sasl(c Client) {
+func (v *validation) sasl(c Client, mechanisms []string) {
 	if !slices.Contains(mechanisms, c.Mechanism) {
 		v.wrong(FieldMechanism, c.Mechanism, "one of "+strings.Join(mechanisms, ", ")+" with "+c.Protocol)
 	}
-	v.credential(c, setting{FieldUsername, c.Username}, setting{FieldUsernameFile, c.UsernameFile})
-	v.credential(c, setting{FieldPassword, c.Password}, setting{FieldPasswordFile, c.PasswordFile})
+	username, usernameFile := setting{FieldUsername, c.Username}, setting{FieldUsernameFile, c.UsernameFile}
+	password, passwordFile := setting{FieldPassword, c.Password}, setting{FieldPasswordFile, c.PasswordFile}
+	if c.Mechanism == MSKIAM {
+		// They come from the environment.
+		v.empty(c, username, password, usernameFile, passwordFile)
+	} else {
+		v.credential(c, username, usernameFile)
+		v.credential(c, password, passwordFile)
+	}
+	if c.Mechanism == OAuthBearer {
+		v.tokenEndpoint(c)
+	} else {
+		v.empty(c,
+			setting{FieldEndpoint, c.TokenEndpoint}, setting{FieldTokenCA, c.TokenCA}, setting{FieldScope, c.Scope})
+	}
+}
+
+// empty checks that none of the settings is set, because the mechanism does not use them.
+func (v *validation) empty(c Client, settings ...setting) {
+	if s, ok := firstSet(settings); ok {
+		value := s.value
+		if s.field == FieldPassword {
+			value = ""
+		}
+		v.wrong(s.field, value, "left out with "+c.Mechanism)
+	}
+}
+
+func (v *validation) tokenEndpoint(c Client) {
+	u, err := url.Parse(c.TokenEndpoint)
+	switch {
+	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
+		v.wrong(FieldEndpoint, c.TokenEndpoint, "an https or http URL, such as https://idp.example.com/token")
+	case u.User != nil:
+		// The URL is in the log.
+		v.wrong(FieldEndpoint, u.Redacted(), "a URL without a user and a password")
+	}
+	if _, _, err := readCA(c.TokenCA); err != nil {
+		v.wrong(FieldTokenCA, c.TokenCA, certificates+err.Error())
+	}
 }
 
 // credential checks that a username or a password is given once, as a value or as a file.

@@ -133,6 +133,10 @@ type fileCluster struct {
 		Mechanism    string
 		UsernameFile string `yaml:"usernameFile"`
 		PasswordFile string `yaml:"passwordFile"`
+
+		TokenEndpoint string `yaml:"tokenEndpoint"`
+		TokenCA       string `yaml:"tokenCA"`
+		Scope         string
 	}
 	Discover      string
 	ExcludeGroups string `yaml:"excludeGroups"`
@@ -279,6 +283,10 @@ func (p *parser) kafka(where string, c fileCluster) kafkaconfig.Client {
 		Mechanism:    c.SASL.Mechanism,
 		UsernameFile: c.SASL.UsernameFile,
 		PasswordFile: c.SASL.PasswordFile,
+
+		TokenEndpoint: c.SASL.TokenEndpoint,
+		TokenCA:       c.SASL.TokenCA,
+		Scope:         c.SASL.Scope,
 	}.Normal()
 	names := kafkaconfig.Names{
 		kafkaconfig.FieldBrokers:      where + ".bootstrapServers",
@@ -291,8 +299,11 @@ func (p *parser) kafka(where string, c fileCluster) kafkaconfig.Client {
 		kafkaconfig.FieldUsernameFile: where + ".sasl.usernameFile",
 		kafkaconfig.FieldPassword:     where + ".sasl.passwordFile",
 		kafkaconfig.FieldPasswordFile: where + ".sasl.passwordFile",
+		kafkaconfig.FieldEndpoint:     where + ".sasl.tokenEndpoint",
+		kafkaconfig.FieldTokenCA:      where + ".sasl.tokenCA",
+		kafkaconfig.FieldScope:        where + ".sasl.scope",
 	}
-	for _, invalid := range k.Validate(names) {
+	for _, invalid := range k.ValidateAll(names) {
 		p.wrong(names.Of(invalid.Field), invalid.Value, invalid.Want)
 	}
 	return k

@@ -66,6 +66,20 @@ clusters:
     kafkaTopics: {namespace: orders, cluster: main}
   - name: plain
     bootstrapServers: kafka:9092
+  - name: tokens
+    bootstrapServers: kafka:9093
+    securityProtocol: sasl_ssl
+    sasl:
+      mechanism: oauthbearer
+      usernameFile: DIR/u
+      passwordFile: DIR/p
+      tokenEndpoint: https://idp.example.com/token
+      tokenCA: DIR
+      scope: kafka lag
+  - name: msk
+    bootstrapServers: kafka:9098
+    securityProtocol: sasl_ssl
+    sasl: {mechanism: AWS_MSK_IAM}
 watchNamespaces: [orders, audit]
 `, "DIR", dir), map[string]string{"OPS_ADDR": "127.0.0.1:0"})
 	orders := lag.Config{
@@ -84,11 +98,24 @@ watchNamespaces: [orders, audit]
 			Brokers: []string{"kafka:9092"}, ClientID: "lag-collector", Protocol: "plaintext",
 		},
 	}
+	tokens, msk := plain, plain
+	tokens.Name, msk.Name = "tokens", "msk"
+	tokens.Kafka = kafkaconfig.Client{
+		Brokers: []string{"kafka:9093"}, ClientID: "lag-collector", Protocol: "sasl_ssl",
+		Mechanism: kafkaconfig.OAuthBearer, UsernameFile: dir + "/u", PasswordFile: dir + "/p",
+		TokenEndpoint: "https://idp.example.com/token", TokenCA: dir, Scope: "kafka lag",
+	}
+	msk.Kafka = kafkaconfig.Client{
+		Brokers: []string{"kafka:9098"}, ClientID: "lag-collector", Protocol: "sasl_ssl", Mechanism: kafkaconfig.MSKIAM,
+	}
 	want := Config{
 		OpsAddr:         env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
 		WatchNamespaces: []string{"orders", "audit"},
 		Interval:        10 * time.Second,
-		Clusters:        []Cluster{{Config: orders, KafkaTopics: KafkaTopics{"orders", "main"}}, {Config: plain}},
+		Clusters: []Cluster{
+			{Config: orders, KafkaTopics: KafkaTopics{"orders", "main"}},
+			{Config: plain}, {Config: tokens}, {Config: msk},
+		},
 	}
 	samePattern := cmp.Comparer(func(a, b *regexp.Regexp) bool { return pattern(a) == pattern(b) })
 	if diff := cmp.Diff(want, got, samePattern); diff != "" || err != nil {
@@ -151,6 +178,14 @@ clusters:
     tls: {ca: DIR/none, cert: DIR/c.crt}
     sasl: {mechanism: PLAIN}
     kafkaTopics: {namespace: b}
+  - name: c
+    bootstrapServers: kafka:9092
+    securityProtocol: sasl_ssl
+    sasl: {mechanism: OAUTHBEARER, usernameFile: DIR/u, tokenEndpoint: "idp:443", tokenCA: DIR/none}
+  - name: d
+    bootstrapServers: kafka:9092
+    securityProtocol: sasl_ssl
+    sasl: {mechanism: AWS_MSK_IAM, passwordFile: DIR/p, scope: kafka}
 watchNamespaces: [fine, not_fine]
 `, map[string]string{"OPS_ADDR": "8080"}, []string{
 			`OPS_ADDR="8080": must be host:port or :port, such as :8080`,
@@ -170,8 +205,8 @@ watchNamespaces: [fine, not_fine]
 			`clusters[1].excludeTopics: "(?!a)": must be a regular expression for whole names of topics (RE2)`,
 			`clusters[2].name: "a": must be ` + name,
 			`clusters[2].bootstrapServers: "kafka:0": must be ` + address,
-			`clusters[2].sasl.mechanism: "GSSAPI": must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 ` +
-				`with sasl_plaintext`,
+			`clusters[2].sasl.mechanism: "GSSAPI": must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, ` +
+				`OAUTHBEARER, AWS_MSK_IAM with sasl_plaintext`,
 			`clusters[2].sasl.passwordFile: "": must be set with sasl_plaintext`,
 			`clusters[3].tls.ca: "DIR/none": must be a file of PEM certificates, ` +
 				`or a directory with *.crt files of them: read CA: stat DIR/none: no such file or directory`,
@@ -180,6 +215,13 @@ watchNamespaces: [fine, not_fine]
 				`when clusters[3].sasl.mechanism is set`,
 			`clusters[3].kafkaTopics.cluster: "": must be the name of Strimzi's Kafka, ` +
 				`as in the label strimzi.io/cluster`,
+			`clusters[4].sasl.passwordFile: "": must be set with sasl_ssl`,
+			`clusters[4].sasl.tokenEndpoint: "idp:443": must be an https or http URL, ` +
+				`such as https://idp.example.com/token`,
+			`clusters[4].sasl.tokenCA: "DIR/none": must be a file of PEM certificates, ` +
+				`or a directory with *.crt files of them: read CA: stat DIR/none: no such file or directory`,
+			`clusters[5].sasl.passwordFile: "DIR/p": must be left out with AWS_MSK_IAM`,
+			`clusters[5].sasl.scope: "kafka": must be left out with AWS_MSK_IAM`,
 			`watchNamespaces[1]: "not_fine": must be the name of a namespace`,
 		}},
 		"nothing": {"", nil, noCluster},
