@@ -89,7 +89,8 @@ func startExporters(t testing.TB, kafka kafkaconfig.Client) []*exporter {
 		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+strings.Join(kafka.Brokers, ","), "EXPORTER_HOST=127.0.0.1",
 			fmt.Sprintf("EXPORTER_PORT=%d", port))
 		if kafka.CA != "" {
-			cmd.Env = append(cmd.Env, "KAFKA_TLS_ENABLED=true", "KAFKA_TLS_CAFILEPATH="+filepath.Join(kafka.CA, "ca.crt"),
+			cmd.Env = append(cmd.Env, "KAFKA_TLS_ENABLED=true",
+				"KAFKA_TLS_CAFILEPATH="+filepath.Join(kafka.CA, "ca.crt"),
 				"KAFKA_TLS_CERTFILEPATH="+kafka.Cert, "KAFKA_TLS_KEYFILEPATH="+kafka.Key)
 		}
 		all = append(all, startExporter(t, cmd, &exporter{

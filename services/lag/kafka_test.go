@@ -974,7 +974,9 @@ func TestGroupThatTwoBrokersList(t *testing.T) {
 	addr := cluster.ListenAddrs()[0]
 	newClient(t, addr, kgo.ConsumerGroup("c"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()))
 	known := connect(t, watching(cluster.ListenAddrs()...))
-	known.until(t, "the group", func(s *Snapshot) bool { return s.Groups["c"] != nil && s.Groups["c"].State == "Stable" })
+	known.until(t, "the group", func(s *Snapshot) bool {
+		return s.Groups["c"] != nil && s.Groups["c"].State == "Stable"
+	})
 	coordinator := newAdmin(t, addr).FindGroupCoordinators(t.Context(), "c")["c"].NodeID
 	cluster.ControlKey(int16(kmsg.ListGroups), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
@@ -985,7 +987,8 @@ func TestGroupThatTwoBrokersList(t *testing.T) {
 	want := "classic Stable 1 members, 0 of 1 committed, subscribed true, unassigned 0"
 	// The brokers respond in any order.
 	for range 10 {
-		for name, c := range map[string]*Collector{"known": known, "new": connect(t, watching(cluster.ListenAddrs()...))} {
+		fresh := connect(t, watching(cluster.ListenAddrs()...))
+		for name, c := range map[string]*Collector{"known": known, "new": fresh} {
 			if s := c.mustPoll(t); summary(s, "c") != want || len(s.Errors) > 0 {
 				t.Errorf("the group, which is %s, is %q, want %q; errors %v", name, summary(s, "c"), want, s.Errors)
 			}
