@@ -65,7 +65,8 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 				update("a", "x", `W/"2"`), update("a", "x", `"2"`),
 			},
 			[]string{
-				`"1"`, `order has version "1", against If-Match`, `"2"`, `order has version "2", against If-Match`, `"3"`,
+				`"1"`, `order has version "1", against If-Match`, `"2"`,
+				`order has version "2", against If-Match`, `"3"`,
 			},
 			[]string{"a order.created 1", "a order.updated 2", "a order.updated 3"}},
 		"a key gives its result again, and only for its request": {ample,

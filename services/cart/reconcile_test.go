@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -114,12 +112,7 @@ func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
 	testenv.Produce(t, r.kafka, message, message, message)
 	look("three records came", 0)
 
-	admin, err := kadm.NewOptClient(kgo.SeedBrokers(r.kafka))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(admin.Close)
-	if _, err := admin.DeleteTopic(t.Context(), contract.TopicCreated); err != nil {
+	if err := localkafka.DeleteTopic(t.Context(), r.kafka, contract.TopicCreated); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.look(t.Context()); err == nil {
@@ -131,7 +124,7 @@ func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
 	// The relay goes on in the new log, and stores its positions with the ID of the former topic.
 	at := testenv.Produce(t, r.kafka, message)[0]
 	place := broker.Partition{Topic: at.Topic, Number: at.Partition}
-	err = r.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+	err := r.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 		return r.store.writePublished(tx, map[broker.Partition]int64{place: at.Offset + 1})
 	})
 	if err != nil {
@@ -171,9 +164,7 @@ func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
 	if strings.Contains(r.log.String(), "declared number of partitions") {
 		t.Errorf("all topics are as they were declared, and Cart logs:\n%s", r.log)
 	}
-	if _, err := admin.CreatePartitions(t.Context(), 1, contract.TopicCreated); err != nil {
-		t.Fatal(err)
-	}
+	testenv.AddPartition(t, r.kafka, contract.TopicCreated)
 	look("a partition was added", 8)
 	got := metric(t, r.partitions.WithLabelValues(contract.TopicCreated)).GetGauge().GetValue()
 	if got != 13 || strings.Count(r.log.String(), "declared number of partitions") != 1 {

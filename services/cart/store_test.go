@@ -123,6 +123,68 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 	}
 }
 
+// The creation of an order and its update come in records of different topics, in any order. While one of
+// them is known to be published, and the other one waits, that is no conflict. Another version is.
+func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		// foreign is the status of an update that another Cart has published, at version 2; "": none.
+		foreign string
+		// found are the rows of the outbox that the topics have, batch by batch.
+		found    []int
+		conflict bool
+		left     int64
+	}{
+		"first the creation": {"", []int{0, 1}, false, 0},
+		"first the update":   {"", []int{1, 0}, false, 0},
+		"the update only":    {"", []int{1}, false, 1},
+		"another Cart's":     {"lost", nil, true, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			committer, _ := running(t, t.TempDir(), 100)
+			s := committer.store
+			for _, change := range []change{creation(t, "a"), update("a", "paid")} {
+				if _, err := committer.submit(t.Context(), change); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var own []contract.Event
+			err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				waiting, err := s.box.Waiting(tx, map[string]bool{"a": true})
+				for _, row := range waiting {
+					e, failed := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
+					own, err = append(own, e), errors.Join(err, failed)
+				}
+				return err
+			})
+			if err != nil || len(own) != 2 {
+				t.Fatalf("%d events wait, %v", len(own), err)
+			}
+			var batches [][]contract.Event
+			for _, i := range c.found {
+				batches = append(batches, own[i:i+1])
+			}
+			if c.foreign != "" {
+				e := own[1]
+				e.ID, e.Order.Status = "another", c.foreign
+				batches = append(batches, []contract.Event{e})
+			}
+			conflict := false
+			for _, batch := range batches {
+				_, conflicts, err := s.adopt(t.Context(), batch)
+				if err != nil {
+					t.Fatal(err)
+				}
+				conflict = conflict || len(conflicts) > 0
+			}
+			if conflict != c.conflict || s.box.Rows() != c.left {
+				t.Errorf("a conflict: %t, and %d rows wait; want %t, %d", conflict, s.box.Rows(), c.conflict, c.left)
+			}
+		})
+	}
+}
+
 func TestARestoredVersionNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	c, _ := running(t, t.TempDir(), 100)

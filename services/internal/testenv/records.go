@@ -155,6 +155,15 @@ func DeleteRecords(t testing.TB, addr, topic string, before map[int32]int64) {
 	})
 }
 
+// AddPartition adds a partition to a topic.
+func AddPartition(t testing.TB, addr, topic string) {
+	t.Helper()
+	withAdmin(t, addr, "add a partition", func(ctx context.Context, admin *kadm.Client) error {
+		results, err := admin.CreatePartitions(ctx, 1, topic)
+		return errors.Join(err, results.Error())
+	})
+}
+
 // withAdmin calls do with an admin client, and names the error by what was being done.
 func withAdmin(t testing.TB, addr, what string, do func(ctx context.Context, admin *kadm.Client) error) {
 	t.Helper()
