@@ -113,8 +113,10 @@ func movedCoordinator(s *scenario, next bool) {
 	begin := time.Now()
 	for i := range int64(8) {
 		s.away.begin()
-		s.moveCoordinators()
-		s.settle(nil, topic.name, group)
+		for range 5 {
+			s.moveCoordinators()
+			s.settle(nil, topic.name, group)
+		}
 		s.away.end()
 		topic.commitAs(member, group, 0, 30+5*i)
 		s.polls(2)
@@ -156,11 +158,25 @@ func (l *lab) broker(id int32) *localkafka.Broker { return l.brokers[id-1] }
 // leader returns the ID of the broker that leads a partition.
 func (s *scenario) leader(topic string, partition int32) int32 {
 	s.Helper()
-	topics, err := s.admin.ListTopicsWithInternal(s.Context(), topic)
-	if err = errors.Join(err, topics.Error()); err != nil {
+	metadata, err := s.metadata(s.Context(), 1, topic)
+	if err != nil {
 		s.Fatal(err)
 	}
-	return topics[topic].Partitions[partition].Leader
+	i := slices.IndexFunc(metadata.Topics[0].Partitions, func(p kmsg.MetadataResponseTopicPartition) bool {
+		return p.Partition == partition
+	})
+	return metadata.Topics[0].Partitions[i].Leader
+}
+
+// metadata returns what a broker knows now. The clients have caches of their own.
+func (s *scenario) metadata(ctx context.Context, broker int32, topics ...string) (*kmsg.MetadataResponse, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range topics {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = &name
+		req.Topics = append(req.Topics, t)
+	}
+	return req.RequestWith(ctx, s.kafka.Broker(int(broker)))
 }
 
 // controller returns the ID of the broker that is the active controller.
@@ -196,21 +212,33 @@ func (s *scenario) groupOf(wanted func(coordinator int32) bool) string {
 // moveCoordinators makes the next replica of each partition of the groups' commits its leader.
 func (s *scenario) moveCoordinators() {
 	s.Helper()
-	topics, err := s.admin.ListTopicsWithInternal(s.Context(), offsetsTopic)
-	if err = errors.Join(err, topics.Error()); err != nil {
+	before, err := s.metadata(s.Context(), 1, offsetsTopic)
+	if err != nil {
 		s.Fatal(err)
 	}
 	var next kadm.AlterPartitionAssignmentsReq
 	var all kadm.TopicsSet
-	for n, p := range topics[offsetsTopic].Partitions {
-		next.Assign(offsetsTopic, n, append(slices.Clone(p.Replicas[1:]), p.Replicas[0]))
-		all.Add(offsetsTopic, n)
+	for _, p := range before.Topics[0].Partitions {
+		next.Assign(offsetsTopic, p.Partition, append(slices.Clone(p.Replicas[1:]), p.Replicas[0]))
+		all.Add(offsetsTopic, p.Partition)
 	}
 	moved, err := s.admin.AlterPartitionAssignments(s.Context(), next)
 	if err = errors.Join(err, moved.Error()); err != nil {
 		s.Fatal(err)
 	}
 	s.elect(all)
+	s.eventually("the new leaders", func(ctx context.Context) error {
+		after, err := s.metadata(ctx, 1, offsetsTopic)
+		if err != nil {
+			return err
+		}
+		for _, p := range after.Topics[0].Partitions {
+			if want := next[offsetsTopic][p.Partition][0]; p.Leader != want {
+				return fmt.Errorf("broker %d leads partition %d, want %d", p.Leader, p.Partition, want)
+			}
+		}
+		return nil
+	})
 }
 
 // elect makes the first replicas the leaders, as soon as they are in sync.
@@ -259,13 +287,7 @@ func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...strin
 // settled returns nil if a broker knows these brokers and a leader among them for every partition, and
 // has loaded all groups that it coordinates.
 func (s *scenario) settled(ctx context.Context, broker int32, all []int32, topic string) error {
-	req := kmsg.NewPtrMetadataRequest()
-	for _, name := range []string{topic, offsetsTopic} {
-		t := kmsg.NewMetadataRequestTopic()
-		t.Topic = &name
-		req.Topics = append(req.Topics, t)
-	}
-	metadata, err := req.RequestWith(ctx, s.kafka.Broker(int(broker)))
+	metadata, err := s.metadata(ctx, broker, topic, offsetsTopic)
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,8 @@ type poller struct {
 type groupState struct {
 	// last is the group at the last poll, without its commits.
 	last kafkaGroup
+	// moved is when its coordinator was last seen to change, zero if it has not.
+	moved time.Time
 	// rhythm is the longest rhythm of its partitions at the last poll.
 	rhythm     time.Duration
 	partitions map[topicPartition]*partitionState
@@ -134,10 +136,15 @@ func (p *poller) rememberGroups(groups map[string]*kafkaGroup, errs []*ReadError
 		if s == nil {
 			s = &groupState{rhythm: p.rhythms[name], partitions: make(map[topicPartition]*partitionState)}
 			p.groups[name] = s
-		} else if g.reads.unknown && s.last.members != 0 {
-			// During a rebalance, and while its members cannot be read, the group is taken to read what
-			// it read before.
-			g.reads = s.last.reads
+		} else {
+			if g.reads.unknown && s.last.members != 0 {
+				// During a rebalance, and while its members cannot be read, the group is taken to read
+				// what it read before.
+				g.reads = s.last.reads
+			}
+			if g.coordinator != s.last.coordinator {
+				s.moved = p.now()
+			}
 		}
 		s.last = *g
 		s.last.commits = nil
@@ -223,7 +230,7 @@ func (p *poller) findAges(ctx context.Context, groups map[string]*kafkaGroup, lo
 				at := topicPartition{name, t.id, number}
 				s := p.partition(g.name, at)
 				appended := &s.appended
-				f := s.track.isolation(g.facts(name, number, log))
+				f := s.track.isolation(p.facts(g, s, at, log))
 				if !f.unread() {
 					// Another record may get this offset if the log is cut.
 					appended.known = false
@@ -269,6 +276,20 @@ func (p *poller) partition(group string, at topicPartition) *partitionState {
 		delete(p.former[group], key)
 	}
 	return s.partitions[at]
+}
+
+// catchingUp is how long a new coordinator may return former commits. It learns from its followers how
+// far its log is committed, which takes them half a second by default.
+const catchingUp = 10 * time.Second
+
+// facts returns what this poll read of a group's partition. A commit that goes back just after the
+// coordinator has moved is not believed yet.
+func (p *poller) facts(g *kafkaGroup, s *partitionState, at topicPartition, log logBounds) facts {
+	f := g.facts(at.topic, at.partition, log)
+	if !s.track.since.IsZero() && f.committed < s.track.committed && p.now().Sub(p.groups[g.name].moved) < catchingUp {
+		f.committed = s.track.committed
+	}
+	return f
 }
 
 // published returns a group as a snapshot shows it. It counts as one poll for its partitions. No
@@ -330,8 +351,9 @@ func (p *poller) publishedTopic(start time.Time, g *kafkaGroup, name string, t *
 			out.Partial = true
 			continue
 		}
-		s := p.partition(g.name, topicPartition{name, t.id, number})
-		f := g.facts(name, number, log)
+		at := topicPartition{name, t.id, number}
+		s := p.partition(g.name, at)
+		f := p.facts(g, s, at, log)
 		f.at, f.subscribed, f.appended, f.vague = start, out.Subscribed, s.appended.at, !s.appended.known
 		f.rhythm = p.groups[g.name].rhythm
 		out.Partitions = append(out.Partitions, s.track.next(number, f, p.patience, p.interval))
