@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -22,7 +23,13 @@ import (
 // within the memory limits of the chart: by Order while both topics are audited, and by a Cart that
 // rebuilds its store. All partitions of both topics have them.
 func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
-	kafka := testenv.StartKafka(t)
+	// A client has a fetch under way to each broker, and each takes memory.
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir()})
+	testenv.Require(t, err)
+	for _, b := range brokers {
+		t.Cleanup(b.Kill)
+	}
+	kafka := brokers[0]
 	declare(t, kafka.Addr)
 	// A batch of 65 MB is nearly the largest that is read.
 	const perBatch, size, smallBatches = 130, 500_000, 2000
