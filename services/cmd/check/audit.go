@@ -40,8 +40,19 @@ func (c *checker) auditUntilFound(
 	ctx context.Context, deadline time.Time, topic string,
 ) (total int, missing map[string]int64, err error) {
 	pause := backoff.Backoff{Min: 200 * time.Millisecond, Max: 5 * time.Second}
+	r := request{
+		method:   http.MethodGet,
+		url:      c.order + "/order/getAllOrderIdsFromTopic?topicName=" + url.QueryEscape(topic),
+		header:   map[string]string{"Accept": "application/json"},
+		patience: c.timeout,
+	}
 	for {
-		total, missing, err = c.auditOnce(ctx, deadline, topic)
+		formerTotal, former := total, missing
+		total, missing, err = c.auditOnce(ctx, deadline, r, topic)
+		if former != nil && r.cutOff(err) {
+			// It says less than the audit before it.
+			return formerTotal, former, nil
+		}
 		wait := pause.Next()
 		if err != nil || len(missing) == 0 || time.Until(deadline) <= wait {
 			return total, missing, err
@@ -53,14 +64,8 @@ func (c *checker) auditUntilFound(
 // auditOnce reads one audit to its end, however large. It returns the orders that the topic should
 // have and does not, with their least versions.
 func (c *checker) auditOnce(
-	ctx context.Context, deadline time.Time, topic string,
+	ctx context.Context, deadline time.Time, r request, topic string,
 ) (total int, missing map[string]int64, err error) {
-	r := request{
-		method:   http.MethodGet,
-		url:      c.order + "/order/getAllOrderIdsFromTopic?topicName=" + url.QueryEscape(topic),
-		header:   map[string]string{"Accept": "application/json"},
-		patience: c.timeout,
-	}
 	err = c.client.do(ctx, deadline, r, func(body io.Reader) (err error) {
 		missing = c.report.expected(topic)
 		total, err = readAudit(body, topic, func(id string, version int64) {

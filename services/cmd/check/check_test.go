@@ -308,6 +308,27 @@ func TestOrdersThatArriveLaterAreWaitedFor(t *testing.T) {
 	}
 }
 
+// What was found is reported, although the last try is cut off by the timeout.
+func TestATryThatIsCutOffHidesNothing(t *testing.T) {
+	t.Parallel()
+	for step, want := range map[string]string{
+		"find":  "404 Not Found: not there\n",
+		"audit": "audit order-created-topic: an order at version 1 is not there\n",
+	} {
+		var tries atomic.Int64
+		s := between(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if tries.Add(1) > 1 {
+				<-r.Context().Done()
+			}
+			http.Error(w, "not there", http.StatusNotFound)
+		})
+		s.check(t, "-id", "an order", "-timeout", "1s", step).fails(t, 1, want)
+		if tries.Load() < 2 {
+			t.Errorf("%s: %d tries, want more than one", step, tries.Load())
+		}
+	}
+}
+
 // A slow response does not delay later orders, and no order begins early.
 func TestRateIsKeptWithSlowResponses(t *testing.T) {
 	t.Parallel()

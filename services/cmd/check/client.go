@@ -46,6 +46,23 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("%d %s: %s", e.status, http.StatusText(e.status), e.text)
 }
 
+// silentError means that the service sent no byte for that long.
+type silentError struct {
+	url  string
+	wait time.Duration
+}
+
+func (e *silentError) Error() string {
+	return fmt.Sprintf("%s: nothing heard for %s", e.url, e.wait.Round(time.Millisecond))
+}
+
+// cutOff reports whether the last try of a request ended because of the deadline, and not because the
+// service was silent for too long.
+func (r request) cutOff(err error) bool {
+	e, ok := errors.AsType[*silentError](err)
+	return ok && e.wait < r.patience
+}
+
 // temporaryError is a failure that is worth another try.
 type temporaryError struct {
 	error
@@ -80,7 +97,7 @@ func (c *client) try(ctx context.Context, patience time.Duration, r request, rea
 	defer cancel(nil)
 	// The timer is reset by each byte, since a large response may take longer than the patience.
 	silence := time.AfterFunc(patience, func() {
-		cancel(fmt.Errorf("%s: nothing heard for %s", r.url, patience.Round(time.Millisecond)))
+		cancel(&silentError{r.url, patience})
 	})
 	defer silence.Stop()
 	req, err := http.NewRequestWithContext(ctx, r.method, r.url, strings.NewReader(r.body))

@@ -82,6 +82,7 @@ func (c *checker) find(ctx context.Context, deadline time.Time, last state) (sta
 	r := request{
 		method: http.MethodGet, url: c.order + "/order/order-details?" + query.Encode(), patience: tryFor,
 	}
+	var former error
 	for {
 		r.header = map[string]string{"Accept": "application/json"}
 		// Order must respond before the client's patience ends.
@@ -97,6 +98,11 @@ func (c *checker) find(ctx context.Context, deadline time.Time, last state) (sta
 			}
 			return got, compare("Order", got, want)
 		}
+		if former != nil && r.cutOff(err) {
+			// It says less than the try before it.
+			return state{}, former
+		}
+		former = err
 		const pause = 100 * time.Millisecond
 		if !notYet(err) || time.Until(deadline) <= pause {
 			return state{}, err
