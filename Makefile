@@ -5,6 +5,7 @@ GO            ?= go
 PACKAGES      ?= ./...
 TEST_TIMEOUT  ?= 20m
 TEST_PARALLEL ?= 2
+TEST_AT_ONCE  ?= 4
 FUZZ_RUNS     ?= 200000
 KAFKA_PORT    ?= 9092
 DOCKER        ?= docker
@@ -38,13 +39,14 @@ build: ## Build the programs into ./bin
 	@mkdir -p bin
 	$(GO) build -trimpath -o bin/ ./services/cmd/...
 
-# The tests on a cluster come last and alone, because they measure times.
+# Tests mostly wait for Kafka, so more of a package run at once than there may be processors. The tests
+# on a cluster come last and alone, because they measure times.
 ifeq ($(PACKAGES),./...)
 TEST_ALONE = ordersystem.dev/services/e2e/kubernetes
 endif
 .PHONY: test
 test: ## Run every test, with the race detector (PACKAGES=./services/cart for one package)
-	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) \
+	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) -parallel=$(TEST_AT_ONCE) \
 		$$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
 	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TEST_ALONE))
 
