@@ -3,9 +3,8 @@
 
 GO            ?= go
 PACKAGES      ?= ./...
-TEST_TIMEOUT  ?= 20m
+TEST_TIMEOUT  ?= 40m
 TEST_PARALLEL ?= 2
-TEST_AT_ONCE  ?= 4
 FUZZ_RUNS     ?= 200000
 KAFKA_PORT    ?= 9092
 DOCKER        ?= docker
@@ -46,7 +45,7 @@ TEST_ALONE = ordersystem.dev/services/e2e/kubernetes
 endif
 .PHONY: test
 test: ## Run every test, with the race detector (PACKAGES=./services/cart for one package)
-	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) -parallel=$(TEST_AT_ONCE) \
+	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) -parallel=4 \
 		$$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
 	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TEST_ALONE))
 
