@@ -115,7 +115,7 @@ func listGroups(
 ) (found map[string]*kafkaGroup, twice []string, errs []*ReadError, err error) {
 	found = make(map[string]*kafkaGroup)
 	responded := false
-	for _, shard := range c.anyBroker(ctx, kmsg.NewPtrListGroupsRequest()) {
+	for _, shard := range c.anyBroker(ctx, func() kmsg.Request { return kmsg.NewPtrListGroupsRequest() }) {
 		if shard.Err != nil {
 			errs = append(errs, &ReadError{API: "ListGroups", Err: shard.Err})
 			continue
@@ -197,9 +197,12 @@ func findCoordinators(ctx context.Context, c *client, groups []*kafkaGroup) (fou
 	for _, g := range groups {
 		byName[g.name] = g
 	}
-	req := kmsg.NewPtrFindCoordinatorRequest()
-	req.CoordinatorKeys = slices.Sorted(maps.Keys(byName))
-	for _, shard := range c.anyBroker(ctx, req) {
+	request := func() kmsg.Request {
+		req := kmsg.NewPtrFindCoordinatorRequest()
+		req.CoordinatorKeys = slices.Sorted(maps.Keys(byName))
+		return req
+	}
+	for _, shard := range c.anyBroker(ctx, request) {
 		if shard.Err != nil {
 			for _, name := range shard.Req.(*kmsg.FindCoordinatorRequest).CoordinatorKeys {
 				errs = append(errs, &ReadError{API: api, Group: name, Err: shard.Err})

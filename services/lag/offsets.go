@@ -71,15 +71,18 @@ func (t *topicLogs) published(name string, start time.Time, open map[topicPartit
 func readTopics(
 	ctx context.Context, c *client, names []string,
 ) (found map[string]*topicLogs, brokers []int32, errs []*ReadError, err error) {
-	req := kmsg.NewPtrMetadataRequest()
-	// An empty list asks for no topic, nil would ask for all of them.
-	req.Topics = make([]kmsg.MetadataRequestTopic, 0, len(names))
-	for _, name := range names {
-		t := kmsg.NewMetadataRequestTopic()
-		t.Topic = &name
-		req.Topics = append(req.Topics, t)
+	request := func() kmsg.Request {
+		req := kmsg.NewPtrMetadataRequest()
+		// An empty list asks for no topic, nil would ask for all of them.
+		req.Topics = make([]kmsg.MetadataRequestTopic, 0, len(names))
+		for _, name := range names {
+			t := kmsg.NewMetadataRequestTopic()
+			t.Topic = &name
+			req.Topics = append(req.Topics, t)
+		}
+		return req
 	}
-	shard := c.anyBroker(ctx, req)[0]
+	shard := c.anyBroker(ctx, request)[0]
 	if shard.Err != nil {
 		return nil, nil, nil, &ReadError{API: "Metadata", Err: shard.Err}
 	}

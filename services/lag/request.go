@@ -27,11 +27,12 @@ func (c *client) all(ctx context.Context, req kmsg.Request) []kgo.ResponseShard 
 }
 
 // anyBroker sends a request for which any broker will do, or which needs the list of brokers first.
-// If no shard succeeds it tries once more, which asks another broker.
-func (c *client) anyBroker(ctx context.Context, req kmsg.Request) (shards []kgo.ResponseShard) {
+// If no shard succeeds it tries once more, which asks another broker. Each try makes a request of its
+// own, because a goroutine of the client may still use the one whose time has run out.
+func (c *client) anyBroker(ctx context.Context, request func() kmsg.Request) (shards []kgo.ResponseShard) {
 	succeeded := func(s kgo.ResponseShard) bool { return s.Err == nil }
 	for range 2 {
-		shards = c.all(ctx, req)
+		shards = c.all(ctx, request())
 		if slices.ContainsFunc(shards, succeeded) {
 			break
 		}
