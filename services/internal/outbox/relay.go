@@ -17,6 +17,8 @@ const (
 	// drain fast. Without a backlog a page is what came while the previous one was committed.
 	pageRows  = 10_000
 	pageBytes = 8 << 20
+	// growth is how many times as many rows a page may have as the one before it.
+	growth = 4
 	// cleanupAfter is when an acknowledged row is deleted at the latest, if all goes well.
 	cleanupAfter = 50 * time.Millisecond
 	// retryMin and retryMax are the first and the longest pause after a failure.
@@ -63,17 +65,12 @@ func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Conte
 	}
 	defer transactions.Close()
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
-	limit := pageRows
 	for ctx.Err() == nil {
 		before, _, _ := b.acked.get()
-		err := b.relaySession(ctx, to, transactions, begin, limit)
-		// A session that follows a failure begins with one row. So a row that Kafka refuses holds up
-		// the rows behind it, and none before it.
-		limit = 1
+		err := b.relaySession(ctx, to, transactions, begin)
 		switch {
 		case err == nil:
 			// ctx has ended, or the next producers have other TLS files.
-			limit = pageRows
 			continue
 		case errors.Is(err, broker.ErrProducerFenced):
 			return fmt.Errorf("another process publishes to the same topics from its own store; "+
@@ -98,11 +95,10 @@ func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Conte
 	return nil
 }
 
-// relaySession publishes with one pair of producers. Its first page has up to limit rows. It returns the
-// first failure, or nil when ctx has ended or the producers have outdated TLS files.
+// relaySession publishes with one pair of producers. It returns the first failure, or nil when ctx has
+// ended or the producers have outdated TLS files.
 func (b *Box) relaySession(
 	ctx context.Context, to Target, transactions *broker.Transactions, begin func(ctx context.Context) error,
-	limit int,
 ) error {
 	var pair [2]*broker.Producer
 	for i, id := range to.TransactionalIDs {
@@ -160,7 +156,7 @@ func (b *Box) relaySession(
 	}
 	var deleting sync.WaitGroup
 	deleting.Go(func() { b.deleteUntil(ctx) })
-	err := b.publishPages(ctx, work, pair, transactions, limit)
+	err := b.publishPages(ctx, work, pair, transactions)
 	stop()
 	if deleting.Wait(); err != nil {
 		return err
@@ -168,11 +164,11 @@ func (b *Box) relaySession(
 	return b.deleteIdle(ctx)
 }
 
-// publishPages publishes one page after the other until ctx ends, or until the first failure. The first
-// page has up to limit rows. While one page is published, it waits until the page before it can be read,
-// and reads the page behind it if there are rows enough to fill that.
+// publishPages publishes one page after the other until ctx ends, or until the first failure. While one
+// page is published, it waits until the page before it can be read, and reads the page behind it if
+// there are rows enough to fill that.
 func (b *Box) publishPages(
-	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions, limit int,
+	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions,
 ) error {
 	// readable gets the result when the last page can be read. waiting is set until then.
 	readable, waiting := make(chan error, 1), false
@@ -189,6 +185,9 @@ func (b *Box) publishPages(
 		return nil
 	}
 	last, _, _ := b.acked.get()
+	// The first page has one row, and each has growth times as many as the one before it. So a row that
+	// Kafka refuses holds up the rows behind it, and in the end none before it.
+	limit := 1
 	read := func() (page, error) { return b.nextPage(last, limit) }
 	next := read
 	// One page more is published after ctx has ended.
@@ -200,7 +199,7 @@ func (b *Box) publishPages(
 		}
 		next = read
 		if len(rows.messages) > 0 {
-			last, limit = rows.last, min(2*limit, pageRows)
+			last, limit = rows.last, min(growth*limit, pageRows)
 			if rows.full {
 				next = ahead(&beside, read)
 			}
