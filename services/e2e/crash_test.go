@@ -144,7 +144,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 			got, err := send("GET", cart.ops+"/metrics", "")
 			return err == nil && metric(t, got.body, "cart_produce_ack_seconds_count") > 0
 		}
-		for deadline := time.Now().Add(30 * time.Second); !acknowledged(); {
+		for deadline := time.Now().Add(patience); !acknowledged(); {
 			if time.Now().After(deadline) {
 				t.Fatal("Cart does not publish")
 			}

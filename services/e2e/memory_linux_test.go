@@ -24,7 +24,11 @@ import (
 // rebuilds its store. All partitions of both topics have them.
 func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	// A client has a fetch under way to each broker, and each takes memory.
-	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir()})
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
+		Dir: t.TempDir(),
+		// A broker decompresses a batch to find a time in it. This is the heap of Kafka's start script.
+		JVM: []string{"-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"},
+	})
 	testenv.Require(t, err)
 	for _, b := range brokers {
 		t.Cleanup(b.Kill)
