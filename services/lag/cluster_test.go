@@ -65,14 +65,14 @@ func (s *scenario) outlives(topic *topicLog, victim *localkafka.Broker) {
 	}
 	read()
 	s.polls(3)
-	s.away.begin()
+	settled := s.away.begin()
 	victim.Kill()
 	read()
 	s.settle(victim, topic.name, group, moving)
-	s.away.end()
+	settled()
 	read()
 	s.polls(3)
-	s.away.begin()
+	settled = s.away.begin()
 	if err := victim.StartAgain(s.Context()); err != nil {
 		s.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func (s *scenario) outlives(topic *topicLog, victim *localkafka.Broker) {
 	}
 	s.elect(all)
 	s.settle(nil, topic.name, group, moving)
-	s.away.end()
+	settled()
 	read()
 	s.polls(4)
 	s.alive(group, begin, 1)
@@ -112,12 +112,12 @@ func movedCoordinator(s *scenario, next bool) {
 	s.awaitStatus(w, lag.StatusLost)
 	begin := time.Now()
 	for i := range int64(8) {
-		s.away.begin()
+		settled := s.away.begin()
 		for range 5 {
 			s.moveCoordinators()
 			s.settle(nil, topic.name, group)
 		}
-		s.away.end()
+		settled()
 		topic.commitAs(member, group, 0, 30+5*i)
 		s.polls(2)
 	}

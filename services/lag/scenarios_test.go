@@ -434,6 +434,7 @@ func recreatedUnseen(s *scenario) {
 func (s *scenario) recreate(old *topicLog, w *watch) *topicLog {
 	s.Helper()
 	w.until = time.Now()
+	defer s.away.begin()()
 	if err := localkafka.DeleteTopic(s.Context(), s.addr, old.name); err != nil {
 		s.Fatal(err)
 	}
@@ -659,6 +660,8 @@ func growth(s *scenario) {
 	group := s.name + "-g"
 	topic.commit(group, 0, 5)
 	s.polls(3)
+	// A broker lists a new partition a moment before it leads it.
+	led := s.away.begin()
 	if grown, err := s.admin.UpdatePartitions(s.Context(), 3, topic.name); err != nil || grown.Error() != nil {
 		s.Fatal(err, grown.Error())
 	}
@@ -667,6 +670,7 @@ func growth(s *scenario) {
 		g := snapshot.Groups[group]
 		return g != nil && g.Topics[topic.name] != nil && len(g.Topics[topic.name].Partitions) == 3
 	})
+	led()
 	for p := range int32(3) {
 		topic.produce(p, 10)
 	}

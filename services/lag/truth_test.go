@@ -239,16 +239,17 @@ type outages struct {
 // outage lasts until now if its end is zero.
 type outage struct{ from, to time.Time }
 
-func (o *outages) begin() {
+// begin begins an outage. It lasts until end is called.
+func (o *outages) begin() (end func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	n := len(o.spans)
 	o.spans = append(o.spans, outage{from: time.Now()})
-}
-
-func (o *outages) end() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.spans[len(o.spans)-1].to = time.Now()
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.spans[n].to = time.Now()
+	}
 }
 
 // during reports whether a part of Kafka could not be read at some moment between from and to.
