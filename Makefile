@@ -39,15 +39,15 @@ build: ## Build the programs into ./bin
 	$(GO) build -trimpath -o bin/ ./services/cmd/...
 
 # Tests mostly wait for Kafka, so more of a package run at once than there may be processors. The tests
-# on a cluster come last and alone, because they measure times.
+# of lag and those on a cluster come last and alone, because they measure times.
 ifeq ($(PACKAGES),./...)
-TEST_ALONE = ordersystem.dev/services/e2e/kubernetes
+TEST_ALONE = ordersystem.dev/services/lag ordersystem.dev/services/e2e/kubernetes
 endif
 .PHONY: test
 test: ## Run every test, with the race detector (PACKAGES=./services/cart for one package)
 	$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=$(TEST_PARALLEL) -parallel=4 \
-		$$($(GO) list $(PACKAGES) | grep -vx '$(TEST_ALONE)')
-	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TEST_ALONE))
+		$$($(GO) list $(PACKAGES) | grep -vx $(or $(addprefix -e ,$(TEST_ALONE)),''))
+	$(if $(TEST_ALONE),$(GO) test -race -shuffle=on -timeout=$(TEST_TIMEOUT) -p=1 $(TEST_ALONE))
 
 .PHONY: lint
 lint: ## Check the code, the imports and go.mod
