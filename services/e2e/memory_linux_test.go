@@ -27,7 +27,7 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
 		Dir: t.TempDir(),
 		// A broker decompresses a batch to find a time in it. This is the heap of Kafka's start script.
-		JVM: []string{"-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"},
+		JVM: localkafka.QuickJVM("-Xmx1g"),
 	})
 	testenv.Require(t, err)
 	for _, b := range brokers {

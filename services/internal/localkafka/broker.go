@@ -43,7 +43,7 @@ type Options struct {
 	// Settings are added to BrokerSettings or replace them. An empty value restores Kafka's own
 	// default.
 	Settings map[string]string
-	// JVM holds the flags of the JVM. Nil starts quickly and is slow under load.
+	// JVM holds the flags of the JVM. Nil is [QuickJVM], which is slow under load.
 	JVM []string
 	// Detached lets the broker survive this process.
 	Detached bool

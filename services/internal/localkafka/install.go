@@ -116,7 +116,7 @@ func archiveClasses(ctx context.Context, in installation, path string) error {
 	b := &Broker{ID: 1, installation: in, options: Options{
 		Dir: dir,
 		Log: slog.New(slog.DiscardHandler),
-		JVM: append(slices.Clone(quickJVM), "-XX:ArchiveClassesAtExit="+path+".tmp"),
+		JVM: QuickJVM("-XX:ArchiveClassesAtExit=" + path + ".tmp"),
 	}}
 	if err := b.start(ctx); err != nil {
 		return err

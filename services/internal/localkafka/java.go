@@ -8,9 +8,11 @@ import (
 	"strings"
 )
 
-// quickJVM starts quickly and stays small: it has no optimizing compiler to warm up and no
-// collector threads. It is wrong for a benchmark.
-var quickJVM = []string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"}
+// QuickJVM returns the flags of a JVM that starts quickly and stays small: it has no optimizing compiler
+// to warm up and no collector threads. It is wrong for a benchmark. More flags come last, so they win.
+func QuickJVM(more ...string) []string {
+	return append([]string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"}, more...)
+}
 
 // installation is a JVM with Kafka's class path. Everything that starts a broker shares it.
 type installation struct {

@@ -69,7 +69,7 @@ func start(ctx context.Context, o Options, id int, controllers []string) (*Broke
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.JVM == nil {
-		o.JVM = quickJVM
+		o.JVM = QuickJVM()
 	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {

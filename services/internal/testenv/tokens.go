@@ -143,7 +143,7 @@ func StartTokenKafka(t testing.TB, s *TokenServer) *localkafka.Broker {
 	)
 	return StartKafkaWith(t, localkafka.Options{
 		TLS: true,
-		JVM: []string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", allowed + s.keys.URL},
+		JVM: localkafka.QuickJVM(allowed + s.keys.URL),
 		Settings: map[string]string{
 			// The listener named SSL has another protocol.
 			"listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SASL_PLAINTEXT",
