@@ -138,7 +138,7 @@ func warmUp(ctx context.Context, addr string) error {
 // schema returns the schema of a service for a bare database.
 func (b *bench) schema(service, synchronous string) limit.Schema {
 	return limit.Schema{
-		Migrations:  filepath.Join(b.root, "services", service, "migrations"),
+		Migrations:  filepath.Join(b.root, "services", service, "migrations", "sqlite"),
 		Synchronous: synchronous,
 	}
 }

@@ -69,8 +69,10 @@ since its start.`, published)
 // themselves, which the relay does not read.
 func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.Message) (err error) {
 	discard := slog.New(slog.DiscardHandler)
-	migrations := os.DirFS(b.schema("cart", "").Migrations)
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, migrations, discard)
+	db, err := sqldb.Open(ctx, sqldb.Config{
+		Path: filepath.Join(dir, "cart.db"), Sync: sqldb.Full,
+		Migrations: os.DirFS(filepath.Dir(b.schema("cart", "").Migrations)),
+	}, discard)
 	if err != nil {
 		return err
 	}

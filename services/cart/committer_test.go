@@ -21,7 +21,7 @@ import (
 func running(t *testing.T, dir string, maxBacklog int) (c *committer, stop func()) {
 	t.Helper()
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), dir, log, reg)
+	s, err := openStore(t.Context(), "", dir, log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

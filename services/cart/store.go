@@ -21,7 +21,7 @@ import (
 	"ordersystem.dev/services/internal/sqldb"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations
 var migrations embed.FS
 
 const (
@@ -41,14 +41,18 @@ type store struct {
 	topicIDs atomic.Pointer[map[string]string]
 }
 
-// openStore opens the store in dir, or makes it, and registers the metrics of its outbox.
-func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus.Registerer) (*store, error) {
+// openStore opens the store of the database at url, or in dir if that is empty. It makes the store if
+// there is none, and registers the metrics of its outbox.
+func openStore(ctx context.Context, url, dir string, log *slog.Logger, reg prometheus.Registerer) (*store, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
 	}
-	// Full: an acknowledged order survives a power loss.
-	db, err := sqldb.Open(ctx, filepath.Join(dir, "cart.db"), sqldb.Full, files, log)
+	db, err := sqldb.Open(ctx, sqldb.Config{
+		URL: url, Schema: "cart", Migrations: files,
+		// Full: an acknowledged order survives a power loss.
+		Path: filepath.Join(dir, "cart.db"), Sync: sqldb.Full,
+	}, log)
 	if _, damaged := errors.AsType[*sqldb.DamagedError](err); damaged {
 		return nil, fmt.Errorf("%w (restore a backup, or move cart.db, cart.db-wal and cart.db-shm away: "+
 			"the store is then rebuilt from Kafka, without what was not published yet)", err)
@@ -223,8 +227,9 @@ func probe(tx *sqldb.Tx) error {
 // isRebuilt reports whether the store holds what the topics held when it was made.
 func (s *store) isRebuilt(ctx context.Context) (bool, error) {
 	var marks int
-	if err := s.db.Read.QueryRowContext(ctx, "SELECT count(*) FROM rebuilt").Scan(&marks); err != nil {
-		return false, fmt.Errorf("read whether the store is rebuilt: %w", s.db.Noted(err))
+	err := s.db.Query(ctx, "SELECT count(*) FROM rebuilt", func(r *sql.Rows) error { return r.Scan(&marks) })
+	if err != nil {
+		return false, fmt.Errorf("read whether the store is rebuilt: %w", err)
 	}
 	return marks > 0, nil
 }
@@ -349,22 +354,21 @@ type repeated struct {
 func (s *store) nextRepeated(ctx context.Context, after, end int64, limit room) (
 	page repeated, size, cost int64, err error,
 ) {
-	// A page takes milliseconds, and a context that can end would cost a goroutine for each row.
-	rows, err := s.db.Read.QueryContext(context.WithoutCancel(ctx),
-		"SELECT id, length(order_id) + length(body) FROM orders WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
-		after, end, limit.events)
-	if err != nil {
-		return repeated{}, 0, 0, fmt.Errorf("read orders: %w", s.db.Noted(err))
-	}
-	defer rows.Close()
-	for size < limit.bytes && rows.Next() {
-		var n int64
-		if err := rows.Scan(&page.lastRow, &n); err != nil {
-			return repeated{}, 0, 0, fmt.Errorf("read orders: %w", s.db.Noted(err))
+	const query = `SELECT id, length(order_id) + length(body) FROM orders WHERE id > ? AND id <= ?
+		ORDER BY id LIMIT ?`
+	err = s.db.Query(ctx, query, func(rows *sql.Rows) error {
+		if size >= limit.bytes {
+			return sqldb.ErrStop
 		}
+		var n int64
+		err := rows.Scan(&page.lastRow, &n)
 		page.orders, size, cost = page.orders+1, size+n, cost+sqldb.Cost(int(n))
+		return err
+	}, after, end, limit.events)
+	if err != nil {
+		return repeated{}, 0, 0, fmt.Errorf("read orders: %w", err)
 	}
-	return page, size, cost, s.db.Noted(rows.Err())
+	return page, size, cost, nil
 }
 
 // repeat puts the newest version of each order of the next page behind a row into the outbox. A
@@ -411,9 +415,10 @@ func (s *store) repeat(
 
 // extent returns how many orders there are, and the row of the newest one.
 func (s *store) extent(ctx context.Context) (orders, last int64, err error) {
-	err = s.db.Read.QueryRowContext(ctx, "SELECT count(*), coalesce(max(id), 0) FROM orders").Scan(&orders, &last)
+	err = s.db.Query(ctx, "SELECT count(*), coalesce(max(id), 0) FROM orders",
+		func(r *sql.Rows) error { return r.Scan(&orders, &last) })
 	if err != nil {
-		return 0, 0, fmt.Errorf("count the orders: %w", s.db.Noted(err))
+		return 0, 0, fmt.Errorf("count the orders: %w", err)
 	}
 	return orders, last, nil
 }
@@ -421,22 +426,17 @@ func (s *store) extent(ctx context.Context) (orders, last int64, err error) {
 // publishedPositions returns the offset after the last published record of each partition. It is
 // empty in a store that an earlier release has made.
 func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]int64, error) {
-	rows, err := s.db.Read.QueryContext(ctx, "SELECT topic, partition, topic_id, next_offset FROM published")
-	if err != nil {
-		return nil, fmt.Errorf("read the published positions: %w", s.db.Noted(err))
-	}
-	defer rows.Close()
 	next := make(map[broker.Partition]int64)
-	for rows.Next() {
+	const query = "SELECT topic, partition, topic_id, next_offset FROM published"
+	err := s.db.Query(ctx, query, func(rows *sql.Rows) error {
 		var p broker.Partition
 		var offset int64
-		if err := rows.Scan(&p.Topic, &p.Number, &p.TopicID, &offset); err != nil {
-			return nil, fmt.Errorf("read the published positions: %w", err)
-		}
+		err := rows.Scan(&p.Topic, &p.Number, &p.TopicID, &offset)
 		next[p] = offset
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read the published positions: %w", s.db.Noted(err))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the published positions: %w", err)
 	}
 	return next, nil
 }

@@ -16,17 +16,14 @@ import (
 
 func rows(t *testing.T, s *store, query string) (all []string) {
 	t.Helper()
-	r, err := s.db.Read.QueryContext(t.Context(), query)
+	err := s.db.Query(t.Context(), query, func(r *sql.Rows) error {
+		var v string
+		err := r.Scan(&v)
+		all = append(all, v)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer r.Close()
-	for r.Next() {
-		var v string
-		if err := r.Scan(&v); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, v)
 	}
 	return all
 }
@@ -201,9 +198,9 @@ func TestARestoredVersionNeverGoesBack(t *testing.T) {
 
 func TestMigrationIsTheOutboxSchema(t *testing.T) {
 	t.Parallel()
-	text, err := migrations.ReadFile("migrations/0002_outbox.sql")
+	text, err := migrations.ReadFile("migrations/sqlite/0002_outbox.sql")
 	if err != nil || strings.TrimSpace(string(text)) != strings.TrimSpace(outbox.Schema) {
-		t.Errorf("migrations/0002_outbox.sql is not outbox/schema.sql (%v)", err)
+		t.Errorf("migrations/sqlite/0002_outbox.sql is not outbox/schema.sql (%v)", err)
 	}
 }
 

@@ -14,7 +14,7 @@ func TestMigrationsOnlyAdd(t *testing.T) {
 	t.Parallel()
 	allowed := regexp.MustCompile(`^(CREATE TABLE|CREATE INDEX|ALTER TABLE \w+ ADD COLUMN .* DEFAULT) `)
 	comment := regexp.MustCompile(`--.*`)
-	files, err := filepath.Glob("../*/migrations/*.sql")
+	files, err := filepath.Glob("../*/migrations/*/*.sql")
 	if err != nil || len(files) < 6 {
 		t.Fatalf("the migrations are %v, %v", files, err)
 	}

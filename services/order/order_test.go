@@ -3,6 +3,7 @@ package order
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
@@ -34,7 +35,7 @@ const mostWaiting = 100
 func member(t testing.TB, dir string) *topicConsumer {
 	t.Helper()
 	log, reg := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), dir, log, reg)
+	s, err := openStore(t.Context(), "", dir, log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,20 +76,18 @@ func count(t testing.TB, c prometheus.Metric) float64 {
 // hash returns a hash over all orders. A rebuilt store must have that of the store that it
 // replaces.
 func (s *store) hash(ctx context.Context) (string, error) {
-	rows, err := s.db.Read.QueryContext(ctx, "SELECT order_id, version, body FROM orders ORDER BY order_id")
-	if err != nil {
-		return "", fmt.Errorf("hash the orders: %w", err)
-	}
-	defer rows.Close()
 	sum := sha256.New()
-	for rows.Next() {
+	const query = "SELECT order_id, version, body FROM orders ORDER BY order_id"
+	err := s.db.Query(ctx, query, func(rows *sql.Rows) error {
 		var id string
 		var version int64
 		var body []byte
-		if err := rows.Scan(&id, &version, &body); err != nil {
-			return "", fmt.Errorf("hash the orders: %w", err)
-		}
+		err := rows.Scan(&id, &version, &body)
 		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, version, len(body), body)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("hash the orders: %w", err)
 	}
-	return hex.EncodeToString(sum.Sum(nil)), rows.Err()
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }

@@ -327,7 +327,7 @@ func theWholeWay(t *testing.T, kafka string, user broker.Config) {
 
 func hashOf(t testing.TB, dir string) string {
 	t.Helper()
-	s, err := openStore(t.Context(), dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	s, err := openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

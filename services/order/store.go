@@ -42,23 +42,26 @@ var (
 type store struct {
 	db         *sqldb.DB
 	box        *outbox.Box
-	lookup     *sql.Stmt
 	maxLetters int64 // maxLetters, or less in tests
 	// maxLettersBytes is the constant, or less in tests.
 	maxLettersBytes int64
 }
 
-// openStore opens the store in dir and registers the metrics of its outbox.
+// openStore opens the store of the database at url, or in dir if that is empty, and registers the
+// metrics of its outbox.
 //
 // A commit does not wait for the disk. After a power loss orders and offsets roll back together,
 // and Kafka still has what is missing.
-func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus.Registerer) (_ *store, err error) {
+func openStore(
+	ctx context.Context, url, dir string, log *slog.Logger, reg prometheus.Registerer,
+) (_ *store, err error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, "order.db")
-	db, err := sqldb.Open(ctx, path, sqldb.Normal, files, log)
+	cfg := sqldb.Config{URL: url, Path: path, Sync: sqldb.Normal, Schema: "order_view", Migrations: files}
+	db, err := sqldb.Open(ctx, cfg, log)
 	if _, damaged := errors.AsType[*sqldb.DamagedError](err); damaged {
 		// The store is a view of the topics, so it is rebuilt from them.
 		log.Error("the store is damaged: it is set aside and rebuilt from the topics; check the disk",
@@ -66,7 +69,7 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 		if err := setAside(path); err != nil {
 			return nil, err
 		}
-		db, err = sqldb.Open(ctx, path, sqldb.Normal, files, log)
+		db, err = sqldb.Open(ctx, cfg, log)
 	}
 	if err != nil {
 		return nil, err
@@ -81,13 +84,7 @@ func openStore(ctx context.Context, dir string, log *slog.Logger, reg prometheus
 	if err != nil {
 		return nil, err
 	}
-	lookup, err := db.Read.PrepareContext(ctx, "SELECT version, total, body FROM orders WHERE order_id = ?")
-	if err != nil {
-		return nil, fmt.Errorf("prepare the look-up: %w", err)
-	}
-	return &store{
-		db: db, box: box, lookup: lookup, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes,
-	}, nil
+	return &store{db: db, box: box, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes}, nil
 }
 
 // aside is the end of the names of a damaged database's files.
@@ -109,7 +106,7 @@ func setAside(path string) error {
 }
 
 // close closes the database. What was committed stays.
-func (s *store) close() error { return errors.Join(s.lookup.Close(), s.db.Close()) }
+func (s *store) close() error { return s.db.Close() }
 
 // assign returns how far each partition is in the store.
 //
@@ -282,14 +279,18 @@ type stored struct {
 	body    []byte // JSON
 }
 
+// lookUp reads one order.
+const lookUp = "SELECT version, total, body FROM orders WHERE order_id = ?"
+
 // get returns an order as the store has it at this moment. The error is not nil only if the
 // database fails.
 func (s *store) get(ctx context.Context, id string) (stored, error) {
 	var found stored
-	// A read takes microseconds, and a context that can end would cost a goroutine.
-	err := s.lookup.QueryRowContext(context.WithoutCancel(ctx), id).Scan(&found.version, &found.total, &found.body)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return stored{}, fmt.Errorf("look up order %q: %w", id, s.db.Noted(err))
+	err := s.db.Query(ctx, lookUp, func(rows *sql.Rows) error {
+		return rows.Scan(&found.version, &found.total, &found.body)
+	}, id)
+	if err != nil {
+		return stored{}, fmt.Errorf("look up order %q: %w", id, err)
 	}
 	return found, nil
 }
@@ -297,19 +298,17 @@ func (s *store) get(ctx context.Context, id string) (stored, error) {
 // offsets returns how far the topics are in the store, for each partition that any member was ever
 // assigned.
 func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error) {
-	rows, err := s.db.Read.QueryContext(ctx, "SELECT topic, topic_id, partition, next_offset FROM offsets")
-	if err != nil {
-		return nil, fmt.Errorf("read the offsets: %w", s.db.Noted(err))
-	}
-	defer rows.Close()
 	all := map[broker.Partition]int64{}
-	for rows.Next() {
+	const query = "SELECT topic, topic_id, partition, next_offset FROM offsets"
+	err := s.db.Query(ctx, query, func(rows *sql.Rows) error {
 		var p broker.Partition
 		var next int64
-		if err := rows.Scan(&p.Topic, &p.TopicID, &p.Number, &next); err != nil {
-			return nil, fmt.Errorf("read the offsets: %w", err)
-		}
+		err := rows.Scan(&p.Topic, &p.TopicID, &p.Number, &next)
 		all[p] = next
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the offsets: %w", err)
 	}
-	return all, s.db.Noted(rows.Err())
+	return all, nil
 }

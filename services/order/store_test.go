@@ -3,6 +3,7 @@ package order
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -31,21 +32,15 @@ import (
 // state returns the orders of the store with their versions.
 func (s *store) state(t testing.TB) map[string]int64 {
 	t.Helper()
-	rows, err := s.db.Read.QueryContext(t.Context(), "SELECT order_id, version FROM orders")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
 	all := map[string]int64{}
-	for rows.Next() {
+	err := s.db.Query(t.Context(), "SELECT order_id, version FROM orders", func(rows *sql.Rows) error {
 		var id string
 		var version int64
-		if err := rows.Scan(&id, &version); err != nil {
-			t.Fatal(err)
-		}
+		err := rows.Scan(&id, &version)
 		all[id] = version
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -67,20 +62,15 @@ func (s *store) at(t testing.TB, p broker.Partition) int64 {
 // deadLetters returns the messages that wait in the store for the dead-letter topic.
 func (s *store) deadLetters(t testing.TB) []contract.Message {
 	t.Helper()
-	rows, err := s.db.Read.QueryContext(t.Context(), "SELECT topic, record_key, value FROM outbox ORDER BY id")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
 	var all []contract.Message
-	for rows.Next() {
+	const query = "SELECT topic, record_key, value FROM outbox ORDER BY id"
+	err := s.db.Query(t.Context(), query, func(rows *sql.Rows) error {
 		var m contract.Message
-		if err := rows.Scan(&m.Topic, &m.Key, &m.Value); err != nil {
-			t.Fatal(err)
-		}
+		err := rows.Scan(&m.Topic, &m.Key, &m.Value)
 		all = append(all, m)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -594,7 +584,7 @@ func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "order.db")
 	for range 2 {
-		s, err := openStore(t.Context(), dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		s, err := openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -612,7 +602,7 @@ func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err = openStore(t.Context(), dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
+		if s, err = openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.close(); err != nil {
@@ -635,12 +625,12 @@ func hash(t testing.TB, s *store) string {
 
 func TestMigrationOfTheOutboxIsTheOutboxsOwn(t *testing.T) {
 	t.Parallel()
-	got, err := fs.ReadFile(migrations, "migrations/0002_outbox.sql")
+	got, err := fs.ReadFile(migrations, "migrations/sqlite/0002_outbox.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(outbox.Schema, string(got)); diff != "" {
-		t.Errorf("migrations/0002_outbox.sql is not internal/outbox/schema.sql (-want +got):\n%s", diff)
+		t.Errorf("migrations/sqlite/0002_outbox.sql is not internal/outbox/schema.sql (-want +got):\n%s", diff)
 	}
 }
 
@@ -650,9 +640,9 @@ func TestLookUpUsesTheIndex(t *testing.T) {
 	c := member(t, t.TempDir())
 	var id, parent, unused int
 	var plan string
-	err := c.store.db.Read.QueryRowContext(t.Context(),
-		"EXPLAIN QUERY PLAN SELECT version, total, body FROM orders WHERE order_id = ?", "A",
-	).Scan(&id, &parent, &unused, &plan)
+	err := c.store.db.Query(t.Context(), "EXPLAIN QUERY PLAN "+lookUp, func(rows *sql.Rows) error {
+		return rows.Scan(&id, &parent, &unused, &plan)
+	}, "A")
 	if err != nil || plan != "SEARCH orders USING INDEX sqlite_autoindex_orders_1 (order_id=?)" {
 		t.Errorf("plan = %q, %v", plan, err)
 	}

@@ -15,7 +15,7 @@ import (
 func TestCreationsAreWrittenToCartsTables(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	schema := Schema{Migrations: "../../cart/migrations", Synchronous: "OFF"}
+	schema := Schema{Migrations: "../../cart/migrations/sqlite", Synchronous: "OFF"}
 	rate, err := Creations(t.Context(), dir, schema, "c-", 10*time.Millisecond)
 	if err != nil || rate.Value <= 0 || rate.CPU <= 0 {
 		t.Errorf("rate %+v: %v", rate, err)
@@ -29,7 +29,7 @@ func TestCreationsAreWrittenToCartsTables(t *testing.T) {
 // The rows of an order's versions become one row with the newest, as the Order service keeps them.
 func TestUpsertsKeepTheNewestVersion(t *testing.T) {
 	t.Parallel()
-	schema := Schema{Migrations: "../../order/migrations", Synchronous: "OFF"}
+	schema := Schema{Migrations: "../../order/migrations/sqlite", Synchronous: "OFF"}
 	db, err := create(t.Context(), t.TempDir(), schema)
 	if err != nil {
 		t.Fatal(err)

@@ -79,8 +79,9 @@ func Open(
 		}),
 	}
 	var rows, bytes int64
-	if err := db.Read.QueryRowContext(ctx, "SELECT "+totals+" FROM outbox").Scan(&rows, &bytes); err != nil {
-		return nil, fmt.Errorf("count the outbox: %w", db.Noted(err))
+	err := db.Query(ctx, "SELECT "+totals+" FROM outbox", func(r *sql.Rows) error { return r.Scan(&rows, &bytes) })
+	if err != nil {
+		return nil, fmt.Errorf("count the outbox: %w", err)
 	}
 	b.rows.Store(rows)
 	b.bytes.Store(bytes)
@@ -124,18 +125,19 @@ func (b *Box) Rows() int64 { return b.rows.Load() }
 func (b *Box) Bytes() int64 { return b.bytes.Load() }
 
 // oldest returns the age of the first row that is not acknowledged, or 0 if there is none.
-func (b *Box) oldest() (time.Duration, error) {
+func (b *Box) oldest() (age time.Duration, err error) {
 	// Prometheus passes no context to a collector.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	last, _, _ := b.acked.get()
-	var at int64
 	const query = "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1"
-	err := b.db.Read.QueryRowContext(ctx, query, last).Scan(&at)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
-	return max(0, time.Since(time.UnixMilli(at))), b.db.Noted(err)
+	err = b.db.Query(ctx, query, func(r *sql.Rows) error {
+		var at int64
+		err := r.Scan(&at)
+		age = max(0, time.Since(time.UnixMilli(at)))
+		return err
+	}, last)
+	return age, err
 }
 
 // Add writes messages in the caller's transaction and wakes the relay once it is committed. It also
@@ -312,9 +314,10 @@ func (b *Box) Published(ctx context.Context, id int64) (bool, error) {
 	}
 	// A row that was discarded is never acknowledged.
 	var waits bool
-	err := b.db.Read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM outbox WHERE id <= ?)", id).Scan(&waits)
+	err := b.db.Query(ctx, "SELECT EXISTS (SELECT 1 FROM outbox WHERE id <= ?)",
+		func(r *sql.Rows) error { return r.Scan(&waits) }, id)
 	if err != nil {
-		return false, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
+		return false, fmt.Errorf("read the outbox: %w", err)
 	}
 	return !waits, nil
 }

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,8 +35,9 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func open(t *testing.T, path string) *Box {
 	t.Helper()
-	migrations := fstest.MapFS{"0001_outbox.sql": {Data: []byte(Schema)}}
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations, slog.New(slog.DiscardHandler))
+	db, err := sqldb.Open(t.Context(), sqldb.Config{
+		Path: path, Sync: sqldb.Full, Migrations: fstest.MapFS{"sqlite/0001_outbox.sql": {Data: []byte(Schema)}},
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,7 +419,10 @@ func TestTheAgeOfTheOldestRow(t *testing.T) {
 		t.Error("the transaction was to be rolled back")
 	}
 
-	if err := b.db.Read.Close(); err != nil {
+	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("DROP TABLE outbox")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	check("unreadable", "rows 3")
@@ -454,7 +459,8 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 	}
 	add(t, b, numbered(topic, 3000, 1)...)
 	var id int64
-	if err := b.db.Read.QueryRowContext(t.Context(), "SELECT id FROM outbox").Scan(&id); err != nil || id != 3001 {
+	err := b.db.Query(t.Context(), "SELECT id FROM outbox", func(r *sql.Rows) error { return r.Scan(&id) })
+	if err != nil || id != 3001 {
 		t.Errorf("after the table was empty the next id is %d (%v), want 3001: an id is never used again", id, err)
 	}
 }

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 const (
@@ -266,28 +268,24 @@ func ahead(wg *sync.WaitGroup, read func() (page, error)) func() (page, error) {
 
 // nextPage reads the first rows behind the ID last, up to limit rows and pageBytes.
 func (b *Box) nextPage(last int64, limit int) (page, error) {
-	// A page takes milliseconds, so it need not be cut off. If the context can end, go-sqlite3
-	// starts a goroutine for each row.
-	rows, err := b.db.Read.QueryContext(context.Background(),
-		"SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?", last, limit)
-	if err != nil {
-		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
-	}
-	defer rows.Close()
 	var next page
 	size := 0
-	for size < pageBytes && rows.Next() {
-		r, n, err := scanRow(rows)
-		if err != nil {
-			return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
-		}
-		next.messages, next.last = append(next.messages, r.Message), r.ID
-		size += n
+	// A page takes milliseconds, so it need not be cut off.
+	err := b.db.Query(context.Background(),
+		"SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
+		func(rows *sql.Rows) error {
+			if size >= pageBytes {
+				return sqldb.ErrStop
+			}
+			r, n, err := scanRow(rows)
+			next.messages, next.last = append(next.messages, r.Message), r.ID
+			size += n
+			return err
+		}, last, limit)
+	if err != nil {
+		return page{}, fmt.Errorf("read the outbox: %w", err)
 	}
 	next.full = len(next.messages) == limit || size >= pageBytes
-	if err := rows.Err(); err != nil {
-		return page{}, fmt.Errorf("read the outbox: %w", b.db.Noted(err))
-	}
 	return next, nil
 }
 

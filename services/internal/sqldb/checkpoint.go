@@ -59,7 +59,7 @@ func (db *DB) noteCheckpoint(err error) {
 		db.checkpointRefused = refused
 		db.log.Warn("the WAL could be copied into the database", "possible", !refused, "path", db.path, "err", err)
 	}
-	_ = db.Noted(err)
+	_ = db.noted(err)
 }
 
 // walCheckpoint makes a checkpoint. It returns how many frames the WAL has, and how many of them are

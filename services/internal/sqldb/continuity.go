@@ -22,8 +22,8 @@ import (
 type continuity struct {
 	// last is the number of the last transaction, and whole that of the last one in the file.
 	last, whole uint32
-	// noted is whole as the database has it.
-	noted uint32
+	// recorded is whole as the database has it.
+	recorded uint32
 }
 
 // userVersionAt is where a database file has the user_version.
@@ -38,7 +38,7 @@ func (db *DB) checkContinuity(ctx context.Context, inFile uint32) error {
 	if err != nil {
 		return fmt.Errorf("read the number of the last transaction: %w", err)
 	}
-	db.last, db.whole, db.noted = uint32(last), uint32(whole), uint32(whole)
+	db.last, db.whole, db.recorded = uint32(last), uint32(whole), uint32(whole)
 	if inFile-db.whole > db.last-db.whole {
 		return &DamagedError{Path: db.path, Finding: fmt.Sprintf("the WAL beside it belongs to another copy of it "+
 			"(the file ends with transaction %d, the WAL goes on from %d): if this file is a backup, "+
@@ -80,7 +80,7 @@ func numberInFile(path string) (uint32, error) {
 func (c *continuity) number(tx *Tx) error {
 	// A PRAGMA takes no parameters, and a prepared statement of each would stay in memory.
 	text := fmt.Sprintf("PRAGMA user_version = %d", int32(c.last+1))
-	if c.whole != c.noted {
+	if c.whole != c.recorded {
 		text += fmt.Sprintf("; PRAGMA application_id = %d", int32(c.whole))
 	}
 	if _, err := tx.conn.ExecContext(tx.ctx, text); err != nil {
@@ -90,4 +90,4 @@ func (c *continuity) number(tx *Tx) error {
 }
 
 // numbered notes that the transaction is committed.
-func (c *continuity) numbered() { c.last, c.noted = c.last+1, c.whole }
+func (c *continuity) numbered() { c.last, c.recorded = c.last+1, c.whole }

@@ -43,7 +43,7 @@ func TestAWALOfAnotherCopyIsRefused(t *testing.T) {
 	path := filepath.Join(dir, "t.db")
 	// written opens the database, writes, and copies the file and the WAL as a kill would leave them.
 	written := func(name string, write func(db *sqldb.DB)) {
-		db, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet)
+		db, err := sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,7 @@ func TestAWALOfAnotherCopyIsRefused(t *testing.T) {
 			at := filepath.Join(t.TempDir(), "t.db")
 			copyFile(t, filepath.Join(dir, c.file), at)
 			copyFile(t, filepath.Join(dir, c.wal+"-wal"), at+"-wal")
-			db, err := sqldb.Open(context.WithoutCancel(t.Context()), at, sqldb.Full, schema, quiet)
+			db, err := sqldb.Open(context.WithoutCancel(t.Context()), file(at, schema, sqldb.Full), quiet)
 			_, damaged := errors.AsType[*sqldb.DamagedError](err)
 			if damaged != c.refused || (err != nil && !damaged) {
 				t.Errorf("%v, want it to be refused: %t", err, c.refused)

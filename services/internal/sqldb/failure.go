@@ -57,9 +57,9 @@ func (db *DB) Watch(ctx context.Context) error {
 // Err returns what Watch would return now: nil as long as the database can be used.
 func (db *DB) Err() error { return db.failed.err() }
 
-// Noted returns err. If err means that the database must not be used any more, Watch returns from
-// then on. Callers that use Read pass their errors through it.
-func (db *DB) Noted(err error) error {
+// noted returns err. If err means that the database must not be used any more, Watch returns from
+// then on.
+func (db *DB) noted(err error) error {
 	if _, damaged := damage(err); damaged || brokenDisk(err) {
 		db.failed.set(fmt.Errorf("%s must not be used any more, restart to recover what was committed: %w",
 			db.path, err))
@@ -73,6 +73,10 @@ func damage(err error) (sqlite3.Error, bool) {
 	e, is := errors.AsType[sqlite3.Error](err)
 	return e, is && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
+
+// IsUnavailable reports whether err says that the database cannot be used now, and that trying again
+// later may succeed. What a failed commit has done is unknown; nothing else has changed anything.
+func IsUnavailable(err error) bool { return IsFull(err) }
 
 // IsFull reports whether err says that the disk had no room. Nothing was written then.
 func IsFull(err error) bool {

@@ -29,7 +29,7 @@ func insert(ctx context.Context, db *sqldb.DB, n int) error {
 func writeUntilFailure(path string, sync sqldb.Sync) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	db, err := sqldb.Open(ctx, path, sync, schema, quiet)
+	db, err := sqldb.Open(ctx, file(path, schema, sync), quiet)
 	if err != nil {
 		panic(err)
 	}
@@ -138,8 +138,8 @@ func TestADamagedFileIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "t.db")
-			db, err := sqldb.Open(t.Context(), path, sqldb.Full,
-				migrations("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT UNIQUE)"), quiet)
+			db, err := sqldb.Open(t.Context(), file(path,
+				migrations("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT UNIQUE)"), sqldb.Full), quiet)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -167,7 +167,7 @@ func TestADamagedFileIsRefused(t *testing.T) {
 				at, c.bytes = int64(strings.LastIndex(string(content), fmt.Sprintf("value-%060d", 77))), []byte("Value")
 			}
 			damage(t, path, at, c.bytes)
-			_, err = sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet)
+			_, err = sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet)
 			if _, damaged := errors.AsType[*sqldb.DamagedError](err); !damaged {
 				t.Errorf("Open: %v, want a DamagedError", err)
 			}
@@ -179,7 +179,7 @@ func TestADamagedFileIsRefused(t *testing.T) {
 func TestDamageThatShowsLaterEndsTheUse(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet)
+	db, err := sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,12 +191,12 @@ func TestDamageThatShowsLaterEndsTheUse(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if db, err = sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet); err != nil {
+	if db, err = sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet); err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
 	damage(t, path, 20*4096, make([]byte, 20*4096))
-	if err := db.Noted(errors.New("no fault of the database")); err == nil || db.Err() != nil {
+	if err := query(t, db, "SELECT no_such_column FROM t"); err == nil || db.Err() != nil {
 		t.Errorf("before the damage is seen: %v", db.Err())
 	}
 	var keys []any

@@ -38,7 +38,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	s, err := c.db.Space(ctx)
 	if err != nil {
-		c.db.log.Warn("the space of the database is unknown", "path", c.db.path, "err", c.db.Noted(err))
+		c.db.log.Warn("the space of the database is unknown", "path", c.db.path, "err", err)
 		return
 	}
 	ch <- prometheus.MustNewConstMetric(c.used, prometheus.GaugeValue, float64(s.Used))

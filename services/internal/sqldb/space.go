@@ -61,11 +61,7 @@ func (tx *Tx) Room() (int64, error) {
 // Space looks up what the database uses and can still use. It does not wait for a transaction.
 func (db *DB) Space(ctx context.Context) (Space, error) {
 	return db.space(func(query string, scan func(*sql.Rows) error, _ ...any) error {
-		rows, err := db.Read.QueryContext(ctx, query)
-		if err != nil {
-			return err
-		}
-		return each(rows, scan)
+		return db.Query(ctx, query, scan)
 	})
 }
 

@@ -36,11 +36,27 @@ const (
 	Off Sync = "OFF"
 )
 
+// Config is what a database is opened with.
+type Config struct {
+	// URL is DATABASE_URL. It is empty for SQLite.
+	URL string
+	// Path is the file of SQLite.
+	Path string
+	// Sync is what a commit of SQLite waits for.
+	Sync Sync
+	// Schema is the schema of the service's tables in PostgreSQL. It is made if it is missing.
+	Schema string
+	// Migrations has a folder for each kind of database: sqlite and postgres. A migration has the
+	// same name in both.
+	Migrations fs.FS
+}
+
 // DB is one SQLite database in WAL mode. It has a single connection for writing, and read
 // connections that never wait for it. It is safe for concurrent use.
 type DB struct {
-	// Read has the read-only connections.
-	Read *sql.DB
+	// read has the read-only connections, and readStmts their prepared statements by text.
+	read      *sql.DB
+	readStmts sync.Map
 
 	path string
 	log  *slog.Logger
@@ -60,17 +76,24 @@ type DB struct {
 	stmts map[string]*sql.Stmt
 }
 
-// Open opens the database file at path, or makes it, and applies the migrations that it does not
-// have yet: the *.sql files in the order of their names. It ignores those of a newer release, which
-// come after them.
+// Open opens the database file, or makes it, and applies the migrations that it does not have yet:
+// the *.sql files in the order of their names. It ignores those of a newer release, which come after
+// them.
 //
 // Open takes an exclusive lock that ends with the process. It waits for another process that holds
 // the lock, and returns ErrInUse if that one does not end within lockWait. It returns a
 // *DamagedError if the file is not a whole database.
-func Open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (*DB, error) {
-	db := &DB{path: path, log: log, stmts: map[string]*sql.Stmt{}, failed: newFailure()}
-	if err := db.open(ctx, path, sync, migrations, log); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
+func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
+	if cfg.URL != "" {
+		return nil, errors.New("open the database: DATABASE_URL must be empty, which means SQLite")
+	}
+	migrations, err := fs.Sub(cfg.Migrations, "sqlite")
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{path: cfg.Path, log: log, stmts: map[string]*sql.Stmt{}, failed: newFailure()}
+	if err := db.open(ctx, cfg.Path, cfg.Sync, migrations, log); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", cfg.Path, err), db.Close())
 	}
 	return db, nil
 }
@@ -127,13 +150,13 @@ func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS
 	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations, log) }); err != nil {
 		return err
 	}
-	if db.Read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
+	if db.read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
 		return err
 	}
 	// Each connection has a cache of 2 MB, which Go's memory limit does not count.
 	connections := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
-	db.Read.SetMaxOpenConns(connections)
-	db.Read.SetMaxIdleConns(connections)
+	db.read.SetMaxOpenConns(connections)
+	db.read.SetMaxIdleConns(connections)
 	return nil
 }
 
@@ -157,7 +180,7 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	// go-sqlite3 starts a goroutine for each statement if its context can end.
 	tx := &Tx{db: db, conn: db.write, stmts: db.stmts, ctx: context.WithoutCancel(ctx)}
 	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
-		return db.Noted(fmt.Errorf("begin: %w", err))
+		return db.noted(fmt.Errorf("begin: %w", err))
 	}
 	tx.wrote = false
 	err := fn(tx)
@@ -171,7 +194,7 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 		}
 	}
 	if err != nil {
-		return db.Noted(errors.Join(err, tx.rollback()))
+		return db.noted(errors.Join(err, tx.rollback()))
 	}
 	if wrote {
 		db.numbered()
@@ -184,19 +207,57 @@ func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	return nil
 }
 
-// QueryIn is Tx.QueryIn on the read connections, outside of a transaction.
-func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
-	for n := range chunks(len(keys)) {
-		rows, err := db.Read.QueryContext(ctx, head+"("+marks(n)+")"+tail, keys[:n]...)
-		if err != nil {
-			return db.Noted(err)
-		}
-		if err := each(rows, scan); err != nil {
-			return db.Noted(err)
-		}
-		keys = keys[n:]
+// Shared reports whether other processes may use the database at the same time.
+func (db *DB) Shared() bool { return false }
+
+// Query calls scan for each row of the result, outside of a transaction and without waiting for one.
+// Its texts are few: each is prepared once and kept.
+//
+// A query that has begun runs to its end: go-sqlite3 would start a goroutine for a statement, and for
+// each of its rows, if the context could end. scan can end it before.
+func (db *DB) Query(ctx context.Context, query string, scan func(*sql.Rows) error, args ...any) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	return nil
+	ctx = context.WithoutCancel(ctx)
+	s, err := db.readStmt(ctx, query)
+	if err != nil {
+		return db.noted(err)
+	}
+	rows, err := s.QueryContext(ctx, args...)
+	if err != nil {
+		return db.noted(err)
+	}
+	return db.noted(each(rows, scan))
+}
+
+// readStmt returns the prepared statement of a text on the read connections.
+func (db *DB) readStmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	if s, ok := db.readStmts.Load(query); ok {
+		return s.(*sql.Stmt), nil
+	}
+	s, err := db.read.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	if first, loaded := db.readStmts.LoadOrStore(query, s); loaded {
+		return first.(*sql.Stmt), s.Close()
+	}
+	return s, nil
+}
+
+// QueryIn is Tx.QueryIn outside of a transaction, like Query.
+func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
+	return queryIn(head, keys, tail, func(query string, keys []any) error {
+		return db.Query(ctx, query, scan, keys...)
+	})
+}
+
+// Snapshot begins a transaction that only reads. What it reads is the database of one moment. It ends
+// with ctx.
+func (db *DB) Snapshot(ctx context.Context) (*sql.Tx, error) {
+	tx, err := db.read.BeginTx(ctx, nil)
+	return tx, db.noted(err)
 }
 
 // Close closes the database. It waits for a transaction under way.
@@ -204,17 +265,20 @@ func (db *DB) Close() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	var errs []error
-	if db.Read != nil {
+	if db.read != nil {
 		errs = append(errs, db.lastCheckpoint())
+		for _, s := range db.readStmts.Range {
+			errs = append(errs, s.(*sql.Stmt).Close())
+		}
 		// SQLite makes a checkpoint when its last connection closes, hides the error, and deletes
 		// the WAL. The read connections cannot do that. They close last, so the WAL of a database
 		// that has failed stays.
 		if db.Err() == nil {
-			errs = append(errs, db.Read.Close())
+			errs = append(errs, db.read.Close())
 		} else {
 			// A connection that has read nothing yet does not count.
-			_ = db.Read.QueryRowContext(context.Background(), "PRAGMA schema_version").Scan(new(int))
-			defer db.Read.Close()
+			_ = db.read.QueryRowContext(context.Background(), "PRAGMA schema_version").Scan(new(int))
+			defer db.read.Close()
 		}
 	}
 	for _, s := range db.stmts {

@@ -26,7 +26,7 @@ var quiet = slog.New(slog.DiscardHandler)
 func migrations(texts ...string) fstest.MapFS {
 	files := fstest.MapFS{}
 	for i, text := range texts {
-		files[fmt.Sprintf("%04d.sql", i+1)] = &fstest.MapFile{Data: []byte(text)}
+		files[fmt.Sprintf("sqlite/%04d.sql", i+1)] = &fstest.MapFile{Data: []byte(text)}
 	}
 	return files
 }
@@ -35,9 +35,20 @@ const tables = "CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k 
 
 var schema = migrations(tables)
 
+// file is a database of SQLite.
+func file(path string, migrations fs.FS, sync sqldb.Sync) sqldb.Config {
+	return sqldb.Config{Path: path, Sync: sync, Migrations: migrations}
+}
+
+// query reads all rows of a result.
+func query(t *testing.T, db *sqldb.DB, text string) error {
+	t.Helper()
+	return db.Query(t.Context(), text, func(*sql.Rows) error { return nil })
+}
+
 func open(t *testing.T, path string, migrations fs.FS) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), path, sqldb.Full, migrations, quiet)
+	db, err := sqldb.Open(t.Context(), file(path, migrations, sqldb.Full), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +62,8 @@ func open(t *testing.T, path string, migrations fs.FS) *sqldb.DB {
 
 func count(t *testing.T, db *sqldb.DB) (n int) {
 	t.Helper()
-	if err := db.Read.QueryRowContext(t.Context(), "SELECT count(*) FROM t").Scan(&n); err != nil {
+	err := db.Query(t.Context(), "SELECT count(*) FROM t", func(r *sql.Rows) error { return r.Scan(&n) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -144,8 +156,37 @@ func TestManyRowsGoInFewStatements(t *testing.T) {
 func TestReadersDoNotWrite(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
-	if _, err := db.Read.ExecContext(t.Context(), "INSERT INTO t(v) VALUES ('x')"); err == nil {
+	if err := query(t, db, "INSERT INTO t(v) VALUES ('x') RETURNING k"); err == nil {
 		t.Error("a reader could write")
+	}
+}
+
+// scan may end a query, which is no error. What is wrong with a row is one.
+func TestScanEndsAQuery(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "t.db"), schema)
+	for range 3 {
+		if err := insert(t.Context(), db, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wrong := errors.New("a row is wrong")
+	for end, want := range map[error]error{sqldb.ErrStop: nil, wrong: wrong} {
+		read := 0
+		err := db.Query(t.Context(), "SELECT k FROM t", func(*sql.Rows) error {
+			if read++; read == 2 {
+				return fmt.Errorf("row %d: %w", read, end)
+			}
+			return nil
+		})
+		if !errors.Is(err, want) || read != 2 {
+			t.Errorf("%v after %d rows, want %v after 2", err, read, want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := db.Query(ctx, "SELECT 1", func(*sql.Rows) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a query of a caller that has gone: %v, want %v", err, context.Canceled)
 	}
 }
 
@@ -204,11 +245,13 @@ func TestMigrations(t *testing.T) {
 		},
 		{
 			"another program has other migrations",
-			fstest.MapFS{"0001.sql": {Data: []byte(tables)}, "0003.sql": {Data: []byte("CREATE TABLE half(k)")}},
+			fstest.MapFS{
+				"sqlite/0001.sql": {Data: []byte(tables)}, "sqlite/0003.sql": {Data: []byte("CREATE TABLE half(k)")},
+			},
 			"0002.sql, which this program does not have",
 		},
 	} {
-		db, err := sqldb.Open(t.Context(), path, sqldb.Normal, step.migrations, quiet)
+		db, err := sqldb.Open(t.Context(), file(path, step.migrations, sqldb.Normal), quiet)
 		if err == nil {
 			err = db.Close()
 		}
@@ -225,7 +268,7 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	// A bubble is possible, as the second one does not get as far as SQLite.
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
-		if _, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet); !errors.Is(err, sqldb.ErrInUse) {
+		if _, err := sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet); !errors.Is(err, sqldb.ErrInUse) {
 			t.Errorf("opened twice: %v, want %v", err, sqldb.ErrInUse)
 		}
 		if waited := time.Since(begin); waited < 20*time.Second || waited > 30*time.Second {
@@ -243,7 +286,7 @@ func TestAWaitThatIsCutShortIsNoRefusal(t *testing.T) {
 		stopped := errors.New("stopped")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, stopped)
 		defer cancel()
-		_, err := sqldb.Open(ctx, path, sqldb.Full, schema, quiet)
+		_, err := sqldb.Open(ctx, file(path, schema, sqldb.Full), quiet)
 		if !errors.Is(err, stopped) || errors.Is(err, sqldb.ErrInUse) {
 			t.Errorf("Open: %v, want %v", err, stopped)
 		}
@@ -253,7 +296,7 @@ func TestAWaitThatIsCutShortIsNoRefusal(t *testing.T) {
 func TestASuccessorWaitsForItsPredecessor(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "t.db")
-	predecessor, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, quiet)
+	predecessor, err := sqldb.Open(t.Context(), file(path, schema, sqldb.Full), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +307,7 @@ func TestASuccessorWaitsForItsPredecessor(t *testing.T) {
 		}
 		ended <- predecessor.Close()
 	}), nil))
-	successor, err := sqldb.Open(t.Context(), path, sqldb.Full, schema, log)
+	successor, err := sqldb.Open(t.Context(), file(path, schema, sqldb.Full), log)
 	if err != nil {
 		t.Fatal(err)
 	}

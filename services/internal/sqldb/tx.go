@@ -3,8 +3,10 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 )
@@ -122,8 +124,22 @@ func (tx *Tx) ExecRows(head string, columns int, tail string, args []any) (int64
 // QueryIn runs head + "(?,?…)" + tail with a placeholder for each key, and calls scan for each row
 // of the result. head ends with a condition such as `WHERE id IN `. Without keys it does nothing.
 func (tx *Tx) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows) error) error {
+	return queryIn(head, keys, tail, func(query string, keys []any) error {
+		return tx.Query(query, scan, keys...)
+	})
+}
+
+// ForUpdate returns what locks the rows that a SELECT reads, at its end, until the transaction ends.
+// It is empty where the transaction has locked the whole database.
+func (tx *Tx) ForUpdate() string { return "" }
+
+// Now returns the time of the database, which all processes that share it have in common.
+func (tx *Tx) Now() (time.Time, error) { return time.Now(), nil }
+
+// queryIn calls query for some keys at a time, with the text for as many.
+func queryIn(head string, keys []any, tail string, query func(query string, keys []any) error) error {
 	for n := range chunks(len(keys)) {
-		if err := tx.Query(head+"("+marks(n)+")"+tail, scan, keys[:n]...); err != nil {
+		if err := query(head+"("+marks(n)+")"+tail, keys[:n]); err != nil {
 			return err
 		}
 		keys = keys[n:]
@@ -131,11 +147,16 @@ func (tx *Tx) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows)
 	return nil
 }
 
+// ErrStop ends a query before its last row when scan returns it. The query returns nil.
+var ErrStop = errors.New("the rows that follow are not wanted")
+
 // each calls scan for each row and closes rows.
 func each(rows *sql.Rows, scan func(*sql.Rows) error) error {
 	defer rows.Close()
 	for rows.Next() {
-		if err := scan(rows); err != nil {
+		if err := scan(rows); errors.Is(err, ErrStop) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}

@@ -48,7 +48,7 @@ func newIndex(
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, path, sqldb.Off, files, log)
+	db, err := sqldb.Open(ctx, sqldb.Config{Path: path, Sync: sqldb.Off, Migrations: files}, log)
 	if err != nil {
 		// The end of ctx may leave a file that is not whole.
 		return nil, errors.Join(err, removeFiles(path))

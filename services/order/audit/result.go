@@ -27,7 +27,7 @@ type Result struct {
 // openResult begins a read transaction on the index. release is called at the end of the result,
 // and when openResult fails. The result ends with ctx.
 func openResult(ctx context.Context, topic string, ix *index, release func()) (*Result, error) {
-	tx, err := ix.db.Read.BeginTx(ctx, nil)
+	tx, err := ix.db.Snapshot(ctx)
 	if err != nil {
 		release()
 		return nil, fmt.Errorf("read the audit's index: %w", err)
