@@ -17,12 +17,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/child"
 )
 
 //go:embed log4j2.properties
@@ -68,12 +70,12 @@ type Broker struct {
 	// controllers are the addresses of the cluster's controllers, in the order of their IDs. It is nil
 	// if this broker is the only one.
 	controllers []string
-	process     *process
+	process     *child.Process
 }
 
 // StartAgain starts a broker that was stopped or killed, with the same data and port.
 func (b *Broker) StartAgain(ctx context.Context) error {
-	if b.process.running() {
+	if b.process.Running() {
 		return errors.New("start kafka again: it still runs")
 	}
 	if err := b.start(ctx); err != nil {
@@ -84,10 +86,10 @@ func (b *Broker) StartAgain(ctx context.Context) error {
 
 // Stop ends the broker in order and waits for its end. A broker that does not end within 30 s is
 // killed.
-func (b *Broker) Stop() { b.process.stop(stopPatience) }
+func (b *Broker) Stop() { b.process.Stop(syscall.SIGTERM, stopPatience) }
 
 // Kill ends the broker as a crash does (SIGKILL) and waits for its end.
-func (b *Broker) Kill() { b.process.kill() }
+func (b *Broker) Kill() { b.process.Kill() }
 
 // Warnings returns the last warnings and errors of the broker's log.
 func (b *Broker) Warnings() string {
@@ -138,13 +140,13 @@ func (b *Broker) startOnce(ctx context.Context) error {
 	}
 	defer console.Close()
 	cmd.Stdout, cmd.Stderr = console, console
-	if b.process, err = startProcess(cmd, b.options.Detached); err != nil {
+	if b.process, err = child.Start(cmd, b.options.Detached); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	if err := b.await(ctx, addr); err != nil {
-		b.process.kill()
+		b.process.Kill()
 		out, _ := os.ReadFile(b.file("console.log"))
 		log, _ := os.ReadFile(b.logFile())
 		log = log[min(len(before), len(log)):]
@@ -217,8 +219,8 @@ func (b *Broker) java(ctx context.Context, class string, args ...string) *exec.C
 // await waits until the broker serves, or fails as soon as its process ends.
 func (b *Broker) await(ctx context.Context, addr string) error {
 	for {
-		if !b.process.running() {
-			return fmt.Errorf("kafka ended: %v", b.process.cmd.ProcessState)
+		if !b.process.Running() {
+			return fmt.Errorf("kafka ended: %v", b.process.State())
 		}
 		err := serves(ctx, addr, b.ID)
 		if err == nil {

@@ -1,7 +1,8 @@
-package localkafka
+package child
 
 import (
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -25,7 +26,7 @@ func TestProcessStop(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p, err := startProcess(cmd, false)
+			p, err := Start(cmd, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -33,10 +34,10 @@ func TestProcessStop(t *testing.T) {
 			if _, err := out.Read(make([]byte, 3)); err != nil {
 				t.Fatal(err)
 			}
-			p.stop(tt.patience)
-			p.stop(tt.patience)
-			p.kill()
-			if got := cmd.ProcessState.String(); got != tt.want || p.running() {
+			p.Stop(syscall.SIGTERM, tt.patience)
+			p.Stop(syscall.SIGTERM, tt.patience)
+			p.Kill()
+			if got := p.State().String(); got != tt.want || p.Running() {
 				t.Errorf("it ended with %q, want %q", got, tt.want)
 			}
 		})
@@ -44,11 +45,11 @@ func TestProcessStop(t *testing.T) {
 }
 
 func TestProcessThatCannotStart(t *testing.T) {
-	p, err := startProcess(exec.Command("/no/such/program"), false)
+	p, err := Start(exec.Command("/no/such/program"), false)
 	if err == nil {
 		t.Fatal("it started")
 	}
 	// Neither may wait for a process that never ran.
-	p.stop(time.Minute)
-	p.kill()
+	p.Stop(syscall.SIGTERM, time.Minute)
+	p.Kill()
 }
