@@ -1,5 +1,5 @@
 // Package testenv has what tests need around the services: a real Kafka broker, a fake one inside
-// the process, and clients that share no code with the services.
+// the process, a real PostgreSQL, and clients that share no code with the services.
 //
 // A test gets a real server where one can run and is skipped where none can. TEST_REQUIRE=1 makes
 // that a failure.
@@ -54,14 +54,12 @@ func StartKafkaWith(t testing.TB, options localkafka.Options) *localkafka.Broker
 	return k
 }
 
-// shared is the broker of SharedKafka.
-var shared struct {
+// sharedKafka is the broker of SharedKafka.
+var sharedKafka struct {
 	sync.Mutex
-	// main is set while Main runs, which ends the broker.
-	main bool
-	dir  string
-	k    *localkafka.Broker
-	err  error
+	dir string
+	k   *localkafka.Broker
+	err error
 }
 
 // SharedKafka returns the broker that the tests of a package share. It has the declared topics. The
@@ -70,9 +68,10 @@ var shared struct {
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 func SharedKafka(t testing.TB) *localkafka.Broker {
 	t.Helper()
+	shared := &sharedKafka
 	shared.Lock()
 	defer shared.Unlock()
-	if !shared.main {
+	if !inMain {
 		t.Fatal("SharedKafka: the package's TestMain does not call testenv.Main")
 	}
 	if shared.k == nil && shared.err == nil {
@@ -89,7 +88,7 @@ func startShared() (*localkafka.Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	shared.dir = dir
+	sharedKafka.dir = dir
 	// Not the test's context: the broker outlives the test.
 	ctx := context.Background()
 	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir})
@@ -97,17 +96,6 @@ func startShared() (*localkafka.Broker, error) {
 		return nil, err
 	}
 	return k, localkafka.CreateTopics(ctx, k.Addr, contract.Topics(), 1)
-}
-
-// Main runs a package's tests and ends the broker that they share.
-func Main(m *testing.M) {
-	shared.main = true
-	code := m.Run()
-	if shared.k != nil {
-		shared.k.Kill()
-	}
-	os.RemoveAll(shared.dir)
-	os.Exit(code)
 }
 
 // showWarnings adds the broker's last warnings to the output of a failed test.
