@@ -164,11 +164,20 @@ func scrapeSystem(t *testing.T) samples {
 			}
 			shown.parse(t, at, target.text+"\nup 1\n")
 		}
-		// Some series appear only after a while: a commit, the statistics of clients.
+		// Some series appear only after a while: a commit, the statistics of each client.
 		for _, name := range []string{"kafka_consumergroup_lag",
-			"kafka_consumergroup_last_progress_timestamp_seconds", "order_consumer_lag", "kafka_client_rtt_seconds"} {
+			"kafka_consumergroup_last_progress_timestamp_seconds", "order_consumer_lag"} {
 			if shown[name] == nil {
 				return false, name
+			}
+		}
+		for _, client := range []struct{ job, name string }{
+			{"cart", "producer"}, {"order", "producer"}, {"order", "consumer"},
+		} {
+			if !slices.ContainsFunc(shown["kafka_client_rtt_seconds"], func(of map[string]string) bool {
+				return of["job"] == client.job && of["client"] == client.name
+			}) {
+				return false, fmt.Sprintf("the statistics of %s's %s", client.job, client.name)
 			}
 		}
 		return true, ""

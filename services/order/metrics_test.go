@@ -163,7 +163,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	t.Parallel()
 	for name, kafka := range map[string]func(t *testing.T) string{
 		"fake":  func(t *testing.T) string { return testenv.Fake(t) },
-		"kafka": func(t *testing.T) string { return testenv.SharedKafka(t).Addr },
+		"kafka": declaredKafka,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

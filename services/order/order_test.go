@@ -13,11 +13,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"ordersystem.dev/services/internal/broker"
-	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/ordertest"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // batch returns the records as a batch that moves each of their partitions behind its last record.
 func batch(records ...broker.Record) broker.Batch {

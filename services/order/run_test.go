@@ -167,8 +167,19 @@ func TestService(t *testing.T) {
 
 func TestServiceOnRealKafka(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.SharedKafka(t).Addr
+	kafka := declaredKafka(t)
 	theWholeWay(t, kafka, plaintext(kafka))
+}
+
+// declaredKafka starts a broker with the declared topics. Two services beside one Kafka would take
+// each other's transactional IDs, so each test that runs one has a broker of its own.
+func declaredKafka(t *testing.T) (addr string) {
+	t.Helper()
+	k := testenv.StartKafka(t)
+	if err := localkafka.CreateTopics(t.Context(), k.Addr, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	return k.Addr
 }
 
 // With mutual TLS and only the ACLs that strimzi/ declares. Then the certificate is renewed too
