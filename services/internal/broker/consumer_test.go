@@ -303,6 +303,38 @@ func TestConsumerTriesAgainWhenTheStoreCannotBeRead(t *testing.T) {
 	})
 }
 
+// An order has its creation and its updates in partitions of the same number. So it has one writer.
+func TestMembersHaveTheSamePartitionsOfAllTopics(t *testing.T) {
+	each(t, func(t *testing.T, addr string) {
+		cc := group(testenv.NewTopic(t, addr, 7), testenv.NewTopic(t, addr, 7))
+		var all []*Consumer
+		for _, partitions := range [][]int{{14}, {6, 8}, {4, 4, 6}} {
+			c, _ := start(t, addr, cc, newMember(newStore()))
+			all = append(all, c)
+			poll(t, fmt.Sprint("the members have ", partitions), func() bool {
+				var got []int
+				for _, c := range all {
+					got = append(got, c.Assigned())
+				}
+				slices.Sort(got)
+				return slices.Equal(partitions, got)
+			})
+			for i, c := range all {
+				numbers := make(map[string][]int32)
+				for at := range c.holds() {
+					numbers[at.topic] = append(numbers[at.topic], at.number)
+				}
+				for _, of := range numbers {
+					slices.Sort(of)
+				}
+				if diff := cmp.Diff(numbers[cc.Topics[0]], numbers[cc.Topics[1]]); diff != "" {
+					t.Errorf("%d members, number %d (-first topic +second topic):\n%s", len(all), i, diff)
+				}
+			}
+		}
+	})
+}
+
 func TestConsumersShareAndTakeOver(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 6)

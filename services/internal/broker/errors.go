@@ -98,6 +98,10 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 		"_UNSUPPORTED_FEATURE",
 		"the broker is too old: the new consumer protocol needs Kafka 4.0",
 	},
+	kafka.ErrUnsupportedAssignor: {
+		"UNSUPPORTED_ASSIGNOR",
+		"the broker lacks the assignor: add range to its group.consumer.assignors",
+	},
 	kafka.ErrAllBrokersDown:  {"_ALL_BROKERS_DOWN", "no broker can be reached"},
 	kafka.ErrTransport:       {"_TRANSPORT", ""},
 	kafka.ErrResolve:         {"_RESOLVE", "the brokers' name is unknown"},

@@ -83,9 +83,11 @@ func newSession(work context.Context, m *membership, h Handler) (*session, error
 	}
 	s.fill.Next = make(map[Partition]int64)
 	settings, renewed, err := clientSettings(m.cfg, s.logs.settings(fetchSettings(kafka.ConfigMap{
-		"group.id":             m.cc.Group,
-		"group.protocol":       "consumer",
-		"max.poll.interval.ms": int(m.cc.MaxSilence.Milliseconds()),
+		"group.id":       m.cc.Group,
+		"group.protocol": "consumer",
+		// A member has the partitions of the same numbers of all topics.
+		"group.remote.assignor": "range",
+		"max.poll.interval.ms":  int(m.cc.MaxSilence.Milliseconds()),
 		// An offset of the store that the log does not have is never skipped silently: see
 		// errOutOfRange.
 		"auto.offset.reset":    "error",
