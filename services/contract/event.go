@@ -250,8 +250,9 @@ func (e *Event) readHeaders(headers []Header) error {
 			if len(v) > MaxIDBytes {
 				return undecodable("header %s has %d bytes, must be at most %d", h.Key, len(v), MaxIDBytes)
 			}
-			if !utf8.ValidString(v) {
-				return undecodable("header %s is not valid UTF-8", h.Key)
+			// PostgreSQL cannot store a zero in a text.
+			if !utf8.ValidString(v) || strings.ContainsRune(v, 0) {
+				return undecodable("header %s is not valid UTF-8, or has a zero byte", h.Key)
 			}
 			e.ID = v
 		case HeaderTraceparent:
