@@ -10,6 +10,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -130,7 +133,8 @@ func assignIn(
 	tx *sqldb.Tx, ps []broker.Partition,
 ) (read map[broker.Partition]broker.Progress, fresh []broker.Partition, err error) {
 	read = make(map[broker.Partition]broker.Progress, len(ps))
-	for _, p := range ps {
+	// Each member takes the rows in the same order.
+	for _, p := range slices.SortedFunc(slices.Values(ps), broker.Partition.Compare) {
 		gone, err := tx.Exec("DELETE FROM offsets WHERE topic = ? AND partition = ? AND topic_id <> ?",
 			p.Topic, p.Number, p.TopicID)
 		if err != nil {
@@ -143,8 +147,9 @@ func assignIn(
 			ON CONFLICT DO NOTHING`, p.TopicID, p.Number, p.Topic); err != nil {
 			return nil, nil, err
 		}
+		// The member that had the partition may still write its last batch. Its end is waited for.
 		if err := tx.Query(`SELECT next_offset, last_offset, newest_time FROM offsets
-			WHERE topic_id = ? AND partition = ?`,
+			WHERE topic_id = ? AND partition = ?`+tx.ForUpdate(),
 			func(rows *sql.Rows) error {
 				var r broker.Progress
 				var newest int64
@@ -172,23 +177,35 @@ func (s *store) restart(ctx context.Context, moves []move) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error { return moveOffsets(tx, moves) })
 }
 
+// maxOvertaken is how often a batch is begun again because another member has written one of its
+// orders meanwhile. Each time, that member has made progress.
+const maxOvertaken = 10
+
 // apply brings a batch into the store: orders, dead letters and offsets change together or not at
 // all. It returns broker.ErrFenced when an offset is not where its move begins: another member has
 // the partition. It returns errLettersFull when there is no room for the dead letters, and
 // errNearlyFull when the disk has room only to delete letters.
 func (s *store) apply(ctx context.Context, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
-	var result fold.Result
-	err := s.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
-		result, err = s.applyIn(tx, batch, moves, now)
-		return err
-	})
-	if err != nil {
-		return fold.Result{}, err
+	for overtaken := 0; ; overtaken++ {
+		var result fold.Result
+		err := s.db.Tx(ctx, func(tx *sqldb.Tx) (err error) {
+			result, err = s.applyIn(tx, batch, moves, now)
+			return err
+		})
+		if err == nil {
+			return result, nil
+		}
+		// During a handover, one member may have the creation of an order and another one its updates.
+		// What the other one has written since the versions were read decides now.
+		_, changed := errors.AsType[*sqldb.CountError](err)
+		if !changed || !s.db.Shared() || overtaken == maxOvertaken {
+			return fold.Result{}, err
+		}
 	}
-	return result, nil
 }
 
-// applyIn does the work of apply in its transaction.
+// applyIn does the work of apply in its transaction. It locks the offsets first: from there on, no
+// other member can write the same partitions.
 func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
 	room, err := tx.Room()
 	if err != nil {
@@ -196,6 +213,9 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 	}
 	if room <= 0 {
 		return fold.Result{}, errNearlyFull
+	}
+	if err := moveOffsets(tx, moves); err != nil {
+		return fold.Result{}, err
 	}
 	marks, err := readMarks(tx, batch)
 	if err != nil {
@@ -215,7 +235,7 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 	if err := upsert(tx, result.Winners); err != nil {
 		return fold.Result{}, fmt.Errorf("write %d orders: %w", len(result.Winners), err)
 	}
-	return result, moveOffsets(tx, moves)
+	return result, nil
 }
 
 // readMarks returns what is known of the orders of a batch.
@@ -240,11 +260,14 @@ func readMarks(tx *sqldb.Tx, batch []fold.Decoded) (map[string]fold.Mark, error)
 
 // upsert writes the new versions of orders, or returns a *sqldb.CountError. A version never goes
 // back: the condition guards what was decided from the marks, and an order that it holds back is an
-// error.
+// error. The rows are in the order of their IDs, so that no two members wait for each other.
 func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
+	byID := slices.SortedFunc(slices.Values(winners), func(a, b *fold.Decoded) int {
+		return strings.Compare(a.Event.Order.OrderID, b.Event.Order.OrderID)
+	})
 	const columns = 5
-	args := make([]any, 0, columns*len(winners))
-	for _, d := range winners {
+	args := make([]any, 0, columns*len(byID))
+	for _, d := range byID {
 		o := &d.Event.Order
 		args = append(args, o.OrderID, o.Version, d.Event.ID, int64(o.TotalAmount), d.Body)
 	}
@@ -255,22 +278,50 @@ func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
 	return sqldb.ExpectRows(int64(len(winners)), changed, err)
 }
 
-// moveOffsets is a compare-and-set of each offset.
+// moveOffsets is a compare-and-set of all offsets. It returns broker.ErrFenced if one of them is not
+// where its move begins. Until the end of the transaction, no other member can move them.
 func moveOffsets(tx *sqldb.Tx, moves []move) error {
+	if len(moves) == 0 {
+		return nil
+	}
+	keys := make([]any, len(moves))
+	for i, m := range moves {
+		keys[i] = offsetKey(m.partition)
+	}
+	at := make(map[string]int64, len(moves))
+	// Each member takes the rows in the same order.
+	err := tx.QueryIn("SELECT topic_id, partition, next_offset FROM offsets WHERE topic_id || '/' || partition IN ",
+		keys, " ORDER BY topic_id, partition"+tx.ForUpdate(), func(rows *sql.Rows) error {
+			var p broker.Partition
+			var next int64
+			err := rows.Scan(&p.TopicID, &p.Number, &next)
+			at[offsetKey(p)] = next
+			return err
+		})
+	if err != nil {
+		return fmt.Errorf("read %d offsets: %w", len(moves), err)
+	}
+	const columns = 6
+	args := make([]any, 0, columns*len(moves))
 	for _, m := range moves {
 		p := m.partition
-		changed, err := tx.Exec(`UPDATE offsets SET next_offset = ?, last_offset = ?, newest_time = ?
-			WHERE topic_id = ? AND partition = ? AND next_offset = ?`,
-			m.to.Next, m.to.Last, m.to.Newest.UnixMilli(), p.TopicID, p.Number, m.from)
-		if err != nil {
-			return fmt.Errorf("move the offset of %s/%d: %w", p.Topic, p.Number, err)
-		}
-		if changed != 1 {
+		if next, known := at[offsetKey(p)]; !known || next != m.from {
 			return fmt.Errorf("%s/%d is no longer at offset %d: %w", p.Topic, p.Number, m.from, broker.ErrFenced)
 		}
+		args = append(args, p.TopicID, int64(p.Number), p.Topic, m.to.Next, m.to.Last, m.to.Newest.UnixMilli())
+	}
+	changed, err := tx.ExecRows(
+		"INSERT INTO offsets(topic_id, partition, topic, next_offset, last_offset, newest_time) VALUES ", columns,
+		` ON CONFLICT (topic_id, partition) DO UPDATE SET next_offset = excluded.next_offset,
+		last_offset = excluded.last_offset, newest_time = excluded.newest_time`, args)
+	if err := sqldb.ExpectRows(int64(len(moves)), changed, err); err != nil {
+		return fmt.Errorf("move %d offsets: %w", len(moves), err)
 	}
 	return nil
 }
+
+// offsetKey is a partition's key in the table of offsets, as one value.
+func offsetKey(p broker.Partition) string { return p.TopicID + "/" + strconv.Itoa(int(p.Number)) }
 
 // stored is an order as the store has it. Version 0 is an order that the store does not have.
 type stored struct {
@@ -293,6 +344,28 @@ func (s *store) get(ctx context.Context, id string) (stored, error) {
 		return stored{}, fmt.Errorf("look up order %q: %w", id, err)
 	}
 	return found, nil
+}
+
+// versions returns the versions of orders, by their IDs. Orders that the store does not have are
+// absent.
+func (s *store) versions(ctx context.Context, ids []string) (map[string]int64, error) {
+	keys := make([]any, len(ids))
+	for i, id := range ids {
+		keys[i] = id
+	}
+	known := make(map[string]int64, len(ids))
+	err := s.db.QueryIn(ctx, "SELECT order_id, version FROM orders WHERE order_id IN ", keys, "",
+		func(rows *sql.Rows) error {
+			var id string
+			var version int64
+			err := rows.Scan(&id, &version)
+			known[id] = version
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of %d orders: %w", len(ids), err)
+	}
+	return known, nil
 }
 
 // offsets returns how far the topics are in the store, for each partition that any member was ever

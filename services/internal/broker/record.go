@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -18,6 +20,11 @@ type Partition struct {
 	// TopicID is Kafka's UUID of the topic.
 	TopicID string
 	Number  int32
+}
+
+// Compare orders partitions by topic, topic ID and number.
+func (p Partition) Compare(q Partition) int {
+	return cmp.Or(strings.Compare(p.Topic, q.Topic), strings.Compare(p.TopicID, q.TopicID), cmp.Compare(p.Number, q.Number))
 }
 
 // Place is where a batch is stored: by the offset of its first record.
