@@ -12,6 +12,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/order/audit"
 )
 
@@ -81,18 +82,31 @@ type ends struct {
 	withheld func(ctx context.Context, topics ...string) error
 }
 
+// errDatabase is a database that may be back later.
+var errDatabase = errors.New("the database cannot be used at present")
+
 // follow returns once the store has reached the high watermarks of the topics. While they cannot be
-// looked up, follow tries again.
+// looked up, or the database of several services cannot be used, follow tries again.
 func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *sharing, log *slog.Logger) error {
 	var first, end map[broker.Partition]int64
-	// waited is true when no offset has moved for askAgain, and logged when that has a line.
-	waited, logged := false, false
+	// waited is true when no offset has moved for askAgain, and logged when that has a line. away is
+	// true when the log has a line about the database.
+	waited, logged, away := false, false, false
 	for {
 		at, err := s.offsets(ctx)
-		if err != nil {
+		switch {
+		case err == nil:
+			away = false
+		case !sqldb.IsUnavailable(err):
 			return err
+		default:
+			if !away {
+				log.Warn("the view cannot be read: trying again", "err", err)
+			}
+			// The error may hold details that clients must not see.
+			away, err = true, errDatabase
 		}
-		if end == nil || recreated(at, end) {
+		if err == nil && (end == nil || recreated(at, end)) {
 			if first, end, err = kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
 				end = nil
 			} else if p, ok := ahead(at, end); ok {
@@ -112,7 +126,7 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *shar
 			c.done.Store(true)
 			return nil
 		}
-		if waited && end != nil {
+		if waited && end != nil && !away {
 			why := kafka.withheld(ctx, contract.TopicCreated, contract.TopicUpdated)
 			if withheld, ok := errors.AsType[*broker.WithheldError](why); ok {
 				err = withheld

@@ -62,7 +62,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
 		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
 	}, admin, log)
-	shares := &sharing{assigned: member.Assigned, others: member.Others, log: log}
+	shares := &sharing{assigned: member.Assigned, others: member.Others, wanted: store.db.Shared(), log: log}
 	svc.Registry.MustRegister(memberMetrics{member, shares})
 
 	// Once it has caught up, the service stays ready, even if the consumer fails.

@@ -24,7 +24,9 @@ type sharing struct {
 	// assigned and others are those of the broker.Consumer.
 	assigned func() int
 	others   func(context.Context) ([]broker.Member, error)
-	log      *slog.Logger
+	// wanted is true if all members write into one database. None lacks anything then.
+	wanted bool
+	log    *slog.Logger
 	// partitions is how many partitions there are. It is set before the first look.
 	partitions int
 
@@ -39,10 +41,13 @@ type sharing struct {
 	elsewhere atomic.Int64
 }
 
-// look returns who holds partitions, once they have held them for sharingGrace. While that cannot be
-// looked up, it returns what it returned before. It is called by one goroutine. A store that catches up
+// look returns who holds partitions, once they have held them for sharingGrace, or nil if that is
+// wanted. While it cannot be looked up, look returns what it returned before. It is called by one goroutine. A store that catches up
 // moves many times a second, so it asks the coordinator once in askAgain at most.
 func (s *sharing) look(ctx context.Context, now time.Time) error {
+	if s.wanted {
+		return nil
+	}
 	var others []broker.Member
 	if s.assigned() < s.partitions {
 		if now.Sub(s.asked) < askAgain {

@@ -61,3 +61,20 @@ func TestSharing(t *testing.T) {
 		t.Errorf("the coordinator was asked %d times, want 9: not while all partitions are here", asked)
 	}
 }
+
+// Members of one database lack nothing that others read.
+func TestSharingOfOneDatabaseIsWanted(t *testing.T) {
+	t.Parallel()
+	s := &sharing{
+		assigned: func() int { return 12 }, partitions: 24, wanted: true,
+		others: func(context.Context) ([]broker.Member, error) {
+			t.Error("the coordinator was asked")
+			return []broker.Member{{ClientID: "order", Host: "/10.0.0.7", Partitions: 12}}, nil
+		},
+	}
+	for now := ordertest.At; now.Before(ordertest.At.Add(time.Hour)); now = now.Add(time.Minute) {
+		if err := s.look(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
