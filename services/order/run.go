@@ -87,6 +87,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))
 			},
 			func(ctx context.Context) error { return catching.run(ctx, admin, store, shares, log) },
+			func(ctx context.Context) error {
+				if !store.db.Shared() {
+					// Only this process writes, and wakes the look-ups itself.
+					return nil
+				}
+				return lookups.follow(ctx, store)
+			},
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{

@@ -17,6 +17,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/order/audit"
 )
@@ -173,7 +174,7 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 	defer timeUp.Stop()
 	for {
 		// Before reading, so that no change falls in between.
-		changed, leave := s.waiters.watch(id)
+		changed, leave := s.waiters.watch(id, least)
 		found, err := s.store.get(ctx, id)
 		if err != nil || found.version >= least {
 			leave()
@@ -325,6 +326,8 @@ func problem(err error) web.Problem {
 		return unavailable("The volume of the Order service has no room for an audit.", auditRetry)
 	case errors.Is(err, audit.ErrUnreadable), errors.Is(err, context.Canceled):
 		return unavailable(unreadable(err), auditRetry)
+	case sqldb.IsUnavailable(err):
+		return unavailable("The database of the Order service cannot be used at present; ask again.", time.Second)
 	default:
 		return web.Problem{
 			Status: http.StatusInternalServerError,
