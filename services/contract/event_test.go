@@ -419,7 +419,8 @@ func TestDeadLetters(t *testing.T) {
 			reason: ReasonUndecodable, message: "header ce_id is not valid UTF-8",
 		},
 		{
-			name: "an event ID that PostgreSQL cannot store", value: changed("", `""`), headers: header(HeaderID, "a\x00b"),
+			name: "an event ID that PostgreSQL cannot store", value: changed("", `""`),
+			headers: header(HeaderID, "a\x00b"),
 			reason: ReasonUndecodable, message: "header ce_id is not valid UTF-8, or has a zero byte",
 		},
 		{

@@ -42,8 +42,9 @@ type sharing struct {
 }
 
 // look returns who holds partitions, once they have held them for sharingGrace, or nil if that is
-// wanted. While it cannot be looked up, look returns what it returned before. It is called by one goroutine. A store that catches up
-// moves many times a second, so it asks the coordinator once in askAgain at most.
+// wanted. While it cannot be looked up, look returns what it returned before. It is called by one
+// goroutine. A store that catches up moves many times a second, so it asks the coordinator once in
+// askAgain at most.
 func (s *sharing) look(ctx context.Context, now time.Time) error {
 	if s.wanted {
 		return nil

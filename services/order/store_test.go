@@ -602,7 +602,8 @@ func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err = openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
+		s, err = openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := s.close(); err != nil {

@@ -24,7 +24,8 @@ type Partition struct {
 
 // Compare orders partitions by topic, topic ID and number.
 func (p Partition) Compare(q Partition) int {
-	return cmp.Or(strings.Compare(p.Topic, q.Topic), strings.Compare(p.TopicID, q.TopicID), cmp.Compare(p.Number, q.Number))
+	return cmp.Or(
+		strings.Compare(p.Topic, q.Topic), strings.Compare(p.TopicID, q.TopicID), cmp.Compare(p.Number, q.Number))
 }
 
 // Place is where a batch is stored: by the offset of its first record.
