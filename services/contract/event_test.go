@@ -421,7 +421,7 @@ func TestDeadLetters(t *testing.T) {
 		{
 			name: "an event ID that PostgreSQL cannot store", value: changed("", `""`),
 			headers: header(HeaderID, "a\x00b"),
-			reason: ReasonUndecodable, message: "header ce_id is not valid UTF-8, or has a zero byte",
+			reason:  ReasonUndecodable, message: "header ce_id is not valid UTF-8, or has a zero byte",
 		},
 		{
 			name: "wrong time", value: changed("", `""`), headers: header(HeaderTime, "noon"),
