@@ -161,7 +161,7 @@ var (
 	descAssigned   = prometheus.NewDesc("order_assigned_partitions", "Partitions that this member has.", nil, nil)
 	descElsewhere  = prometheus.NewDesc("order_partitions_elsewhere",
 		"Partitions of the order topics that other members of the consumer group hold, so that this store lacks "+
-			"what they read.", nil, nil)
+			"what they read. 0 with PostgreSQL: all members write there.", nil, nil)
 	descFailing = prometheus.NewDesc("order_consumer_failing",
 		"1 while something keeps the consumer from its work. "+
 			"The log shows the reason. Before the first catch-up, /readyz shows it too.", nil, nil)

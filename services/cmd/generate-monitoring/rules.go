@@ -279,12 +279,13 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderConsumerFailing",
-			Expr:  "max by (namespace, pod) (order_consumer_failing) > 0",
-			For:   2 * minute,
+			// One fault, such as a database that is away, pages once, however many pods it keeps.
+			Expr: "sum by (namespace) (order_consumer_failing) > 0",
+			For:  2 * minute,
 			Annotations: texts("Order cannot read on.",
-				"Something has kept {{ $labels.pod }} from reading a partition, or from storing what it has read, "+
-					"for 2 minutes (order_consumer_failing is {{ $value }}). "+
-					"Its log has the reason: a permission, a damaged batch, Kafka or its volume."),
+				"Something has kept {{ $value }} of Order's pods from reading a partition, or from storing what "+
+					"they have read, for 2 minutes (order_consumer_failing). "+
+					"Their logs have the reason: a permission, a damaged batch, Kafka, the volume or the database."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderGroupShared",

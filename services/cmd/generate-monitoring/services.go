@@ -142,8 +142,8 @@ func consumerPanels() []panel {
 		{
 			kind: "timeseries", title: "Partitions of other members", width: 8, decimals: new(0),
 			alert: "OrderGroupShared",
-			about: "Partitions that other members of the group hold. Order is not ready then: " +
-				"its store lacks what they read.",
+			about: "Partitions that other members of the group hold, if each has a store of its own. " +
+				"Order is not ready then: its store lacks what they read.",
 			queries: []query{{
 				expr: "max(order_partitions_elsewhere{" + inNamespace + "})", legend: "partitions",
 			}},
@@ -168,10 +168,10 @@ func consumerPanels() []panel {
 		{
 			kind: "timeseries", title: "Consumer failing", width: 8, decimals: new(0),
 			alert: "OrderConsumerFailing",
-			about: "1 while anything keeps Order from reading a partition, or from storing what it has read. " +
+			about: "Pods that anything keeps from reading a partition, or from storing what they have read. " +
 				"A batch that the store refuses is tried again.",
 			queries: []query{
-				{expr: "max(order_consumer_failing{" + inNamespace + "})", legend: "failing"},
+				{expr: "sum(order_consumer_failing{" + inNamespace + "})", legend: "pods that fail"},
 				increases("order_apply_failures_total", "refused batches"),
 			},
 		},
