@@ -83,7 +83,11 @@ func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.M
 	}
 	for batch := range slices.Chunk(backlog, 10_000) {
 		if err := db.Tx(ctx, func(tx *sqldb.Tx) error {
-			return box.Add(tx, time.Now(), batch)
+			ledger, err := box.Lock(tx)
+			if err != nil {
+				return err
+			}
+			return ledger.Add(time.Now(), batch)
 		}); err != nil {
 			return err
 		}

@@ -176,7 +176,7 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 		changes[i] = p.change
 	}
 	// The requests wait for the results even while the service stops.
-	results, full, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())
+	results, left, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())
 	if err != nil {
 		c.setHealth(err)
 		for _, p := range batch {
@@ -196,10 +196,10 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 				"order_id", p.change.orderID, "err", p.result.err)
 		}
 	}
-	if full != c.full {
+	if full := left.full(); full != c.full {
 		c.full = full
-		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.store.box.Rows(), "limit", c.limit.events,
-			"bytes", c.store.box.Bytes(), "limit_bytes", c.limit.bytes)
+		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.limit.events-left.events, "limit", c.limit.events,
+			"bytes", c.limit.bytes-left.bytes, "limit_bytes", c.limit.bytes)
 	}
 }
 

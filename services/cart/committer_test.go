@@ -175,7 +175,7 @@ func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {
 		t.Errorf("the refused order, sent again: version %d, %v, want it created", a.version, err)
 	}
 	stored := len(rows(t, c.store, "SELECT id FROM outbox"))
-	if counted := c.store.box.Rows(); counted != int64(taken) || stored != taken {
+	if counted := backlog(t, c.store); counted != int64(taken) || stored != taken {
 		t.Errorf("the outbox has %d rows and counts %d, want %d: one for each acknowledged order",
 			stored, counted, taken)
 	}

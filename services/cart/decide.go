@@ -120,10 +120,10 @@ func newEvent(kind string, o contract.Order, traceparent string, now time.Time) 
 	return contract.Event{Type: kind, Time: now, Traceparent: traceparent, Order: o}
 }
 
-// ledger decides a batch of changes in memory, one after the other, against the state that was read
+// batch decides changes in memory, one after the other, against the state that was read
 // for all of them. It holds what is to be written when all are decided. A refusal leaves it as it
 // was, so it never affects the other changes of the batch.
-type ledger struct {
+type batch struct {
 	now  time.Time
 	room room
 	// orders has the orders that the batch names, by ID, with the changes decided so far.
@@ -149,9 +149,9 @@ type room struct {
 // full reports whether the backlog is full.
 func (r room) full() bool { return r.events <= 0 || r.bytes <= 0 }
 
-// newLedger returns a ledger that knows no orders and has no room.
-func newLedger(now time.Time) *ledger {
-	return &ledger{
+// newBatch returns a batch that knows no orders and has no room.
+func newBatch(now time.Time) *batch {
+	return &batch{
 		now:    now,
 		orders: map[string]orderState{}, kept: map[string]keptResult{},
 		changed: map[string]bool{}, newKeys: map[string]bool{},
@@ -159,40 +159,40 @@ func newLedger(now time.Time) *ledger {
 }
 
 // decideAll decides changes in their order.
-func (l *ledger) decideAll(changes []change) []result {
+func (b *batch) decideAll(changes []change) []result {
 	results := make([]result, len(changes))
 	for i, c := range changes {
-		results[i].order, results[i].err = l.decide(c)
+		results[i].order, results[i].err = b.decide(c)
 	}
 	return results
 }
 
 // decide decides one change and keeps what is to be written for it.
-func (l *ledger) decide(c change) (orderState, error) {
-	if kept, ok := l.kept[c.key]; ok && c.key != "" {
+func (b *batch) decide(c change) (orderState, error) {
+	if kept, ok := b.kept[c.key]; ok && c.key != "" {
 		if !bytes.Equal(kept.fingerprint, c.fingerprint) {
 			return orderState{}, errKeyReused
 		}
 		return kept.order, nil
 	}
-	order, m, err := l.apply(c)
+	order, m, err := b.apply(c)
 	if err != nil {
 		return orderState{}, err
 	}
 	cost := changeCost(len(m.Value), c.key != "")
 	switch {
-	case l.room.full():
+	case b.room.full():
 		return orderState{}, errBacklog
-	case l.room.disk < cost:
+	case b.room.disk < cost:
 		return orderState{}, errNearlyFull
 	}
-	l.room.events--
-	l.room.bytes -= int64(len(m.Key) + len(m.Value))
-	l.room.disk -= cost
-	l.orders[c.orderID], l.changed[c.orderID] = order, true
-	l.messages = append(l.messages, m)
+	b.room.events--
+	b.room.bytes -= int64(len(m.Key) + len(m.Value))
+	b.room.disk -= cost
+	b.orders[c.orderID], b.changed[c.orderID] = order, true
+	b.messages = append(b.messages, m)
 	if c.key != "" {
-		l.kept[c.key], l.newKeys[c.key] = keptResult{order, c.fingerprint}, true
+		b.kept[c.key], b.newKeys[c.key] = keptResult{order, c.fingerprint}, true
 	}
 	return order, nil
 }
@@ -208,8 +208,8 @@ func changeCost(n int, keyed bool) int64 {
 }
 
 // apply returns the order after a change, and the event to publish. It changes nothing.
-func (l *ledger) apply(c change) (orderState, contract.Message, error) {
-	current, exists := l.orders[c.orderID]
+func (b *batch) apply(c change) (orderState, contract.Message, error) {
+	current, exists := b.orders[c.orderID]
 	if c.created != nil {
 		if exists {
 			return orderState{}, contract.Message{}, errExists
@@ -242,7 +242,7 @@ func (l *ledger) apply(c change) (orderState, contract.Message, error) {
 		return orderState{}, contract.Message{}, errLastVersion
 	}
 	o.Status, o.Version = c.status, current.version+1
-	m, err := newEvent(contract.TypeUpdated, o, c.traceparent, l.now).Message()
+	m, err := newEvent(contract.TypeUpdated, o, c.traceparent, b.now).Message()
 	if err != nil {
 		return orderState{}, contract.Message{}, err
 	}

@@ -93,13 +93,13 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 			[]string{errNearlyFull.Error(), `"1"`, errNearlyFull.Error(), errExists.Error()},
 			[]string{"a order.created 1"}},
 	} {
-		l := newLedger(noon)
-		l.room = c.room
+		b := newBatch(noon)
+		b.room = c.room
 		var got, events []string
-		for _, r := range l.decideAll(c.changes) {
+		for _, r := range b.decideAll(c.changes) {
 			got = append(got, r.text())
 		}
-		for _, m := range l.messages {
+		for _, m := range b.messages {
 			e, err := contract.DecodeEvent(m.Topic, 0, m.Key, m.Value, m.Headers)
 			if err != nil {
 				t.Fatal(err)
@@ -118,13 +118,13 @@ func TestChangesOfOneBatchAreDecidedInTheirOrder(t *testing.T) {
 // A version never overflows, whatever a foreign producer has written into the topics.
 func TestTheHighestVersionIsTheLast(t *testing.T) {
 	t.Parallel()
-	l := newLedger(noon)
-	l.room = ample
-	l.orders["a"] = orderState{contract.MaxVersion - 1, creation(t, "a").created.Value}
-	if got, err := l.decide(update("a", "paid")); err != nil || got.version != contract.MaxVersion {
+	b := newBatch(noon)
+	b.room = ample
+	b.orders["a"] = orderState{contract.MaxVersion - 1, creation(t, "a").created.Value}
+	if got, err := b.decide(update("a", "paid")); err != nil || got.version != contract.MaxVersion {
 		t.Errorf("the update before the last: version %d (%v), want %d", got.version, err, int64(contract.MaxVersion))
 	}
-	if _, err := l.decide(update("a", "shipped")); !errors.Is(err, errLastVersion) {
+	if _, err := b.decide(update("a", "shipped")); !errors.Is(err, errLastVersion) {
 		t.Errorf("the update behind the last: %v, want %v", err, errLastVersion)
 	}
 }
@@ -132,11 +132,11 @@ func TestTheHighestVersionIsTheLast(t *testing.T) {
 func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	t.Parallel()
 	created := creation(t, "a")
-	l := newLedger(noon.Add(time.Hour))
-	l.room = ample
-	before, err := l.decide(created)
+	b := newBatch(noon.Add(time.Hour))
+	b.room = ample
+	before, err := b.decide(created)
 	const trace = "00-11111111111111111111111111111111-2222222222222222-01"
-	after, err2 := l.decide(change{orderID: "a", status: "paid", traceparent: trace})
+	after, err2 := b.decide(change{orderID: "a", status: "paid", traceparent: trace})
 	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestAnUpdateChangesTheStatusAndNothingElse(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	m := l.messages[1]
+	m := b.messages[1]
 	e, err := contract.DecodeEvent(m.Topic, 5, m.Key, m.Value, m.Headers)
 	if err != nil || !e.Time.Equal(noon.Add(time.Hour)) || e.Traceparent == "" || e.ID == "" {
 		t.Errorf("its event is %+v (%v), want the time, trace and an ID of its own", e, err)

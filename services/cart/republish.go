@@ -176,7 +176,7 @@ func (p *republisher) await(ctx context.Context, message int64, say func(waits s
 		if err := p.reconciler.err(); err != nil {
 			return err
 		}
-		say(fmt.Sprintf("; %d messages wait for Kafka", p.store.box.Rows()))
+		say("; the relay has not published them yet")
 		if !backoff.Sleep(ctx, republishPoll) {
 			return context.Cause(ctx)
 		}

@@ -72,30 +72,35 @@ func openStore(ctx context.Context, url, dir string, log *slog.Logger, reg prome
 func (s *store) close() error { return s.db.Close() }
 
 // commit decides changes one after the other and writes them with their events in one transaction.
-// It returns a result for each change, and whether the backlog is full: limit is how many events and
-// bytes it may have. After an error nothing is written.
+// It returns a result for each change, and what room is left: limit is how many events and bytes the
+// backlog may have. After an error nothing is written, unless the error says that this is unknown.
 func (s *store) commit(ctx context.Context, changes []change, limit room, now time.Time) (
-	results []result, full bool, err error,
+	results []result, left room, err error,
 ) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		l, err := load(tx, changes, now.UTC().Truncate(time.Millisecond))
+		// First of all: what another replica has committed before is seen, and it waits with its next.
+		ledger, err := s.box.Lock(tx)
 		if err != nil {
 			return err
 		}
-		l.room = room{events: limit.events - s.box.Rows(), bytes: limit.bytes - s.box.Bytes()}
-		if l.room.disk, err = tx.Room(); err != nil {
+		b, err := load(tx, changes, now.UTC().Truncate(time.Millisecond))
+		if err != nil {
 			return err
 		}
-		results = l.decideAll(changes)
-		full = l.room.full()
-		return s.write(tx, l)
+		b.room = room{events: limit.events - ledger.Rows, bytes: limit.bytes - ledger.Bytes}
+		if b.room.disk, err = tx.Room(); err != nil {
+			return err
+		}
+		results = b.decideAll(changes)
+		left = b.room
+		return write(tx, ledger, b)
 	})
-	return results, full, err
+	return results, left, err
 }
 
 // load reads what the decisions on changes depend on.
-func load(tx *sqldb.Tx, changes []change, now time.Time) (*ledger, error) {
-	l := newLedger(now)
+func load(tx *sqldb.Tx, changes []change, now time.Time) (*batch, error) {
+	b := newBatch(now)
 	ids := make([]any, 0, len(changes))
 	var keys []any
 	for i := range changes {
@@ -109,7 +114,7 @@ func load(tx *sqldb.Tx, changes []change, now time.Time) (*ledger, error) {
 			var id string
 			var order orderState
 			err := rows.Scan(&id, &order.version, &order.body)
-			l.orders[id] = order
+			b.orders[id] = order
 			return err
 		})
 	if err != nil {
@@ -124,44 +129,44 @@ func load(tx *sqldb.Tx, changes []change, now time.Time) (*ledger, error) {
 			var expires int64
 			err := rows.Scan(&key, &kept.fingerprint, &kept.order.version, &kept.order.body, &expires)
 			if expires > now.UnixMilli() {
-				l.kept[key] = kept
+				b.kept[key] = kept
 			}
 			return err
 		})
 	if err != nil {
 		return nil, fmt.Errorf("read idempotency keys: %w", err)
 	}
-	return l, nil
+	return b, nil
 }
 
 // write writes what was decided: the orders that changed, the results to keep, and the events.
-func (s *store) write(tx *sqldb.Tx, l *ledger) error {
-	if len(l.messages) == 0 {
+func write(tx *sqldb.Tx, ledger *outbox.Ledger, b *batch) error {
+	if len(b.messages) == 0 {
 		return nil
 	}
-	orders := make(map[string]orderState, len(l.changed))
-	for id := range l.changed {
-		orders[id] = l.orders[id]
+	orders := make(map[string]orderState, len(b.changed))
+	for id := range b.changed {
+		orders[id] = b.orders[id]
 	}
 	if err := writeOrders(tx, orders); err != nil {
 		return err
 	}
 	const columns = 5
-	args := make([]any, 0, columns*len(l.newKeys))
-	for key := range l.newKeys {
-		kept := l.kept[key]
+	args := make([]any, 0, columns*len(b.newKeys))
+	for key := range b.newKeys {
+		kept := b.kept[key]
 		args = append(args, key, kept.fingerprint, kept.order.version, kept.order.body,
-			l.now.Add(keyLifetime).UnixMilli())
+			b.now.Add(keyLifetime).UnixMilli())
 	}
 	// A key that is there has expired and was not deleted yet.
 	written, err := tx.ExecRows(
 		"INSERT INTO idempotency_keys(idempotency_key, fingerprint, version, body, expires_at) VALUES ", columns,
 		` ON CONFLICT (idempotency_key) DO UPDATE SET fingerprint = excluded.fingerprint,
 			version = excluded.version, body = excluded.body, expires_at = excluded.expires_at`, args)
-	if err := sqldb.ExpectRows(int64(len(l.newKeys)), written, err); err != nil {
+	if err := sqldb.ExpectRows(int64(len(b.newKeys)), written, err); err != nil {
 		return fmt.Errorf("write idempotency keys: %w", err)
 	}
-	return s.box.Add(tx, l.now, l.messages)
+	return ledger.Add(b.now, b.messages)
 }
 
 // writeOrders inserts or replaces orders. It is an error if one of them is stored already at the
@@ -187,6 +192,10 @@ func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 func (s *store) deleteExpired(ctx context.Context, now time.Time) (more bool, err error) {
 	var left int64
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		// A request of another replica may use an expired key again.
+		if _, err := s.box.Lock(tx); err != nil {
+			return err
+		}
 		most, err := tx.DeleteLimit()
 		if err != nil {
 			return err
@@ -235,12 +244,26 @@ func (s *store) isRebuilt(ctx context.Context) (bool, error) {
 }
 
 // restore writes orders as the topics have them. The store keeps an order that it has at the same
-// version or a later one: after a failure of the relay or of a rebuild, older records come again.
+// version or a later one: after a failure of the relay or of a rebuild, older records come again. It
+// returns outbox.ErrLeaseLost if that is the task of another replica.
 func (s *store) restore(ctx context.Context, orders map[string]orderState) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		if _, err := s.lockAsHolder(tx); err != nil {
+			return err
+		}
 		_, err := restoreIn(tx, orders)
 		return err
 	})
+}
+
+// lockAsHolder locks the ledger for what only the replica that holds the lease may do. It keeps the lease
+// until the transaction ends, or returns outbox.ErrLeaseLost.
+func (s *store) lockAsHolder(tx *sqldb.Tx) (*outbox.Ledger, error) {
+	ledger, err := s.box.Lock(tx)
+	if err != nil {
+		return nil, err
+	}
+	return ledger, s.box.Guard(tx)
 }
 
 // restoreIn does the work of restore in its transaction, and returns how many orders it wrote.
@@ -286,9 +309,13 @@ func newestVersions(events []contract.Event) (map[string]orderState, error) {
 // published: it is there already. Any other event is someone else's. The store takes its version
 // over, unless the outbox has that version or a later one of the same order: that is a conflict,
 // and the order stays as it is. An event that waits to be published again is no change, so it gives
-// way to a newer version.
+// way to a newer version. The error is outbox.ErrLeaseLost if another replica has the lease.
 func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int, conflicts []string, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		ledger, err := s.lockAsHolder(tx)
+		if err != nil {
+			return err
+		}
 		newest, err := newestVersions(events)
 		if err != nil {
 			return err
@@ -301,7 +328,7 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 		for _, e := range events {
 			inTopics[e.ID] = true
 		}
-		waiting, err := s.box.Waiting(tx, keys)
+		waiting, err := ledger.Waiting(keys)
 		if err != nil {
 			return err
 		}
@@ -331,7 +358,7 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 				}
 			}
 		}
-		if err := s.box.Discard(tx, published); err != nil {
+		if err := ledger.Discard(published); err != nil {
 			return err
 		}
 		adopted, err = restoreIn(tx, newest)
@@ -383,12 +410,15 @@ func (s *store) repeat(
 		return next, true, err
 	}
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		rows, bytes := s.box.Rows(), s.box.Bytes()
+		ledger, err := s.box.Lock(tx)
+		if err != nil {
+			return err
+		}
 		disk, err := tx.Room()
 		if err != nil {
 			return err
 		}
-		fits := rows == 0 || (rows+next.orders <= limit.events && bytes+size <= limit.bytes)
+		fits := ledger.Rows == 0 || (ledger.Rows+next.orders <= limit.events && ledger.Bytes+size <= limit.bytes)
 		if roomy = fits && cost <= disk; !roomy {
 			return nil
 		}
@@ -404,10 +434,8 @@ func (s *store) repeat(
 		if err != nil {
 			return fmt.Errorf("read orders: %w", err)
 		}
-		if err := s.box.Add(tx, now, ms); err != nil {
-			return err
-		}
-		next.lastMessage, err = s.box.Last(tx)
+		err = ledger.Add(now, ms)
+		next.lastMessage = ledger.Head
 		return err
 	})
 	return next, roomy, err
@@ -442,7 +470,7 @@ func (s *store) publishedPositions(ctx context.Context) (map[broker.Partition]in
 }
 
 // setPublished stores positions, with the IDs of the topics. Positions of a topic that had another ID
-// are dropped.
+// are dropped. It returns outbox.ErrLeaseLost if another replica has the lease.
 func (s *store) setPublished(ctx context.Context, next map[broker.Partition]int64) error {
 	ids := make(map[string]string)
 	if known := s.topicIDs.Load(); known != nil {
@@ -453,6 +481,9 @@ func (s *store) setPublished(ctx context.Context, next map[broker.Partition]int6
 	}
 	s.topicIDs.Store(&ids)
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		if err := s.box.Guard(tx); err != nil {
+			return err
+		}
 		for topic, id := range ids {
 			if _, err := tx.Exec("DELETE FROM published WHERE topic = ? AND topic_id <> ?", topic, id); err != nil {
 				return fmt.Errorf("drop the positions of a former topic: %w", err)

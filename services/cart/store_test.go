@@ -28,6 +28,16 @@ func rows(t *testing.T, s *store, query string) (all []string) {
 	return all
 }
 
+// backlog returns how many events are in the outbox.
+func backlog(t *testing.T, s *store) int64 {
+	t.Helper()
+	n, _, err := s.box.Backlog(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestAnOrderAndItsEventAreStoredTogether(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -45,7 +55,7 @@ func TestAnOrderAndItsEventAreStoredTogether(t *testing.T) {
 	if diff := cmp.Diff([]string{"order-created-topic a", "order-updated-topic a"}, events); diff != "" {
 		t.Errorf("outbox after a restart (-want +got):\n%s", diff)
 	}
-	if got := c.store.box.Rows(); got != 2 {
+	if got := backlog(t, c.store); got != 2 {
 		t.Errorf("the outbox counts %d rows after a restart, want 2", got)
 	}
 }
@@ -92,15 +102,22 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 		}
 		return done, roomy
 	}
-	before := s.box.Rows()
-	for _, limit := range []room{{events: before + 1, bytes: 1 << 30}, {events: 100, bytes: s.box.Bytes() + 100}} {
-		if _, roomy := repeat(0, limit); roomy || s.box.Rows() != before {
-			t.Errorf("with a limit of %+v, %d rows are in the outbox, want %d", limit, s.box.Rows(), before)
+	before, bytes, err := s.box.Backlog(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, limit := range []room{{events: before + 1, bytes: 1 << 30}, {events: 100, bytes: bytes + 100}} {
+		if _, roomy := repeat(0, limit); roomy || backlog(t, s) != before {
+			t.Errorf("with a limit of %+v, %d rows are in the outbox, want %d", limit, backlog(t, s), before)
 		}
 	}
 	if err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		waiting, err := s.box.Waiting(tx, map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true})
-		return errors.Join(err, s.box.Discard(tx, waiting))
+		ledger, err := s.box.Lock(tx)
+		if err != nil {
+			return err
+		}
+		waiting, err := ledger.Waiting(map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true})
+		return errors.Join(err, ledger.Discard(waiting))
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +165,11 @@ func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
 			}
 			var own []contract.Event
 			err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-				waiting, err := s.box.Waiting(tx, map[string]bool{"a": true})
+				ledger, err := s.box.Lock(tx)
+				if err != nil {
+					return err
+				}
+				waiting, err := ledger.Waiting(map[string]bool{"a": true})
 				for _, row := range waiting {
 					e, failed := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
 					own, err = append(own, e), errors.Join(err, failed)
@@ -175,8 +196,9 @@ func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
 				}
 				conflict = conflict || len(conflicts) > 0
 			}
-			if conflict != c.conflict || s.box.Rows() != c.left {
-				t.Errorf("a conflict: %t, and %d rows wait; want %t, %d", conflict, s.box.Rows(), c.conflict, c.left)
+			left := int64(len(rows(t, s, "SELECT id FROM outbox")))
+			if conflict != c.conflict || left != c.left {
+				t.Errorf("a conflict: %t, and %d rows wait; want %t, %d", conflict, left, c.conflict, c.left)
 			}
 		})
 	}
@@ -196,11 +218,13 @@ func TestARestoredVersionNeverGoesBack(t *testing.T) {
 	}
 }
 
-func TestMigrationIsTheOutboxSchema(t *testing.T) {
+func TestMigrationsAreTheOutboxSchema(t *testing.T) {
 	t.Parallel()
-	text, err := migrations.ReadFile("migrations/sqlite/0002_outbox.sql")
-	if err != nil || strings.TrimSpace(string(text)) != strings.TrimSpace(outbox.Schema) {
-		t.Errorf("migrations/sqlite/0002_outbox.sql is not outbox/schema.sql (%v)", err)
+	for name, want := range map[string]string{"0002_outbox.sql": outbox.Schema, "0004_ledger.sql": outbox.LedgerSchema} {
+		text, err := migrations.ReadFile("migrations/sqlite/" + name)
+		if err != nil || strings.TrimSpace(string(text)) != strings.TrimSpace(want) {
+			t.Errorf("migrations/sqlite/%s is not that of internal/outbox (%v)", name, err)
+		}
 	}
 }
 
@@ -281,7 +305,7 @@ func TestALostWriteIsAnError(t *testing.T) {
 			if diff := cmp.Diff(before, rows(t, s, "SELECT order_id || version FROM orders")); diff != "" {
 				t.Errorf("orders after the roll-back (-want +got):\n%s", diff)
 			}
-			if got := s.box.Rows(); got != 0 {
+			if got := backlog(t, s); got != 0 {
 				t.Errorf("%d events are counted after the roll-back, want none", got)
 			}
 		})

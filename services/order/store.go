@@ -223,12 +223,15 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 	}
 	result := fold.Batch(marks, batch)
 	if len(result.Rejected) > 0 {
-		n, bytes := s.box.Rows(), s.box.Bytes()
-		if n >= s.maxLetters || bytes >= s.maxLettersBytes {
-			return fold.Result{}, fmt.Errorf("%w: %d of at most %d, %d bytes of at most %d",
-				errLettersFull, n, s.maxLetters, bytes, s.maxLettersBytes)
+		ledger, err := s.box.Lock(tx)
+		if err != nil {
+			return fold.Result{}, err
 		}
-		if err := s.box.Add(tx, now, deadLetters(result.Rejected, now)); err != nil {
+		if ledger.Rows >= s.maxLetters || ledger.Bytes >= s.maxLettersBytes {
+			return fold.Result{}, fmt.Errorf("%w: %d of at most %d, %d bytes of at most %d",
+				errLettersFull, ledger.Rows, s.maxLetters, ledger.Bytes, s.maxLettersBytes)
+		}
+		if err := ledger.Add(now, deadLetters(result.Rejected, now)); err != nil {
 			return fold.Result{}, err
 		}
 	}

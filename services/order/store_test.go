@@ -374,7 +374,7 @@ func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 			t.Fatalf("Apply: %v, want errLettersFull", err)
 		}
 	}
-	if got := c.store.box.Rows(); got != 1 {
+	if got := c.store.backlog(t); got != 1 {
 		t.Errorf("%d dead letters are counted to wait, want 1", got)
 	}
 	letters, at := len(c.store.deadLetters(t)), c.store.at(t, ordertest.Partition(contract.TopicCreated, 0))
@@ -568,7 +568,7 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	if got := hash(t, c.store); got != want {
 		t.Error("the store has changed by closing it")
 	}
-	if got := c.store.box.Rows(); got != int64(letters) || letters == 0 {
+	if got := c.store.backlog(t); got != int64(letters) || letters == 0 {
 		t.Errorf("%d dead letters wait, want %d", got, letters)
 	}
 	for p, next := range c.mustAssign(t, slices.Collect(maps.Keys(h))...) {
@@ -624,14 +624,26 @@ func hash(t testing.TB, s *store) string {
 	return sum
 }
 
-func TestMigrationOfTheOutboxIsTheOutboxsOwn(t *testing.T) {
-	t.Parallel()
-	got, err := fs.ReadFile(migrations, "migrations/sqlite/0002_outbox.sql")
+// backlog returns how many dead letters are counted to wait.
+func (s *store) backlog(t testing.TB) int64 {
+	t.Helper()
+	n, _, err := s.box.Backlog(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(outbox.Schema, string(got)); diff != "" {
-		t.Errorf("migrations/sqlite/0002_outbox.sql is not internal/outbox/schema.sql (-want +got):\n%s", diff)
+	return n
+}
+
+func TestMigrationsOfTheOutboxAreTheOutboxsOwn(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"0002_outbox.sql": outbox.Schema, "0004_ledger.sql": outbox.LedgerSchema} {
+		got, err := fs.ReadFile(migrations, "migrations/sqlite/"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, string(got)); diff != "" {
+			t.Errorf("migrations/sqlite/%s is not that of internal/outbox (-want +got):\n%s", name, diff)
+		}
 	}
 }
 

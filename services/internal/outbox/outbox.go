@@ -1,72 +1,72 @@
 // Package outbox is a transactional outbox. Messages are written in the same transaction as the
 // state that they describe. Committed messages are published in order, at least once. Messages of a
 // transaction that was rolled back are never published.
+//
+// Any number of processes may add messages to one outbox, and one of them publishes it. What they
+// have to agree about stands in the database.
 package outbox
 
 import (
 	"context"
 	"database/sql"
 	_ "embed"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/sqldb"
 )
 
-// Schema makes the table. A service has a copy of it among its migrations, because a migration
-// stays as it was applied. A test of the service compares the two.
+// Schema makes the table of the messages, and LedgerSchema the rows about it. A service has a copy of
+// both among its migrations, because a migration stays as it was applied. A test of the service
+// compares them.
 //
 //go:embed schema.sql
 var Schema string
 
+// LedgerSchema is described with Schema.
+//
+//go:embed ledger.sql
+var LedgerSchema string
+
+// ErrLeaseLost reports that this process does not hold the lease, or not any more: another replica
+// publishes the outbox.
+var ErrLeaseLost = errors.New("another replica publishes the outbox")
+
 // Box is the outbox in one database. It is safe for concurrent use, but Relay runs only once at a
 // time.
 type Box struct {
-	db  *sqldb.DB
-	log *slog.Logger
-
-	// rows is the number of rows in the table, with those that are acknowledged and not deleted
-	// yet. bytes is their size.
-	rows  atomic.Int64
-	bytes atomic.Int64
-	acked acknowledged
-	// committed has the pages that Kafka has committed and that are not known to be readable. Only the
-	// relay uses it.
-	committed []committedPage
-	// completed is set once the transactions of earlier processes are completed.
-	completed bool
+	db    *sqldb.DB
+	log   *slog.Logger
+	lease *lease
+	// term is nil while this process does not hold the lease.
+	term atomic.Pointer[term]
 	// published stores the offset after the last published message of each partition, in the
 	// transaction that deletes the rows. The partitions lack the IDs of their topics.
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
-	// wake has a token if rows were committed since the relay last looked, and deletable if rows were
-	// acknowledged since deleteUntil last looked.
-	wake, deletable chan struct{}
+	// wake has a token if this process has committed rows since its relay last looked.
+	wake chan struct{}
 
-	failures                        *prometheus.CounterVec
-	acks                            prometheus.Histogram
-	descRows, descBytes, descOldest *prometheus.Desc
+	failures                                  *prometheus.CounterVec
+	acks                                      prometheus.Histogram
+	descRows, descBytes, descOldest, descHeld *prometheus.Desc
 }
 
-// Open counts the rows that an earlier run has left, and registers the metrics. Their names start
-// with prefix. If published is not nil, it stores where the messages are: it gets the offset after the
-// last message of each partition that got one, in the transaction that deletes their rows. The
-// partitions lack the IDs of their topics.
+// Open makes the rows about the outbox if they are missing, and registers the metrics. Their names
+// start with prefix. If published is not nil, it stores where the messages are: it gets the offset
+// after the last message of each partition that got one, in the transaction that deletes their rows.
+// The partitions lack the IDs of their topics.
 func Open(
 	ctx context.Context, db *sqldb.DB, log *slog.Logger, reg prometheus.Registerer, prefix string,
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error,
 ) (*Box, error) {
 	b := &Box{
-		db: db, log: log, published: published, wake: make(chan struct{}, 1), deletable: make(chan struct{}, 1),
+		db: db, log: log, lease: newLease(db, log), published: published, wake: make(chan struct{}, 1),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "_delivery_failures_total",
 			Help: "Times that Kafka refused a message, or the client did, by Kafka's or librdkafka's code. " +
@@ -77,375 +77,199 @@ func Open(
 			Help:    "Time in seconds from handing a message to the Kafka client until its acknowledgement.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 24), NativeHistogramBucketFactor: 1.1,
 		}),
+		descRows: prometheus.NewDesc(prefix+"_outbox_rows",
+			"Messages accepted and not yet removed after their acknowledgement, by all replicas; "+
+				"not shown when that cannot be read.", nil, nil),
+		descBytes: prometheus.NewDesc(prefix+"_outbox_bytes",
+			"Size in bytes of these messages, without what the database adds.", nil, nil),
+		descOldest: prometheus.NewDesc(prefix+"_outbox_oldest_seconds",
+			"Age in seconds of the oldest of these messages, 0 when there is none; "+
+				"not shown when it cannot be read.", nil, nil),
+		descHeld: prometheus.NewDesc(prefix+"_outbox_lease_held",
+			"1 if this process publishes the outbox, 0 if it does not: one replica does.", nil, nil),
 	}
-	var rows, bytes int64
-	err := db.Query(ctx, "SELECT "+totals+" FROM outbox", func(r *sql.Rows) error { return r.Scan(&rows, &bytes) })
-	if err != nil {
-		return nil, fmt.Errorf("count the outbox: %w", err)
+	if err := db.Tx(ctx, b.prepare); err != nil {
+		return nil, fmt.Errorf("prepare the outbox: %w", err)
 	}
-	b.rows.Store(rows)
-	b.bytes.Store(bytes)
-	b.descRows = prometheus.NewDesc(prefix+"_outbox_rows",
-		"Messages accepted and not yet removed after their acknowledgement.", nil, nil)
-	b.descBytes = prometheus.NewDesc(prefix+"_outbox_bytes",
-		"Size in bytes of these messages, without what the database adds.", nil, nil)
-	b.descOldest = prometheus.NewDesc(prefix+"_outbox_oldest_seconds",
-		"Age in seconds of the oldest message that Kafka has not acknowledged, 0 when there is none; "+
-			"not shown when it cannot be read.", nil, nil)
 	reg.MustRegister(b.failures, b.acks, b)
 	return b, nil
 }
 
-// Describe is part of prometheus.Collector.
-func (b *Box) Describe(ch chan<- *prometheus.Desc) {
-	ch <- b.descRows
-	ch <- b.descBytes
-	ch <- b.descOldest
+// prepare makes the rows of the ledger and of the relay. In a database of one process it also brings
+// them in line with the table: the release before, which does not know them, may have run since.
+func (b *Box) prepare(tx *sqldb.Tx) error {
+	for _, insert := range []string{
+		"INSERT INTO ledger(key, head, head_bytes) VALUES (0, 0, 0) ON CONFLICT DO NOTHING",
+		`INSERT INTO relay(key, owner, epoch, expires_at, begun, agreed, done, done_bytes)
+			VALUES (0, '', 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING`,
+	} {
+		if _, err := tx.Exec(insert); err != nil {
+			return err
+		}
+	}
+	if b.db.Shared() {
+		return nil
+	}
+	var first, last, bytes int64
+	err := tx.Query("SELECT coalesce(min(id), 0), coalesce(max(id), 0), "+size+" FROM outbox",
+		func(r *sql.Rows) error { return r.Scan(&first, &last, &bytes) })
+	if err != nil {
+		return err
+	}
+	l, err := b.Lock(tx)
+	if err != nil {
+		return err
+	}
+	head, done := max(l.Head, last), max(l.Head, last)
+	if last > 0 {
+		done = first - 1
+	}
+	changed, err := tx.Exec("UPDATE relay SET done = ?, done_bytes = 0", done)
+	if err := sqldb.ExpectRows(1, changed, err); err != nil {
+		return err
+	}
+	changed, err = tx.Exec("UPDATE ledger SET head = ?, head_bytes = ?", head, bytes)
+	return sqldb.ExpectRows(1, changed, err)
 }
 
-// Collect is part of prometheus.Collector. It reads the oldest row, which is one step in the order
-// of the table, on a read connection. The age is absent if it cannot be read: 0 would mean that no
-// message waits.
+// Describe is part of prometheus.Collector.
+func (b *Box) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{b.descRows, b.descBytes, b.descOldest, b.descHeld} {
+		ch <- d
+	}
+}
+
+// Collect is part of prometheus.Collector. It reads a few rows, and waits for no transaction. What
+// cannot be read is absent: 0 would mean that no message waits.
 func (b *Box) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.MustNewConstMetric(b.descRows, prometheus.GaugeValue, float64(b.rows.Load()))
-	ch <- prometheus.MustNewConstMetric(b.descBytes, prometheus.GaugeValue, float64(b.bytes.Load()))
-	oldest, err := b.oldest()
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	held := 0.0
+	if b.Leads() {
+		held = 1
+	}
+	gauge(b.descHeld, held)
+	// Prometheus passes no context to a collector.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	rows, bytes, err := b.Backlog(ctx)
+	if err != nil {
+		b.log.Warn("the size of the outbox is unknown", "err", err)
+		return
+	}
+	gauge(b.descRows, float64(rows))
+	gauge(b.descBytes, float64(bytes))
+	oldest, err := b.oldest(ctx)
 	if err != nil {
 		b.log.Warn("the age of the oldest outbox row is unknown", "err", err)
 		return
 	}
-	ch <- prometheus.MustNewConstMetric(b.descOldest, prometheus.GaugeValue, oldest.Seconds())
+	gauge(b.descOldest, oldest.Seconds())
 }
 
-// Rows returns the number of messages in the outbox, with those that are acknowledged and not
-// removed yet.
-func (b *Box) Rows() int64 { return b.rows.Load() }
+// backlog reads how much is in the outbox, from the first row of the table: how much was ever added,
+// and how much of that is gone.
+const backlog = `SELECT head, head_bytes,
+	(SELECT done FROM relay WHERE key = 0), (SELECT done_bytes FROM relay WHERE key = 0)
+	FROM ledger WHERE key = 0`
 
-// Bytes returns the size of these messages.
-func (b *Box) Bytes() int64 { return b.bytes.Load() }
+// Backlog returns the number of messages in the outbox, with those that are acknowledged and not
+// removed yet, and their size. A message that was found in the topics counts until those before it are
+// gone.
+func (b *Box) Backlog(ctx context.Context) (rows, bytes int64, err error) {
+	err = b.db.Query(ctx, backlog, func(r *sql.Rows) error {
+		var done, doneBytes int64
+		err := r.Scan(&rows, &bytes, &done, &doneBytes)
+		rows, bytes = rows-done, bytes-doneBytes
+		return err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the ledger of the outbox: %w", err)
+	}
+	return rows, bytes, nil
+}
 
-// oldest returns the age of the first row that is not acknowledged, or 0 if there is none.
-func (b *Box) oldest() (age time.Duration, err error) {
-	// Prometheus passes no context to a collector.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	last, _, _ := b.acked.get()
-	const query = "SELECT created_at FROM outbox WHERE id > ? ORDER BY id LIMIT 1"
+// oldest returns the age of the first row, or 0 if there is none.
+func (b *Box) oldest(ctx context.Context) (age time.Duration, err error) {
+	const query = `SELECT created_at FROM outbox
+		WHERE id > (SELECT done FROM relay WHERE key = 0) ORDER BY id LIMIT 1`
 	err = b.db.Query(ctx, query, func(r *sql.Rows) error {
+		// Unix time in milliseconds.
 		var at int64
 		err := r.Scan(&at)
 		age = max(0, time.Since(time.UnixMilli(at)))
 		return err
-	}, last)
+	})
 	return age, err
-}
-
-// Add writes messages in the caller's transaction and wakes the relay once it is committed. It also
-// deletes what was acknowledged meanwhile: under load the deletion costs no commit of its own. It is
-// called at most once in a transaction.
-func (b *Box) Add(tx *sqldb.Tx, at time.Time, ms []contract.Message) error {
-	if err := b.deleteAcked(tx); err != nil {
-		return err
-	}
-	const columns = 5
-	args := make([]any, 0, columns*len(ms))
-	added, size := int64(len(ms)), int64(0)
-	for _, m := range ms {
-		headers := encodeHeaders(m.Headers)
-		args = append(args, m.Topic, m.Key, m.Value, headers, at.UnixMilli())
-		size += int64(len(m.Key) + len(m.Value) + len(headers))
-	}
-	const insert = "INSERT INTO outbox(topic, record_key, value, headers, created_at) VALUES "
-	changed, err := tx.ExecRows(insert, columns, "", args)
-	if err := sqldb.ExpectRows(added, changed, err); err != nil {
-		return fmt.Errorf("insert into the outbox: %w", err)
-	}
-	tx.AfterCommit(func() {
-		b.rows.Add(added)
-		b.bytes.Add(size)
-		select {
-		case b.wake <- struct{}{}:
-		default:
-			// The relay has a token already.
-		}
-	})
-	return nil
-}
-
-// totals counts rows and their bytes. SQLite knows the length of a value without reading it.
-const totals = `count(*),
-	coalesce(sum(coalesce(length(record_key), 0) + coalesce(length(value), 0) + length(headers)), 0)`
-
-// deleteAcked deletes acknowledged rows in a transaction, as many as a disk that is almost full has
-// room for. It is an error if a row among them was never published: its event would be lost. Rows
-// that are gone already are no error. A commit that reported an error has taken effect all the same,
-// so the rows in the table are counted again.
-func (b *Box) deleteAcked(tx *sqldb.Tx) error {
-	last, acked, next := b.acked.get()
-	if acked == 0 {
-		return nil
-	}
-	most, err := tx.DeleteLimit()
-	if err != nil {
-		return err
-	}
-	want := min(acked, most)
-	var stored map[broker.Partition]int64
-	if b.published != nil && want == acked {
-		stored = next
-		if err := b.published(tx, stored); err != nil {
-			return fmt.Errorf("store the published positions: %w", err)
-		}
-	}
-	var to, size int64
-	const first = "(SELECT * FROM outbox WHERE id <= ? ORDER BY id LIMIT ?)"
-	err = tx.Query("SELECT coalesce(max(id), 0), "+totals+" FROM "+first,
-		func(r *sql.Rows) error { return r.Scan(&to, new(int64), &size) }, last, most)
-	if err != nil {
-		return fmt.Errorf("measure what was acknowledged in the outbox: %w", err)
-	}
-	deleted, err := tx.Exec("DELETE FROM outbox WHERE id <= ?", to)
-	if err == nil && deleted < want {
-		return b.recount(tx, last, acked, deleted, stored)
-	}
-	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
-		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
-	}
-	tx.AfterCommit(func() {
-		b.acked.deleted(want, stored)
-		b.rows.Add(-want)
-		b.bytes.Add(-size)
-	})
-	return nil
-}
-
-// recount takes the number of rows from the table, after only deleted of the acked rows up to the ID
-// last were there to delete. stored are the positions that the transaction stores.
-func (b *Box) recount(
-	tx *sqldb.Tx, last, acked, deleted int64, stored map[broker.Partition]int64,
-) error {
-	var rows, size, left int64
-	err := tx.Query("SELECT "+totals+", count(*) FILTER (WHERE id <= ?) FROM outbox",
-		func(r *sql.Rows) error { return r.Scan(&rows, &size, &left) }, last)
-	if err != nil {
-		return fmt.Errorf("count the outbox: %w", err)
-	}
-	if left > 0 {
-		return fmt.Errorf("delete what was acknowledged from the outbox: %w",
-			&sqldb.CountError{Changed: deleted, Want: acked})
-	}
-	tx.AfterCommit(func() {
-		b.acked.deleted(acked, stored)
-		b.rows.Store(rows)
-		b.bytes.Store(size)
-		b.log.Warn("acknowledged rows were gone already: a commit that failed has taken effect",
-			"rows", acked-deleted)
-	})
-	return nil
-}
-
-// Row is a message that waits in the table.
-type Row struct {
-	ID int64
-	contract.Message
-}
-
-// rowColumns are the columns that scanRow reads.
-const rowColumns = "id, topic, record_key, value, headers"
-
-// scanRow reads a row. size is its bytes, as totals counts them.
-func scanRow(rows *sql.Rows) (r Row, size int, err error) {
-	var headers []byte
-	if err := rows.Scan(&r.ID, &r.Topic, &r.Key, &r.Value, &headers); err != nil {
-		return r, 0, err
-	}
-	if r.Headers, err = decodeHeaders(headers); err != nil {
-		return r, 0, fmt.Errorf("row %d: %w", r.ID, err)
-	}
-	return r, len(r.Key) + len(r.Value) + len(headers), nil
-}
-
-// Waiting returns the rows that have one of these record keys, in the order of their IDs. It reads the
-// keys of the whole table, once.
-func (b *Box) Waiting(tx *sqldb.Tx, keys map[string]bool) ([]Row, error) {
-	if b.rows.Load() == 0 || len(keys) == 0 {
-		return nil, nil
-	}
-	var ids []any
-	err := tx.Query("SELECT id, record_key FROM outbox ORDER BY id", func(rows *sql.Rows) error {
-		var id int64
-		// Valid during the call only, and so without a copy.
-		var key sql.RawBytes
-		err := rows.Scan(&id, &key)
-		if err == nil && keys[string(key)] {
-			ids = append(ids, id)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the keys of the outbox: %w", err)
-	}
-	var waiting []Row
-	err = tx.QueryIn("SELECT "+rowColumns+" FROM outbox WHERE id IN ", ids, " ORDER BY id",
-		func(rows *sql.Rows) error {
-			r, _, err := scanRow(rows)
-			waiting = append(waiting, r)
-			return err
-		})
-	if err != nil {
-		return nil, fmt.Errorf("read the outbox: %w", err)
-	}
-	return waiting, nil
-}
-
-// Last returns the ID of the newest row. In the transaction of an Add, this is its last message.
-func (b *Box) Last(tx *sqldb.Tx) (id int64, err error) {
-	err = tx.Query("SELECT coalesce(max(id), 0) FROM outbox", func(r *sql.Rows) error { return r.Scan(&id) })
-	if err != nil {
-		return 0, fmt.Errorf("read the outbox: %w", err)
-	}
-	return id, nil
 }
 
 // Published reports whether Kafka has all rows up to this ID.
 func (b *Box) Published(ctx context.Context, id int64) (bool, error) {
-	if last, _, _ := b.acked.get(); last >= id {
+	if t := b.term.Load(); t != nil && t.lastAcked() >= id {
 		return true, nil
 	}
-	// A row that was discarded is never acknowledged.
 	var waits bool
-	err := b.db.Query(ctx, "SELECT EXISTS (SELECT 1 FROM outbox WHERE id <= ?)",
-		func(r *sql.Rows) error { return r.Scan(&waits) }, id)
+	const query = `SELECT EXISTS (SELECT 1 FROM outbox
+		WHERE id > (SELECT done FROM relay WHERE key = 0) AND id <= ?)`
+	err := b.db.Query(ctx, query, func(r *sql.Rows) error { return r.Scan(&waits) }, id)
 	if err != nil {
 		return false, fmt.Errorf("read the outbox: %w", err)
 	}
 	return !waits, nil
 }
 
-// Discard deletes rows that were published, as the topics show. None of them may be acknowledged.
-func (b *Box) Discard(tx *sqldb.Tx, rows []Row) error {
-	ids := make([]any, len(rows))
-	for i := range rows {
-		ids[i] = rows[i].ID
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	var size int64
-	err := tx.QueryIn("SELECT "+totals+" FROM outbox WHERE id IN ", ids, "", func(r *sql.Rows) error {
-		var some int64
-		err := r.Scan(new(int64), &some)
-		size += some
+// Lock locks the ledger until the transaction ends, and returns it. Each transaction that decides what
+// to add calls it before it reads anything. So the transactions of all replicas come one after the
+// other, and what one of them has read stays true.
+func (b *Box) Lock(tx *sqldb.Tx) (*Ledger, error) {
+	l := &Ledger{box: b, tx: tx}
+	err := tx.Query(backlog+tx.ForUpdate(), func(r *sql.Rows) error {
+		var done, doneBytes int64
+		err := r.Scan(&l.Head, &l.headBytes, &done, &doneBytes)
+		l.Rows, l.Bytes = l.Head-done, l.headBytes-doneBytes
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("measure what is published of the outbox: %w", err)
+		return nil, fmt.Errorf("lock the ledger of the outbox: %w", err)
 	}
-	deleted, err := tx.ExecRows("DELETE FROM outbox WHERE id IN (VALUES ", 1, ")", ids)
-	if err := sqldb.ExpectRows(int64(len(ids)), deleted, err); err != nil {
-		return fmt.Errorf("delete what is published from the outbox: %w", err)
-	}
-	tx.AfterCommit(func() {
-		b.rows.Add(-deleted)
-		b.bytes.Add(-size)
-	})
-	return nil
+	return l, nil
 }
 
-// acknowledged is how far Kafka has acknowledged the outbox. Both numbers change together, so that
-// a deletion can check that it deletes exactly the acknowledged rows.
-type acknowledged struct {
-	mu sync.Mutex
-	// last is an ID: every row up to it is acknowledged.
-	last int64
-	// rows is how many of these rows are still in the table.
-	rows int64
-	// next has the offset after the last acknowledged message of each partition, as far as it is not
-	// stored yet. A transaction stores only what has moved.
-	next map[broker.Partition]int64
+// Leads reports whether this process holds the lease.
+func (b *Box) Leads() bool { return b.term.Load() != nil }
+
+// Guard returns ErrLeaseLost if this process does not hold the lease. Else no other process takes it
+// before the transaction ends.
+func (b *Box) Guard(tx *sqldb.Tx) error {
+	if !b.db.Shared() {
+		return nil
+	}
+	t := b.term.Load()
+	if t == nil {
+		return ErrLeaseLost
+	}
+	_, err := b.lease.guard(tx, t.epoch)
+	return err
 }
 
-func (a *acknowledged) get() (last, rows int64, next map[broker.Partition]int64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.last, a.rows, maps.Clone(a.next)
-}
+// Agreement reports how far the replica that holds the lease has come: whether Kafka has refused its
+// predecessor, and whether the begin of its relay has succeeded. Both are false while no replica holds
+// the lease.
+func (b *Box) Agreement(ctx context.Context) (begun, agreed bool, err error) { return b.lease.agreement(ctx) }
 
-// add acknowledges n more rows, up to the ID last.
-func (a *acknowledged) add(last, n int64, next map[broker.Partition]int64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.last, a.rows = last, a.rows+n
-	if a.next == nil {
-		a.next = make(map[broker.Partition]int64)
+// Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
+// hand, which may take up to stopTimeout. Where several processes use the database, it does so while
+// this one holds the lease, and waits for the lease at other times.
+//
+// Each time that it has taken the transactional IDs, it calls begin, unless that is nil, before it
+// publishes. If begin fails, it publishes nothing and tries again.
+//
+// It returns broker.ErrProducerFenced if a process that does not share the database takes an ID: that
+// one publishes the same orders from another store.
+func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Context) error) error {
+	r, err := newRelay(b, to, begin)
+	if err != nil {
+		return err
 	}
-	for p, at := range next {
-		a.next[p] = max(a.next[p], at)
-	}
-}
-
-// deleted notes that n acknowledged rows were deleted, and that positions were stored.
-func (a *acknowledged) deleted(n int64, stored map[broker.Partition]int64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.rows -= n
-	for p, at := range stored {
-		if a.next[p] == at {
-			delete(a.next, p)
-		}
-	}
-}
-
-// encodeHeaders writes each key and value behind its length, as a varint. The length of a value is
-// one too large, because 0 stands for no value: a dead letter has exactly the headers of its
-// record.
-func encodeHeaders(hs []contract.Header) []byte {
-	b := make([]byte, 0, 48*len(hs))
-	for _, h := range hs {
-		b = binary.AppendUvarint(b, uint64(len(h.Key)))
-		b = append(b, h.Key...)
-		if h.Value == nil {
-			b = append(b, 0)
-			continue
-		}
-		b = binary.AppendUvarint(b, uint64(len(h.Value))+1)
-		b = append(b, h.Value...)
-	}
-	return b
-}
-
-var errHeaders = errors.New("the headers of an outbox row are damaged")
-
-// decodeHeaders reads what encodeHeaders has written.
-func decodeHeaders(b []byte) ([]contract.Header, error) {
-	hs := make([]contract.Header, 0, 8)
-	for len(b) > 0 {
-		key, rest, err := cut(b, 0)
-		if err != nil {
-			return nil, err
-		}
-		value, rest, err := cut(rest, 1)
-		if err != nil {
-			return nil, err
-		}
-		hs, b = append(hs, contract.Header{Key: string(key), Value: value}), rest
-	}
-	return hs, nil
-}
-
-// cut returns the field at the start of b and the rest. The length before the field is larger than
-// the field by bias. If it is below bias, there is no field: nil.
-func cut(b []byte, bias uint64) (field, rest []byte, err error) {
-	n, size := binary.Uvarint(b)
-	if size <= 0 {
-		return nil, nil, errHeaders
-	}
-	b = b[size:]
-	if n < bias {
-		return nil, b, nil
-	}
-	if n -= bias; n > uint64(len(b)) {
-		return nil, nil, errHeaders
-	}
-	return b[:n:n], b[n:], nil
+	defer r.transactions.Close()
+	return r.run(ctx)
 }

@@ -21,13 +21,19 @@ const (
 	pageBytes = 8 << 20
 	// growth is how many times as many rows a page may have as the one before it.
 	growth = 4
-	// cleanupAfter is when an acknowledged row is deleted at the latest, if all goes well.
-	cleanupAfter = 50 * time.Millisecond
+	// pollBusy and pollIdle are the times between two looks for rows of other processes: while rows
+	// came within busyFor, and later.
+	pollBusy = 5 * time.Millisecond
+	pollIdle = 50 * time.Millisecond
+	busyFor  = time.Second
 	// retryMin and retryMax are the first and the longest pause after a failure.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
 	// stopTimeout is what the relay gets for the page in hand when it is told to stop.
 	stopTimeout = 5 * time.Second
+	// fencedAgain is the time within which a second loss of the transactional IDs, with the lease in
+	// hand, is no accident.
+	fencedAgain = time.Minute
 )
 
 // Target is where a relay publishes.
@@ -39,8 +45,7 @@ type Target struct {
 	Topics []string
 }
 
-// Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
-// hand, which may take up to stopTimeout.
+// relay publishes an outbox.
 //
 // It publishes page by page, each in one transaction. A relay that died, or whose request is still
 // under way, can therefore not add an old version behind a newer one: Kafka refuses it as soon as this
@@ -55,56 +60,117 @@ type Target struct {
 // see broker.Transactions. A page that cannot be read for too long makes the relay take its IDs again,
 // which completes the transaction.
 //
-// If another relay takes an ID, Relay returns broker.ErrProducerFenced. It does not take the ID back:
-// another process publishes the same orders from another store.
-//
-// Each time that the relay has taken the IDs, it calls begin, unless that is nil, before it publishes. If
-// begin fails, the relay publishes nothing and tries again.
-func (b *Box) Relay(ctx context.Context, to Target, begin func(ctx context.Context) error) error {
+// A relay that loses an ID does not take it back by itself: it asks the lease. If another process has that,
+// it waits for it.
+type relay struct {
+	*Box
+	to Target
+	// begin is called before a session publishes; nil: nothing is to be done.
+	begin        func(ctx context.Context) error
+	transactions *broker.Transactions
+	// fenced is when an ID was lost last although the lease was not.
+	fenced time.Time
+}
+
+// newRelay returns a relay. The caller closes its transactions.
+func newRelay(b *Box, to Target, begin func(ctx context.Context) error) (*relay, error) {
 	transactions, err := broker.NewTransactions(to.Kafka, to.Topics...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer transactions.Close()
+	return &relay{Box: b, to: to, begin: begin, transactions: transactions}, nil
+}
+
+// run publishes while this process holds the lease, until ctx ends.
+func (r *relay) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		epoch, until, err := r.lease.take(ctx)
+		if err != nil {
+			// ctx has ended.
+			return nil
+		}
+		if err := r.runTerm(ctx, epoch, until); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runTerm publishes until ctx ends, or the lease is lost, or what is known of the outbox has turned out to
+// be wrong.
+func (r *relay) runTerm(ctx context.Context, epoch int64, until time.Time) error {
+	held, release := r.lease.hold(ctx, epoch, until)
+	defer release()
+	t := newTerm(r.Box, epoch)
+	r.term.Store(t)
+	defer r.term.Store(nil)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(held, stop)()
 	retry := backoff.Backoff{Min: retryMin, Max: retryMax}
 	for ctx.Err() == nil {
-		before, _, _ := b.acked.get()
-		err := b.relaySession(ctx, to, transactions, begin)
+		before := t.lastAcked()
+		err := r.session(ctx, held, t)
 		switch {
+		case held.Err() != nil || errors.Is(err, ErrLeaseLost):
+			r.log.Warn("the lease of the outbox is lost: another replica publishes", "epoch", epoch, "err", err)
+			return nil
 		case err == nil:
 			// ctx has ended, or the next producers have other TLS files.
 			continue
 		case errors.Is(err, broker.ErrProducerFenced):
-			return fmt.Errorf("another process publishes to the same topics from its own store; "+
-				"stop one of the two: %w", err)
+			return r.isFenced(ctx, epoch, err)
 		case ctx.Err() != nil:
-			b.log.Info("the relay ends with unpublished rows; the next start publishes them",
-				"rows", b.rows.Load(), "err", err)
+			r.log.Info("the relay ends with unpublished rows; the next one publishes them", "err", err)
+			return nil
+		case errors.Is(err, errMoved):
+			r.log.Warn("the relay begins again with what the database has", "err", err)
 			return nil
 		case errors.Is(err, broker.ErrUnreadable):
-			b.log.Warn("the relay takes its transactional IDs again, to complete its last transaction", "err", err)
+			r.log.Warn("the relay takes its transactional IDs again, to complete its last transaction", "err", err)
 			continue
 		}
-		b.failures.WithLabelValues(broker.Code(err)).Inc()
-		if now, _, _ := b.acked.get(); now > before {
+		r.failures.WithLabelValues(broker.Code(err)).Inc()
+		if t.lastAcked() > before {
 			retry.Reset()
 		}
 		wait := retry.Next()
-		b.log.Warn("the relay to Kafka starts again at the first unacknowledged row",
-			"rows", b.rows.Load(), "pause", wait, "err", err)
+		r.log.Warn("the relay to Kafka starts again at the first unacknowledged row", "pause", wait, "err", err)
 		backoff.Sleep(ctx, wait)
 	}
 	return nil
 }
 
-// relaySession publishes with one pair of producers. It returns the first failure, or nil when ctx has
-// ended or the producers have outdated TLS files.
-func (b *Box) relaySession(
-	ctx context.Context, to Target, transactions *broker.Transactions, begin func(ctx context.Context) error,
-) error {
+// isFenced decides what follows from the loss of a transactional ID, which err reports. It returns nil if
+// the lease is to be taken again.
+func (r *relay) isFenced(ctx context.Context, epoch int64, err error) error {
+	foreign := fmt.Errorf("another process publishes to the same topics from its own store; "+
+		"stop one of the two: %w", err)
+	if !r.db.Shared() {
+		return foreign
+	}
+	now, failed := r.lease.holder(ctx)
+	switch {
+	case failed != nil || now.epoch != epoch:
+		r.log.Warn("another replica has taken the transactional IDs; waiting for its lease",
+			"epoch", epoch, "err", errors.Join(err, failed))
+		return nil
+	case time.Since(r.fenced) < fencedAgain:
+		return foreign
+	}
+	// A former holder can take the IDs late: it was stalled between its lease and that.
+	r.log.Warn("the transactional IDs were taken although this replica has the lease; taking them once more",
+		"epoch", epoch, "err", err)
+	r.fenced = time.Now()
+	return nil
+}
+
+// session publishes with one pair of producers. It returns the first failure, or nil when ctx has ended or
+// the producers have outdated TLS files. It publishes nothing after held has ended, and ctx ends with held.
+func (r *relay) session(ctx, held context.Context, t *term) error {
 	var pair [2]*broker.Producer
-	for i, id := range to.TransactionalIDs {
-		p, err := broker.NewProducer(to.Kafka, id, b.log)
+	for i, id := range r.to.TransactionalIDs {
+		p, err := broker.NewProducer(r.to.Kafka, id, r.log)
 		if err != nil {
 			return err
 		}
@@ -112,8 +178,8 @@ func (b *Box) relaySession(
 		pair[i] = p
 	}
 	ctx, stop := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() {
+	var beside sync.WaitGroup
+	beside.Go(func() {
 		select {
 		case <-pair[0].Renewed():
 			stop()
@@ -122,10 +188,10 @@ func (b *Box) relaySession(
 		case <-ctx.Done():
 		}
 	})
-	defer watching.Wait()
+	defer beside.Wait()
 	defer stop()
-	// The page in hand gets some time after ctx has ended.
-	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// The page in hand gets some time after ctx has ended, but none after held has.
+	work, cancel := context.WithCancel(held)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
 		backoff.Sleep(work, stopTimeout)
@@ -134,10 +200,10 @@ func (b *Box) relaySession(
 
 	// The first producer publishes the first page. So a relay that has lost the first ID publishes
 	// nothing, even if two of them take the IDs at the same time.
-	complete := !b.completed || len(b.committed) > 0
+	complete := !t.completed || len(t.committed) > 0
 	for i, p := range pair {
 		if complete {
-			if err := transactions.Complete(work, to.TransactionalIDs[i]); err != nil {
+			if err := r.transactions.Complete(work, r.to.TransactionalIDs[i]); err != nil {
 				return err
 			}
 		}
@@ -145,33 +211,46 @@ func (b *Box) relaySession(
 			return err
 		}
 	}
-	b.acknowledge(b.committed)
-	b.committed, b.completed = nil, true
-	// What earlier sessions have published is in the table no more, and their positions are.
-	if err := b.deleteIdle(ctx); err != nil {
+	// Who takes the lease from now on takes the IDs after this relay. Who took it before has lost them to
+	// this relay, which must not publish.
+	if err := r.lease.begun(work, t.epoch); err != nil {
 		return err
 	}
-	if begin != nil {
-		if err := begin(work); err != nil {
+	t.acknowledge(t.committed)
+	t.committed, t.completed = nil, true
+	// What earlier sessions have published is in the table no more, and their positions are.
+	if err := t.deleteAll(ctx); err != nil {
+		return err
+	}
+	if r.begin != nil {
+		if err := r.begin(work); err != nil {
 			return err
 		}
 	}
-	var deleting sync.WaitGroup
-	deleting.Go(func() { b.deleteUntil(ctx) })
-	err := b.publishPages(ctx, work, pair, transactions)
-	stop()
-	if deleting.Wait(); err != nil {
+	if err := r.lease.agreed(work, t.epoch); err != nil {
 		return err
 	}
-	return b.deleteIdle(ctx)
+	if err := t.load(work); err != nil {
+		return err
+	}
+	deleted := make(chan error, 1)
+	beside.Go(func() {
+		err := t.deleteUntil(ctx)
+		stop()
+		deleted <- err
+	})
+	err := r.publishPages(ctx, work, pair, t)
+	stop()
+	if err := errors.Join(err, <-deleted); err != nil {
+		return err
+	}
+	return t.deleteAll(ctx)
 }
 
 // publishPages publishes one page after the other until ctx ends, or until the first failure. While one
 // page is published, it waits until the page before it can be read, and reads the page behind it if
 // there are rows enough to fill that.
-func (b *Box) publishPages(
-	ctx, work context.Context, pair [2]*broker.Producer, transactions *broker.Transactions,
-) error {
+func (r *relay) publishPages(ctx, work context.Context, pair [2]*broker.Producer, t *term) error {
 	// readable gets the result when the last page can be read. waiting is set until then.
 	readable, waiting := make(chan error, 1), false
 	var beside sync.WaitGroup
@@ -182,16 +261,17 @@ func (b *Box) publishPages(
 		if waiting = false; err != nil {
 			return err
 		}
-		b.acknowledge(b.committed[:1])
-		b.committed = b.committed[1:]
+		t.acknowledge(t.committed[:1])
+		t.committed = t.committed[1:]
 		return nil
 	}
-	last, _, _ := b.acked.get()
+	last := t.lastAcked()
 	// The first page has one row, and each has growth times as many as the one before it. So a row that
 	// Kafka refuses holds up the rows behind it, and in the end none before it.
 	limit := 1
-	read := func() (page, error) { return b.nextPage(last, limit) }
+	read := func() (page, error) { return r.nextPage(last, limit) }
 	next := read
+	var poll poll
 	// One page more is published after ctx has ended.
 	for turn, ended := 0, false; !ended; {
 		ended = ctx.Err() != nil
@@ -201,14 +281,16 @@ func (b *Box) publishPages(
 		}
 		next = read
 		if len(rows.messages) > 0 {
+			poll.found()
 			last, limit = rows.last, min(growth*limit, pageRows)
 			if rows.full {
 				next = ahead(&beside, read)
 			}
-			end, err := b.publish(work, pair[turn], rows)
+			end, err := r.publish(work, pair[turn], rows)
 			if err != nil {
 				return err
 			}
+			t.committed = append(t.committed, committedPage{rows.last, int64(len(rows.messages)), end})
 			turn = 1 - turn
 			if waiting {
 				if err := confirm(<-readable); err != nil {
@@ -216,12 +298,13 @@ func (b *Box) publishPages(
 				}
 			}
 			waiting = true
-			beside.Go(func() { readable <- transactions.AwaitReadable(work, end) })
+			beside.Go(func() { readable <- r.transactions.AwaitReadable(work, end) })
 			continue
 		}
 		select {
 		case <-ctx.Done():
-		case <-b.wake:
+		case <-r.wake:
+		case <-poll.next(r.db.Shared()):
 		case err := <-readable:
 			if err := confirm(err); err != nil {
 				return err
@@ -234,6 +317,24 @@ func (b *Box) publishPages(
 	return nil
 }
 
+// poll is when to look for rows of other processes, which wake nobody here.
+type poll struct{ last time.Time }
+
+// found notes that there were rows.
+func (p *poll) found() { p.last = time.Now() }
+
+// next returns a channel that gets a value when it is time, or nil if there are no other processes.
+func (p *poll) next(shared bool) <-chan time.Time {
+	switch {
+	case !shared:
+		return nil
+	case time.Since(p.last) < busyFor:
+		return time.After(pollBusy)
+	default:
+		return time.After(pollIdle)
+	}
+}
+
 // page is what one transaction publishes.
 type page struct {
 	messages []contract.Message
@@ -241,14 +342,6 @@ type page struct {
 	last int64
 	// full is set if the page has as much as it may have.
 	full bool
-}
-
-// committedPage is a page that Kafka has committed, without its messages.
-type committedPage struct {
-	// last is the ID of the last row, and rows is how many there are.
-	last, rows int64
-	// next has the offset after the last message of each partition.
-	next map[broker.Partition]int64
 }
 
 // ahead calls read at once, and returns a function that waits for its result.
@@ -267,20 +360,21 @@ func ahead(wg *sync.WaitGroup, read func() (page, error)) func() (page, error) {
 }
 
 // nextPage reads the first rows behind the ID last, up to limit rows and pageBytes.
-func (b *Box) nextPage(last int64, limit int) (page, error) {
-	var next page
+func (r *relay) nextPage(last int64, limit int) (next page, err error) {
 	size := 0
 	// A page takes milliseconds, so it need not be cut off.
-	err := b.db.Query(context.Background(),
-		"SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
+	err = r.db.Query(context.Background(), "SELECT "+rowColumns+" FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
 		func(rows *sql.Rows) error {
 			if size >= pageBytes {
 				return sqldb.ErrStop
 			}
-			r, n, err := scanRow(rows)
-			next.messages, next.last = append(next.messages, r.Message), r.ID
+			row, n, err := scanRow(rows)
+			if err != nil {
+				return err
+			}
+			next.messages, next.last = append(next.messages, row.Message), row.ID
 			size += n
-			return err
+			return nil
 		}, last, limit)
 	if err != nil {
 		return page{}, fmt.Errorf("read the outbox: %w", err)
@@ -291,7 +385,7 @@ func (b *Box) nextPage(last int64, limit int) (page, error) {
 
 // publish publishes a page, and returns the offset after the last message of each partition. The page is
 // acknowledged when it can be read.
-func (b *Box) publish(
+func (r *relay) publish(
 	ctx context.Context, p *broker.Producer, rows page,
 ) (next map[broker.Partition]int64, err error) {
 	begin := time.Now()
@@ -300,52 +394,7 @@ func (b *Box) publish(
 	}
 	seconds := time.Since(begin).Seconds()
 	for range rows.messages {
-		b.acks.Observe(seconds)
+		r.acks.Observe(seconds)
 	}
-	b.committed = append(b.committed, committedPage{rows.last, int64(len(rows.messages)), next})
 	return next, nil
-}
-
-// acknowledge acknowledges the rows of pages, and lets deleteUntil delete them.
-func (b *Box) acknowledge(pages []committedPage) {
-	for _, p := range pages {
-		b.acked.add(p.last, p.rows, p.next)
-	}
-	select {
-	case b.deletable <- struct{}{}:
-	default:
-		// It has a token already.
-	}
-}
-
-// deleteUntil deletes acknowledged rows until ctx ends. So the deletion of a backlog does not wait for
-// the end of its publication.
-func (b *Box) deleteUntil(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-b.deletable:
-		}
-		for pause := cleanupAfter; backoff.Sleep(ctx, pause); pause = retryMax {
-			err := b.deleteIdle(ctx)
-			if err == nil {
-				break
-			}
-			b.log.Warn("acknowledged rows stay in the outbox for now", "rows", b.rows.Load(), "err", err)
-		}
-	}
-}
-
-// deleteIdle deletes acknowledged rows when no caller's transaction has done so. It does so even if
-// ctx has ended.
-func (b *Box) deleteIdle(ctx context.Context) error {
-	for {
-		if _, rows, _ := b.acked.get(); rows == 0 {
-			return nil
-		}
-		if err := b.db.Tx(context.WithoutCancel(ctx), b.deleteAcked); err != nil {
-			return err
-		}
-	}
 }
