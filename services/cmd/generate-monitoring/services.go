@@ -278,7 +278,7 @@ func outboxPanels(job string) []panel {
 		{
 			kind: "timeseries", title: "Outbox", width: 6,
 			about:   "Messages that were accepted and are not in Kafka yet.",
-			queries: []query{{expr: "sum(" + job + "_outbox_rows{" + inNamespace + "})", legend: "messages"}},
+			queries: []query{{expr: "max(" + job + "_outbox_rows{" + inNamespace + "})", legend: "messages"}},
 		},
 		{
 			kind: "timeseries", title: "Oldest in the outbox", width: 6, unit: "s",
@@ -297,12 +297,19 @@ func outboxPanels(job string) []panel {
 				"Failures do not count.",
 			queries: quantiles(job+"_produce_ack_seconds", inNamespace),
 		},
+		{
+			kind: "timeseries", title: "Publishes the outbox", width: 6, decimals: new(0),
+			about: "One replica does, the one that holds the lease. None for seconds: it has changed. " +
+				"None for long: the replicas cannot reach the database or Kafka.",
+			queries: []query{{expr: job + "_outbox_lease_held{" + inNamespace + "} > 0", legend: "{{pod}}"}},
+		},
 	}
 }
 
 // roomPanel shows what the store of a service can still take.
 func roomPanel(job string) panel {
-	bytes := func(metric string) string { return "sum(" + job + "_" + metric + "{" + inNamespace + "})" }
+	// Replicas that share a database all show the same.
+	bytes := func(metric string) string { return "max(" + job + "_" + metric + "{" + inNamespace + "})" }
 	return panel{
 		kind: "timeseries", title: "Store", width: 12, unit: "bytes",
 		alert: "StoreNearlyFull",

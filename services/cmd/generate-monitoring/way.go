@@ -143,7 +143,7 @@ func wayFlow() []panel {
 			about: "Events in Cart's outbox, and records that Order has not read, by the lag operator. " +
 				"The operator sees them also while Order is away.",
 			queries: []query{
-				{expr: "sum(cart_outbox_rows{" + inNamespace + "})", legend: "in the outbox"},
+				{expr: "max(cart_outbox_rows{" + inNamespace + "})", legend: "in the outbox"},
 				{
 					expr: fmt.Sprintf("sum(max by (kafka_cluster, topic) "+
 						`(kafka_consumergroup_topic_lag{consumergroup="%s"}))`, orderGroup),
