@@ -1,15 +1,25 @@
 {{- define "orders.deployment" -}}
-{{- $v := index .root.Values .component -}}
+{{- $v := index .root.Values .component }}
+{{- $database := .root.Values.database.existingSecret -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata:
   {{- include "orders.metadata" . | nindent 2 }}
 spec:
+  {{- if not $v.autoscaling.enabled }}
   replicas: {{ int $v.replicaCount }}
+  {{- end }}
   revisionHistoryLimit: 3
   strategy:
+    {{- if $database }}
+    type: RollingUpdate
+    rollingUpdate:
+      maxSurge: 1
+      maxUnavailable: 0
+    {{- else }}
     # Only one process at a time can open the database.
     type: Recreate
+    {{- end }}
   selector:
     matchLabels:
       {{- include "orders.selectorLabels" . | nindent 6 }}
@@ -32,7 +42,8 @@ spec:
       {{- with $v.priorityClassName }}
       priorityClassName: {{ . }}
       {{- end }}
-      # A service drains, flushes and closes in less than 20 s.
+      # A service drains, flushes and closes in less than 20 s. With PostgreSQL, the 5 s of preStop
+      # come before.
       terminationGracePeriodSeconds: 30
       {{- with .root.Values.podSecurityContext }}
       securityContext:
@@ -52,8 +63,7 @@ spec:
             - name: ops
               containerPort: {{ add .port 1 }}
           env:
-            - name: DATA_DIR
-              value: /data
+            {{- include "orders.store.env" . | nindent 12 }}
             {{- with $v.maxBacklog }}
             - name: MAX_BACKLOG
               value: {{ int64 . | quote }}
@@ -80,6 +90,13 @@ spec:
           {{- with $v.extraEnvFrom }}
           envFrom:
             {{- toYaml . | nindent 12 }}
+          {{- end }}
+          {{- if $database }}
+          # Requests still come until every node and load balancer knows that the pod ends.
+          lifecycle:
+            preStop:
+              sleep:
+                seconds: 5
           {{- end }}
           # /healthz succeeds once the database is open, also while the service catches up or
           # rebuilds. /readyz succeeds when the service can do its work. Before it opens the
@@ -109,27 +126,14 @@ spec:
           resources:
             {{- toYaml . | nindent 12 }}
           {{- end }}
+          {{- with include "orders.volumeMounts" . | trim }}
           volumeMounts:
-            - name: data
-              mountPath: /data
-            - name: tmp
-              mountPath: /tmp
-            {{- include "orders.kafka.volumeMounts" . | trim | nindent 12 }}
-            {{- with $v.volumeMounts }}
-            {{- toYaml . | nindent 12 }}
-            {{- end }}
+            {{- . | nindent 12 }}
+          {{- end }}
+      {{- with include "orders.volumes" . | trim }}
       volumes:
-        - name: data
-          persistentVolumeClaim:
-            claimName: {{ $v.persistence.existingClaim | default (include "orders.componentName" .) }}
-        # SQLite sorts here what does not fit into its memory.
-        - name: tmp
-          emptyDir:
-            sizeLimit: 256Mi
-        {{- include "orders.kafka.volumes" . | trim | nindent 8 }}
-        {{- with $v.volumes }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+        {{- . | nindent 8 }}
+      {{- end }}
       {{- with $v.nodeSelector }}
       nodeSelector:
         {{- toYaml . | nindent 8 }}
@@ -142,4 +146,37 @@ spec:
       tolerations:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+      {{- if $database }}
+      topologySpreadConstraints:
+        {{- with $v.topologySpreadConstraints }}
+        {{- toYaml . | nindent 8 }}
+        {{- else }}
+        {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+        - topologyKey: {{ . }}
+          maxSkew: 1
+          whenUnsatisfiable: ScheduleAnyway
+          labelSelector:
+            matchLabels:
+              {{- include "orders.selectorLabels" $ | nindent 14 }}
+          matchLabelKeys: [pod-template-hash]
+        {{- end }}
+        {{- end }}
+      {{- end }}
+{{- end }}
+
+{{/* A Cart that needs neither files nor certificates has no mounts at all. */}}
+{{- define "orders.volumeMounts" -}}
+{{- include "orders.store.volumeMounts" . }}
+{{ include "orders.kafka.volumeMounts" . }}
+{{- with (index .root.Values .component).volumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "orders.volumes" -}}
+{{- include "orders.store.volumes" . }}
+{{ include "orders.kafka.volumes" . }}
+{{- with (index .root.Values .component).volumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}

@@ -1,6 +1,6 @@
 {{/*
 Ingress to a service is allowed to its API and its metrics, from the peers in the values. Egress is allowed
-to DNS and Kafka.
+to DNS, Kafka and the database.
 */}}
 {{- define "orders.networkPolicy" -}}
 {{- $policy := .root.Values.networkPolicy }}
@@ -52,6 +52,17 @@ spec:
               strimzi.io/cluster: {{ $cluster }}
               strimzi.io/name: {{ $cluster }}-kafka
       {{- end }}
+    {{- if .root.Values.database.existingSecret }}
+    - ports:
+        {{- range $policy.database.ports }}
+        - port: {{ int . }}
+          protocol: TCP
+        {{- end }}
+      {{- with $policy.database.to }}
+      to:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+    {{- end }}
     {{- with $policy.extraEgress }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

@@ -3,7 +3,11 @@
 {{- $v := index .root.Values .component }}
 {{- $parts := list "orders.deployment" "orders.kubernetesService" }}
 {{- if $v.serviceAccount.create }}{{ $parts = append $parts "orders.serviceAccount" }}{{ end }}
-{{- if not $v.persistence.existingClaim }}{{ $parts = append $parts "orders.claim" }}{{ end }}
+{{- if .root.Values.database.existingSecret }}
+{{- $parts = append $parts "orders.podDisruptionBudget" }}
+{{- if $v.autoscaling.enabled }}{{ $parts = append $parts (printf "orders.%s.autoscaler" .component) }}{{ end }}
+{{- else if not $v.persistence.existingClaim }}{{ $parts = append $parts "orders.claim" }}
+{{- end }}
 {{- if .root.Values.networkPolicy.enabled }}{{ $parts = append $parts "orders.networkPolicy" }}{{ end }}
 {{- if $v.ingress.enabled }}{{ $parts = append $parts "orders.ingress" }}{{ end }}
 {{- if $v.httpRoute.enabled }}{{ $parts = append $parts "orders.httpRoute" }}{{ end }}
@@ -32,23 +36,6 @@ kind: ServiceAccount
 metadata:
   {{- include "orders.metadata" (merge (dict "name" (include "orders.serviceAccountName" .) "annotations" $account.annotations) .) | nindent 2 }}
 automountServiceAccountToken: false
-{{- end }}
-
-{{- define "orders.claim" -}}
-{{- $p := (index .root.Values .component).persistence -}}
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata:
-  {{- include "orders.metadata" (merge (dict "annotations" (merge (dict "helm.sh/resource-policy" "keep") (deepCopy $p.annotations))) .) | nindent 2 }}
-spec:
-  accessModes:
-    {{- toYaml $p.accessModes | nindent 4 }}
-  {{- with $p.storageClass }}
-  storageClassName: {{ . }}
-  {{- end }}
-  resources:
-    requests:
-      storage: {{ $p.size }}
 {{- end }}
 
 {{- define "orders.kubernetesService" -}}

@@ -143,19 +143,63 @@ func TestConsumerGroupIsTheOrderServices(t *testing.T) {
 // With more replicas than partitions, KEDA would start consumers that have nothing to read.
 func TestScalingEndsWithThePartitions(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile(filepath.Join(root, "k8s/keda/scaled-object.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	partitions := 0
 	for _, topic := range contract.Topics() {
 		if topic.Name == contract.TopicCreated {
 			partitions = topic.Partitions
 		}
 	}
-	if most := field[int](documents(t, text)[0], "spec", "maxReplicaCount"); most != partitions {
-		t.Errorf("maxReplicaCount is %d; the topics have %d partitions", most, partitions)
+	for name, scaler := range map[string]document{"example": scalerExample(t), "chart": orderScaler(t, nil)} {
+		if most := field[int](scaler, "spec", "maxReplicaCount"); most != partitions {
+			t.Errorf("%s: maxReplicaCount is %d; the topics have %d partitions", name, most, partitions)
+		}
 	}
+	_, refusal := render(t, "charts/orders", withScaler(document{"maxReplicas": partitions + 1}))
+	if !strings.Contains(refusal, "order.autoscaling.maxReplicas has to be at most") {
+		t.Errorf("the chart takes %d replicas: %s", partitions+1, refusal)
+	}
+}
+
+// docs/lag.md says what was seen of the example. The chart scales Order in the same way.
+func TestChartScalesOrderLikeTheExample(t *testing.T) {
+	t.Parallel()
+	example := scalerExample(t)
+	const fewest, target = 4, 30
+	chart := orderScaler(t, document{"minReplicas": fewest, "targetLagSeconds": target})
+	want := field[document](example, "spec")
+	// The example is for a consumer without state, which may have one replica.
+	want["minReplicaCount"] = fewest
+	want["scaleTargetRef"] = document{"name": "orders-order"}
+	trigger := want["triggers"].([]any)[0].(document)["metadata"].(document)
+	trigger["query"] = strings.Replace(trigger["query"].(string), "order-reports", contract.GroupOrder, 1)
+	if diff := cmp.Diff(want, field[document](chart, "spec")); diff != "" {
+		t.Errorf("(-example +chart):\n%s", diff)
+	}
+}
+
+func scalerExample(t *testing.T) document {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, "k8s/keda/scaled-object.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return documents(t, text)[0]
+}
+
+// orderScaler returns the ScaledObject that the chart makes of order.autoscaling.
+func orderScaler(t *testing.T, autoscaling document) document {
+	t.Helper()
+	manifests, refusal := render(t, "charts/orders", withScaler(autoscaling))
+	if refusal != "" {
+		t.Fatal(refusal)
+	}
+	return kinds(t, []byte(manifests), "ScaledObject")[0]
+}
+
+func withScaler(autoscaling document) document {
+	enabled := document{"enabled": true}
+	maps.Copy(enabled, autoscaling)
+	return document{"database": document{"existingSecret": "orders-db-app"}, "order": document{"autoscaling": enabled}}
 }
 
 // Two sources of the same series would double every sum over them.
