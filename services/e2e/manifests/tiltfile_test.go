@@ -24,6 +24,7 @@ func eachTiltfile(t *testing.T, check func(t *testing.T, f *tiltfile)) {
 	for name, args := range map[string]map[string]starlark.Value{
 		"all":              nil,
 		"no observability": {"no-observability": starlark.True},
+		"PostgreSQL":       {"postgres": starlark.True},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -79,6 +80,34 @@ func TestTiltStartsEachAfterWhatItNeeds(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("resource_deps (-want +got):\n%s", diff)
+	}
+}
+
+func TestTiltStartsTheServicesAfterTheirDatabase(t *testing.T) {
+	t.Parallel()
+	f, err := evaluate(t, kindContext, map[string]starlark.Value{"postgres": starlark.True})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{
+		"cloudnative-pg": nil,
+		"database":       {"namespaces", "cloudnative-pg"},
+		"cart":           {"topics", "database"},
+		"order":          {"topics", "database"},
+	} {
+		r := f.resources[name]
+		if r == nil {
+			t.Errorf("there is no %s", name)
+			continue
+		}
+		if diff := cmp.Diff(want, r.needs); diff != "" {
+			t.Errorf("%s needs (-want +got):\n%s", name, diff)
+		}
+		for _, o := range r.objects {
+			if replicas := field[int](o, "spec", "replicas"); o["kind"] == "Deployment" && replicas < 2 {
+				t.Errorf("%s has %d replicas", name, replicas)
+			}
+		}
 	}
 }
 

@@ -36,6 +36,14 @@ func TestOneVersionOfEachProject(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	modules, err := os.ReadFile("schemas/schemas.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	postgres := regexp.MustCompile(`cloudnative-pg/cloudnative-pg@v([\d.]+)`).FindStringSubmatch(string(modules))[1]
+	backups := regexp.MustCompile(`plugin-barman-cloud@v([\d.]+)`).FindStringSubmatch(string(modules))[1]
+	image := regexp.MustCompile(`cloudnative-pg/postgresql:(\S+)`).FindStringSubmatch(
+		text[filepath.Join(root, "k8s/postgres/base/cluster.yaml")])[1]
 	strimzi := regexp.MustCompile(`<strimzi\.version>(.*)</`).FindStringSubmatch(string(pom))[1]
 	stack := regexp.MustCompile(`kube-prometheus-stack ([\d.]+)`).FindStringSubmatch(
 		text[filepath.Join(root, "tilt/observability.Tiltfile")])[1]
@@ -50,6 +58,12 @@ func TestOneVersionOfEachProject(t *testing.T) {
 		{"Kafka in Strimzi's image", localkafka.Version(),
 			regexp.MustCompile(`strimzi/kafka:[\d.]+-kafka-(\d+\.\d+\.\d+)`), 1},
 		{"kube-prometheus-stack", stack, regexp.MustCompile(`kube-prometheus-stack (?:--version )?(\d+\.\d+\.\d+)`), 5},
+		{"CloudNativePG", postgres,
+			regexp.MustCompile(`(?:CloudNativePG |releases/cnpg-|cloudnative-pg/cloudnative-pg:)(\d+\.\d+\.\d+)`), 5},
+		{"PostgreSQL's image", image, regexp.MustCompile(`cloudnative-pg/postgresql:([\w.-]+)`), 2},
+		{"Barman Cloud", backups,
+			regexp.MustCompile(`(?:Barman Cloud |plugin-barman-cloud(?:-sidecar:|:|/releases/download/)v)` +
+				`(\d+\.\d+\.\d+)`), 3},
 	} {
 		found := 0
 		for path, content := range text {

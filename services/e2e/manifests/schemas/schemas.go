@@ -23,6 +23,8 @@ const (
 	prometheusOperator = "github.com/prometheus-operator/prometheus-operator@v0.93.1"
 	gatewayAPI         = "sigs.k8s.io/gateway-api@v1.6.3"
 	keda               = "github.com/kedacore/keda/v2@v2.21.0"
+	cloudNativePG      = "github.com/cloudnative-pg/cloudnative-pg@v1.30.0"
+	barmanCloud        = "github.com/cloudnative-pg/plugin-barman-cloud@v0.15.0"
 )
 
 // ConsumerGroup is the path of the project's own CRD in the repository.
@@ -51,12 +53,23 @@ func CRDs(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	postgres, err := module(ctx, cloudNativePG)
+	if err != nil {
+		return nil, err
+	}
+	backups, err := module(ctx, barmanCloud)
+	if err != nil {
+		return nil, err
+	}
 	return append(strimzi,
 		filepath.Join(strings.TrimSpace(string(root)), ConsumerGroup),
 		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"),
 		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
 		filepath.Join(gateway, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
 		filepath.Join(scaling, "config/crd/bases/keda.sh_scaledobjects.yaml"),
+		filepath.Join(postgres, "config/crd/bases/postgresql.cnpg.io_clusters.yaml"),
+		filepath.Join(postgres, "config/crd/bases/postgresql.cnpg.io_scheduledbackups.yaml"),
+		filepath.Join(backups, "config/crd/bases/barmancloud.cnpg.io_objectstores.yaml"),
 	), nil
 }
 
