@@ -155,7 +155,7 @@ func run(
 		return elect(ctx, lock, func(ctx context.Context) error { return r.lead(ctx, log, reg, ctrl.Start) })
 	})
 	g.Go(func() error { return k8s.Start(serving) })
-	g.Go(func() error { return web.Serve(serving, log, nil, ops, web.OpsConnections, endpoints.Handler()) })
+	g.Go(func() error { return web.ServeOps(serving, log, ops, endpoints.Handler()) })
 	err = g.Wait()
 	log.Info("stopped")
 	return err

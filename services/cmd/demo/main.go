@@ -151,7 +151,7 @@ func serveLag(ctx context.Context, log *slog.Logger, listener net.Listener, coll
 	// The demo is for people who look at the metrics: without the group there is nothing to see.
 	ready := func() error { return lagKnown(collector) }
 	endpoints := web.Ops{Ready: ready, Registry: metrics}
-	return web.Serve(ctx, log, nil, listener, web.OpsConnections, endpoints.Handler())
+	return web.ServeOps(ctx, log, listener, endpoints.Handler())
 }
 
 // lagKnown returns nil once the lag of the Order service is known.

@@ -64,7 +64,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger) error {
 	for _, c := range clusters {
 		g.Go(func() error { return c.Run(ctx) })
 	}
-	g.Go(func() error { return web.Serve(ctx, log, nil, ops, web.OpsConnections, endpoints.Handler()) })
+	g.Go(func() error { return web.ServeOps(ctx, log, ops, endpoints.Handler()) })
 	err = g.Wait()
 	log.Info("stopped")
 	return err

@@ -69,7 +69,10 @@ func (s *Service) Close() {
 
 // ServeAPI serves clients until ctx ends, and then drains. It is a Task.
 func (s *Service) ServeAPI(ctx context.Context, h http.Handler) error {
-	return web.Serve(ctx, s.log, s.Registry, s.api, web.APIConnections(), h)
+	server := web.Server{
+		Log: s.log, Registry: s.Registry, Connections: web.APIConnections(), Linger: web.Linger,
+	}
+	return server.Serve(ctx, s.api, h)
 }
 
 // Run runs the stages until ctx ends or a task fails, and then stops them one after the other. The
@@ -84,7 +87,7 @@ func (s *Service) Run(ctx context.Context, started func(api, ops net.Addr), stag
 		Commands: s.Commands,
 	}.Handler()
 	stages = append(slices.Clone(stages), Stage{
-		func(ctx context.Context) error { return web.Serve(ctx, s.log, nil, s.ops, web.OpsConnections, ops) },
+		func(ctx context.Context) error { return web.ServeOps(ctx, s.log, s.ops, ops) },
 	})
 	if started != nil {
 		started(s.api.Addr(), s.ops.Addr())

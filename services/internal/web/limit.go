@@ -21,9 +21,9 @@ const (
 	mostConnections = 2048
 	// mostHeaderBytes is the size of the headers of a request. net/http adds 4 KiB.
 	mostHeaderBytes = 16 << 10
-	// OpsConnections is how many connections the operations endpoints have at most: kubelet,
+	// opsConnections is how many connections the operations endpoints have at most: kubelet,
 	// Prometheus, and people.
-	OpsConnections = 32
+	opsConnections = 32
 	// reservedFiles is how many file descriptors an API leaves to everything else: the operations
 	// endpoints, Kafka, the database, the indexes of audits.
 	reservedFiles = 128
@@ -51,6 +51,8 @@ type limitListener struct {
 	places chan struct{}
 	// waits is true while a connection waits for a place.
 	waits atomic.Bool
+	// retires is true once the server stops.
+	retires atomic.Bool
 	// closed ends the wait.
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -141,6 +143,30 @@ func (l *limitListener) closeSlowest() bool {
 	return true
 }
 
+// retire ends each connection with its next response. It returns when no connection is left that was
+// idle for less than linger, or after twice that time.
+//
+// A server that closes an idle connection loses a request that its client has just sent.
+func (l *limitListener) retire(linger time.Duration) {
+	l.retires.Store(true)
+	for end := time.Now().Add(2 * linger); l.fresh(linger) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// fresh reports whether a connection has a request under way, or was idle for less than linger.
+func (l *limitListener) fresh(linger time.Duration) bool {
+	since := time.Now().Add(-linger).UnixNano()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		if at := c.readsSince.Load(); at == 0 || at > since {
+			return true
+		}
+	}
+	return false
+}
+
 // Close is part of net.Listener.
 func (l *limitListener) Close() error {
 	l.closeOnce.Do(func() { close(l.closed) })
@@ -165,12 +191,12 @@ func (l *limitListener) connContext(ctx context.Context, conn net.Conn) context.
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
-// handler lets a client give its connection up after the response while another one waits. Unlike
-// a connection that is closed, this loses no request that is on its way. It also notes while the
-// connection waits for the body of a request.
+// handler lets a client give its connection up after the response while another one waits, or once the
+// server stops. Unlike a connection that is closed, this loses no request that is on its way. It also
+// notes while the connection waits for the body of a request.
 func (l *limitListener) handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if l.waits.Load() {
+		if l.waits.Load() || l.retires.Load() {
 			w.Header().Set("Connection", "close")
 		}
 		c := r.Context().Value(connKey{}).(*limitedConn)

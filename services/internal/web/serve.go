@@ -18,8 +18,12 @@ import (
 	"ordersystem.dev/services/internal/env"
 )
 
-// Drain is how long requests under way may take once the server is asked to stop.
-const Drain = 10 * time.Second
+const (
+	// Drain is how long requests under way may take once the server is asked to stop.
+	Drain = 10 * time.Second
+	// Linger is the [Server.Linger] of an API.
+	Linger = time.Second
+)
 
 // Listen binds a TCP address. When the port is taken, the error names the variable that moves it.
 func Listen(addr env.Addr) (net.Listener, error) {
@@ -35,21 +39,31 @@ func Listen(addr env.Addr) (net.Listener, error) {
 	return ln, nil
 }
 
-// Serve serves requests on ln until ctx ends, on so many connections at most. Then it stops
-// accepting and waits for those under way, at most Drain. It closes ln. If reg is not nil, it gets the
-// metrics of the connections.
-func Serve(
-	ctx context.Context, log *slog.Logger, reg prometheus.Registerer, ln net.Listener, connections int, h http.Handler,
-) error {
-	limited := newLimitListener(ln, connections)
-	if reg != nil {
-		limited.register(reg)
+// Server serves requests on a listener.
+type Server struct {
+	Log *slog.Logger
+	// Registry gets the metrics of the connections, unless it is nil.
+	Registry prometheus.Registerer
+	// Connections is how many connections there are at most.
+	Connections int
+	// Linger is how long a client may leave a connection idle and still be sure that a stop does not
+	// close it under the client's next request. A stop takes up to twice as long.
+	Linger time.Duration
+}
+
+// Serve serves requests on ln until ctx ends. Then it ends connections with their next response, as
+// long as one was idle for less than Linger. At last it stops accepting and waits for the requests
+// under way, at most Drain. It closes ln.
+func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
+	limited := newLimitListener(ln, s.Connections)
+	if s.Registry != nil {
+		limited.register(s.Registry)
 	}
 	srv := &http.Server{
 		Handler:           limited.handler(h),
 		ConnState:         limited.connState,
 		ConnContext:       limited.connContext,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		// Longer than a look-up may wait. A long response moves its own deadline: see PacedWriter.
@@ -65,6 +79,7 @@ func Serve(
 			return nil
 		case <-ctx.Done():
 		}
+		limited.retire(s.Linger)
 		final, cancel := context.WithTimeout(context.WithoutCancel(ctx), Drain)
 		defer cancel()
 		if err := srv.Shutdown(final); err != nil {
@@ -80,4 +95,9 @@ func Serve(
 		return nil
 	})
 	return g.Wait()
+}
+
+// ServeOps serves the operations endpoints until ctx ends. See [Ops].
+func ServeOps(ctx context.Context, log *slog.Logger, ln net.Listener, h http.Handler) error {
+	return Server{Log: log, Connections: opsConnections}.Serve(ctx, ln, h)
 }

@@ -37,7 +37,7 @@ func TestServeDrains(t *testing.T) {
 		web.WriteText(w, 200, "done")
 	})
 	go func() {
-		served <- web.Serve(ctx, slog.New(slog.DiscardHandler), nil, ln, 10, handler)
+		served <- web.Server{Log: slog.New(slog.DiscardHandler), Connections: 10}.Serve(ctx, ln, handler)
 	}()
 	body := make(chan string)
 	go func() {
@@ -66,6 +66,64 @@ func TestServeDrains(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// A server that stops does not close a connection under a request that is on its way. It says with its
+// next response that the connection ends. Only a connection that is idle for long is closed.
+func TestAStopLosesNoRequestOnItsWay(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const linger = 20 * time.Second
+	server := web.Server{Log: slog.New(slog.DiscardHandler), Connections: 10, Linger: linger}
+	entered, finish := make(chan struct{}), make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	var served errgroup.Group
+	served.Go(func() error {
+		return server.Serve(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				close(entered)
+				<-finish
+			}
+			web.WriteText(w, 200, "done")
+		}))
+	})
+	idle := connect(t, ln.Addr().String(), request)
+	if !responds(t, idle) {
+		t.Error("a connection is not kept before the stop")
+	}
+	slow := connect(t, ln.Addr().String(), "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-entered
+	begin := time.Now()
+	stop()
+	// Nothing shows that the server has begun to stop: the request may come before or after that.
+	time.Sleep(50 * time.Millisecond)
+	for name, conn := range map[string]net.Conn{"idle": idle, "new": connect(t, ln.Addr().String(), "")} {
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(err)
+		}
+		if responds(t, conn) {
+			t.Errorf("the %s connection is kept although the server stops", name)
+		}
+	}
+	// A response that was under way does not say it, so its connection stays until the next one.
+	close(finish)
+	if responds(t, slow) {
+		if _, err := io.WriteString(slow, request); err != nil {
+			t.Fatal(err)
+		}
+		if responds(t, slow) {
+			t.Error("the slow connection is kept although the server stops")
+		}
+	}
+	if err := served.Wait(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took >= linger {
+		t.Errorf("the stop took %s although no connection was left", took)
 	}
 }
 
@@ -102,7 +160,8 @@ func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Re
 	ctx, stop := context.WithCancel(context.Background())
 	var served errgroup.Group
 	served.Go(func() error {
-		return web.Serve(ctx, slog.New(slog.DiscardHandler), metrics, ln, connections, handler)
+		server := web.Server{Log: slog.New(slog.DiscardHandler), Registry: metrics, Connections: connections}
+		return server.Serve(ctx, ln, handler)
 	})
 	t.Cleanup(func() {
 		stop()
