@@ -18,6 +18,10 @@ import (
 	"ordersystem.dev/services/order/audit"
 )
 
+// stopPatience is how long requests may still wait when the service stops. The order of a look-up mostly
+// comes within milliseconds, and within seconds while partitions move to another member.
+const stopPatience = web.Drain / 2
+
 // auditPace is how fast a client must take the result of an audit: 1 MiB a second after 30 s, and
 // after 2 s if another audit waits. A client on a bad network needs that time for lost packets.
 var auditPace = web.Pace{Grace: 30 * time.Second, ShortGrace: 2 * time.Second, Rate: 1 << 20}
@@ -77,23 +81,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	// From the outside in: each stage ends after the one before it.
 	return svc.Run(ctx, started,
-		// The API stops accepting, ends requests that wait, and drains.
+		// The API ends connections, stops accepting, ends requests that wait, and drains.
 		service.Stage{
 			func(ctx context.Context) error {
+				stopping, end := context.WithCancel(context.WithoutCancel(ctx))
+				defer end()
+				defer context.AfterFunc(ctx, func() { time.AfterFunc(stopPatience, end) })()
 				api := &server{
 					store: store, catchUp: catching, waiters: lookups, auditor: auditor, log: log,
-					stopping: ctx, pace: auditPace,
+					stopping: stopping, pace: auditPace,
 				}
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))
 			},
 			func(ctx context.Context) error { return catching.run(ctx, admin, store, shares, log) },
-			func(ctx context.Context) error {
-				if !store.db.Shared() {
-					// Only this process writes, and wakes the look-ups itself.
-					return nil
-				}
-				return lookups.follow(ctx, store)
-			},
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{
@@ -103,6 +103,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 					Kafka: cfg.Kafka, TransactionalIDs: contract.TransactionalIDsDeadLetters,
 					Topics: []string{contract.TopicDeadLetter},
 				}, nil)
+			},
+			func(ctx context.Context) error {
+				if !store.db.Shared() {
+					// Only this process writes, and wakes the look-ups itself.
+					return nil
+				}
+				return lookups.follow(ctx, store)
 			},
 			store.db.Watch,
 		},

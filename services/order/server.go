@@ -38,7 +38,8 @@ type server struct {
 	waiters *waiters
 	auditor *audit.Auditor
 	log     *slog.Logger
-	// stopping ends when the service stops. Requests that wait are then ended with errStopping.
+	// stopping ends soon after the service was asked to stop. Requests that wait are then ended with
+	// errStopping.
 	stopping context.Context
 	// pace is how fast a client must take the result of an audit.
 	pace web.Pace
