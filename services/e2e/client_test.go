@@ -29,6 +29,10 @@ var client = &http.Client{Timeout: 40 * time.Second, Transport: &http.Transport{
 
 // send sends a request. headers holds names and values in turn.
 func send(method, target, body string, headers ...string) (reply, error) {
+	return sendBy(client, method, target, body, headers...)
+}
+
+func sendBy(client *http.Client, method, target, body string, headers ...string) (reply, error) {
 	req, err := http.NewRequest(method, target, strings.NewReader(body))
 	if err != nil {
 		return reply{}, err

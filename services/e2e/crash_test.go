@@ -121,7 +121,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	cart.start().ready()
 
 	kafka.Stop()
-	l := startLoad(t, cart, nil, seed, 16, 0, func(l *load) { l.items = 300 })
+	l := startLoad(t, cart.api, "", seed, 16, 0, func(l *load) { l.items = 300 })
 	defer l.end()
 	eventually(t, time.Minute, "orders pile up", func() (bool, string) {
 		rows := cart.metric("cart_outbox_rows")

@@ -58,7 +58,7 @@ func TestDiskIsFull(t *testing.T) {
 
 			// While Kafka runs, publishing makes room.
 			kafka.Stop()
-			l := startLoad(t, cart, nil, 1, 8, time.Millisecond, func(l *load) { l.items = c.items })
+			l := startLoad(t, cart.api, "", 1, 8, time.Millisecond, func(l *load) { l.items = c.items })
 			defer l.end()
 			cart.notReady("storage is nearly full")
 			// A checkpoint may make room again a few times before the disk is really full.

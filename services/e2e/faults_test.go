@@ -42,7 +42,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1<<32))
 
 	kafka, cart, order := startSystem(t)
-	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond)
+	l := startLoad(t, cart.api, order.api, seed, 8, 10*time.Millisecond)
 	defer l.end()
 	republished := cart.republishAlways()
 
@@ -141,6 +141,17 @@ func settle(t testing.TB, kafka string, cart, order *process) {
 // ended.
 func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []state) {
 	t.Helper()
+	inCart, outbox := cartStore(t, cart)
+	l.verify(kafka, inCart, outbox, orderStore(t, order, "at the end"), crashes, cart, order)
+}
+
+// verify compares what clients saw with the topics and with what the stores hold, of services that have
+// ended.
+func (l *load) verify(
+	kafka string, cart map[string]storedOrder, outbox int, order state, crashes []state, services ...*process,
+) {
+	t := l.t
+	t.Helper()
 	e := l.evidence()
 	e.records = readTopics(t, kafka)
 	e.ends = make(map[topicPartition]int64)
@@ -150,9 +161,7 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 		}
 	}
 	e.letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
-	e.cart, e.outbox = cartStore(t, cart)
-	e.order = orderStore(t, order, "at the end")
-	e.crashes = crashes
+	e.cart, e.outbox, e.order, e.crashes = cart, outbox, order, crashes
 	violations := check(e)
 	for i, v := range violations {
 		if i == 20 {
@@ -185,7 +194,7 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 		t.Errorf("there was hardly any load: %v", outcomes)
 	}
 	// A logged error does not fail the test: faults cause errors.
-	for _, p := range []*process{cart, order} {
+	for _, p := range services {
 		if n := strings.Count(p.log(), `"level":"ERROR"`); n > 0 {
 			_, first, _ := strings.Cut(p.log(), `"level":"ERROR"`)
 			t.Logf("%s logged %d errors, the first: %.300s", p.name, n, first)

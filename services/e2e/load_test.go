@@ -17,13 +17,15 @@ import (
 // load runs clients that create, update and look up orders, through all faults of the services. It
 // records each operation and its outcome.
 type load struct {
-	t           testing.TB
-	cart, order *process
+	t testing.TB
+	// cart and order are the URLs of the services.
+	cart, order string
 	seed        uint64
 	// every is the pause of a client between its operations.
-	every time.Duration
-	// headers are added to each request, as names and values.
-	headers []string
+	every  time.Duration
+	client *http.Client
+	// wait is for how many seconds a look-up may wait. It is 5 unless set.
+	wait int
 	// items is the highest number of items of an order. It is 5 unless set.
 	items int
 
@@ -37,26 +39,30 @@ type load struct {
 	mu         sync.Mutex
 	operations []operation
 	lookups    []lookup
+	// failed describes the requests that got no response, or one that blames the service. It also has the
+	// look-ups that did not find what was accepted.
+	failed []string
 }
 
 // sharedOrders is the number of orders that all clients update.
 const sharedOrders = 5
 
-// startLoad starts clients, which end stops. If order is nil, nothing is looked up.
+// startLoad starts clients of the services at these URLs, which end stops. If order is empty, nothing is
+// looked up.
 func startLoad(
-	t testing.TB, cart, order *process, seed uint64, clients int, every time.Duration, set ...func(*load),
+	t testing.TB, cart, order string, seed uint64, clients int, every time.Duration, set ...func(*load),
 ) *load {
 	ctx, stop := context.WithCancel(t.Context())
-	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, items: 5, stop: stop,
+	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, client: client, wait: 5, items: 5, stop: stop,
 		news: make(chan lookup, 64)}
 	for _, f := range set {
 		f(l)
 	}
 	for n := range clients {
-		l.clients.Go(func() { l.client(ctx, n) })
+		l.clients.Go(func() { l.requests(ctx, n) })
 	}
 	for range 2 {
-		if order != nil {
+		if order != "" {
 			l.followers.Go(l.follow)
 		}
 	}
@@ -87,13 +93,36 @@ func (l *load) accepted() int {
 	return n
 }
 
+// add records an operation that is over.
+func (l *load) add(o operation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.operations = append(l.operations, o)
+}
+
+// fails notes a failed request.
+func (l *load) fails(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failed = append(l.failed, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// failures returns the failed requests since it was called last.
+func (l *load) failures() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	failed := l.failed
+	l.failed = nil
+	return failed
+}
+
 func (l *load) evidence() evidence {
 	return evidence{operations: l.operations, lookups: l.lookups}
 }
 
-// client creates and updates orders of its own, updates shared ones, and sends requests that must
+// requests creates and updates orders of its own, updates shared ones, and sends requests that must
 // be refused.
-func (l *load) client(ctx context.Context, n int) {
+func (l *load) requests(ctx context.Context, n int) {
 	rng := rand.New(rand.NewPCG(l.seed, uint64(n)))
 	news := l.news
 	var mine []string
@@ -129,9 +158,7 @@ func (l *load) client(ctx context.Context, n int) {
 			key = fmt.Sprintf("key-%d-%s-%d", n, o.order, rng.Uint64())
 		}
 		l.operate(&o, key, ifMatch, rng)
-		l.mu.Lock()
-		l.operations = append(l.operations, o)
-		l.mu.Unlock()
+		l.add(o)
 		if o.outcome == accepted && rng.IntN(3) == 0 {
 			select {
 			case news <- lookup{order: o.order, version: o.version}:
@@ -150,14 +177,14 @@ func (l *load) client(ctx context.Context, n int) {
 // response. Without one, a lost response leaves the outcome unknown. The services are up again
 // before the test ends, so every operation ends too.
 func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
-	method, url, body := http.MethodPut, l.cart.api+"/Order/update-order",
+	method, url, body := http.MethodPut, l.cart+"/Order/update-order",
 		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
 	if o.create {
 		items := 1 + rng.IntN(l.items)
 		if o.order[0] == 'i' {
 			items = 0
 		}
-		method, url, body = http.MethodPost, l.cart.api+"/Order/create-order",
+		method, url, body = http.MethodPost, l.cart+"/Order/create-order",
 			fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.order, items)
 	}
 	o.begin = time.Now()
@@ -166,14 +193,17 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	sent := false
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		trace := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()|1)
-		headers := append([]string{"traceparent", "00-" + trace + "-00000000000000ff-01"}, l.headers...)
+		headers := []string{"traceparent", "00-" + trace + "-00000000000000ff-01"}
 		if key != "" {
 			headers = append(headers, "Idempotency-Key", key)
 		}
 		if ifMatch != "" {
 			headers = append(headers, "If-Match", ifMatch)
 		}
-		got, err := send(method, url, body, headers...)
+		got, err := sendBy(l.client, method, url, body, headers...)
+		if err != nil || got.status >= http.StatusInternalServerError {
+			l.fails("%v: %d %.200s %v", o, got.status, got.body, err)
+		}
 		if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
 			// The request never reached the service.
 			continue
@@ -200,10 +230,11 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 // follow looks up what was accepted.
 func (l *load) follow() {
 	for want := range l.news {
-		got, err := send(http.MethodGet,
-			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order.api, want.order, want.version), "",
-			"Prefer", "wait=5")
+		got, err := sendBy(l.client, http.MethodGet,
+			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order, want.order, want.version), "",
+			"Prefer", fmt.Sprint("wait=", l.wait))
 		if err != nil || got.status != http.StatusOK {
+			l.fails("look-up of %s at version %d: %d %.200s %v", want.order, want.version, got.status, got.body, err)
 			// Order or Kafka is down. The state at the end is checked later.
 			continue
 		}

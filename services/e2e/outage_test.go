@@ -140,11 +140,7 @@ func TestMissingTopics(t *testing.T) {
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	// Each request has its own connection. A kept connection can be closed as idle at the moment at
-	// which it carries a request again.
-	l := startLoad(t, cart, order, number(t, "E2E_SEED", 1), 16, time.Millisecond, func(l *load) {
-		l.headers = []string{"Connection", "close"}
-	})
+	l := startLoad(t, cart.api, order.api, number(t, "E2E_SEED", 1), 16, time.Millisecond)
 	defer l.end()
 	for range 3 {
 		before := cart.metric("cart_produce_ack_seconds_count")

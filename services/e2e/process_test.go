@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 	if buildDir, err = os.MkdirTemp("", "e2e-"); err != nil {
 		panic(err)
 	}
-	code := m.Run()
+	code := testenv.Run(m)
 	os.RemoveAll(buildDir)
 	os.Exit(code)
 }

@@ -94,7 +94,8 @@ func orderStore(t testing.TB, p *process, when string) state {
 
 func orderState(t testing.TB, db *sql.DB, when string) state {
 	t.Helper()
-	return state{when, readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders"), readOffsets(t, db)}
+	orders := readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders")
+	return state{when, orders, readOffsets(t, db, "offsets")}
 }
 
 func readOrders(t testing.TB, db *sql.DB, query string) map[string]storedOrder {
@@ -119,9 +120,9 @@ func readOrders(t testing.TB, db *sql.DB, query string) map[string]storedOrder {
 	return orders
 }
 
-func readOffsets(t testing.TB, db *sql.DB) map[topicPartition]int64 {
+func readOffsets(t testing.TB, db *sql.DB, table string) map[topicPartition]int64 {
 	t.Helper()
-	rows, err := db.Query("SELECT topic, partition, next_offset FROM offsets")
+	rows, err := db.Query("SELECT topic, partition, next_offset FROM " + table)
 	if err != nil {
 		t.Fatal(err)
 	}
