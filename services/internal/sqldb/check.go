@@ -25,7 +25,7 @@ func (e *DamagedError) Error() string {
 // check reads the whole database and returns a *DamagedError if it is not whole. It compares the
 // indexes with their tables too: a row that its index lacks is never found, and can be inserted
 // again. It cannot see a value that was changed, nor that the WAL was deleted.
-func (db *DB) check(ctx context.Context) error {
+func (db *sqlite) check(ctx context.Context) error {
 	size, err := fileSize(db.path)
 	if err != nil {
 		return err

@@ -12,8 +12,8 @@ const checkpointFrames = 4000
 
 // checkpoint copies the WAL into the database file once it is long. The caller holds db.mu, and no
 // transaction is under way.
-func (db *DB) checkpoint(tx *Tx) {
-	frames, copied, err := walCheckpoint(tx, "NOOP")
+func (db *sqlite) checkpoint(s *sqliteSession) {
+	frames, copied, err := walCheckpoint(s, "NOOP")
 	if err != nil {
 		db.noteCheckpoint(err)
 		return
@@ -32,7 +32,7 @@ func (db *DB) checkpoint(tx *Tx) {
 	if disk.free-(frames-copied)*pageBytes < 2*disk.reserve() {
 		mode = "TRUNCATE"
 	}
-	frames, copied, err = walCheckpoint(tx, mode)
+	frames, copied, err = walCheckpoint(s, mode)
 	if err == nil && frames == copied {
 		db.whole = db.last
 	}
@@ -41,9 +41,9 @@ func (db *DB) checkpoint(tx *Tx) {
 
 // lastCheckpoint copies what is left in the WAL, unless the database has failed: the WAL stays then.
 // The caller holds db.mu, and no transaction is under way.
-func (db *DB) lastCheckpoint() error {
+func (db *sqlite) lastCheckpoint() error {
 	if db.Err() == nil {
-		_, _, err := walCheckpoint(&Tx{db: db, conn: db.write, stmts: db.stmts, ctx: context.Background()}, "TRUNCATE")
+		_, _, err := walCheckpoint(db.session(context.Background()), "TRUNCATE")
 		db.noteCheckpoint(err)
 	}
 	return db.Err()
@@ -51,7 +51,7 @@ func (db *DB) lastCheckpoint() error {
 
 // noteCheckpoint takes the result of a checkpoint. On a full disk the WAL stays as it is, and the
 // next transaction tries again. It logs only when that changes.
-func (db *DB) noteCheckpoint(err error) {
+func (db *sqlite) noteCheckpoint(err error) {
 	if err != nil {
 		err = fmt.Errorf("copy the WAL into the database: %w", err)
 	}
@@ -64,8 +64,8 @@ func (db *DB) noteCheckpoint(err error) {
 
 // walCheckpoint makes a checkpoint. It returns how many frames the WAL has, and how many of them are
 // in the database file.
-func walCheckpoint(tx *Tx, mode string) (frames, copied int64, err error) {
-	err = tx.Query("PRAGMA wal_checkpoint("+mode+")", func(rows *sql.Rows) error {
+func walCheckpoint(s *sqliteSession, mode string) (frames, copied int64, err error) {
+	err = s.Query("PRAGMA wal_checkpoint("+mode+")", func(rows *sql.Rows) error {
 		// busy is 1 if a reader kept it from copying or truncating all. A later one does that.
 		var busy int
 		return rows.Scan(&busy, &frames, &copied)

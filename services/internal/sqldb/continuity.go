@@ -31,7 +31,7 @@ const userVersionAt = 60
 
 // checkContinuity returns a *DamagedError if the WAL does not continue the file, which ends with the
 // transaction inFile. Nothing may have been written yet.
-func (db *DB) checkContinuity(ctx context.Context, inFile uint32) error {
+func (db *sqlite) checkContinuity(ctx context.Context, inFile uint32) error {
 	var last, whole int32
 	err := db.write.QueryRowContext(ctx, "SELECT user_version, application_id FROM "+
 		"pragma_user_version, pragma_application_id").Scan(&last, &whole)
@@ -44,7 +44,7 @@ func (db *DB) checkContinuity(ctx context.Context, inFile uint32) error {
 			"(the file ends with transaction %d, the WAL goes on from %d): if this file is a backup, "+
 			"delete the -wal and the -shm file", inFile, db.whole)}
 	}
-	frames, copied, err := walCheckpoint(&Tx{db: db, conn: db.write, stmts: db.stmts, ctx: ctx}, "NOOP")
+	frames, copied, err := walCheckpoint(db.session(ctx), "NOOP")
 	if err != nil {
 		return fmt.Errorf("read how long the WAL is: %w", err)
 	}
@@ -77,13 +77,13 @@ func numberInFile(path string) (uint32, error) {
 }
 
 // number writes the number of a transaction that is about to be committed.
-func (c *continuity) number(tx *Tx) error {
+func (c *continuity) number(s *sqliteSession) error {
 	// A PRAGMA takes no parameters, and a prepared statement of each would stay in memory.
 	text := fmt.Sprintf("PRAGMA user_version = %d", int32(c.last+1))
 	if c.whole != c.recorded {
 		text += fmt.Sprintf("; PRAGMA application_id = %d", int32(c.whole))
 	}
-	if _, err := tx.conn.ExecContext(tx.ctx, text); err != nil {
+	if _, err := s.conn.ExecContext(s.ctx, text); err != nil {
 		return fmt.Errorf("number the transaction: %w", err)
 	}
 	return nil

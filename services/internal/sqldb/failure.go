@@ -39,13 +39,12 @@ func (f *failure) set(reason error) {
 	}
 }
 
-// Watch returns an error once the database must not be used any more, or nil when ctx ends. The
-// process must then end: its next start recovers from the WAL.
+// Watch is part of engine. The process must end after an error: its next start recovers from the WAL.
 //
 // A disk that has failed an fsync may report success for the next one, and may have dropped the
 // data in between. So an error of a write or an fsync cannot be waited out; the same holds for an
 // error of a checkpoint, and for a file that turns out to be damaged.
-func (db *DB) Watch(ctx context.Context) error {
+func (db *sqlite) Watch(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
@@ -54,12 +53,12 @@ func (db *DB) Watch(ctx context.Context) error {
 	}
 }
 
-// Err returns what Watch would return now: nil as long as the database can be used.
-func (db *DB) Err() error { return db.failed.err() }
+// Err is part of engine. It returns what Watch would return now.
+func (db *sqlite) Err() error { return db.failed.err() }
 
 // noted returns err. If err means that the database must not be used any more, Watch returns from
 // then on.
-func (db *DB) noted(err error) error {
+func (db *sqlite) noted(err error) error {
 	if _, damaged := damage(err); damaged || brokenDisk(err) {
 		db.failed.set(fmt.Errorf("%s must not be used any more, restart to recover what was committed: %w",
 			db.path, err))
@@ -73,10 +72,6 @@ func damage(err error) (sqlite3.Error, bool) {
 	e, is := errors.AsType[sqlite3.Error](err)
 	return e, is && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
-
-// IsUnavailable reports whether err says that the database cannot be used now, and that trying again
-// later may succeed. What a failed commit has done is unknown; nothing else has changed anything.
-func IsUnavailable(err error) bool { return IsFull(err) }
 
 // IsFull reports whether err says that the disk had no room. Nothing was written then.
 func IsFull(err error) bool {

@@ -9,12 +9,12 @@ import (
 
 // collector exposes what a database uses of its disk. It reads that for each scrape.
 type collector struct {
-	db         *DB
+	db         *sqlite
 	used, left *prometheus.Desc
 }
 
-// NewCollector returns a collector for the space of db. The names of its metrics start with prefix.
-func NewCollector(db *DB, prefix string) prometheus.Collector {
+// collector is part of engine. The names of the metrics start with prefix.
+func (db *sqlite) collector(prefix string) prometheus.Collector {
 	return &collector{
 		db: db,
 		used: prometheus.NewDesc(prefix+"_store_bytes",

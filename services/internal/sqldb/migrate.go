@@ -5,58 +5,98 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
+	"path"
 	"slices"
 )
 
-// migrate applies the migrations that the database does not have yet. A migration is known by its
-// name only, so a comment in it may change later.
+// migration changes the schema. It is known by its name only, so a comment in it may change later.
+type migration struct{ name, text string }
+
+// migrationsTable makes the table of the migrations that the database has.
+const migrationsTable = "CREATE TABLE IF NOT EXISTS schema_migrations(name TEXT PRIMARY KEY)"
+
+// readMigrations returns the migrations for a kind of database, in their order.
+func readMigrations(files fs.FS, kind string) ([]migration, error) {
+	names, err := fs.Glob(files, kind+"/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("there are no migrations for %s", kind)
+	}
+	all := make([]migration, 0, len(names))
+	for _, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, migration{path.Base(name), string(text)})
+	}
+	return all, nil
+}
+
+// migrate applies the migrations that the database does not have yet.
 //
 // A migration only adds to the schema, so that the release before it can use the database: a rollback
 // starts that release again. Migrations that come after all of this program's are therefore left
 // alone. Any other unknown one shows that the database is that of another program.
-func migrate(tx *Tx, migrations fs.FS, log *slog.Logger) error {
-	files, err := fs.Glob(migrations, "*.sql")
-	if err != nil {
+//
+// Processes that share the database may migrate at the same time. The row of a migration is its lock:
+// whoever inserts it applies the migration, and the others wait for that transaction to end.
+func migrate(tx *Tx, files []migration, log *slog.Logger) error {
+	if err := refuseForeign(tx, files); err != nil {
 		return err
 	}
-	if _, err := tx.Exec("CREATE TABLE IF NOT EXISTS schema_migrations(name TEXT PRIMARY KEY)"); err != nil {
-		return fmt.Errorf("create schema_migrations: %w", err)
+	for _, m := range files {
+		added, err := tx.Exec("INSERT INTO schema_migrations(name) VALUES (?) ON CONFLICT DO NOTHING", m.name)
+		if err != nil {
+			return fmt.Errorf("record migration %s: %w", m.name, err)
+		}
+		if added == 0 {
+			continue
+		}
+		if err := tx.script(m.text); err != nil {
+			return fmt.Errorf("apply migration %s: %w", m.name, err)
+		}
 	}
-	applied := map[string]bool{}
+	var newer []string
+	err := tx.Query("SELECT name FROM schema_migrations WHERE name > ? ORDER BY name",
+		func(rows *sql.Rows) error {
+			var name string
+			err := rows.Scan(&name)
+			newer = append(newer, name)
+			return err
+		}, files[len(files)-1].name)
+	if err != nil {
+		return fmt.Errorf("read schema_migrations: %w", err)
+	}
+	if len(newer) > 0 {
+		log.Warn("a newer release has used the database; this one does not know what that added",
+			"migrations", newer, "next", "docs/operations.md, Roll back the services")
+	}
+	return nil
+}
+
+// refuseForeign returns an error if the database has a migration that this program does not have, and
+// that does not come after all of its own.
+func refuseForeign(tx *Tx, files []migration) error {
+	known := func(name string) bool {
+		return slices.ContainsFunc(files, func(m migration) bool { return m.name == name })
+	}
+	foreign := ""
 	if err := tx.Query("SELECT name FROM schema_migrations", func(rows *sql.Rows) error {
 		var name string
 		err := rows.Scan(&name)
-		applied[name] = true
+		if !known(name) && name < files[len(files)-1].name {
+			foreign = name
+		}
 		return err
 	}); err != nil {
 		return fmt.Errorf("read schema_migrations: %w", err)
 	}
-	for _, name := range files {
-		if applied[name] {
-			delete(applied, name)
-			continue
-		}
-		text, err := fs.ReadFile(migrations, name)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.conn.ExecContext(tx.ctx, string(text)); err != nil {
-			return fmt.Errorf("apply migration %s: %w", name, err)
-		}
-		if _, err := tx.Exec("INSERT INTO schema_migrations(name) VALUES (?)", name); err != nil {
-			return fmt.Errorf("record migration %s: %w", name, err)
-		}
-	}
-	newer := slices.Sorted(maps.Keys(applied))
-	if len(newer) == 0 {
-		return nil
-	}
-	if len(files) == 0 || newer[0] < files[len(files)-1] {
+	if foreign != "" {
 		return fmt.Errorf("it has migration %s, which this program does not have: "+
-			"it is the database of another program", newer[0])
+			"it is the database of another program", foreign)
 	}
-	log.Warn("a newer release has used the database; this one does not know what that added",
-		"path", tx.db.path, "migrations", newer, "next", "docs/operations.md, Roll back the services")
 	return nil
 }

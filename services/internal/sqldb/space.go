@@ -19,12 +19,14 @@ const (
 	// mostReserve is the reserve of every volume of 512 MiB or more. A deletion of 5,000 rows
 	// writes 20 MiB at most.
 	mostReserve = 64 << 20
+	// mostDeleted is how many rows one transaction may delete.
+	mostDeleted = 5000
 )
 
 // disk is the file system of the database, in bytes.
 type disk struct{ free, size int64 }
 
-func (db *DB) disk() (disk, error) {
+func (db *sqlite) disk() (disk, error) {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(filepath.Dir(db.path), &s); err != nil {
 		return disk{}, fmt.Errorf("look up the free space of %s: %w", db.path, err)
@@ -51,15 +53,8 @@ type Space struct {
 	once int64
 }
 
-// Room returns how many bytes the transaction may write. It is 0 or less when the disk is so full
-// that only the reserve is left, which is for deletions. Cost returns what a row takes.
-func (tx *Tx) Room() (int64, error) {
-	s, err := tx.db.space(tx.Query)
-	return min(s.Left, s.once), err
-}
-
-// Space looks up what the database uses and can still use. It does not wait for a transaction.
-func (db *DB) Space(ctx context.Context) (Space, error) {
+// Space is part of engine.
+func (db *sqlite) Space(ctx context.Context) (Space, error) {
 	return db.space(func(query string, scan func(*sql.Rows) error, _ ...any) error {
 		return db.Query(ctx, query, scan)
 	})
@@ -71,7 +66,7 @@ func (db *DB) Space(ctx context.Context) (Space, error) {
 // space of the WAL back. So a disk has really left what is free, plus the WAL, minus that growth.
 // Pages that were deleted are used again before the file grows. A transaction goes to the WAL
 // before; it may use half of the reserve for that, and deletions have the other half.
-func (db *DB) space(query func(string, func(*sql.Rows) error, ...any) error) (Space, error) {
+func (db *sqlite) space(query func(string, func(*sql.Rows) error, ...any) error) (Space, error) {
 	disk, err := db.disk()
 	if err != nil {
 		return Space{}, err
@@ -116,11 +111,4 @@ func fileSize(path string) (int64, error) {
 func Cost(n int) int64 {
 	const more = 3 // a page of the table, one of the index, and one when a page is split
 	return int64(n/(pageBytes-4)+1+more) * frameBytes
-}
-
-// DeleteLimit returns how many rows one transaction may delete at most, whatever their size: 5,000,
-// or fewer on a disk that is almost full. Each writes its page of the table to the WAL.
-func (tx *Tx) DeleteLimit() (int64, error) {
-	room, err := tx.Room()
-	return max(100, min(5000, room/(2*frameBytes))), err
 }

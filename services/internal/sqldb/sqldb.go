@@ -1,24 +1,21 @@
-// Package sqldb opens a service's database and runs its transactions. The database is SQLite.
+// Package sqldb opens a service's database and runs its transactions. The database is SQLite, a file
+// of this process alone, or PostgreSQL, which any number of processes share.
 //
 // Everything that depends on the kind of database is in this package. The SQL of the services uses
-// ? as placeholder and only features that PostgreSQL has too.
+// ? as placeholder and only features that both have. It keeps to what other engines that speak
+// PostgreSQL's protocol have too: no sequences, no advisory locks, no LISTEN.
 package sqldb
 
 import (
 	"context"
 	"database/sql"
-	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
-	"path/filepath"
-	"runtime"
-	"sync"
-	"syscall"
+	"time"
 
-	_ "github.com/mattn/go-sqlite3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/internal/backoff"
 )
 
 // Sync is what a commit waits for.
@@ -26,7 +23,8 @@ type Sync string
 
 // What a commit can wait for.
 const (
-	// Full waits for the disk: a committed transaction survives a power loss.
+	// Full waits for the disk: a committed transaction survives a power loss. PostgreSQL is expected to
+	// do so, and a warning is logged if its synchronous_commit is off.
 	Full Sync = "FULL"
 	// Normal does not wait. A power loss may roll back the last transactions, all of them whole. It
 	// is right for state that is stored together with the offset from which it can be read again.
@@ -42,7 +40,7 @@ type Config struct {
 	URL string
 	// Path is the file of SQLite.
 	Path string
-	// Sync is what a commit of SQLite waits for.
+	// Sync is what a commit waits for.
 	Sync Sync
 	// Schema is the schema of the service's tables in PostgreSQL. It is made if it is missing.
 	Schema string
@@ -51,249 +49,92 @@ type Config struct {
 	Migrations fs.FS
 }
 
-// DB is one SQLite database in WAL mode. It has a single connection for writing, and read
-// connections that never wait for it. It is safe for concurrent use.
-type DB struct {
-	// read has the read-only connections, and readStmts their prepared statements by text.
-	read      *sql.DB
-	readStmts sync.Map
+// DB is the database of a service. It is safe for concurrent use.
+type DB struct{ engine }
 
-	path string
-	log  *slog.Logger
-	lock *os.File
-	// pool has one connection, which is write.
-	pool  *sql.DB
-	write *sql.Conn
-	// failed holds why the database cannot be used any more.
-	failed *failure
+// engine is a kind of database.
+type engine interface {
+	// Shared reports whether other processes may use the database at the same time.
+	Shared() bool
 
-	// mu is held during a transaction.
-	mu sync.Mutex
-	continuity
-	// checkpointRefused is true if the last checkpoint was not possible.
-	checkpointRefused bool
-	// stmts has the prepared statements of write, by their text.
-	stmts map[string]*sql.Stmt
+	// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise. The
+	// transactions of this process run one after the other.
+	//
+	// Once begun, a transaction runs to its end, even if ctx ends meanwhile. fn only reads and writes
+	// the database, so that it can be run again: what else is to happen goes to AfterCommit or is done
+	// by the caller. After ErrUnknownCommit the transaction may have taken effect, and after any other
+	// error it has not.
+	Tx(ctx context.Context, fn func(*Tx) error) error
+
+	// Query calls scan for each row of the result, outside of a transaction and without waiting for
+	// one. It ends early when scan returns an error, and returns that, or nil for ErrStop.
+	Query(ctx context.Context, query string, scan func(*sql.Rows) error, args ...any) error
+
+	// QueryIn is Tx.QueryIn outside of a transaction, like Query.
+	QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error
+
+	// Snapshot begins a transaction that only reads. What it reads is the database of one moment. It
+	// ends with ctx.
+	Snapshot(ctx context.Context) (*sql.Tx, error)
+
+	// Space looks up what the database uses and can still use. It does not wait for a transaction.
+	Space(ctx context.Context) (Space, error)
+
+	// Watch returns an error once the database must not be used any more, or nil when ctx ends. It
+	// keeps Err up to date.
+	Watch(ctx context.Context) error
+
+	// Err returns why the database cannot be used now, or nil. It does not block.
+	Err() error
+
+	// Close closes the database. It waits for a transaction under way.
+	Close() error
+
+	// collector returns the metrics of the database. Their names or labels have the prefix.
+	collector(prefix string) prometheus.Collector
 }
 
-// Open opens the database file, or makes it, and applies the migrations that it does not have yet:
-// the *.sql files in the order of their names. It ignores those of a newer release, which come after
-// them.
-//
-// Open takes an exclusive lock that ends with the process. It waits for another process that holds
-// the lock, and returns ErrInUse if that one does not end within lockWait. It returns a
-// *DamagedError if the file is not a whole database.
+// Open opens the database, or makes it, and applies the migrations that it does not have yet: the
+// *.sql files in the order of their names. It ignores those of a newer release, which come after them.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
-	if cfg.URL != "" {
-		return nil, errors.New("open the database: DATABASE_URL must be empty, which means SQLite")
+	var db engine
+	var err error
+	if cfg.URL == "" {
+		db, err = openSQLite(ctx, cfg, log)
+	} else {
+		db, err = openPostgres(ctx, cfg, log)
 	}
-	migrations, err := fs.Sub(cfg.Migrations, "sqlite")
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{path: cfg.Path, log: log, stmts: map[string]*sql.Stmt{}, failed: newFailure()}
-	if err := db.open(ctx, cfg.Path, cfg.Sync, migrations, log); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", cfg.Path, err), db.Close())
-	}
-	return db, nil
+	return &DB{db}, nil
 }
 
-func (db *DB) open(ctx context.Context, path string, sync Sync, migrations fs.FS, log *slog.Logger) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if db.lock, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644); err != nil {
-		return err
-	}
-	if err := takeLock(ctx, db.lock, log); err != nil {
-		return err
-	}
-	inFile, err := numberInFile(path)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if code, damaged := damage(err); damaged {
-			err = &DamagedError{Path: path, Finding: code.Error()}
-		}
-	}()
-	// Settings in the DSN apply to every connection of a pool.
-	dsn := func(more string) string {
-		u := url.URL{
-			Scheme:   "file",
-			Opaque:   (&url.URL{Path: path}).EscapedPath(),
-			RawQuery: "_busy_timeout=10000&_foreign_keys=on&" + more,
-		}
-		return u.String()
-	}
-	if db.pool, err = sql.Open("sqlite3", dsn("_journal_mode=WAL&_synchronous="+string(sync))); err != nil {
-		return err
-	}
-	db.pool.SetMaxOpenConns(1)
-	if db.write, err = db.pool.Conn(ctx); err != nil {
-		return err
-	}
-	// SQLite hides the error of a checkpoint that it begins by itself, so db.checkpoint begins all
-	// of them. The limit of the WAL cuts its file back after a burst. temp_store keeps statement
-	// journals in memory: a statement of many rows would make a file for one each time.
-	const settings = `PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
-		PRAGMA temp_store = MEMORY`
-	if _, err := db.write.ExecContext(ctx, settings); err != nil {
-		return err
-	}
-	if err := db.checkContinuity(ctx, inFile); err != nil {
-		return err
-	}
-	if err := db.check(ctx); err != nil {
-		return err
-	}
-	if err := db.Tx(ctx, func(tx *Tx) error { return migrate(tx, migrations, log) }); err != nil {
-		return err
-	}
-	if db.read, err = sql.Open("sqlite3", dsn("mode=ro&_query_only=on")); err != nil {
-		return err
-	}
-	// Each connection has a cache of 2 MB, which Go's memory limit does not count.
-	connections := min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
-	db.read.SetMaxOpenConns(connections)
-	db.read.SetMaxIdleConns(connections)
-	return nil
-}
+// NewCollector returns a collector for the metrics of db. Their names or labels have the prefix.
+func NewCollector(db *DB, prefix string) prometheus.Collector { return db.collector(prefix) }
 
-// Tx runs fn in a transaction. It commits when fn returns nil, and rolls back otherwise.
-// Transactions run one after the other.
-//
-// Once begun, a transaction runs to its end, even if ctx ends meanwhile: the caller knows whether
-// it was committed. fn only reads and writes the database, so that it can be run again: what else
-// is to happen goes to AfterCommit or is done by the caller.
-//
-// After a failure that Failed reports, no transaction begins any more.
-func (db *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := db.Err(); err != nil {
-		return err
-	}
-	// go-sqlite3 starts a goroutine for each statement if its context can end.
-	tx := &Tx{db: db, conn: db.write, stmts: db.stmts, ctx: context.WithoutCancel(ctx)}
-	if _, err := tx.Exec("BEGIN IMMEDIATE"); err != nil {
-		return db.noted(fmt.Errorf("begin: %w", err))
-	}
-	tx.wrote = false
-	err := fn(tx)
-	wrote := tx.wrote
-	if err == nil && wrote {
-		err = db.number(tx)
-	}
-	if err == nil {
-		if _, err = tx.Exec("COMMIT"); err != nil {
-			err = fmt.Errorf("commit: %w", err)
+// Await calls open until it succeeds, or until it fails because of something else than that the
+// database is unavailable. It passes that reason to report: a service that starts before its database
+// waits for it, and shows that it does.
+func Await(ctx context.Context, log *slog.Logger, report func(reason error), open func() error) error {
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 2 * time.Second}
+	for logged := ""; ; {
+		err := open()
+		if err == nil || !IsUnavailable(err) || ctx.Err() != nil {
+			return err
+		}
+		report(err)
+		if text := err.Error(); text != logged {
+			logged = text
+			log.Warn("the database cannot be opened; trying again", "err", err,
+				"next", "docs/operations.md, When PostgreSQL fails")
+		}
+		if !retry.Wait(ctx) {
+			return context.Cause(ctx)
 		}
 	}
-	if err != nil {
-		return db.noted(errors.Join(err, tx.rollback()))
-	}
-	if wrote {
-		db.numbered()
-	}
-	for _, then := range tx.committed {
-		then()
-	}
-	// What was committed stays committed, also if the checkpoint fails.
-	db.checkpoint(tx)
-	return nil
 }
 
-// Shared reports whether other processes may use the database at the same time.
-func (db *DB) Shared() bool { return false }
-
-// Query calls scan for each row of the result, outside of a transaction and without waiting for one.
-// Its texts are few: each is prepared once and kept.
-//
-// A query that has begun runs to its end: go-sqlite3 would start a goroutine for a statement, and for
-// each of its rows, if the context could end. scan can end it before.
-func (db *DB) Query(ctx context.Context, query string, scan func(*sql.Rows) error, args ...any) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	ctx = context.WithoutCancel(ctx)
-	s, err := db.readStmt(ctx, query)
-	if err != nil {
-		return db.noted(err)
-	}
-	rows, err := s.QueryContext(ctx, args...)
-	if err != nil {
-		return db.noted(err)
-	}
-	return db.noted(each(rows, scan))
-}
-
-// readStmt returns the prepared statement of a text on the read connections.
-func (db *DB) readStmt(ctx context.Context, query string) (*sql.Stmt, error) {
-	if s, ok := db.readStmts.Load(query); ok {
-		return s.(*sql.Stmt), nil
-	}
-	s, err := db.read.PrepareContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	if first, loaded := db.readStmts.LoadOrStore(query, s); loaded {
-		return first.(*sql.Stmt), s.Close()
-	}
-	return s, nil
-}
-
-// QueryIn is Tx.QueryIn outside of a transaction, like Query.
-func (db *DB) QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error {
-	return queryIn(head, keys, tail, func(query string, keys []any) error {
-		return db.Query(ctx, query, scan, keys...)
-	})
-}
-
-// Snapshot begins a transaction that only reads. What it reads is the database of one moment. It ends
-// with ctx.
-func (db *DB) Snapshot(ctx context.Context) (*sql.Tx, error) {
-	tx, err := db.read.BeginTx(ctx, nil)
-	return tx, db.noted(err)
-}
-
-// Close closes the database. It waits for a transaction under way.
-func (db *DB) Close() error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	var errs []error
-	if db.read != nil {
-		errs = append(errs, db.lastCheckpoint())
-		for _, s := range db.readStmts.Range {
-			errs = append(errs, s.(*sql.Stmt).Close())
-		}
-		// SQLite makes a checkpoint when its last connection closes, hides the error, and deletes
-		// the WAL. The read connections cannot do that. They close last, so the WAL of a database
-		// that has failed stays.
-		if db.Err() == nil {
-			errs = append(errs, db.read.Close())
-		} else {
-			// A connection that has read nothing yet does not count.
-			_ = db.read.QueryRowContext(context.Background(), "PRAGMA schema_version").Scan(new(int))
-			defer db.read.Close()
-		}
-	}
-	for _, s := range db.stmts {
-		errs = append(errs, s.Close())
-	}
-	if db.write != nil {
-		errs = append(errs, db.write.Close())
-	}
-	if db.pool != nil {
-		errs = append(errs, db.pool.Close())
-	}
-	if db.lock != nil {
-		// Closing the file is not enough: a child process between its fork and its exec has it open
-		// too, and so would keep the lock.
-		errs = append(errs, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN), db.lock.Close())
-	}
-	return errors.Join(errs...)
-}
+// IsUnavailable reports whether err says that the database cannot be used now: it cannot be reached,
+// it refuses, it only reads, it is full, or it did not respond in time. Trying again later may succeed.
+func IsUnavailable(err error) bool { return IsFull(err) || postgresUnavailable(err) }
