@@ -5,6 +5,7 @@ import (
 
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 // Config is the configuration of the Cart service.
@@ -15,6 +16,8 @@ type Config struct {
 	OpsAddr env.Addr
 	// DataDir is where the store is. It must outlive the service.
 	DataDir string
+	// DatabaseURL is where the store is instead, if it is not empty.
+	DatabaseURL string
 	// MaxBacklog is how many events may wait for Kafka. At this number requests are refused.
 	MaxBacklog int
 	// MaxBacklogBytes is how large these events may be together.
@@ -26,10 +29,11 @@ type Config struct {
 func ConfigFromEnv(e *env.Env) Config {
 	http := e.Addr("HTTP_ADDR", ":5000")
 	return Config{
-		HTTPAddr:   http,
-		OpsAddr:    e.Addr("OPS_ADDR", http.Next()),
-		DataDir:    e.String("DATA_DIR", "data/cart"),
-		MaxBacklog: e.Int("MAX_BACKLOG", 1_000_000, 1, 1_000_000_000),
+		HTTPAddr:    http,
+		OpsAddr:     e.Addr("OPS_ADDR", http.Next()),
+		DataDir:     e.String("DATA_DIR", "data/cart"),
+		DatabaseURL: sqldb.URLFromEnv(e),
+		MaxBacklog:  e.Int("MAX_BACKLOG", 1_000_000, 1, 1_000_000_000),
 		// A fifth of the chart's volume. While it waits, such a backlog takes twice that: as events
 		// and as orders.
 		MaxBacklogBytes: e.Int("MAX_BACKLOG_BYTES", 1<<30, 1, 1<<50),
@@ -41,7 +45,8 @@ func ConfigFromEnv(e *env.Env) Config {
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
-		slog.String("data_dir", c.DataDir), slog.Int("max_backlog", c.MaxBacklog),
+		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
+		slog.Int("max_backlog", c.MaxBacklog),
 		slog.Int("max_backlog_bytes", c.MaxBacklogBytes), slog.Any("kafka", c.Kafka),
 	)
 }

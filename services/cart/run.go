@@ -29,7 +29,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	cfg.Kafka.ClientID, cfg.Kafka.Stats = "cart", broker.NewStats()
 	svc.Registry.MustRegister(cfg.Kafka.Stats)
 
-	store, err := openStore(ctx, "", cfg.DataDir, log, svc.Registry)
+	store, err := openStore(ctx, cfg.DatabaseURL, cfg.DataDir, log, svc.Registry)
 	if err != nil {
 		return err
 	}

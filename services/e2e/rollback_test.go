@@ -1,11 +1,20 @@
 package e2e
 
 import (
+	"database/sql"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ordersystem.dev/services/internal/localpostgres"
+	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // The release before runs on the schema of this one, so a migration only adds tables, columns with a
@@ -28,6 +37,44 @@ func TestMigrationsOnlyAdd(t *testing.T) {
 			if statement != "" && !allowed.MatchString(statement) {
 				t.Errorf("%s: the release before may not run on a database after %.80q", file, statement)
 			}
+		}
+	}
+}
+
+// Both kinds of database have the same tables and columns, so one text of SQL does for both.
+func TestBothSchemasAreTheSame(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, localpostgres.Options{Settings: map[string]string{"fsync": "off"}})
+	for _, service := range []string{"cart", "order"} {
+		columns := func(url, query string) (all []string) {
+			db, err := sqldb.Open(t.Context(), sqldb.Config{
+				URL: url, Schema: service, Path: filepath.Join(t.TempDir(), "t.db"), Sync: sqldb.Off,
+				Migrations: os.DirFS("../" + service + "/migrations"),
+			}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if err := db.Query(t.Context(), query, func(r *sql.Rows) error {
+				var table, column string
+				err := r.Scan(&table, &column)
+				// The row ID of SQLite, which Order does not use.
+				if service != "order" || table != "orders" || column != "id" {
+					all = append(all, table+"."+column)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(all)
+			return all
+		}
+		sqlite := columns("", `SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c
+			WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'`)
+		postgres := columns(server.URL("postgres"), `SELECT table_name, column_name FROM information_schema.columns
+			WHERE table_schema = current_schema()`)
+		if diff := cmp.Diff(sqlite, postgres); diff != "" || len(sqlite) == 0 {
+			t.Errorf("%s (-SQLite +PostgreSQL):\n%s", service, diff)
 		}
 	}
 }

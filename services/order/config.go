@@ -5,6 +5,7 @@ import (
 
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 // Config is the configuration of the service.
@@ -15,19 +16,22 @@ type Config struct {
 	OpsAddr env.Addr
 	// DataDir holds the store and the indexes of the audit.
 	DataDir string
+	// DatabaseURL is where the store is instead, if it is not empty.
+	DatabaseURL string
 	// Kafka is how to reach the cluster. Run sets its client ID and statistics.
 	Kafka broker.Config
 }
 
-// ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the port of the API + 1), DATA_DIR and
-// KAFKA_*. e.Err returns what is wrong.
+// ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the port of the API + 1), DATA_DIR,
+// DATABASE_URL and KAFKA_*. e.Err returns what is wrong.
 func ConfigFromEnv(e *env.Env) Config {
 	http := e.Addr("HTTP_ADDR", ":7000")
 	return Config{
-		HTTPAddr: http,
-		OpsAddr:  e.Addr("OPS_ADDR", http.Next()),
-		DataDir:  e.String("DATA_DIR", "data/order"),
-		Kafka:    broker.ConfigFromEnv(e),
+		HTTPAddr:    http,
+		OpsAddr:     e.Addr("OPS_ADDR", http.Next()),
+		DataDir:     e.String("DATA_DIR", "data/order"),
+		DatabaseURL: sqldb.URLFromEnv(e),
+		Kafka:       broker.ConfigFromEnv(e),
 	}
 }
 
@@ -35,6 +39,7 @@ func ConfigFromEnv(e *env.Env) Config {
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
-		slog.String("data_dir", c.DataDir), slog.Any("kafka", c.Kafka),
+		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
+		slog.Any("kafka", c.Kafka),
 	)
 }

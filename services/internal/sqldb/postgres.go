@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/env"
 )
 
 const (
@@ -60,12 +61,18 @@ type postgres struct {
 	failure atomic.Pointer[error]
 }
 
-// CheckURL returns an error that says what is wrong with DATABASE_URL. It does not show the password.
-func CheckURL(text string) error {
-	if _, err := parseURL(text); err != nil {
-		return err
+// URLFromEnv reads DATABASE_URL. It is empty for SQLite, and after a mistake.
+func URLFromEnv(e *env.Env) string {
+	const name = "DATABASE_URL"
+	text := e.String(name, "")
+	if text == "" {
+		return ""
 	}
-	return nil
+	if _, err := parseURL(text); err != nil {
+		e.Invalid(name, Redacted(text), err.Error())
+		return ""
+	}
+	return text
 }
 
 // Redacted returns a DATABASE_URL without its passwords.
@@ -84,18 +91,19 @@ func Redacted(text string) string {
 	return u.Redacted()
 }
 
-// errURL says what DATABASE_URL must be.
-var errURL = errors.New("it must be postgres://user:password@host:port/database, or empty for SQLite")
+// urlForm is what DATABASE_URL must be.
+const urlForm = "postgres://user:password@host:port/database, or empty for SQLite"
 
-// parseURL returns how to connect to the server at a URL.
+// parseURL returns how to connect to the server at a URL. The error says what the URL must be, and
+// does not show its password.
 func parseURL(text string) (*pgx.ConnConfig, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		return nil, errURL
+		return nil, errors.New(urlForm)
 	}
 	cfg, err := pgx.ParseConfig(text)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", urlForm, err)
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = connectTimeout
@@ -115,7 +123,7 @@ func parseURL(text string) (*pgx.ConnConfig, error) {
 func openPostgres(ctx context.Context, cfg Config, log *slog.Logger) (*postgres, error) {
 	conn, err := parseURL(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+		return nil, fmt.Errorf("DATABASE_URL must be %w", err)
 	}
 	db := &postgres{schema: cfg.Schema, log: log, turn: make(chan struct{}, 1)}
 	conn.RuntimeParams["search_path"] = pgx.Identifier{cfg.Schema}.Sanitize()
