@@ -13,8 +13,11 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/ordertest"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // batch returns the records as a batch that moves each of their partitions behind its last record.
 func batch(records ...broker.Record) broker.Batch {
@@ -28,11 +31,32 @@ func batch(records ...broker.Record) broker.Batch {
 // mostWaiting is how many look-ups may wait in these tests.
 const mostWaiting = 100
 
+// database is where a store is: at the URL of a PostgreSQL, or else in dir.
+type database struct{ url, dir string }
+
+// each runs a test on each kind of database. fresh returns an empty one.
+func each(t *testing.T, test func(t *testing.T, fresh func() database)) {
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, func() database { return database{dir: t.TempDir()} })
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, func() database { return database{url: testenv.Postgres(t)} })
+	})
+}
+
 // member returns a consumer on the store in dir, as Run makes it.
 func member(t testing.TB, dir string) *topicConsumer {
 	t.Helper()
+	return memberOn(t, database{dir: dir})
+}
+
+// memberOn returns a consumer on the store in a database, as Run makes it.
+func memberOn(t testing.TB, at database) *topicConsumer {
+	t.Helper()
 	log, reg := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), "", dir, log, reg)
+	s, err := openStore(t.Context(), at.url, at.dir, log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,12 +90,18 @@ func plaintext(kafka string) broker.Config {
 // startAs returns the service once its addresses are bound. It ends with the test.
 func startAs(t testing.TB, kafka broker.Config, dir string) *instance {
 	t.Helper()
+	return startOn(t, kafka, database{dir: dir})
+}
+
+// startOn is startAs on a database.
+func startOn(t testing.TB, kafka broker.Config, at database) *instance {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	s := &instance{stop: stop, done: make(chan error, 1)}
 	cfg := Config{
 		HTTPAddr: env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"},
 		OpsAddr:  env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
-		DataDir:  dir, Kafka: kafka,
+		DataDir:  at.dir, DatabaseURL: at.url, Kafka: kafka,
 	}
 	bound := make(chan struct{})
 	go func() {

@@ -81,253 +81,273 @@ type offsets = map[broker.Partition]int64
 
 func TestAssignment(t *testing.T) {
 	t.Parallel()
-	created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 3)
-	c := member(t, t.TempDir())
+	each(t, func(t *testing.T, fresh func() database) {
+		created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 3)
+		c := memberOn(t, fresh())
 
-	if diff := cmp.Diff(offsets{created: 0, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
-		t.Errorf("partitions that were never read (-want +got):\n%s", diff)
-	}
-	if got := c.store.at(t, updated); got != 0 {
-		t.Errorf("an assigned partition is at %d in the store, want a row with 0", got)
-	}
-	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
-	c.Revoked([]broker.Partition{created, updated})
-	if diff := cmp.Diff(offsets{created: 1, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
-		t.Errorf("assigned again (-want +got):\n%s", diff)
-	}
-	if got := count(t, c.metrics.recreated); got != 0 {
-		t.Errorf("%v topics were counted as recreated", got)
-	}
+		if diff := cmp.Diff(offsets{created: 0, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
+			t.Errorf("partitions that were never read (-want +got):\n%s", diff)
+		}
+		if got := c.store.at(t, updated); got != 0 {
+			t.Errorf("an assigned partition is at %d in the store, want a row with 0", got)
+		}
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+		c.Revoked([]broker.Partition{created, updated})
+		if diff := cmp.Diff(offsets{created: 1, updated: 0}, c.mustAssign(t, created, updated)); diff != "" {
+			t.Errorf("assigned again (-want +got):\n%s", diff)
+		}
+		if got := count(t, c.metrics.recreated); got != 0 {
+			t.Errorf("%v topics were counted as recreated", got)
+		}
+	})
 }
 
 func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 	t.Parallel()
-	old, kept := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
-	another := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
-	c := member(t, t.TempDir())
-	c.mustAssign(t, old, kept)
-	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "B", 2, "b2")))
+	each(t, func(t *testing.T, fresh func() database) {
+		old, kept := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+		another := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
+		c := memberOn(t, fresh())
+		c.mustAssign(t, old, kept)
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "B", 2, "b2")))
 
-	if diff := cmp.Diff(offsets{another: 0, kept: 1}, c.mustAssign(t, another, kept)); diff != "" {
-		t.Errorf("offsets (-want +got):\n%s", diff)
-	}
-	if got := count(t, c.metrics.recreated); got != 1 {
-		t.Errorf("%v topics were counted as recreated, want 1", got)
-	}
-	if diff := cmp.Diff(map[string]int64{"A": 1, "B": 2}, c.store.state(t)); diff != "" {
-		t.Errorf("orders that only the old topic had (-want +got):\n%s", diff)
-	}
-	// A member that still reads the old topic cannot write any more.
-	late := broker.Batch{Next: offsets{old: 2}}
-	if err := c.Apply(t.Context(), late); !errors.Is(err, broker.ErrFenced) {
-		t.Errorf("a batch of the old topic: %v, want ErrFenced", err)
-	}
-	c.mustAssign(t, another)
-	if got := count(t, c.metrics.recreated); got != 1 {
-		t.Errorf("the next assignment counts the topic again: %v", got)
-	}
+		if diff := cmp.Diff(offsets{another: 0, kept: 1}, c.mustAssign(t, another, kept)); diff != "" {
+			t.Errorf("offsets (-want +got):\n%s", diff)
+		}
+		if got := count(t, c.metrics.recreated); got != 1 {
+			t.Errorf("%v topics were counted as recreated, want 1", got)
+		}
+		if diff := cmp.Diff(map[string]int64{"A": 1, "B": 2}, c.store.state(t)); diff != "" {
+			t.Errorf("orders that only the old topic had (-want +got):\n%s", diff)
+		}
+		// A member that still reads the old topic cannot write any more.
+		late := broker.Batch{Next: offsets{old: 2}}
+		if err := c.Apply(t.Context(), late); !errors.Is(err, broker.ErrFenced) {
+			t.Errorf("a batch of the old topic: %v, want ErrFenced", err)
+		}
+		c.mustAssign(t, another)
+		if got := count(t, c.metrics.recreated); got != 1 {
+			t.Errorf("the next assignment counts the topic again: %v", got)
+		}
+	})
 }
 
 // Kafka has lost the end of a log and given its offsets again. The new records are not skipped.
 func TestReplacedLogIsReadFromItsStart(t *testing.T) {
 	t.Parallel()
-	p, whole := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
-	c := member(t, t.TempDir())
-	c.mustAssign(t, p, whole)
-	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+	each(t, func(t *testing.T, fresh func() database) {
+		p, whole := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+		c := memberOn(t, fresh())
+		c.mustAssign(t, p, whole)
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
 
-	var asked map[broker.Partition]broker.Progress
-	c.kafka.replaced = func(
-		_ context.Context, read map[broker.Partition]broker.Progress,
-	) ([]broker.Partition, error) {
-		asked = maps.Clone(read)
-		return []broker.Partition{p}, nil
-	}
-	if diff := cmp.Diff(offsets{p: 0, whole: 1}, c.mustAssign(t, p, whole)); diff != "" {
-		t.Errorf("offsets (-want +got):\n%s", diff)
-	}
-	read := broker.Progress{Next: 1, Last: 0, Newest: ordertest.At}
-	if diff := cmp.Diff(map[broker.Partition]broker.Progress{p: read, whole: read}, asked); diff != "" {
-		t.Errorf("what is compared with the log (-want +got):\n%s", diff)
-	}
-	c.mustApply(t, batch(ordertest.Event(t, "B", 1, "b1")))
-	if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
-		t.Errorf("orders (-want +got):\n%s", diff)
-	}
-	if got := count(t, c.metrics.replaced); got != 1 {
-		t.Errorf("%v partitions were counted, want 1", got)
-	}
+		var asked map[broker.Partition]broker.Progress
+		c.kafka.replaced = func(
+			_ context.Context, read map[broker.Partition]broker.Progress,
+		) ([]broker.Partition, error) {
+			asked = maps.Clone(read)
+			return []broker.Partition{p}, nil
+		}
+		if diff := cmp.Diff(offsets{p: 0, whole: 1}, c.mustAssign(t, p, whole)); diff != "" {
+			t.Errorf("offsets (-want +got):\n%s", diff)
+		}
+		read := broker.Progress{Next: 1, Last: 0, Newest: ordertest.At}
+		if diff := cmp.Diff(map[broker.Partition]broker.Progress{p: read, whole: read}, asked); diff != "" {
+			t.Errorf("what is compared with the log (-want +got):\n%s", diff)
+		}
+		c.mustApply(t, batch(ordertest.Event(t, "B", 1, "b1")))
+		if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
+			t.Errorf("orders (-want +got):\n%s", diff)
+		}
+		if got := count(t, c.metrics.replaced); got != 1 {
+			t.Errorf("%v partitions were counted, want 1", got)
+		}
+	})
 }
 
 // Records were deleted before this member has read them. It reads on at the first one that is left,
 // and counts what is missing.
 func TestDeletedRecordsAreCounted(t *testing.T) {
 	t.Parallel()
-	p, replaced := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
-	whole := ordertest.Partition(contract.TopicUpdated, 1)
-	c := member(t, t.TempDir())
-	c.mustAssign(t, p, replaced, whole)
-	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
-	c.kafka.replaced = func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
-		return []broker.Partition{replaced}, nil
-	}
-	c.kafka.bounds = func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) {
-		return map[broker.Partition]int64{p: 5, replaced: 3, whole: 0}, nil, nil
-	}
-	if diff := cmp.Diff(offsets{p: 5, replaced: 3, whole: 0}, c.mustAssign(t, p, replaced, whole)); diff != "" {
-		t.Errorf("offsets (-want +got):\n%s", diff)
-	}
-	// Offsets 1 to 4 of p, and 0 to 2 of the log that is read from its start.
-	if got := count(t, c.metrics.deleted); got != 7 {
-		t.Errorf("%v offsets were counted, want 7", got)
-	}
-	late := ordertest.Event(t, "B", 1, "b1")
-	late.Offset = 5
-	c.mustApply(t, batch(late))
-	if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
-		t.Errorf("orders (-want +got):\n%s", diff)
-	}
-	c.mustAssign(t, p)
-	if got := count(t, c.metrics.deleted); got != 7 {
-		t.Errorf("the next assignment counts them again: %v", got)
-	}
+	each(t, func(t *testing.T, fresh func() database) {
+		p, replaced := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+		whole := ordertest.Partition(contract.TopicUpdated, 1)
+		c := memberOn(t, fresh())
+		c.mustAssign(t, p, replaced, whole)
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "A", 2, "a2")))
+		c.kafka.replaced = func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+			return []broker.Partition{replaced}, nil
+		}
+		c.kafka.bounds = func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) {
+			return map[broker.Partition]int64{p: 5, replaced: 3, whole: 0}, nil, nil
+		}
+		if diff := cmp.Diff(offsets{p: 5, replaced: 3, whole: 0}, c.mustAssign(t, p, replaced, whole)); diff != "" {
+			t.Errorf("offsets (-want +got):\n%s", diff)
+		}
+		// Offsets 1 to 4 of p, and 0 to 2 of the log that is read from its start.
+		if got := count(t, c.metrics.deleted); got != 7 {
+			t.Errorf("%v offsets were counted, want 7", got)
+		}
+		late := ordertest.Event(t, "B", 1, "b1")
+		late.Offset = 5
+		c.mustApply(t, batch(late))
+		if diff := cmp.Diff(map[string]int64{"A": 2, "B": 1}, c.store.state(t)); diff != "" {
+			t.Errorf("orders (-want +got):\n%s", diff)
+		}
+		c.mustAssign(t, p)
+		if got := count(t, c.metrics.deleted); got != 7 {
+			t.Errorf("the next assignment counts them again: %v", got)
+		}
+	})
 }
 
 // Two members believe that they have the partition. The one that lost it writes nothing.
 func TestMemberThatLostItsPartitionWritesNothing(t *testing.T) {
 	t.Parallel()
-	p := ordertest.Partition(contract.TopicCreated, 0)
-	c := member(t, t.TempDir())
-	c.mustAssign(t, p)
-	c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
-	// The store is at offset 1. The owner is on the same store.
-	owner := *c
-	owner.read = maps.Clone(c.read)
+	each(t, func(t *testing.T, fresh func() database) {
+		p := ordertest.Partition(contract.TopicCreated, 0)
+		c := memberOn(t, fresh())
+		c.mustAssign(t, p)
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+		// The store is at offset 1. The owner is on the same store.
+		owner := *c
+		owner.read = maps.Clone(c.read)
 
-	second := ordertest.Event(t, "B", 1, "b1")
-	second.Offset = 1
-	owner.mustApply(t, batch(second))
+		second := ordertest.Event(t, "B", 1, "b1")
+		second.Offset = 1
+		owner.mustApply(t, batch(second))
 
-	late := []broker.Record{ordertest.Event(t, "C", 1, "c1"), ordertest.Raw(contract.TopicCreated, "D", "broken")}
-	late[0].Offset, late[1].Offset = 1, 2
-	b := batch(late...)
-	// The second time it must not have taken over the offset of the store.
-	for range 2 {
-		if err := c.Apply(t.Context(), b); !errors.Is(err, broker.ErrFenced) {
-			t.Fatalf("Apply: %v, want ErrFenced", err)
+		late := []broker.Record{ordertest.Event(t, "C", 1, "c1"), ordertest.Raw(contract.TopicCreated, "D", "broken")}
+		late[0].Offset, late[1].Offset = 1, 2
+		b := batch(late...)
+		// The second time it must not have taken over the offset of the store.
+		for range 2 {
+			if err := c.Apply(t.Context(), b); !errors.Is(err, broker.ErrFenced) {
+				t.Fatalf("Apply: %v, want ErrFenced", err)
+			}
 		}
-	}
-	if diff := cmp.Diff(map[string]int64{"A": 1, "B": 1}, c.store.state(t)); diff != "" {
-		t.Errorf("orders (-want +got):\n%s", diff)
-	}
-	if got := c.store.at(t, p); got != 2 {
-		t.Errorf("the offset is %d, want the owner's 2", got)
-	}
-	if letters := c.store.deadLetters(t); len(letters) != 0 {
-		t.Errorf("%d dead letters were written", len(letters))
-	}
-	if got := count(t, c.metrics.deadLetters.WithLabelValues(string(contract.ReasonUndecodable))); got != 0 {
-		t.Errorf("%v dead letters were counted", got)
-	}
-	// Assigned again, it goes on from the owner's end, whatever it remembers.
-	if diff := cmp.Diff(offsets{p: 2}, c.mustAssign(t, p)); diff != "" {
-		t.Errorf("assigned again (-want +got):\n%s", diff)
-	}
-	third := ordertest.Event(t, "C", 1, "c1")
-	third.Offset = 2
-	c.mustApply(t, batch(third))
-	owner.mustAssign(t, p)
-	if err := owner.Apply(t.Context(), broker.Batch{Next: map[broker.Partition]int64{p: 5}}); err != nil {
-		t.Errorf("an offset may move without records: %v", err)
-	}
+		if diff := cmp.Diff(map[string]int64{"A": 1, "B": 1}, c.store.state(t)); diff != "" {
+			t.Errorf("orders (-want +got):\n%s", diff)
+		}
+		if got := c.store.at(t, p); got != 2 {
+			t.Errorf("the offset is %d, want the owner's 2", got)
+		}
+		if letters := c.store.deadLetters(t); len(letters) != 0 {
+			t.Errorf("%d dead letters were written", len(letters))
+		}
+		if got := count(t, c.metrics.deadLetters.WithLabelValues(string(contract.ReasonUndecodable))); got != 0 {
+			t.Errorf("%v dead letters were counted", got)
+		}
+		// Assigned again, it goes on from the owner's end, whatever it remembers.
+		if diff := cmp.Diff(offsets{p: 2}, c.mustAssign(t, p)); diff != "" {
+			t.Errorf("assigned again (-want +got):\n%s", diff)
+		}
+		third := ordertest.Event(t, "C", 1, "c1")
+		third.Offset = 2
+		c.mustApply(t, batch(third))
+		owner.mustAssign(t, p)
+		if err := owner.Apply(t.Context(), broker.Batch{Next: map[broker.Partition]int64{p: 5}}); err != nil {
+			t.Errorf("an offset may move without records: %v", err)
+		}
+	})
 }
 
 // One lost partition makes the whole batch fail, because the records of all were folded together.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	t.Parallel()
-	mine, lost := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicCreated, 1)
-	c := member(t, t.TempDir())
-	c.mustAssign(t, mine, lost)
-	if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("UPDATE offsets SET next_offset = 7 WHERE partition = 1")
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	other := ordertest.Event(t, "B", 1, "b1")
-	other.Partition = 1
-	if err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"), other)); !errors.Is(err, broker.ErrFenced) {
-		t.Errorf("Apply: %v, want ErrFenced", err)
-	}
-	if got := c.store.state(t); len(got) != 0 {
-		t.Errorf("the store has %v", got)
-	}
-	if got := c.store.at(t, mine); got != 0 {
-		t.Errorf("the partition that was not lost is at %d", got)
-	}
+	each(t, func(t *testing.T, fresh func() database) {
+		mine, lost := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicCreated, 1)
+		c := memberOn(t, fresh())
+		c.mustAssign(t, mine, lost)
+		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Exec("UPDATE offsets SET next_offset = 7 WHERE partition = 1")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		other := ordertest.Event(t, "B", 1, "b1")
+		other.Partition = 1
+		err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"), other))
+		if !errors.Is(err, broker.ErrFenced) {
+			t.Errorf("Apply: %v, want ErrFenced", err)
+		}
+		if got := c.store.state(t); len(got) != 0 {
+			t.Errorf("the store has %v", got)
+		}
+		if got := c.store.at(t, mine); got != 0 {
+			t.Errorf("the partition that was not lost is at %d", got)
+		}
+	})
 }
 
 // A revoked partition is refused even where the store would accept the batch, because no other
 // member has written since.
 func TestRevokedPartitionIsRefused(t *testing.T) {
 	t.Parallel()
-	p := ordertest.Partition(contract.TopicCreated, 0)
-	c := member(t, t.TempDir())
-	c.mustAssign(t, p)
-	c.Revoked([]broker.Partition{p})
-	if err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"))); !errors.Is(err, broker.ErrFenced) {
-		t.Errorf("Apply: %v, want ErrFenced", err)
-	}
-	if got := c.store.state(t); len(got) != 0 {
-		t.Errorf("the store has %v", got)
-	}
+	each(t, func(t *testing.T, fresh func() database) {
+		p := ordertest.Partition(contract.TopicCreated, 0)
+		c := memberOn(t, fresh())
+		c.mustAssign(t, p)
+		c.Revoked([]broker.Partition{p})
+		if err := c.Apply(t.Context(), batch(ordertest.Event(t, "A", 1, "a1"))); !errors.Is(err, broker.ErrFenced) {
+			t.Errorf("Apply: %v, want ErrFenced", err)
+		}
+		if got := c.store.state(t); len(got) != 0 {
+			t.Errorf("the store has %v", got)
+		}
+	})
 }
 
 func TestDeadLettersKeepTheRecordAsItWas(t *testing.T) {
 	t.Parallel()
-	c := member(t, t.TempDir())
-	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 4), ordertest.Partition(contract.TopicUpdated, 0))
-	headers := []contract.Header{{Key: "ce_id", Value: []byte{0xff, 0}}, {Key: "none"}, {Key: "ce_id", Value: []byte{}}}
-	bad := broker.Record{
-		Topic: contract.TopicCreated, Partition: 4, Offset: 8,
-		Key: []byte("A"), Value: []byte("{broken\xff"), Headers: headers,
-	}
-	tombstone := broker.Record{Topic: contract.TopicCreated, Partition: 4, Offset: 9}
-	c.mustApply(t, batch(bad, tombstone))
-
-	want := []contract.Message{
-		{Topic: contract.TopicDeadLetter, Key: []byte("A"), Value: []byte("{broken\xff")},
-		// No key is not an empty key.
-		{Topic: contract.TopicDeadLetter},
-	}
-	if diff := cmp.Diff(want, c.store.deadLetters(t)); diff != "" {
-		t.Errorf("dead letters (-want +got):\n%s", diff)
-	}
-	if got := c.store.at(t, ordertest.Partition(contract.TopicCreated, 4)); got != 10 {
-		t.Errorf("the offset is %d, want 10: behind the dead letters", got)
-	}
-
-	now := ordertest.At.Add(time.Second)
-	rejected := fold.Rejected{Record: &bad, Reason: contract.ReasonUndecodable, Message: "broken JSON"}
-	got := deadLetter(rejected, now).Headers
-	for i, h := range []contract.Header{
-		headers[0], headers[1], headers[2],
-		{Key: "dlt-topic", Value: []byte(contract.TopicCreated)}, {Key: "dlt-partition", Value: []byte("4")},
-		{Key: "dlt-offset", Value: []byte("8")}, {Key: "dlt-reason", Value: []byte("undecodable")},
-		{Key: "dlt-message", Value: []byte("broken JSON")}, {Key: "dlt-time", Value: []byte("2026-03-01T12:00:01Z")},
-	} {
-		if i >= len(got) || !cmp.Equal(got[i], h) {
-			t.Fatalf("headers = %q, want number %d to be %q", got, i, h)
+	each(t, func(t *testing.T, fresh func() database) {
+		c := memberOn(t, fresh())
+		c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 4), ordertest.Partition(contract.TopicUpdated, 0))
+		headers := []contract.Header{
+			{Key: "ce_id", Value: []byte{0xff, 0}}, {Key: "none"}, {Key: "ce_id", Value: []byte{}},
 		}
-	}
-	if len(bad.Headers) != 3 {
-		t.Error("the record itself was changed")
-	}
-	for _, r := range []contract.Reason{contract.ReasonUndecodable, contract.ReasonTombstone} {
-		if got := count(t, c.metrics.deadLetters.WithLabelValues(string(r))); got != 1 {
-			t.Errorf("order_dead_letters_total{reason=%q} = %v, want 1", r, got)
+		bad := broker.Record{
+			Topic: contract.TopicCreated, Partition: 4, Offset: 8,
+			Key: []byte("A"), Value: []byte("{broken\xff"), Headers: headers,
 		}
-	}
+		tombstone := broker.Record{Topic: contract.TopicCreated, Partition: 4, Offset: 9}
+		c.mustApply(t, batch(bad, tombstone))
+
+		want := []contract.Message{
+			{Topic: contract.TopicDeadLetter, Key: []byte("A"), Value: []byte("{broken\xff")},
+			// No key is not an empty key.
+			{Topic: contract.TopicDeadLetter},
+		}
+		if diff := cmp.Diff(want, c.store.deadLetters(t)); diff != "" {
+			t.Errorf("dead letters (-want +got):\n%s", diff)
+		}
+		if got := c.store.at(t, ordertest.Partition(contract.TopicCreated, 4)); got != 10 {
+			t.Errorf("the offset is %d, want 10: behind the dead letters", got)
+		}
+
+		now := ordertest.At.Add(time.Second)
+		rejected := fold.Rejected{Record: &bad, Reason: contract.ReasonUndecodable, Message: "broken JSON"}
+		got := deadLetter(rejected, now).Headers
+		for i, h := range []contract.Header{
+			headers[0], headers[1], headers[2],
+			{Key: "dlt-topic", Value: []byte(contract.TopicCreated)}, {Key: "dlt-partition", Value: []byte("4")},
+			{Key: "dlt-offset", Value: []byte("8")}, {Key: "dlt-reason", Value: []byte("undecodable")},
+			{Key: "dlt-message", Value: []byte("broken JSON")},
+			{Key: "dlt-time", Value: []byte("2026-03-01T12:00:01Z")},
+		} {
+			if i >= len(got) || !cmp.Equal(got[i], h) {
+				t.Fatalf("headers = %q, want number %d to be %q", got, i, h)
+			}
+		}
+		if len(bad.Headers) != 3 {
+			t.Error("the record itself was changed")
+		}
+		for _, r := range []contract.Reason{contract.ReasonUndecodable, contract.ReasonTombstone} {
+			if got := count(t, c.metrics.deadLetters.WithLabelValues(string(r))); got != 1 {
+				t.Errorf("order_dead_letters_total{reason=%q} = %v, want 1", r, got)
+			}
+		}
+	})
 }
 
 // A letter that is too large for its topic is cut, and has a header that says so. Else it would
@@ -361,69 +381,75 @@ func TestDeadLetterFitsIntoItsTopic(t *testing.T) {
 // on.
 func TestTooManyDeadLettersHoldTheBatchBack(t *testing.T) {
 	t.Parallel()
-	c := member(t, t.TempDir())
-	c.store.maxLetters = 1
-	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
-	c.mustApply(t, batch(ordertest.Raw(contract.TopicCreated, "A", "broken")))
+	each(t, func(t *testing.T, fresh func() database) {
+		c := memberOn(t, fresh())
+		c.store.maxLetters = 1
+		c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
+		c.mustApply(t, batch(ordertest.Raw(contract.TopicCreated, "A", "broken")))
 
-	next := ordertest.Raw(contract.TopicCreated, "B", "broken")
-	next.Offset = 1
-	b := batch(next, ordertest.Event(t, "C", 2, "c2"))
-	for range 3 {
-		if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
-			t.Fatalf("Apply: %v, want errLettersFull", err)
+		next := ordertest.Raw(contract.TopicCreated, "B", "broken")
+		next.Offset = 1
+		b := batch(next, ordertest.Event(t, "C", 2, "c2"))
+		for range 3 {
+			if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
+				t.Fatalf("Apply: %v, want errLettersFull", err)
+			}
 		}
-	}
-	if got := c.store.backlog(t); got != 1 {
-		t.Errorf("%d dead letters are counted to wait, want 1", got)
-	}
-	letters, at := len(c.store.deadLetters(t)), c.store.at(t, ordertest.Partition(contract.TopicCreated, 0))
-	if letters != 1 || len(c.store.state(t)) != 0 || at != 1 {
-		t.Errorf("the refused batch left something: %d letters, offset %d, orders %v", letters, at, c.store.state(t))
-	}
-	c.mustApply(t, batch(ordertest.Event(t, "D", 2, "d2")))
+		if got := c.store.backlog(t); got != 1 {
+			t.Errorf("%d dead letters are counted to wait, want 1", got)
+		}
+		letters, at := len(c.store.deadLetters(t)), c.store.at(t, ordertest.Partition(contract.TopicCreated, 0))
+		if letters != 1 || len(c.store.state(t)) != 0 || at != 1 {
+			t.Errorf("the refused batch left something: %d letters, offset %d, orders %v",
+				letters, at, c.store.state(t))
+		}
+		c.mustApply(t, batch(ordertest.Event(t, "D", 2, "d2")))
 
-	c.store.maxLetters, c.store.maxLettersBytes = 2, 1
-	if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
-		t.Fatalf("Apply with too many bytes of dead letters: %v, want errLettersFull", err)
-	}
-	c.store.maxLettersBytes = 1 << 20
-	b.Next[ordertest.Partition(contract.TopicUpdated, 0)] = 2
-	c.mustApply(t, b)
-	if diff := cmp.Diff(map[string]int64{"C": 2, "D": 2}, c.store.state(t)); diff != "" {
-		t.Errorf("orders once there is room (-want +got):\n%s", diff)
-	}
-	if got := count(t, c.metrics.deadLetters.WithLabelValues(string(contract.ReasonUndecodable))); got != 2 {
-		t.Errorf("%v dead letters were counted, want 2: each once, however often it was tried", got)
-	}
+		c.store.maxLetters, c.store.maxLettersBytes = 2, 1
+		if err := c.Apply(t.Context(), b); !errors.Is(err, errLettersFull) {
+			t.Fatalf("Apply with too many bytes of dead letters: %v, want errLettersFull", err)
+		}
+		c.store.maxLettersBytes = 1 << 20
+		b.Next[ordertest.Partition(contract.TopicUpdated, 0)] = 2
+		c.mustApply(t, b)
+		if diff := cmp.Diff(map[string]int64{"C": 2, "D": 2}, c.store.state(t)); diff != "" {
+			t.Errorf("orders once there is room (-want +got):\n%s", diff)
+		}
+		if got := count(t, c.metrics.deadLetters.WithLabelValues(string(contract.ReasonUndecodable))); got != 2 {
+			t.Errorf("%v dead letters were counted, want 2: each once, however often it was tried", got)
+		}
+	})
 }
 
 // The store itself refuses that a version goes back, whatever was decided above it, and says so.
 func TestVersionNeverGoesBack(t *testing.T) {
 	t.Parallel()
-	c := member(t, t.TempDir())
-	write := func(version int64) error {
-		return c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-			decoded := fold.Decode([]broker.Record{
-				ordertest.Event(t, "A", version, "e"),
-				ordertest.Event(t, "B", 10-version, "e"),
+	each(t, func(t *testing.T, fresh func() database) {
+		c := memberOn(t, fresh())
+		write := func(version int64) error {
+			return c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				decoded := fold.Decode([]broker.Record{
+					ordertest.Event(t, "A", version, "e"),
+					ordertest.Event(t, "B", 10-version, "e"),
+				})
+				return upsert(tx, []*fold.Decoded{&decoded[0], &decoded[1]})
 			})
-			return upsert(tx, []*fold.Decoded{&decoded[0], &decoded[1]})
-		})
-	}
-	if err := write(3); err != nil {
-		t.Fatal(err)
-	}
-	// B moves forward each time, A never.
-	for _, version := range []int64{2, 1} {
-		err := write(version)
-		if got, ok := errors.AsType[*sqldb.CountError](err); !ok || *got != (sqldb.CountError{Changed: 1, Want: 2}) {
-			t.Errorf("version %d after 3: %v, want 1 of 2 rows to be changed", version, err)
 		}
-		if diff := cmp.Diff(map[string]int64{"A": 3, "B": 7}, c.store.state(t)); diff != "" {
-			t.Fatalf("after version %d (-want +got):\n%s", version, diff)
+		if err := write(3); err != nil {
+			t.Fatal(err)
 		}
-	}
+		// B moves forward each time, A never.
+		for _, version := range []int64{2, 1} {
+			err := write(version)
+			want := sqldb.CountError{Changed: 1, Want: 2}
+			if got, ok := errors.AsType[*sqldb.CountError](err); !ok || *got != want {
+				t.Errorf("version %d after 3: %v, want 1 of 2 rows to be changed", version, err)
+			}
+			if diff := cmp.Diff(map[string]int64{"A": 3, "B": 7}, c.store.state(t)); diff != "" {
+				t.Fatalf("after version %d (-want +got):\n%s", version, diff)
+			}
+		}
+	})
 }
 
 // history has the records of both topics, as a Cart service that sometimes starts again leaves
@@ -506,76 +532,82 @@ func (h history) play(t testing.TB, c *topicConsumer, r *rand.Rand, between func
 
 func TestStateIsTheFoldOfTheTopicsAfterEachBatch(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(5) {
-		r := rand.New(rand.NewPCG(seed, 0))
-		h := randomHistory(t, r, 30)
-		c := member(t, t.TempDir())
-		h.play(t, c, r, func() {
-			next, err := c.store.offsets(t.Context())
-			if err != nil {
+	each(t, func(t *testing.T, fresh func() database) {
+		for seed := range uint64(5) {
+			r := rand.New(rand.NewPCG(seed, 0))
+			h := randomHistory(t, r, 30)
+			c := memberOn(t, fresh())
+			h.play(t, c, r, func() {
+				next, err := c.store.offsets(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(h.want(next), c.store.state(t)); diff != "" {
+					t.Fatalf("seed %d: the store against the topics up to its offsets (-want +got):\n%s", seed, diff)
+				}
+			})
+			// Read a second time from the beginning, nothing changes: every event is a duplicate or
+			// stale.
+			before := hash(t, c.store)
+			if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				_, err := tx.Exec("UPDATE offsets SET next_offset = 0")
+				return err
+			}); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(h.want(next), c.store.state(t)); diff != "" {
-				t.Fatalf("seed %d: the store against the topics up to its offsets (-want +got):\n%s", seed, diff)
+			h.play(t, c, r, func() {})
+			if got := hash(t, c.store); got != before {
+				t.Errorf("seed %d: reading all of it again changed the store", seed)
 			}
-		})
-		// Read a second time from the beginning, nothing changes: every event is a duplicate or
-		// stale.
-		before := hash(t, c.store)
-		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-			_, err := tx.Exec("UPDATE offsets SET next_offset = 0")
-			return err
-		}); err != nil {
-			t.Fatal(err)
 		}
-		h.play(t, c, r, func() {})
-		if got := hash(t, c.store); got != before {
-			t.Errorf("seed %d: reading all of it again changed the store", seed)
-		}
-	}
+	})
 }
 
 func TestRebuiltStoreIsTheSame(t *testing.T) {
 	t.Parallel()
-	r := rand.New(rand.NewPCG(7, 7))
-	h := randomHistory(t, r, 40)
-	first := member(t, t.TempDir())
-	h.play(t, first, r, func() {})
-	want := hash(t, first.store)
-	// Each is in batches and an interleaving of its own.
-	for range 3 {
-		again := member(t, t.TempDir())
-		h.play(t, again, r, func() {})
-		if got := hash(t, again.store); got != want {
-			t.Errorf("a rebuilt store has the hash %s, the first %s", got, want)
+	each(t, func(t *testing.T, fresh func() database) {
+		r := rand.New(rand.NewPCG(7, 7))
+		h := randomHistory(t, r, 40)
+		first := memberOn(t, fresh())
+		h.play(t, first, r, func() {})
+		want := hash(t, first.store)
+		// Each is in batches and an interleaving of its own.
+		for range 3 {
+			again := memberOn(t, fresh())
+			h.play(t, again, r, func() {})
+			if got := hash(t, again.store); got != want {
+				t.Errorf("a rebuilt store has the hash %s, the first %s", got, want)
+			}
 		}
-	}
+	})
 }
 
 // A store that is opened again goes on where its last transaction ended.
 func TestStoreOutlivesItsProcess(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	r := rand.New(rand.NewPCG(1, 2))
-	h := randomHistory(t, r, 10)
-	c := member(t, dir)
-	h.play(t, c, r, func() {})
-	want, letters := hash(t, c.store), len(c.store.deadLetters(t))
-	if err := c.store.close(); err != nil {
-		t.Fatal(err)
-	}
-	c = member(t, dir)
-	if got := hash(t, c.store); got != want {
-		t.Error("the store has changed by closing it")
-	}
-	if got := c.store.backlog(t); got != int64(letters) || letters == 0 {
-		t.Errorf("%d dead letters wait, want %d", got, letters)
-	}
-	for p, next := range c.mustAssign(t, slices.Collect(maps.Keys(h))...) {
-		if last := h[p][len(h[p])-1].Offset; next != last+1 {
-			t.Errorf("%s/%d goes on at %d, want %d", p.Topic, p.Number, next, last+1)
+	each(t, func(t *testing.T, fresh func() database) {
+		at := fresh()
+		r := rand.New(rand.NewPCG(1, 2))
+		h := randomHistory(t, r, 10)
+		c := memberOn(t, at)
+		h.play(t, c, r, func() {})
+		want, letters := hash(t, c.store), len(c.store.deadLetters(t))
+		if err := c.store.close(); err != nil {
+			t.Fatal(err)
 		}
-	}
+		c = memberOn(t, at)
+		if got := hash(t, c.store); got != want {
+			t.Error("the store has changed by closing it")
+		}
+		if got := c.store.backlog(t); got != int64(letters) || letters == 0 {
+			t.Errorf("%d dead letters wait, want %d", got, letters)
+		}
+		for p, next := range c.mustAssign(t, slices.Collect(maps.Keys(h))...) {
+			if last := h[p][len(h[p])-1].Offset; next != last+1 {
+				t.Errorf("%s/%d goes on at %d, want %d", p.Topic, p.Number, next, last+1)
+			}
+		}
+	})
 }
 
 // The store is a view, so damage costs a rebuild and nobody's help.
@@ -636,7 +668,9 @@ func (s *store) backlog(t testing.TB) int64 {
 
 func TestMigrationsOfTheOutboxAreTheOutboxsOwn(t *testing.T) {
 	t.Parallel()
-	for name, want := range map[string]string{"0002_outbox.sql": outbox.Schema, "0004_ledger.sql": outbox.LedgerSchema} {
+	for name, want := range map[string]string{
+		"0002_outbox.sql": outbox.Schema, "0004_ledger.sql": outbox.LedgerSchema,
+	} {
 		got, err := fs.ReadFile(migrations, "migrations/sqlite/"+name)
 		if err != nil {
 			t.Fatal(err)
@@ -666,17 +700,19 @@ func TestLookUpUsesTheIndex(t *testing.T) {
 
 func TestEventsThatChangeNothingAreCounted(t *testing.T) {
 	t.Parallel()
-	c := member(t, t.TempDir())
-	c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
-	c.mustApply(t, batch(
-		ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 1, "a1"),
-		ordertest.Event(t, "A", 2, "a2"), ordertest.Event(t, "A", 3, "b3"),
-	))
-	conflicts := c.metrics.deadLetters.WithLabelValues("conflict")
-	got := []float64{count(t, c.metrics.duplicates), count(t, c.metrics.stale), count(t, conflicts)}
-	if diff := cmp.Diff([]float64{1, 2, 1}, got); diff != "" {
-		t.Errorf("duplicates, stale events, conflicts (-want +got):\n%s", diff)
-	}
+	each(t, func(t *testing.T, fresh func() database) {
+		c := memberOn(t, fresh())
+		c.mustAssign(t, ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0))
+		c.mustApply(t, batch(
+			ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 3, "a3"), ordertest.Event(t, "A", 1, "a1"),
+			ordertest.Event(t, "A", 2, "a2"), ordertest.Event(t, "A", 3, "b3"),
+		))
+		conflicts := c.metrics.deadLetters.WithLabelValues("conflict")
+		got := []float64{count(t, c.metrics.duplicates), count(t, c.metrics.stale), count(t, conflicts)}
+		if diff := cmp.Diff([]float64{1, 2, 1}, got); diff != "" {
+			t.Errorf("duplicates, stale events, conflicts (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestMetricsOfReasonsExistFromTheStart(t *testing.T) {

@@ -1,0 +1,261 @@
+package order
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/order/fold"
+	"ordersystem.dev/services/order/ordertest"
+)
+
+// awaitLock waits until a transaction on the database waits for another one.
+func (s *store) awaitLock(t testing.TB) {
+	t.Helper()
+	const query = `SELECT count(*) FROM pg_stat_activity
+		WHERE datname = current_database() AND wait_event_type = 'Lock'`
+	ordertest.Eventually(t, "a transaction that waits for another one", func() bool {
+		waiting := 0
+		err := s.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&waiting) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return waiting > 0
+	})
+}
+
+// hold begins a transaction that does some work and then waits. commit ends it.
+func (s *store) hold(t testing.TB, work func(*sqldb.Tx) error) (commit func()) {
+	t.Helper()
+	done, release, result := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		result <- s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			if err := work(tx); err != nil {
+				return err
+			}
+			close(done)
+			<-release
+			return nil
+		})
+	}()
+	select {
+	case <-done:
+	case err := <-result:
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		close(release)
+		if err := <-result; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A member takes a partition over while the one before it still writes its last batch. It goes on
+// behind that batch.
+func TestAHandoverWaitsForTheBatchUnderWay(t *testing.T) {
+	t.Parallel()
+	at := database{url: testenv.Postgres(t)}
+	before, after := memberOn(t, at), memberOn(t, at)
+	p := ordertest.Partition(contract.TopicCreated, 0)
+	before.mustAssign(t, p)
+	commit := before.store.hold(t, func(tx *sqldb.Tx) error {
+		_, err := before.store.applyIn(tx, fold.Decode([]broker.Record{ordertest.Event(t, "A", 1, "a1")}),
+			[]move{{partition: p, to: broker.Progress{Next: 1}}}, ordertest.At)
+		return err
+	})
+	next := make(chan offsets, 1)
+	go func() { next <- after.mustAssign(t, p) }()
+	before.store.awaitLock(t)
+	commit()
+	if diff := cmp.Diff(offsets{p: 1}, <-next); diff != "" {
+		t.Errorf("the next member goes on at (-want +got):\n%s", diff)
+	}
+}
+
+// During a handover, one member has the creation of an order and another one its updates. The batch
+// that comes second is decided again with what the first has written. It is no failure, and an event
+// that is now old is no dead letter.
+func TestABatchThatWasOvertakenIsDecidedAgain(t *testing.T) {
+	t.Parallel()
+	at := database{url: testenv.Postgres(t)}
+	creates, updates := memberOn(t, at), memberOn(t, at)
+	created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+	creates.mustAssign(t, created)
+	updates.mustAssign(t, updated)
+	commit := updates.store.hold(t, func(tx *sqldb.Tx) error {
+		_, err := updates.store.applyIn(tx,
+			fold.Decode([]broker.Record{ordertest.Event(t, "A", 2, "a2"), ordertest.Event(t, "B", 3, "b3")}),
+			[]move{{partition: updated, to: broker.Progress{Next: 1}}}, ordertest.At)
+		return err
+	})
+	applied := make(chan error, 1)
+	go func() {
+		applied <- creates.Apply(t.Context(), batch(ordertest.Event(t, "B", 1, "b1"), ordertest.Event(t, "A", 1, "a1"),
+			ordertest.Event(t, "C", 1, "c1")))
+	}()
+	updates.store.awaitLock(t)
+	commit()
+	if err := <-applied; err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]int64{"A": 2, "B": 3, "C": 1}, creates.store.state(t)); diff != "" {
+		t.Errorf("orders (-want +got):\n%s", diff)
+	}
+	got := []float64{count(t, creates.metrics.stale), count(t, creates.metrics.applyFailures)}
+	if diff := cmp.Diff([]float64{2, 0}, got); diff != "" {
+		t.Errorf("stale events, failures (-want +got):\n%s", diff)
+	}
+	if letters := creates.store.deadLetters(t); len(letters) > 0 {
+		t.Errorf("dead letters: %v", letters)
+	}
+}
+
+// Two members that write the same orders never wait for each other.
+func TestMembersDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	at := database{url: testenv.Postgres(t)}
+	created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
+	one, two := memberOn(t, at), memberOn(t, at)
+	one.mustAssign(t, created)
+	two.mustAssign(t, updated)
+	const batches, orders = 30, 200
+	want := map[string]int64{}
+	var wg sync.WaitGroup
+	for _, c := range []*topicConsumer{one, two} {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(len(c.read)), 1))
+			for n := range int64(batches) {
+				b := broker.Batch{Next: offsets{created: (n + 1) * orders}}
+				version := int64(1)
+				if c == two {
+					b.Next, version = offsets{updated: (n + 1) * orders}, n+2
+				}
+				for _, i := range r.Perm(orders) {
+					id := fmt.Sprint("order-", i)
+					b.Records = append(b.Records, ordertest.Event(t, id, version, fmt.Sprint(id, "/", version)))
+				}
+				if err := c.Apply(t.Context(), b); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range orders {
+		want[fmt.Sprint("order-", i)] = batches + 1
+	}
+	if diff := cmp.Diff(want, one.store.state(t)); diff != "" {
+		t.Errorf("orders (-want +got):\n%s", diff)
+	}
+	var deadlocks int
+	const query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+	err := one.store.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&deadlocks) })
+	if err != nil || deadlocks > 0 {
+		t.Errorf("%d deadlocks, %v", deadlocks, err)
+	}
+}
+
+// stalling is a member whose first batch of records waits until it is released.
+type stalling struct {
+	*topicConsumer
+	stalled, release chan struct{}
+	once             sync.Once
+	// result is what the store said to the batch.
+	result chan error
+}
+
+func (s *stalling) Apply(ctx context.Context, b broker.Batch) error {
+	stall := false
+	if len(b.Records) > 0 {
+		s.once.Do(func() { stall = true })
+	}
+	if !stall {
+		return s.topicConsumer.Apply(ctx, b)
+	}
+	close(s.stalled)
+	<-s.release
+	err := s.topicConsumer.Apply(ctx, b)
+	s.result <- err
+	return err
+}
+
+// A member that stalls with a batch in hand loses its partitions. When it wakes up it changes nothing,
+// and makes no dead letter a second time.
+func TestAMemberThatStalledBeyondItsSessionChangesNothing(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.StartKafka(t).Addr
+	if err := localkafka.CreateTopics(t.Context(), kafka, contract.Topics(), 1); err != nil {
+		t.Fatal(err)
+	}
+	at := database{url: testenv.Postgres(t)}
+	stalled := &stalling{
+		topicConsumer: memberOn(t, at), stalled: make(chan struct{}), release: make(chan struct{}),
+		result: make(chan error, 1),
+	}
+	other, group := memberOn(t, at), "group-"+uuid.NewString()
+	run := func(h broker.Handler) (c *broker.Consumer, stop func()) {
+		cfg := plaintext(kafka)
+		admin, err := broker.NewAdmin(cfg, other.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c = broker.NewConsumer(cfg, broker.ConsumerConfig{
+			Group: group, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
+			MaxSilence: 2 * time.Second,
+		}, admin, other.log)
+		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+		var wg sync.WaitGroup
+		wg.Go(func() { c.Run(ctx, h) })
+		return c, func() { cancel(); wg.Wait(); admin.Close() }
+	}
+	const orders = 50
+	want := map[string]int64{}
+	produce := func(version int64) {
+		var ms []contract.Message
+		for i := range orders {
+			id := fmt.Sprint("order-", i)
+			ms = append(ms, message(t, id, version, fmt.Sprint(id, "/", version)))
+			want[id] = version
+		}
+		ms = append(ms, contract.Message{Topic: contract.TopicCreated, Key: []byte("bad"), Value: []byte("broken")})
+		testenv.Produce(t, kafka, ms...)
+	}
+	applied := func(letters int) func() bool {
+		return func() bool {
+			return maps.Equal(want, other.store.state(t)) && len(other.store.deadLetters(t)) == letters
+		}
+	}
+	_, stopStalled := run(stalled)
+	defer stopStalled()
+	produce(1)
+	<-stalled.stalled
+	c, stopOther := run(other)
+	defer stopOther()
+	ordertest.Eventually(t, "the other member has all partitions", func() bool { return c.Assigned() == 24 })
+	produce(2)
+	ordertest.Eventually(t, "the other member has applied everything", applied(2))
+	close(stalled.release)
+	if err := <-stalled.result; !errors.Is(err, broker.ErrFenced) {
+		t.Errorf("the batch of the member that stalled: %v, want ErrFenced", err)
+	}
+	ordertest.Eventually(t, "both share the partitions", func() bool { return c.Assigned() == 12 })
+	produce(3)
+	ordertest.Eventually(t, "everything is applied", applied(3))
+}
