@@ -18,20 +18,23 @@ type Config struct {
 	DataDir string
 	// DatabaseURL is where the store is instead, if it is not empty.
 	DatabaseURL string
+	// AuditCacheBytes is how large the indexes of the audit may be together; 0: as the disk allows.
+	AuditCacheBytes int
 	// Kafka is how to reach the cluster. Run sets its client ID and statistics.
 	Kafka broker.Config
 }
 
 // ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the port of the API + 1), DATA_DIR,
-// DATABASE_URL and KAFKA_*. e.Err returns what is wrong.
+// DATABASE_URL, AUDIT_CACHE_BYTES and KAFKA_*. e.Err returns what is wrong.
 func ConfigFromEnv(e *env.Env) Config {
 	http := e.Addr("HTTP_ADDR", ":7000")
 	return Config{
-		HTTPAddr:    http,
-		OpsAddr:     e.Addr("OPS_ADDR", http.Next()),
-		DataDir:     e.String("DATA_DIR", "data/order"),
-		DatabaseURL: sqldb.URLFromEnv(e),
-		Kafka:       broker.ConfigFromEnv(e),
+		HTTPAddr:        http,
+		OpsAddr:         e.Addr("OPS_ADDR", http.Next()),
+		DataDir:         e.String("DATA_DIR", "data/order"),
+		DatabaseURL:     sqldb.URLFromEnv(e),
+		AuditCacheBytes: e.Int("AUDIT_CACHE_BYTES", 0, 0, 1<<50),
+		Kafka:           broker.ConfigFromEnv(e),
 	}
 }
 
@@ -40,6 +43,6 @@ func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
 		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
-		slog.Any("kafka", c.Kafka),
+		slog.Int("audit_cache_bytes", c.AuditCacheBytes), slog.Any("kafka", c.Kafka),
 	)
 }

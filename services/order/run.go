@@ -52,7 +52,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer admin.Close()
 
 	source := audit.Kafka(cfg.Kafka, admin, log)
-	auditor, err := audit.New(filepath.Join(cfg.DataDir, "audit"), source, svc.Registry, log)
+	auditor, err := audit.New(
+		filepath.Join(cfg.DataDir, "audit"), int64(cfg.AuditCacheBytes), source, svc.Registry, log)
 	if err != nil {
 		return err
 	}

@@ -7,10 +7,15 @@ Where a service keeps its data: SQLite on the volume /data, or PostgreSQL. With 
 {{- end }}
 
 {{- define "orders.store.env" -}}
+{{- $v := index .root.Values .component }}
 {{- $database := .root.Values.database }}
 {{- if include "orders.store.files" . -}}
 - name: DATA_DIR
   value: /data
+{{- end }}
+{{- if and $database.existingSecret $v.auditCacheBytes }}
+- name: AUDIT_CACHE_BYTES
+  value: {{ int64 $v.auditCacheBytes | quote }}
 {{- end }}
 {{- with $database.existingSecret }}
 - name: DATABASE_URL
@@ -49,8 +54,9 @@ Where a service keeps its data: SQLite on the volume /data, or PostgreSQL. With 
 {{- if include "orders.store.files" . -}}
 - name: data
   {{- if $database.existingSecret }}
+  # A pod that takes more is evicted, so Order itself keeps to less.
   emptyDir:
-    sizeLimit: {{ $v.auditCache.sizeLimit }}
+    sizeLimit: {{ div (mul (int64 $v.auditCacheBytes) 5) 4 | quote }}
   {{- else }}
   persistentVolumeClaim:
     claimName: {{ $v.persistence.existingClaim | default (include "orders.componentName" .) }}

@@ -72,6 +72,7 @@ func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
 // Auditor audits topics. It is safe for concurrent use.
 type Auditor struct {
 	dir     string
+	limit   int64
 	source  Source
 	metrics *metrics
 	log     *slog.Logger
@@ -94,14 +95,15 @@ type Auditor struct {
 	want    context.CancelFunc
 }
 
-// New returns an Auditor that keeps its indexes in dir. It deletes what an earlier run left there,
-// because the topics may have been recreated since.
-func New(dir string, source Source, reg prometheus.Registerer, log *slog.Logger) (*Auditor, error) {
+// New returns an Auditor that keeps its indexes in dir. They take limit bytes together at most; with 0, as
+// many as the disk has. New deletes what an earlier run left there, because the topics may have been
+// recreated since.
+func New(dir string, limit int64, source Source, reg prometheus.Registerer, log *slog.Logger) (*Auditor, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, fmt.Errorf("remove old audit indexes: %w", err)
 	}
 	a := &Auditor{
-		dir: dir, source: source, metrics: newMetrics(reg), log: log,
+		dir: dir, limit: limit, source: source, metrics: newMetrics(reg), log: log,
 		slotTimeout: defaultSlotTimeout, stallTimeout: defaultStallTimeout,
 		slots: make(chan struct{}, MaxResults), readers: map[string]*reader{},
 	}
@@ -232,7 +234,7 @@ func (a *Auditor) readerOf(topic string) *reader {
 	r := a.readers[topic]
 	if r == nil {
 		r = &reader{
-			topic: topic, dir: a.dir, read: a.source.Read, stallTimeout: a.stallTimeout,
+			topic: topic, dir: a.dir, limit: a.limit, read: a.source.Read, stallTimeout: a.stallTimeout,
 			metrics: a.metrics, log: a.log,
 		}
 		r.ctx, r.stop = context.WithCancel(a.ctx)

@@ -27,8 +27,14 @@ import (
 // disk.
 func newAuditor(t testing.TB, source Source) *Auditor {
 	t.Helper()
+	return newLimitedAuditor(t, 0, source)
+}
+
+// newLimitedAuditor is newAuditor with a limit of the indexes in bytes.
+func newLimitedAuditor(t testing.TB, limit int64, source Source) *Auditor {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	a, err := New(filepath.Join(t.TempDir(), "audit"), source, prometheus.NewRegistry(), log)
+	a, err := New(filepath.Join(t.TempDir(), "audit"), limit, source, prometheus.NewRegistry(), log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 
 // BenchmarkAuditIndex brings creations and updates, 1 : 3, into an index. ns/op is per event.
 func BenchmarkAuditIndex(b *testing.B) {
-	ix, err := newIndex(b.Context(), b.TempDir()+"/ix.db", "id", nil, slog.New(slog.DiscardHandler))
+	ix, err := newIndex(b.Context(), b.TempDir()+"/ix.db", 0, "id", nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -27,6 +28,8 @@ type index struct {
 	// deleted since, and may be in the index.
 	first map[broker.Partition]int64
 	path  string
+	// limit is how many bytes all files beside path may take together; 0: as many as the disk has.
+	limit int64
 	db    *sqldb.DB
 
 	// The fields below are under the reader's lock.
@@ -42,7 +45,7 @@ type index struct {
 
 // newIndex creates an empty index at path, for a log that begins at first.
 func newIndex(
-	ctx context.Context, path, topicID string, first map[broker.Partition]int64, log *slog.Logger,
+	ctx context.Context, path string, limit int64, topicID string, first map[broker.Partition]int64, log *slog.Logger,
 ) (*index, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -53,7 +56,9 @@ func newIndex(
 		// The end of ctx may leave a file that is not whole.
 		return nil, errors.Join(err, removeFiles(path))
 	}
-	return &index{topicID: topicID, first: first, path: path, db: db, read: map[broker.Partition]broker.Progress{}}, nil
+	return &index{
+		topicID: topicID, first: first, path: path, limit: limit, db: db, read: map[broker.Partition]broker.Progress{},
+	}, nil
 }
 
 // progress returns how far a partition is in the index. The caller holds the reader's lock.
@@ -90,7 +95,8 @@ func (ix *index) valid(first map[broker.Partition]int64) bool {
 
 // add brings records into the index. Of several records of one version the first stays. It returns
 // how many of the records hold no order. The index ends with ErrNoRoom before it takes what the store
-// on the same volume keeps in reserve, and as much again for the store to grow.
+// on the same volume keeps in reserve, and as much again for the store to grow; or before all indexes
+// are larger than the limit.
 func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int, err error) {
 	result := fold.Batch(nil, fold.Decode(records))
 	const columns = 3
@@ -105,6 +111,11 @@ func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int
 		return 0, err
 	}
 	if space.Left-space.Reserve < cost {
+		return 0, ErrNoRoom
+	}
+	if used, err := usedBytes(filepath.Dir(ix.path)); err != nil {
+		return 0, err
+	} else if ix.limit > 0 && used+cost > ix.limit {
 		return 0, ErrNoRoom
 	}
 	err = ix.db.Tx(ctx, func(tx *sqldb.Tx) error {
@@ -127,6 +138,26 @@ func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int
 		}
 	}
 	return unusable, nil
+}
+
+// usedBytes returns how large the files in dir are together.
+func usedBytes(dir string) (used int64, err error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("look up what the audits' indexes use: %w", err)
+	}
+	for _, file := range files {
+		info, err := file.Info()
+		// Another reader may remove its index meanwhile.
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("look up what the audits' indexes use: %w", err)
+		}
+		used += info.Size()
+	}
+	return used, nil
 }
 
 // close closes the index and removes it from the disk.

@@ -22,6 +22,7 @@ type reader struct {
 
 	topic        string
 	dir          string
+	limit        int64
 	read         ReadFunc
 	stallTimeout time.Duration
 	metrics      *metrics
@@ -289,7 +290,7 @@ func (r *reader) indexFor(ctx context.Context, rd *reading) (*index, error) {
 	if usable && !rd.fresh {
 		return current, nil
 	}
-	ix, err := newIndex(ctx, path, topicID, rd.first, r.log)
+	ix, err := newIndex(ctx, path, r.limit, topicID, rd.first, r.log)
 	if err != nil {
 		return nil, fmt.Errorf("make an index: %w", err)
 	}

@@ -392,6 +392,46 @@ func TestStalledReadIsGivenUp(t *testing.T) {
 	}
 }
 
+// The disk may be another one's, such as a node's: whoever takes more than a share of it is ended. So the
+// audit is refused before, and another one that fits goes on.
+func TestIndexesKeepToTheirLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 8 << 20
+	var records []broker.Record
+	for range 4000 {
+		records = append(records, ordertest.Realistic(t, 90))
+	}
+	tp := ordertest.NewTopic(records...)
+	tp.BatchSize = 50
+	source := sourceOf(tp)
+	var a *Auditor
+	var most int64
+	source.Read = func(
+		ctx context.Context, from, to map[broker.Partition]int64, apply func(context.Context, []broker.Record) error,
+	) error {
+		return tp.Read(ctx, from, to, func(ctx context.Context, records []broker.Record) error {
+			err := apply(ctx, records)
+			used, usedErr := usedBytes(a.dir)
+			most = max(most, used)
+			return errors.Join(err, usedErr)
+		})
+	}
+	a = newLimitedAuditor(t, limit, source)
+	if _, err := a.Audit(t.Context(), contract.TopicUpdated, false); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("an audit of too much: %v, want %v", err, ErrNoRoom)
+	}
+	// The chart gives the volume a quarter more.
+	t.Logf("at most %d bytes of %d", most, limit)
+	if most < limit/2 || most > limit*5/4 {
+		t.Errorf("the indexes took %d bytes of %d", most, limit)
+	}
+	tp.DeleteRecords()
+	tp.Add(records[:50]...)
+	if got := len(a.orders(t, false)); got != 50 {
+		t.Errorf("an audit that fits has %d orders, want 50", got)
+	}
+}
+
 // The size of Order's volume in docs/operations.md and in the chart follows from these, too: there
 // is an index of each topic.
 func TestBytesOfAnOrderInTheIndex(t *testing.T) {
@@ -403,7 +443,8 @@ func TestBytesOfAnOrderInTheIndex(t *testing.T) {
 	}{
 		{5, 5000, 700}, {90, 500, 9 << 10}, {contract.MaxItems, 50, 56 << 10},
 	} {
-		ix, err := newIndex(t.Context(), filepath.Join(t.TempDir(), "index"), "id", nil, slog.New(slog.DiscardHandler))
+		path := filepath.Join(t.TempDir(), "index")
+		ix, err := newIndex(t.Context(), path, 0, "id", nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
