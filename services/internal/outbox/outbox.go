@@ -254,7 +254,9 @@ func (b *Box) Guard(tx *sqldb.Tx) error {
 // Agreement reports how far the replica that holds the lease has come: whether Kafka has refused its
 // predecessor, and whether the begin of its relay has succeeded. Both are false while no replica holds
 // the lease.
-func (b *Box) Agreement(ctx context.Context) (begun, agreed bool, err error) { return b.lease.agreement(ctx) }
+func (b *Box) Agreement(ctx context.Context) (begun, agreed bool, err error) {
+	return b.lease.agreement(ctx)
+}
 
 // Relay publishes the outbox in the order of its rows until ctx ends. Then it finishes the page in
 // hand, which may take up to stopTimeout. Where several processes use the database, it does so while

@@ -712,6 +712,23 @@ func TestADeletionInDoubtEndsTheTerm(t *testing.T) {
 	}
 }
 
+// After a failover to a server that lacks the last commits, other messages get the IDs of messages that were
+// published. They must not be taken for these: on another server the relay forgets what it knows.
+func TestARelayForgetsItsTermOnAnotherServer(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	add(t, b, numbered("topic", 0, 3)...)
+	before := newTerm(b, 0)
+	before.serverChanges--
+	before.acknowledge([]committedPage{{last: 3, rows: 3}})
+	if err := before.deleteAll(t.Context()); !errors.Is(err, errOtherServer) {
+		t.Errorf("%v, want %v", err, errOtherServer)
+	}
+	if got := rows(t, b); got != 3 {
+		t.Errorf("%d rows are left, want 3", got)
+	}
+}
+
 // While no messages are added, only the relay deletes acknowledged rows. It must not give up after
 // a failure.
 func TestAFailedCleanUpIsTriedAgain(t *testing.T) {

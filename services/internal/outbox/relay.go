@@ -123,7 +123,7 @@ func (r *relay) runTerm(ctx context.Context, epoch int64, until time.Time) error
 		case ctx.Err() != nil:
 			r.log.Info("the relay ends with unpublished rows; the next one publishes them", "err", err)
 			return nil
-		case errors.Is(err, errMoved):
+		case errors.Is(err, errMoved), errors.Is(err, errOtherServer):
 			r.log.Warn("the relay begins again with what the database has", "err", err)
 			return nil
 		case errors.Is(err, broker.ErrUnreadable):
@@ -276,6 +276,9 @@ func (r *relay) publishPages(ctx, work context.Context, pair [2]*broker.Producer
 	for turn, ended := 0, false; !ended; {
 		ended = ctx.Err() != nil
 		rows, err := next()
+		if err == nil {
+			err = t.sameServer()
+		}
 		if err != nil {
 			return err
 		}

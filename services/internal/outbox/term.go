@@ -22,6 +22,10 @@ const cleanupAfter = 50 * time.Millisecond
 // reported an error, has taken effect.
 var errMoved = errors.New("acknowledged rows were gone already: a commit that failed has taken effect")
 
+// errOtherServer reports that the database is on another server. What the relay remembers may be gone
+// there, and new rows may have the IDs of rows that were published.
+var errOtherServer = errors.New("the database is on another server, or was started again")
+
 // term is the time for which this process holds the lease. What a relay remembers belongs to it and ends
 // with it: another process may have published and deleted rows since.
 type term struct {
@@ -29,6 +33,8 @@ type term struct {
 	log   *slog.Logger
 	lease *lease
 	epoch int64
+	// serverChanges is that of db at the begin.
+	serverChanges int64
 	// published is that of the Box.
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
 
@@ -60,7 +66,8 @@ type committedPage struct {
 
 func newTerm(b *Box, epoch int64) *term {
 	return &term{
-		db: b.db, log: b.log, lease: b.lease, epoch: epoch, published: b.published,
+		db: b.db, log: b.log, lease: b.lease, epoch: epoch, serverChanges: b.db.ServerChanges(),
+		published: b.published,
 		deletable: make(chan struct{}, 1), next: make(map[broker.Partition]int64),
 	}
 }
@@ -75,6 +82,15 @@ func (t *term) load(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.done, t.last = done, done
+	return nil
+}
+
+// sameServer returns errOtherServer if what was just read may be from another server than what this term
+// knows.
+func (t *term) sameServer() error {
+	if t.db.ServerChanges() != t.serverChanges {
+		return errOtherServer
+	}
 	return nil
 }
 
@@ -116,7 +132,7 @@ func (t *term) deleteUntil(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			if errors.Is(err, ErrLeaseLost) || errors.Is(err, errMoved) {
+			if errors.Is(err, ErrLeaseLost) || errors.Is(err, errMoved) || errors.Is(err, errOtherServer) {
 				return err
 			}
 			t.log.Warn("acknowledged rows stay in the outbox for now", "err", err)
@@ -147,6 +163,9 @@ func (t *term) delete(tx *sqldb.Tx) error {
 	t.mu.Unlock()
 	done, err := t.lease.guard(tx, t.epoch)
 	if err != nil {
+		return err
+	}
+	if err := t.sameServer(); err != nil {
 		return err
 	}
 	if done != known {

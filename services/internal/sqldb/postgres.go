@@ -53,7 +53,8 @@ type postgres struct {
 	schema string
 	log    *slog.Logger
 	// turn has a token while a transaction of this process is under way.
-	turn chan struct{}
+	turn   chan struct{}
+	server server
 	// generation is that of the connections that may be used. It rises when the server behind them
 	// turns out to be a standby.
 	generation atomic.Int64
@@ -132,9 +133,9 @@ func openPostgres(ctx context.Context, cfg Config, log *slog.Logger) (*postgres,
 	}
 	conn.OnNotice = noteWarning
 	db.pool = stdlib.OpenDB(*conn,
-		stdlib.OptionAfterConnect(func(_ context.Context, c *pgx.Conn) error {
+		stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
 			c.PgConn().CustomData()[generationOf] = db.generation.Load()
-			return nil
+			return db.server.note(ctx, c)
 		}),
 		stdlib.OptionResetSession(func(_ context.Context, c *pgx.Conn) error {
 			if c.PgConn().CustomData()[generationOf] != db.generation.Load() {
@@ -449,6 +450,9 @@ func (db *postgres) Err() error {
 	}
 	return nil
 }
+
+// ServerChanges is part of engine.
+func (db *postgres) ServerChanges() int64 { return db.server.changes.Load() }
 
 // note takes the error of a statement. A server that only reads is a standby by now: no connection to
 // it is used again.

@@ -9,7 +9,11 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -33,6 +37,29 @@ func refuseStandby(ctx context.Context, c *pgconn.PgConn) error {
 	if len(r.Rows) == 1 && string(r.Rows[0][0]) == "on" {
 		return errStandby
 	}
+	return nil
+}
+
+// server recognises the server behind new connections. The zero value knows none.
+type server struct {
+	mu sync.Mutex
+	// started is when it was started.
+	started time.Time
+	changes atomic.Int64
+}
+
+// note counts a connection to another server than that of the one before.
+func (s *server) note(ctx context.Context, c *pgx.Conn) error {
+	var started time.Time
+	if err := c.QueryRow(ctx, "SELECT pg_postmaster_start_time()").Scan(&started); err != nil {
+		return fmt.Errorf("ask when the server was started: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.started.IsZero() && !started.Equal(s.started) {
+		s.changes.Add(1)
+	}
+	s.started = started
 	return nil
 }
 

@@ -5,7 +5,9 @@ import (
 	"testing"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/localpostgres"
 	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // A mistake in DATABASE_URL is named at the start. No text shows its password.
@@ -38,6 +40,36 @@ func TestDatabaseURL(t *testing.T) {
 		}
 		if shown := err + sqldb.Redacted(url); strings.Contains(shown, "secret") {
 			t.Errorf("%s: the password is shown: %s", url, shown)
+		}
+	}
+}
+
+// A server that was started again, or another one in its place, is noticed at the latest by the statement
+// that runs on it: with asynchronous replication it may lack what was committed before.
+func TestAnotherServerIsNoticed(t *testing.T) {
+	t.Parallel()
+	s := testenv.StartPostgres(t, localpostgres.Options{})
+	db, err := sqldb.Open(t.Context(), server(s.URL("postgres")), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if got := db.ServerChanges(); got != 0 {
+		t.Errorf("%d changes before there was one", got)
+	}
+	for change := range int64(2) {
+		s.Kill()
+		if err := s.StartAgain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Now()
+			if got := db.ServerChanges(); err == nil && got != change+1 {
+				t.Errorf("%d changes, want %d", got, change+1)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

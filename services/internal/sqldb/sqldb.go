@@ -87,6 +87,11 @@ type engine interface {
 	// Err returns why the database cannot be used now, or nil. It does not block.
 	Err() error
 
+	// ServerChanges returns how often a connection has found another server than the one before it, or
+	// that one after a restart. A transaction that was committed before may be missing on the other one,
+	// if replication is asynchronous.
+	ServerChanges() int64
+
 	// Close closes the database. It waits for a transaction under way.
 	Close() error
 

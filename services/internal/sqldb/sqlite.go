@@ -170,6 +170,9 @@ func (db *sqlite) session(ctx context.Context) *sqliteSession {
 	return &sqliteSession{db: db, conn: db.write, stmts: db.stmts, ctx: ctx}
 }
 
+// ServerChanges is part of engine.
+func (db *sqlite) ServerChanges() int64 { return 0 }
+
 // Shared is part of engine.
 func (db *sqlite) Shared() bool { return false }
 
