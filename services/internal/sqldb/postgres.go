@@ -133,6 +133,15 @@ func openPostgres(ctx context.Context, cfg Config, log *slog.Logger) (*postgres,
 	}
 	conn.OnNotice = noteWarning
 	db.pool = stdlib.OpenDB(*conn,
+		// The files of TLS are read again, since those of a renewed CA or certificate replace them.
+		stdlib.OptionBeforeConnect(func(_ context.Context, c *pgx.ConnConfig) error {
+			now, err := parseURL(cfg.URL)
+			if err != nil {
+				return fmt.Errorf("read DATABASE_URL again: %w", err)
+			}
+			c.TLSConfig, c.Fallbacks = now.TLSConfig, now.Fallbacks
+			return nil
+		}),
 		stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
 			c.PgConn().CustomData()[generationOf] = db.generation.Load()
 			return db.server.note(ctx, c)
