@@ -102,7 +102,10 @@ func (b *Broker) Warnings() string {
 func (b *Broker) start(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
 		err := b.startOnce(ctx)
-		if err == nil || attempt == 3 || !strings.Contains(err.Error(), "Socket server failed to bind") {
+		_, taken := errors.AsType[*PortTakenError](err)
+		// The port that was asked for, or that clients know, is the only right one.
+		taken = taken && b.options.Port == 0 && b.Addr == ""
+		if err == nil || attempt == 3 || !taken && !strings.Contains(err.Error(), "Socket server failed to bind") {
 			return err
 		}
 	}

@@ -19,9 +19,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
-
-	"ordersystem.dev/services/internal/localkafka"
 )
 
 // Options describe the server to start.
@@ -49,7 +46,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	err = s.run(ctx, "initdb", "--pgdata="+s.data(), "--username=postgres", "--pwfile="+password,
 		"--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync")
 	if err == nil {
-		err = s.start(ctx)
+		err = s.startFirst(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start postgresql in %s: %w", o.Dir, err)
@@ -66,7 +63,7 @@ func (s *Server) StartStandby(ctx context.Context, o Options) (*Server, error) {
 			"--write-recovery-conf", "--checkpoint=fast", "--no-sync")
 	}
 	if err == nil {
-		err = standby.start(ctx)
+		err = standby.startFirst(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start a standby in %s: %w", o.Dir, err)
@@ -81,7 +78,7 @@ func (s *Server) StartStandby(ctx context.Context, o Options) (*Server, error) {
 	return standby, nil
 }
 
-// prepare returns a server that has a directory and a free port, and no data.
+// prepare returns a server that has a directory, and neither data nor a port.
 func prepare(o Options, password string) (*Server, error) {
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	p, err := findPrograms()
@@ -99,5 +96,5 @@ func prepare(o Options, password string) (*Server, error) {
 	if err := p.give(dir); err != nil {
 		return nil, err
 	}
-	return &Server{options: o, programs: p, password: password, port: strconv.Itoa(localkafka.FreePort())}, nil
+	return &Server{options: o, programs: p, password: password}, nil
 }

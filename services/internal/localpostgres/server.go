@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/child"
+	"ordersystem.dev/services/internal/localkafka"
 )
 
 const (
@@ -102,6 +104,18 @@ func (s *Server) Wait(ctx context.Context, statements ...string) error {
 func (s *Server) Log() string {
 	text, _ := os.ReadFile(s.file("postgres.log"))
 	return tail(text)
+}
+
+// startFirst starts the server on a free port. Another process may take the port between its discovery
+// and its use. Then startFirst tries another one.
+func (s *Server) startFirst(ctx context.Context) error {
+	for attempt := 1; ; attempt++ {
+		s.port = strconv.Itoa(localkafka.FreePort())
+		err := s.start(ctx)
+		if err == nil || attempt == 3 || !strings.Contains(err.Error(), "Address already in use") {
+			return err
+		}
+	}
 }
 
 func (s *Server) start(ctx context.Context) error {
