@@ -1,0 +1,82 @@
+package e2e
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// balancer forwards TCP connections to one of several addresses, as a Kubernetes Service does. It knows
+// nothing of HTTP and repeats nothing: a connection that cannot be forwarded is closed.
+type balancer struct {
+	listener net.Listener
+
+	mu      sync.Mutex
+	targets []string
+	next    int
+}
+
+// newBalancer starts a balancer that has no targets yet.
+func newBalancer(t testing.TB) *balancer {
+	t.Helper()
+	ln, err := net.Listen("tcp", local(freePorts(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &balancer{listener: ln}
+	var serving sync.WaitGroup
+	serving.Go(b.serve)
+	t.Cleanup(func() {
+		ln.Close()
+		serving.Wait()
+	})
+	return b
+}
+
+func (b *balancer) addr() string { return b.listener.Addr().String() }
+
+// use replaces the targets of new connections. Those that are open stay where they are.
+func (b *balancer) use(targets ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.targets = targets
+}
+
+func (b *balancer) serve() {
+	for {
+		client, err := b.listener.Accept()
+		if err != nil {
+			return
+		}
+		go b.forward(client)
+	}
+}
+
+func (b *balancer) forward(client net.Conn) {
+	defer client.Close()
+	b.mu.Lock()
+	b.next++
+	target := ""
+	if len(b.targets) > 0 {
+		target = b.targets[b.next%len(b.targets)]
+	}
+	b.mu.Unlock()
+	server, err := net.DialTimeout("tcp", target, time.Second)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var both sync.WaitGroup
+	for _, way := range [][2]net.Conn{{server, client}, {client, server}} {
+		both.Go(func() {
+			if _, err := io.Copy(way[0], way[1]); err != nil {
+				way[0].Close()
+			}
+			// The other way may go on.
+			_ = way[0].(*net.TCPConn).CloseWrite()
+		})
+	}
+	both.Wait()
+}
