@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"ordersystem.dev/services/bench/limit"
 	"ordersystem.dev/services/bench/load"
 	"ordersystem.dev/services/bench/stats"
-	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localpostgres"
 )
 
 // apply measures how fast the Order service builds its view of the topics. The bare limit writes
@@ -20,24 +23,31 @@ func (b *bench) apply(ctx context.Context) error {
 		return err
 	}
 	defer k.Stop()
-	events := slices.Collect(load.Histories("apply-", b.records))
-	if _, err := limit.Produce(ctx, k.Addr, "", slices.Values(events)); err != nil {
+	messages := slices.Collect(load.Histories("apply-", b.records))
+	if _, err := limit.Produce(ctx, k.Addr, "", slices.Values(messages)); err != nil {
 		return err
 	}
 	// The bare limit does not decode: its rows are made before any time begins.
-	rows := make([]limit.OrderRow, len(events))
-	for i, m := range events {
+	rows := make([]limit.OrderRow, len(messages))
+	for i, m := range messages {
 		if rows[i], err = limit.NewOrderRow(m); err != nil {
 			return err
 		}
 	}
-	applied := result{
-		what: fmt.Sprintf("%s events applied, creations : updates = 1 : 3", grouped(int64(len(events)))),
-		unit: perSecond, goal: goal{atLeast: 0.5},
+	pg, err := b.startPostgres(ctx)
+	if err != nil {
+		return err
 	}
+	defer pg.Stop()
+	events := grouped(int64(len(messages)))
+	sqlite := result{
+		what: events + " events applied, creations : updates = 1 : 3", unit: perSecond, goal: goal{atLeast: 0.5},
+	}
+	one := result{what: "on PostgreSQL", unit: perSecond, goal: goal{atLeast: 0.5}}
+	three := result{what: "on PostgreSQL, by three replicas", unit: perSecond}
 	for n := range b.repeats {
 		quiet()
-		ours, err := b.applyOnce(ctx, k.Addr, len(events))
+		ours, err := b.applyOnce(ctx, k.Addr, 1, "", len(messages))
 		if err != nil {
 			return err
 		}
@@ -46,39 +56,122 @@ func (b *bench) apply(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		applied.add(ours, raw)
-		progress("apply %d/%d: ours %s, raw %s", n+1, b.repeats,
-			perSecond.format(ours.Value), perSecond.format(raw.Value))
+		sqlite.add(ours, raw)
+		if err := b.applyPostgres(ctx, k.Addr, pg, rows, &one, &three); err != nil {
+			return err
+		}
+		progress("apply %d/%d: ours %s, raw %s; PostgreSQL %s, three replicas %s, raw %s", n+1, b.repeats,
+			perSecond.format(ours.Value), perSecond.format(raw.Value), perSecond.format(one.ours[n]),
+			perSecond.format(three.ours[n]), perSecond.format(one.raw[n]))
 	}
 	printTable(b.out, "Apply", fmt.Sprintf(
 		`A new Order service reads both topics from their beginning: from the assignment of its partitions
 until it has caught up. Raw: the rows of these events, decoded beforehand, are upserted into a bare
-SQLite with the same schema (synchronous=NORMAL) in transactions of %d, %d rows to a statement. CPU:
-of the service since its start.`, limit.BatchRecords, limit.RowsPerStatement), applied)
+SQLite with the same schema (synchronous=NORMAL) in transactions of %d, %d rows to a statement. On
+PostgreSQL (fsync and synchronous_commit on), raw has one statement for a transaction, with the rows as
+arrays. CPU: of the service since its start, without PostgreSQL's.`,
+		limit.BatchRecords, limit.RowsPerStatement), sqlite, one, three)
 	return nil
 }
 
-// applyOnce starts an Order with an empty store and waits until it has applied all events.
-func (b *bench) applyOnce(ctx context.Context, kafka string, events int) (rate stats.Sample, err error) {
-	err = b.withFresh(ctx, b.order, kafka, func(order *service) error {
+// applyPostgres adds one repeat of the results on PostgreSQL, each in a database of its own.
+func (b *bench) applyPostgres(
+	ctx context.Context, kafka string, pg *localpostgres.Server, rows []limit.OrderRow, one, three *result,
+) error {
+	n := len(one.ours)
+	fresh := func(name string) (url string, err error) {
+		quiet()
+		name = fmt.Sprint(name, n)
+		return pg.URL(name), pg.Wait(ctx, "CREATE DATABASE "+name)
+	}
+	url, err := fresh("one")
+	if err != nil {
+		return err
+	}
+	ours, err := b.applyOnce(ctx, kafka, 1, url, len(rows))
+	if err != nil {
+		return err
+	}
+	if url, err = fresh("raw"); err != nil {
+		return err
+	}
+	raw, err := limit.UpsertsPostgres(ctx, url, filepath.Join(b.root, "services/order/migrations/postgres"), rows)
+	if err != nil {
+		return err
+	}
+	if url, err = fresh("three"); err != nil {
+		return err
+	}
+	ofThree, err := b.applyOnce(ctx, kafka, 3, url, len(rows))
+	if err != nil {
+		return err
+	}
+	one.add(ours, raw)
+	three.add(ofThree, raw)
+	return nil
+}
+
+// applyOnce starts Orders with an empty store and waits until they have applied all events. They share
+// the database at url, or the only one has a SQLite of its own if that is empty.
+func (b *bench) applyOnce(
+	ctx context.Context, kafka string, replicas int, url string, events int,
+) (rate stats.Sample, err error) {
+	err = b.inFreshDir(func(dir string) (err error) {
+		var orders []*service
+		defer func() {
+			for _, order := range orders {
+				err = errors.Join(err, order.stop())
+			}
+		}()
+		for n := range replicas {
+			order, err := startService(ctx, b.order, filepath.Join(dir, fmt.Sprint(n)), kafka, "DATABASE_URL="+url)
+			if err != nil {
+				return err
+			}
+			orders = append(orders, order)
+		}
 		// The metrics cannot be read before the service listens.
-		if err := order.await(ctx, 2*time.Millisecond, func() (bool, error) {
-			assigned, err := order.metric(ctx, "order_assigned_partitions")
-			return err == nil && int(assigned) == 2*contract.Topics()[0].Partitions, nil
+		if err := orders[0].await(ctx, 2*time.Millisecond, func() (bool, error) {
+			return slices.ContainsFunc(orders, func(order *service) bool {
+				assigned, err := order.metric(ctx, "order_assigned_partitions")
+				return err == nil && assigned > 0
+			}), nil
 		}); err != nil {
 			return fmt.Errorf("await the assignment: %w", err)
 		}
-		// The service is ready once it has applied what the topics had when it started.
+		// A service is ready once the store has what the topics had when it started.
 		begin := time.Now()
-		if _, err := order.ready(ctx); err != nil {
-			return err
+		var cpu time.Duration
+		for _, order := range orders {
+			if _, err := order.ready(ctx); err != nil {
+				return err
+			}
+			cpu += order.cpu()
 		}
-		rate = stats.Rate(events, time.Since(begin), order.cpu())
-		applied, err := order.metric(ctx, appliedRecords)
-		if err == nil && int(applied) != events {
-			err = fmt.Errorf("%d events were to be applied and %v were", events, applied)
+		rate = stats.Rate(events, time.Since(begin), cpu)
+		applied := 0.0
+		for _, order := range orders {
+			some, err := order.metric(ctx, appliedRecords)
+			if err != nil {
+				return err
+			}
+			applied += some
 		}
-		return err
+		if int(applied) != events {
+			return fmt.Errorf("%d events were to be applied and %v were", events, applied)
+		}
+		return nil
 	})
 	return rate, err
+}
+
+// startPostgres starts a server that keeps what was committed, also through a power loss.
+func (b *bench) startPostgres(ctx context.Context) (*localpostgres.Server, error) {
+	// The user who runs PostgreSQL must reach its directory.
+	if err := os.Chmod(b.dir, 0o755); err != nil {
+		return nil, err
+	}
+	return localpostgres.Start(ctx, localpostgres.Options{
+		Dir: filepath.Join(b.dir, "postgres"), Settings: map[string]string{"shared_buffers": "256MB"},
+	})
 }

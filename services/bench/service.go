@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,8 +56,8 @@ type service struct {
 	ended chan struct{}
 }
 
-// startService starts a program with its data in dir.
-func startService(ctx context.Context, p program, dir, kafka string) (*service, error) {
+// startService starts a program with its data in dir. env is added to its environment.
+func startService(ctx context.Context, p program, dir, kafka string, env ...string) (*service, error) {
 	api, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -79,8 +80,10 @@ func startService(ctx context.Context, p program, dir, kafka string) (*service, 
 	}
 	defer log.Close()
 	s.cmd = exec.CommandContext(ctx, p.path, p.args...)
-	s.cmd.Env = append(os.Environ(), "HTTP_ADDR="+api, "OPS_ADDR="+ops, "DATA_DIR="+dir,
-		"KAFKA_BROKERS="+kafka, "LOG_FORMAT=json", "LOG_LEVEL=info")
+	s.cmd.Env = slices.Concat(os.Environ(), []string{
+		"HTTP_ADDR=" + api, "OPS_ADDR=" + ops, "DATA_DIR=" + dir,
+		"KAFKA_BROKERS=" + kafka, "LOG_FORMAT=json", "LOG_LEVEL=info",
+	}, env)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.started = time.Now()
 	if err := s.cmd.Start(); err != nil {

@@ -179,14 +179,17 @@ func create(ctx context.Context, dir string, schema Schema) (*database, error) {
 	if _, err := conn.ExecContext(ctx, pragmas); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	if err := migrate(ctx, conn, schema.Migrations); err != nil {
+	if err := execFiles(schema.Migrations, func(text string) error {
+		_, err := conn.ExecContext(ctx, text)
+		return err
+	}); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-// migrate executes the SQL files of a folder in their order.
-func migrate(ctx context.Context, conn *sql.Conn, folder string) error {
+// execFiles calls exec with the SQL files of a folder in their order.
+func execFiles(folder string, exec func(text string) error) error {
 	files, err := filepath.Glob(filepath.Join(folder, "*.sql"))
 	if err != nil {
 		return err
@@ -200,7 +203,7 @@ func migrate(ctx context.Context, conn *sql.Conn, folder string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := conn.ExecContext(ctx, string(text)); err != nil {
+		if err := exec(string(text)); err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
 	}
