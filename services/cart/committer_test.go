@@ -20,8 +20,14 @@ import (
 // running opens a store and runs its committer until the test ends or stop is called.
 func running(t *testing.T, dir string, maxBacklog int) (c *committer, stop func()) {
 	t.Helper()
+	return runningAt(t, "", dir, maxBacklog)
+}
+
+// runningAt does so with the database at a URL, unless that is empty.
+func runningAt(t *testing.T, url, dir string, maxBacklog int) (c *committer, stop func()) {
+	t.Helper()
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), "", dir, log, reg)
+	s, err := openStore(t.Context(), url, dir, log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,13 +12,21 @@ import (
 
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 // beginPatience is how long a Cart whose topics were seen waits for its relay to begin.
 const beginPatience = 5 * time.Second
 
-var errRebuilding = errors.New("rebuilding the store from the topics")
+// followEvery is the time between two looks at what another replica has done.
+const followEvery = 50 * time.Millisecond
+
+var (
+	errRebuilding       = errors.New("rebuilding the store from the topics")
+	errRebuiltElsewhere = errors.New("another replica rebuilds the store")
+)
 
 // preparation brings a service that has just started to the point where it is ready.
 type preparation struct {
@@ -35,7 +43,7 @@ type preparation struct {
 // run calls open once the store is whole and agrees with the topics, and makes the service ready once
 // the topics were seen. With a whole store the service accepts orders even while Kafka is away.
 func (p *preparation) run(ctx context.Context, ready *service.Readiness, open func()) error {
-	whole, err := p.store.isRebuilt(ctx)
+	whole, err := p.isRebuilt(ctx, ready.Set)
 	if err != nil {
 		return err
 	}
@@ -58,11 +66,33 @@ func (p *preparation) run(ctx context.Context, ready *service.Readiness, open fu
 	return nil
 }
 
-// awaitAgreement waits until the store agrees with the topics. An order that is accepted before may
-// have a version that the topics have already. If the comparison does not even begin, because Kafka
-// refuses the relay, orders are accepted all the same.
+// isRebuilt reports whether the store is whole. It waits while the database cannot be reached.
+func (p *preparation) isRebuilt(ctx context.Context, report func(reason error)) (bool, error) {
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	for {
+		whole, err := p.store.isRebuilt(ctx)
+		if !sqldb.IsUnavailable(err) {
+			return whole, err
+		}
+		report(err)
+		if !retry.Wait(ctx) {
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// awaitAgreement waits until the store agrees with the topics, as this replica or another one has found
+// out. An order that is accepted before may have a version that the topics have already. If the comparison
+// does not even begin, because Kafka refuses the relay, orders are accepted all the same.
 func (p *preparation) awaitAgreement(ctx context.Context, report func(reason error)) error {
 	report(errComparing)
+	if p.store.db.Shared() {
+		followed, stop := context.WithCancel(ctx)
+		var following sync.WaitGroup
+		defer following.Wait()
+		defer stop()
+		following.Go(func() { p.follow(followed) })
+	}
 	select {
 	case <-p.reconciler.begun:
 	case <-p.reconciler.done:
@@ -77,6 +107,27 @@ func (p *preparation) awaitAgreement(ctx context.Context, report func(reason err
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// follow notes how far the replica has come that holds the lease, until the store agrees with the topics or
+// ctx ends.
+func (p *preparation) follow(ctx context.Context) {
+	for {
+		begun, agreed, err := p.store.box.Agreement(ctx)
+		switch {
+		case err != nil:
+			// The committer shows what is wrong with the database.
+			p.log.Debug("look up the agreement with the topics", "err", err)
+		case agreed:
+			p.reconciler.end()
+			return
+		case begun:
+			p.reconciler.begin()
+		}
+		if !backoff.Sleep(ctx, followEvery) {
+			return
+		}
 	}
 }
 
@@ -97,8 +148,8 @@ func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness,
 	return err
 }
 
-// fill waits for the topics and rebuilds a new store from them, until that succeeds. report is
-// called with what it waits for, and never with nil.
+// fill waits for the topics and rebuilds a new store from them, until that succeeds. One replica does so,
+// and the others wait for it. report is called with what it waits for, and never with nil.
 func (p *preparation) fill(ctx context.Context, report func(reason error)) error {
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
 		if missing == nil {
@@ -111,12 +162,26 @@ func (p *preparation) fill(ctx context.Context, report func(reason error)) error
 	}
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for {
-		err := p.rebuildOnce(ctx, report)
-		if err == nil {
-			return nil
+		// Another replica may have rebuilt it since this one last looked.
+		whole, err := p.isRebuilt(ctx, report)
+		if err != nil || whole {
+			return err
 		}
-		if ctx.Err() != nil {
+		if !p.store.box.Leads() {
+			report(errRebuiltElsewhere)
+			if !backoff.Sleep(ctx, followEvery) {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		err = p.rebuildOnce(ctx, report)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case errors.Is(err, outbox.ErrLeaseLost):
+			continue
 		}
 		report(fmt.Errorf("%w: trying again: %w", errRebuilding, err))
 		wait := retry.Next()

@@ -34,7 +34,7 @@ func newPreparation(t *testing.T) *preparation {
 	}
 	t.Cleanup(admin.Close)
 	r := newReconciler(cfg, admin, c.store, log, prometheus.NewRegistry())
-	close(r.done)
+	r.end()
 	return &preparation{
 		kafka: cfg, admin: admin, store: c.store, reconciler: r,
 		doubtful: newDoubtful(prometheus.NewRegistry()), log: log,

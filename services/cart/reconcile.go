@@ -61,12 +61,13 @@ type reconciler struct {
 
 	// whole is closed once the store is rebuilt.
 	whole chan struct{}
-	// begun is closed when the store is compared with the topics for the first time.
-	begun   chan struct{}
-	started sync.Once
+	// begun is closed when the store is compared with the topics for the first time, here or by another
+	// replica.
+	begun chan struct{}
+	begin func()
 	// done is closed when the store agrees with the topics for the first time.
 	done     chan struct{}
-	agreed   sync.Once
+	end      func()
 	conflict atomic.Pointer[conflictError]
 }
 
@@ -87,13 +88,16 @@ func newReconciler(
 		counted: make(map[broker.Partition]int64), logged: make(map[string]int),
 		whole: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
 	}
+	r.begin = sync.OnceFunc(func() { close(r.begun) })
+	r.end = sync.OnceFunc(func() { close(r.done) })
 	reg.MustRegister(r.lost, r.partitions)
 	return r
 }
 
-// err returns a *conflictError if there is a conflict, or nil.
+// err returns a *conflictError if there is a conflict, or nil. What becomes of it is up to the replica that
+// publishes.
 func (r *reconciler) err() error {
-	if conflict := r.conflict.Load(); conflict != nil {
+	if conflict := r.conflict.Load(); conflict != nil && r.store.box.Leads() {
 		return conflict
 	}
 	return nil
@@ -108,7 +112,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	r.started.Do(func() { close(r.begun) })
+	r.begin()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	first, end, err := r.admin.Bounds(ctx, orderTopics...)
@@ -134,7 +138,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	}
 	r.countPartitions(end)
 	clear(r.counted)
-	r.agreed.Do(func() { close(r.done) })
+	r.end()
 	return nil
 }
 
@@ -186,7 +190,8 @@ func (r *reconciler) deleted(from, first map[broker.Partition]int64) {
 	}
 }
 
-// watch looks at the topics from time to time, until ctx ends.
+// watch looks at the topics from time to time, until ctx ends. Of several replicas, the one that publishes
+// does.
 func (r *reconciler) watch(ctx context.Context) error {
 	select {
 	case <-r.done:
@@ -194,6 +199,9 @@ func (r *reconciler) watch(ctx context.Context) error {
 		return nil
 	}
 	for backoff.Sleep(ctx, topicCheck) {
+		if !r.store.box.Leads() {
+			continue
+		}
 		// The relay and the readiness show what is wrong with Kafka or the store.
 		if err := r.look(ctx); err != nil {
 			r.log.Debug("look at the topics", "err", err)

@@ -25,6 +25,8 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
+func TestMain(m *testing.M) { testenv.Main(m) }
+
 // instance is a running Cart service.
 type instance struct {
 	api, ops string

@@ -511,9 +511,12 @@ func (s *store) writePublished(tx *sqldb.Tx, next map[broker.Partition]int64) er
 }
 
 // markRebuilt marks the store as rebuilt. It may be called again: a commit that reported an error may
-// have taken effect.
+// have taken effect. It returns outbox.ErrLeaseLost if another replica has the lease.
 func (s *store) markRebuilt(ctx context.Context, now time.Time) error {
 	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		if err := s.box.Guard(tx); err != nil {
+			return err
+		}
 		const insert = "INSERT INTO rebuilt(at) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM rebuilt)"
 		_, err := tx.Exec(insert, now.UnixMilli())
 		var marks int64

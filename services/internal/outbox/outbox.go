@@ -234,8 +234,11 @@ func (b *Box) Lock(tx *sqldb.Tx) (*Ledger, error) {
 	return l, nil
 }
 
-// Leads reports whether this process holds the lease.
-func (b *Box) Leads() bool { return b.term.Load() != nil }
+// Leads reports whether this process holds the lease. A database of one process has none to wait for.
+func (b *Box) Leads() bool {
+	t := b.term.Load()
+	return !b.db.Shared() || t != nil && t.holds()
+}
 
 // Guard returns ErrLeaseLost if this process does not hold the lease. Else no other process takes it
 // before the transaction ends.

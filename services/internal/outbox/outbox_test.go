@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -15,7 +16,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,11 +35,14 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func open(t *testing.T, path string) *Box {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), sqldb.Config{
-		Path: path, Sync: sqldb.Full, Migrations: fstest.MapFS{
-			"sqlite/0001_outbox.sql": {Data: []byte(Schema)}, "sqlite/0002_ledger.sql": {Data: []byte(LedgerSchema)},
-		},
-	}, slog.New(slog.DiscardHandler))
+	return openAt(t, sqldb.Config{Path: path, Sync: sqldb.Full})
+}
+
+// openAt opens an outbox in a database of Cart.
+func openAt(t *testing.T, cfg sqldb.Config) *Box {
+	t.Helper()
+	cfg.Schema, cfg.Migrations = "cart", os.DirFS("../../cart/migrations")
+	db, err := sqldb.Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +57,16 @@ func open(t *testing.T, path string) *Box {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// databases runs a test on each kind of database.
+func databases(t *testing.T, test func(t *testing.T, open func() *Box)) {
+	t.Run("SQLite", func(t *testing.T) {
+		test(t, func() *Box { return open(t, filepath.Join(t.TempDir(), "t.db")) })
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		test(t, func() *Box { return openAt(t, sqldb.Config{URL: testenv.Postgres(t)}) })
+	})
 }
 
 func add(t *testing.T, b *Box, ms ...contract.Message) {
@@ -190,15 +203,24 @@ func inOrder(want, got map[string][]string) error {
 }
 
 func TestWhatIsCommittedIsPublishedInOrder(t *testing.T) {
-	for name, start := range map[string]func(*testing.T) string{
-		"fake Kafka": func(t *testing.T) string { return testenv.Fake(t) },
-		"real Kafka": func(t *testing.T) string { return testenv.SharedKafka(t).Addr },
+	fake := func(t *testing.T) string { return testenv.Fake(t) }
+	shared := func(t *testing.T) string { return testenv.SharedKafka(t).Addr }
+	file := func(t *testing.T) sqldb.Config {
+		return sqldb.Config{Path: filepath.Join(t.TempDir(), "t.db"), Sync: sqldb.Full}
+	}
+	for _, c := range []struct {
+		name     string
+		start    func(*testing.T) string
+		database func(*testing.T) sqldb.Config
+	}{
+		{"fake Kafka", fake, file},
+		{"real Kafka", shared, file},
+		{"real Kafka, PostgreSQL", shared, func(t *testing.T) sqldb.Config { return sqldb.Config{URL: testenv.Postgres(t)} }},
 	} {
-		t.Run(name, func(t *testing.T) {
-			addr := start(t)
+		t.Run(c.name, func(t *testing.T) {
+			addr := c.start(t)
 			topic := testenv.NewTopic(t, addr, 3)
-			path := filepath.Join(t.TempDir(), "t.db")
-			b := open(t, path)
+			b := openAt(t, c.database(t))
 			// More messages than are in flight at a time.
 			all := numbered(topic, 0, 25_000)
 			add(t, b, all[:20_000]...)
@@ -325,8 +347,7 @@ func TestCertificatesAreRenewedUnderTheRelay(t *testing.T) {
 func TestARefusedRowIsNotOvertaken(t *testing.T) {
 	addr := testenv.SharedKafka(t).Addr
 	present, absent := testenv.NewTopic(t, addr, 3), "made-later-"+strings.ToLower(t.Name())
-	path := filepath.Join(t.TempDir(), "t.db")
-	b := open(t, path)
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
 	before, behind := numbered(present, 0, 50), numbered(present, 50, 50)
 	late := numbered(absent, 0, 50)
 	add(t, b, slices.Concat(before, late, behind)...)
@@ -396,49 +417,51 @@ func shown(t *testing.T, b *Box) string {
 // would mean that no row waits.
 func TestTheAgeOfTheOldestRow(t *testing.T) {
 	t.Parallel()
-	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	addAt := func(ago time.Duration) {
-		if err := addAt(t, b, time.Now().Add(-ago), numbered("topic", 0, 1)...); err != nil {
+	databases(t, func(t *testing.T, open func() *Box) {
+		b := open()
+		addAt := func(ago time.Duration) {
+			if err := addAt(t, b, time.Now().Add(-ago), numbered("topic", 0, 1)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check := func(when, want string) {
+			t.Helper()
+			if got := shown(t, b); got != want {
+				t.Errorf("%s: %s, want %s", when, got, want)
+			}
+		}
+		check("empty", "rows 0, oldest 0")
+		addAt(2*time.Hour - 100*time.Millisecond)
+		addAt(time.Hour - 100*time.Millisecond)
+		check("nothing published", "rows 2, oldest 7200")
+		published := acknowledged(t, b, 1, 1)
+		check("the first one published", "rows 1, oldest 3600")
+		published(2, 1)
+		check("all published", "rows 0, oldest 0")
+		// The clock was set back.
+		addAt(-time.Hour)
+		check("accepted in the future", "rows 1, oldest 0")
+
+		// A scrape does not wait for a transaction. This one ends only after the scrape, which would
+		// give up after a second and show no age.
+		if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			if _, err := tx.Exec("DELETE FROM outbox"); err != nil {
+				return err
+			}
+			check("while a transaction is under way", "rows 1, oldest 0")
+			return errors.New("rolled back")
+		}); err == nil {
+			t.Error("the transaction was to be rolled back")
+		}
+
+		if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Exec("DROP TABLE outbox")
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
-	}
-	check := func(when, want string) {
-		t.Helper()
-		if got := shown(t, b); got != want {
-			t.Errorf("%s: %s, want %s", when, got, want)
-		}
-	}
-	check("empty", "rows 0, oldest 0")
-	addAt(2*time.Hour - 100*time.Millisecond)
-	addAt(time.Hour - 100*time.Millisecond)
-	check("nothing published", "rows 2, oldest 7200")
-	published := acknowledged(t, b, 1, 1)
-	check("the first one published", "rows 1, oldest 3600")
-	published(2, 1)
-	check("all published", "rows 0, oldest 0")
-	// The clock was set back.
-	addAt(-time.Hour)
-	check("accepted in the future", "rows 1, oldest 0")
-
-	// A scrape does not wait for a transaction. This one ends only after the scrape, which would
-	// give up after a second and show no age.
-	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		if _, err := tx.Exec("DELETE FROM outbox"); err != nil {
-			return err
-		}
-		check("while a transaction is under way", "rows 1, oldest 0")
-		return errors.New("rolled back")
-	}); err == nil {
-		t.Error("the transaction was to be rolled back")
-	}
-
-	if err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("DROP TABLE outbox")
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	check("unreadable", "rows 1")
+		check("unreadable", "rows 1")
+	})
 }
 
 // A refusal of the client counts like a refusal of Kafka.
@@ -453,29 +476,31 @@ func TestARowThatTheClientRefusesIsCounted(t *testing.T) {
 }
 
 func TestARestartGoesOnWhereItWas(t *testing.T) {
-	addr := testenv.Fake(t)
-	topic := testenv.NewTopic(t, addr, 3)
-	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	all := numbered(topic, 0, 3000)
-	before := runtime.NumGoroutine()
-	for i := 0; i < len(all); i += 300 {
-		add(t, b, all[i:i+300]...)
-		// Stopped at once.
-		relaying(t, b, addr, topic)()
-	}
-	eventually(t, "no goroutine of a stopped relay is left", func() bool { return runtime.NumGoroutine() <= before })
-	stop := relaying(t, b, addr, topic)
-	eventually(t, "the outbox is empty", empty(t, b))
-	stop()
-	if err := inOrder(byKey(all), published(t, addr, topic)); err != nil {
-		t.Error(err)
-	}
-	add(t, b, numbered(topic, 3000, 1)...)
-	var id int64
-	err := b.db.Query(t.Context(), "SELECT id FROM outbox", func(r *sql.Rows) error { return r.Scan(&id) })
-	if err != nil || id != 3001 {
-		t.Errorf("after the table was empty the next id is %d (%v), want 3001: an id is never used again", id, err)
-	}
+	databases(t, func(t *testing.T, open func() *Box) {
+		addr := testenv.Fake(t)
+		topic := testenv.NewTopic(t, addr, 3)
+		b := open()
+		all := numbered(topic, 0, 3000)
+		before := runtime.NumGoroutine()
+		for i := 0; i < len(all); i += 300 {
+			add(t, b, all[i:i+300]...)
+			// Stopped at once.
+			relaying(t, b, addr, topic)()
+		}
+		eventually(t, "no goroutine of a stopped relay is left", func() bool { return runtime.NumGoroutine() <= before })
+		stop := relaying(t, b, addr, topic)
+		eventually(t, "the outbox is empty", empty(t, b))
+		stop()
+		if err := inOrder(byKey(all), published(t, addr, topic)); err != nil {
+			t.Error(err)
+		}
+		add(t, b, numbered(topic, 3000, 1)...)
+		var id int64
+		err := b.db.Query(t.Context(), "SELECT id FROM outbox", func(r *sql.Rows) error { return r.Scan(&id) })
+		if err != nil || id != 3001 {
+			t.Errorf("after the table was empty the next id is %d (%v), want 3001: an id is never used again", id, err)
+		}
+	})
 }
 
 // A relay that has to end while Kafka is away keeps its rows. None of them has failed.
@@ -595,52 +620,54 @@ func exec(t *testing.T, b *Box, query string) {
 // However many keys are asked for, their rows are found in one pass through the table.
 func TestRowsOfManyKeysAreFoundFast(t *testing.T) {
 	t.Parallel()
-	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	const rows = 20_000
-	add(t, b, numbered("topic", 0, rows)...)
-	find := func(unknown int, known ...string) (found []Row, took time.Duration) {
-		t.Helper()
-		keys := make(map[string]bool)
-		for i := range unknown {
-			keys[fmt.Sprint("unknown", i)] = true
-		}
-		for _, key := range known {
-			keys[key] = true
-		}
-		err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
-			l, err := b.Lock(tx)
-			if err != nil {
-				return err
+	databases(t, func(t *testing.T, open func() *Box) {
+		b := open()
+		const rows = 20_000
+		add(t, b, numbered("topic", 0, rows)...)
+		find := func(unknown int, known ...string) (found []Row, took time.Duration) {
+			t.Helper()
+			keys := make(map[string]bool)
+			for i := range unknown {
+				keys[fmt.Sprint("unknown", i)] = true
 			}
-			begin := time.Now()
-			found, err = l.Waiting(keys)
-			took = time.Since(begin)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
+			for _, key := range known {
+				keys[key] = true
+			}
+			err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) (err error) {
+				l, err := b.Lock(tx)
+				if err != nil {
+					return err
+				}
+				begin := time.Now()
+				found, err = l.Waiting(keys)
+				took = time.Since(begin)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return found, took
 		}
-		return found, took
-	}
-	_, few := find(256)
-	_, many := find(256 * 64)
-	if many > 10*few {
-		t.Errorf("64 times as many keys take %v instead of %v", many, few)
-	}
-	found, _ := find(256, "key3", "key5")
-	n := 0
-	for i := range rows {
-		if i%7 != 3 && i%7 != 5 {
-			continue
+		_, few := find(256)
+		_, many := find(256 * 64)
+		if many > 10*few {
+			t.Errorf("64 times as many keys take %v instead of %v", many, few)
 		}
-		if n >= len(found) || string(found[n].Value) != fmt.Sprint(i) {
-			t.Fatalf("row %d of two keys is not message %d", n, i)
+		found, _ := find(256, "key3", "key5")
+		n := 0
+		for i := range rows {
+			if i%7 != 3 && i%7 != 5 {
+				continue
+			}
+			if n >= len(found) || string(found[n].Value) != fmt.Sprint(i) {
+				t.Fatalf("row %d of two keys is not message %d", n, i)
+			}
+			n++
 		}
-		n++
-	}
-	if n != len(found) {
-		t.Errorf("%d rows are found, want %d", len(found), n)
-	}
+		if n != len(found) {
+			t.Errorf("%d rows are found, want %d", len(found), n)
+		}
+	})
 }
 
 // A message that is not written, or a row that is deleted before it was published, is a lost event.
@@ -696,20 +723,22 @@ func TestALostWriteIsAnError(t *testing.T) {
 // again with what the database has.
 func TestADeletionInDoubtEndsTheTerm(t *testing.T) {
 	t.Parallel()
-	b := open(t, filepath.Join(t.TempDir(), "t.db"))
-	add(t, b, numbered("topic", 0, 3)...)
-	acknowledged(t, b, 2, 2)
-	inDoubt := newTerm(b, 0)
-	inDoubt.acknowledge([]committedPage{{last: 3, rows: 3}})
-	if err := inDoubt.deleteAll(t.Context()); !errors.Is(err, errMoved) {
-		t.Errorf("%v, want %v", err, errMoved)
-	}
-	if err := inDoubt.load(t.Context()); err != nil || inDoubt.lastAcked() != 2 {
-		t.Errorf("the next session begins behind row %d, %v, want 2", inDoubt.lastAcked(), err)
-	}
-	if got := rows(t, b); got != 1 {
-		t.Errorf("%d rows are counted, want 1", got)
-	}
+	databases(t, func(t *testing.T, open func() *Box) {
+		b := open()
+		add(t, b, numbered("topic", 0, 3)...)
+		acknowledged(t, b, 2, 2)
+		inDoubt := newTerm(b, 0)
+		inDoubt.acknowledge([]committedPage{{last: 3, rows: 3}})
+		if err := inDoubt.deleteAll(t.Context()); !errors.Is(err, errMoved) {
+			t.Errorf("%v, want %v", err, errMoved)
+		}
+		if err := inDoubt.load(t.Context()); err != nil || inDoubt.lastAcked() != 2 {
+			t.Errorf("the next session begins behind row %d, %v, want 2", inDoubt.lastAcked(), err)
+		}
+		if got := rows(t, b); got != 1 {
+			t.Errorf("%d rows are counted, want 1", got)
+		}
+	})
 }
 
 // After a failover to a server that lacks the last commits, other messages get the IDs of messages that were

@@ -102,6 +102,7 @@ func (r *relay) runTerm(ctx context.Context, epoch int64, until time.Time) error
 	held, release := r.lease.hold(ctx, epoch, until)
 	defer release()
 	t := newTerm(r.Box, epoch)
+	t.over = held.Done()
 	r.term.Store(t)
 	defer r.term.Store(nil)
 	ctx, stop := context.WithCancel(ctx)
@@ -219,7 +220,7 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 	t.acknowledge(t.committed)
 	t.committed, t.completed = nil, true
 	// What earlier sessions have published is in the table no more, and their positions are.
-	if err := t.deleteAll(ctx); err != nil {
+	if err := t.deleteAll(work); err != nil {
 		return err
 	}
 	if r.begin != nil {
@@ -244,7 +245,7 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 	if err := errors.Join(err, <-deleted); err != nil {
 		return err
 	}
-	return t.deleteAll(ctx)
+	return t.deleteAll(work)
 }
 
 // publishPages publishes one page after the other until ctx ends, or until the first failure. While one

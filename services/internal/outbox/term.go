@@ -35,6 +35,8 @@ type term struct {
 	epoch int64
 	// serverChanges is that of db at the begin.
 	serverChanges int64
+	// over is closed when the lease is lost.
+	over <-chan struct{}
 	// published is that of the Box.
 	published func(tx *sqldb.Tx, next map[broker.Partition]int64) error
 
@@ -69,6 +71,16 @@ func newTerm(b *Box, epoch int64) *term {
 		db: b.db, log: b.log, lease: b.lease, epoch: epoch, serverChanges: b.db.ServerChanges(),
 		published: b.published,
 		deletable: make(chan struct{}, 1), next: make(map[broker.Partition]int64),
+	}
+}
+
+// holds reports whether the lease is not lost. The relay may still be busy with what it cannot finish.
+func (t *term) holds() bool {
+	select {
+	case <-t.over:
+		return false
+	default:
+		return true
 	}
 }
 
@@ -129,7 +141,7 @@ func (t *term) deleteUntil(ctx context.Context) error {
 		}
 		for pause := cleanupAfter; backoff.Sleep(ctx, pause); pause = retryMax {
 			err := t.deleteAll(ctx)
-			if err == nil {
+			if err == nil || ctx.Err() != nil {
 				break
 			}
 			if errors.Is(err, ErrLeaseLost) || errors.Is(err, errMoved) || errors.Is(err, errOtherServer) {
@@ -140,7 +152,7 @@ func (t *term) deleteUntil(ctx context.Context) error {
 	}
 }
 
-// deleteAll deletes all acknowledged rows. A transaction that it has begun runs to its end.
+// deleteAll deletes all acknowledged rows, unless ctx ends before.
 func (t *term) deleteAll(ctx context.Context) error {
 	for {
 		t.mu.Lock()
@@ -149,7 +161,7 @@ func (t *term) deleteAll(ctx context.Context) error {
 		if rows == 0 {
 			return nil
 		}
-		if err := t.db.Tx(context.WithoutCancel(ctx), t.delete); err != nil {
+		if err := t.db.Tx(ctx, t.delete); err != nil {
 			return err
 		}
 	}
