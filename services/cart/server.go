@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
 )
 
@@ -205,6 +206,13 @@ func problem(err error, orderID string) web.Problem {
 			Status:     http.StatusServiceUnavailable,
 			Text:       "The service is starting and does not know all orders yet. Try again shortly.",
 			RetryAfter: 2 * time.Second,
+		}
+	case errors.Is(err, sqldb.ErrUnknownCommit):
+		return web.Problem{
+			Status: http.StatusServiceUnavailable,
+			Text: "The connection to the database was lost, and it is not known whether the order was stored. " +
+				"Try again later, with the same Idempotency-Key if there was one.",
+			RetryAfter: 5 * time.Second,
 		}
 	case errors.Is(err, errUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return web.Problem{

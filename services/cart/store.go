@@ -60,11 +60,12 @@ func openStore(ctx context.Context, url, dir string, log *slog.Logger, reg prome
 	if err != nil {
 		return nil, err
 	}
-	reg.MustRegister(sqldb.NewCollector(db, "cart"))
 	s := &store{db: db}
 	if s.box, err = outbox.Open(ctx, db, log, reg, "cart", s.writePublished); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
+	// Last: an attempt to open the store that fails leaves no metrics behind.
+	reg.MustRegister(sqldb.NewCollector(db, "cart"))
 	return s, nil
 }
 

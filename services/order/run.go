@@ -14,6 +14,7 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/order/audit"
 )
@@ -39,10 +40,16 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	cfg.Kafka.ClientID, cfg.Kafka.Stats = "order", broker.NewStats()
 	svc.Registry.MustRegister(cfg.Kafka.Stats)
 
-	store, err := openStore(ctx, cfg.DatabaseURL, cfg.DataDir, log, svc.Registry)
-	if err != nil {
+	var store *store
+	if err := svc.Prepare(ctx, func(ctx context.Context) error {
+		return sqldb.Await(ctx, log, svc.Ready.Set, func() (err error) {
+			store, err = openStore(ctx, cfg.DatabaseURL, cfg.DataDir, log, svc.Registry)
+			return err
+		})
+	}); err != nil {
 		return err
 	}
+	svc.Ready.AddCheck(store.db.Err)
 	defer func() { err = errors.Join(err, store.close()) }()
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)

@@ -57,7 +57,7 @@ type store struct {
 // and Kafka still has what is missing.
 func openStore(
 	ctx context.Context, url, dir string, log *slog.Logger, reg prometheus.Registerer,
-) (_ *store, err error) {
+) (*store, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
@@ -77,16 +77,12 @@ func openStore(
 	if err != nil {
 		return nil, err
 	}
-	reg.MustRegister(sqldb.NewCollector(db, "order"))
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, db.Close())
-		}
-	}()
 	box, err := outbox.Open(ctx, db, log, reg, "order", nil)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, db.Close())
 	}
+	// Last: an attempt to open the store that fails leaves no metrics behind.
+	reg.MustRegister(sqldb.NewCollector(db, "order"))
 	return &store{db: db, box: box, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes}, nil
 }
 

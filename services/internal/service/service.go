@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/web"
@@ -27,7 +29,8 @@ type Config struct {
 	OpenAPI, AsyncAPI []byte
 }
 
-// Service holds what every service has. New makes one, Run runs it, Close releases it.
+// Service holds what every service has. New makes one, Prepare may come before Run, Run runs it, and
+// Close releases it.
 type Service struct {
 	// Registry has the collectors for Go and the process. A service adds its own.
 	Registry *prometheus.Registry
@@ -43,7 +46,7 @@ type Service struct {
 }
 
 // New binds both addresses, so that a port that is taken shows before anything else happens.
-// Nothing is served before Run.
+// Nothing is served before Prepare or Run.
 func New(cfg Config, log *slog.Logger) (*Service, error) {
 	api, err := web.Listen(cfg.API)
 	if err != nil {
@@ -66,6 +69,37 @@ func (s *Service) Close() {
 	_ = s.api.Close()
 	_ = s.ops.Close()
 }
+
+// Prepare calls prepare, which may wait for long, such as for a database. Meanwhile probes and metrics
+// are served, and clients are refused. Then the addresses are free for Run again.
+func (s *Service) Prepare(ctx context.Context, prepare func(ctx context.Context) error) error {
+	ops := web.Ops{
+		Ready: s.Ready.Err, Registry: prometheus.NewRegistry(), More: []prometheus.Gatherer{s.Registry},
+		OpenAPI: s.cfg.OpenAPI, AsyncAPI: s.cfg.AsyncAPI,
+	}.Handler()
+	refuse := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		web.Problem{
+			Status:     http.StatusServiceUnavailable,
+			Text:       "The service is starting. Try again shortly.",
+			RetryAfter: 2 * time.Second,
+		}.Write(w, r)
+	})
+	var serving errgroup.Group
+	serveCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	for ln, h := range map[net.Listener]http.Handler{s.api: refuse, s.ops: ops} {
+		serving.Go(func() error { return web.ServeOps(serveCtx, s.log, lent{ln.(*net.TCPListener)}, h) })
+	}
+	err := prepare(ctx)
+	stop()
+	return errors.Join(err, serving.Wait(),
+		s.api.(*net.TCPListener).SetDeadline(time.Time{}), s.ops.(*net.TCPListener).SetDeadline(time.Time{}))
+}
+
+// lent is a listener that a server gives back: it stays bound.
+type lent struct{ *net.TCPListener }
+
+// Close ends Accept.
+func (l lent) Close() error { return l.SetDeadline(time.Unix(1, 0)) }
 
 // ServeAPI serves clients until ctx ends, and then drains. It is a Task.
 func (s *Service) ServeAPI(ctx context.Context, h http.Handler) error {

@@ -88,6 +88,56 @@ func TestOperationsEndpointsAreServedFromStartToEnd(t *testing.T) {
 	}
 }
 
+// While a service waits for what it needs, probes show why and clients are refused. Then it runs at the
+// same addresses.
+func TestAServiceThatWaitsServesProbes(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	ctx, stop := context.WithCancel(t.Context())
+	failed := errors.New("failed")
+	for _, want := range []error{failed, nil} {
+		err := s.Prepare(ctx, func(context.Context) error {
+			s.Ready.Set(errors.New("no database"))
+			if status, body := get(t, s.ops.Addr(), "/readyz"); status != 503 || body != "not ready: no database\n" {
+				t.Errorf("/readyz is %d %q", status, body)
+			}
+			for path, wanted := range map[string]int{"/healthz": 200, "/metrics": 200} {
+				if status, body := get(t, s.ops.Addr(), path); status != wanted {
+					t.Errorf("%s is %d %q", path, status, body)
+				}
+			}
+			if status, body := get(t, s.api.Addr(), "/"); status != 503 {
+				t.Errorf("the API responds with %d %q, want 503", status, body)
+			}
+			return want
+		})
+		if !errors.Is(err, want) {
+			t.Errorf("Prepare: %v, want %v", err, want)
+		}
+	}
+	err := s.Run(ctx, nil, Stage{
+		func(ctx context.Context) error {
+			return s.ServeAPI(ctx, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusTeapot)
+			}))
+		},
+		func(context.Context) error {
+			s.Ready.Set(nil)
+			if status, _ := get(t, s.ops.Addr(), "/readyz"); status != 200 {
+				t.Errorf("/readyz is %d, want 200", status)
+			}
+			if status, _ := get(t, s.api.Addr(), "/"); status != http.StatusTeapot {
+				t.Errorf("the API responds with %d, want %d", status, http.StatusTeapot)
+			}
+			stop()
+			return nil
+		},
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNewBindsBothAddressesOrNone(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
