@@ -1,6 +1,7 @@
 package manifests_test
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -49,6 +50,27 @@ func TestProductionLosesNoAcknowledgedOrder(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", overlay, diff)
+		}
+	}
+}
+
+// A replica that gets no connection responds with 503. There are most of them in a rollout, while both
+// autoscalers are at their end.
+func TestProductionHasConnectionsForAllReplicas(t *testing.T) {
+	t.Parallel()
+	values := valuesIn(t, "charts/orders/values.yaml")
+	replicas := 0
+	for _, service := range []string{"cart", "order"} {
+		replicas += field[int](values, service, "autoscaling", "maxReplicas") + 1
+	}
+	// sqldb opens at most this many on a node with many processors. Others are for the operator, the
+	// standbys and people.
+	const each, others = 16, 20
+	for _, overlay := range []string{"production", "backup", "restore"} {
+		cluster := kinds(t, kustomize(t, "k8s/postgres/"+overlay), "Cluster")[0]
+		text := field[string](cluster, "spec", "postgresql", "parameters", "max_connections")
+		if got, err := strconv.Atoi(text); err != nil || got < replicas*each+others {
+			t.Errorf("%s: max_connections is %q, want at least %d", overlay, text, replicas*each+others)
 		}
 	}
 }
