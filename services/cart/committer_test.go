@@ -14,7 +14,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // running opens a store and runs its committer until the test ends or stop is called.
@@ -45,53 +50,93 @@ func runningAt(t *testing.T, url, dir string, maxBacklog int) (c *committer, sto
 	return c, stop
 }
 
-func TestConcurrentRequestsShareCommits(t *testing.T) {
-	t.Parallel()
-	c, _ := running(t, t.TempDir(), 100_000)
-	const clients, each = 64, 20
-	release := make(chan struct{})
-	blocked := make(chan struct{})
-	// A transaction is under way, so that requests queue up as they do during a slow fsync.
-	go func() {
-		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
-	}()
-	<-blocked
-	var wg, begun sync.WaitGroup
-	begun.Add(clients)
-	for i := range clients {
-		wg.Go(func() {
-			begun.Done()
-			for j := range each {
-				order, err := c.submit(t.Context(), creation(t, fmt.Sprintf("%d-%d", i, j)))
-				if err != nil || order.version != 1 {
-					t.Errorf("order %d-%d: version %d, %v", i, j, order.version, err)
-				}
-			}
+// opener opens the same store each time, and runs its committer until the test ends or stop is called.
+type opener func(maxBacklog int) (c *committer, stop func())
+
+// databases runs a test on each kind of database.
+func databases(t *testing.T, test func(t *testing.T, open opener)) {
+	for name, url := range map[string]func(testing.TB) string{
+		"SQLite": func(testing.TB) string { return "" }, "PostgreSQL": testenv.Postgres,
+	} {
+		t.Run(name, func(t *testing.T) {
+			at, dir := url(t), t.TempDir()
+			test(t, func(maxBacklog int) (*committer, func()) { return runningAt(t, at, dir, maxBacklog) })
 		})
-	}
-	begun.Wait()
-	close(release)
-	wg.Wait()
-	m := metric(t, c.batchSize)
-	if got, most := m.GetHistogram().GetSampleCount(), uint64(clients*each/2); got > most {
-		t.Errorf("%d commits for %d orders of %d clients, want at most %d", got, clients*each, clients, most)
-	}
-	if got := len(rows(t, c.store, "SELECT order_id FROM orders")); got != clients*each {
-		t.Errorf("%d orders stored, want %d", got, clients*each)
 	}
 }
 
-func TestResultsAreKeptForTheirKeys(t *testing.T) {
+// lead gives a store the lease, where there is one, until the test ends.
+func lead(t *testing.T, s *store) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	away := broker.Config{Client: kafkaconfig.Client{Brokers: []string{"127.0.0.1:1"}}}
+	go func() {
+		ended <- s.box.Relay(ctx, outbox.Target{Kafka: away, TransactionalIDs: contract.TransactionalIDsRelay}, nil)
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	for deadline := time.Now().Add(30 * time.Second); !s.box.Leads(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no lease within 30 s")
+		}
+	}
+}
+
+func TestConcurrentRequestsShareCommits(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	c, stop := running(t, dir, 100)
+	databases(t, func(t *testing.T, open opener) {
+		c, _ := open(100_000)
+		const clients, each = 64, 20
+		release := make(chan struct{})
+		blocked := make(chan struct{})
+		// A transaction is under way, so that requests queue up as they do during a slow fsync.
+		go func() {
+			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+		}()
+		<-blocked
+		var wg, begun sync.WaitGroup
+		begun.Add(clients)
+		for i := range clients {
+			wg.Go(func() {
+				begun.Done()
+				for j := range each {
+					order, err := c.submit(t.Context(), creation(t, fmt.Sprintf("%d-%d", i, j)))
+					if err != nil || order.version != 1 {
+						t.Errorf("order %d-%d: version %d, %v", i, j, order.version, err)
+					}
+				}
+			})
+		}
+		begun.Wait()
+		close(release)
+		wg.Wait()
+		m := metric(t, c.batchSize)
+		if got, most := m.GetHistogram().GetSampleCount(), uint64(clients*each/2); got > most {
+			t.Errorf("%d commits for %d orders of %d clients, want at most %d", got, clients*each, clients, most)
+		}
+		if got := len(rows(t, c.store, "SELECT order_id FROM orders")); got != clients*each {
+			t.Errorf("%d orders stored, want %d", got, clients*each)
+		}
+	})
+}
+
+func TestResultsAreKeptForTheirKeys(t *testing.T) { databases(t, resultsAreKeptForTheirKeys) }
+
+func resultsAreKeptForTheirKeys(t *testing.T, open opener) {
+	t.Parallel()
+	c, stop := open(100)
 	first, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	stop()
 
-	c, stop = running(t, dir, 100)
+	c, stop = open(100)
 	again, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
 	if diff := cmp.Diff(string(first.body), string(again.body)); err != nil || diff != "" {
 		t.Errorf("after a restart: %v (-want +got):\n%s", err, diff)
@@ -101,7 +146,7 @@ func TestResultsAreKeptForTheirKeys(t *testing.T) {
 	}
 	stop()
 
-	c, _ = running(t, dir, 100)
+	c, _ = open(100)
 	c.now = func() time.Time { return time.Now().Add(keyLifetime + time.Minute) }
 	if _, err := c.submit(t.Context(), keyed(creation(t, "b"), "k", "2")); err != nil {
 		t.Errorf("after its lifetime the key is refused: %v", err)
@@ -115,32 +160,34 @@ func TestResultsAreKeptForTheirKeys(t *testing.T) {
 
 func TestASecondRequestWithAKeyUnderWayIsRefused(t *testing.T) {
 	t.Parallel()
-	c, _ := running(t, t.TempDir(), 100)
-	release := make(chan struct{})
-	blocked := make(chan struct{})
-	go func() {
-		_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
-	}()
-	<-blocked
-	first := make(chan error)
-	go func() {
-		_, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
-		first <- err
-	}()
-	// Wait until the first request holds the key.
-	for held := false; !held; {
-		c.mu.Lock()
-		_, held = c.inFlight["k"]
-		c.mu.Unlock()
-		runtime.Gosched()
-	}
-	if _, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1")); !errors.Is(err, errKeyInFlight) {
-		t.Errorf("the second gets %v, want %v", err, errKeyInFlight)
-	}
-	close(release)
-	if err := <-first; err != nil {
-		t.Errorf("the first gets %v", err)
-	}
+	databases(t, func(t *testing.T, open opener) {
+		c, _ := open(100)
+		release := make(chan struct{})
+		blocked := make(chan struct{})
+		go func() {
+			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+		}()
+		<-blocked
+		first := make(chan error)
+		go func() {
+			_, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+			first <- err
+		}()
+		// Wait until the first request holds the key.
+		for held := false; !held; {
+			c.mu.Lock()
+			_, held = c.inFlight["k"]
+			c.mu.Unlock()
+			runtime.Gosched()
+		}
+		if _, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1")); !errors.Is(err, errKeyInFlight) {
+			t.Errorf("the second gets %v, want %v", err, errKeyInFlight)
+		}
+		close(release)
+		if err := <-first; err != nil {
+			t.Errorf("the first gets %v", err)
+		}
+	})
 }
 
 func TestAStoreThatCannotBeWrittenRefusesAndRecovers(t *testing.T) {

@@ -33,6 +33,10 @@ type api struct {
 
 func newAPI(t *testing.T, maxBacklog int) api {
 	c, _ := running(t, t.TempDir(), maxBacklog)
+	return apiOf(t, c)
+}
+
+func apiOf(t *testing.T, c *committer) api {
 	srv := &server{commits: c, log: c.log}
 	srv.open.Store(true)
 	return api{t, srv.handler(prometheus.NewRegistry()), srv}
@@ -62,9 +66,12 @@ const (
 	put    = "/Order/update-order"
 )
 
-func TestResponsesAreThoseOfTheContract(t *testing.T) {
+func TestResponsesAreThoseOfTheContract(t *testing.T) { databases(t, responsesAreThoseOfTheContract) }
+
+func responsesAreThoseOfTheContract(t *testing.T, open opener) {
 	t.Parallel()
-	a := newAPI(t, 100)
+	c, _ := open(100)
+	a := apiOf(t, c)
 	long := strings.Repeat("x", 257)
 	for _, c := range []struct {
 		name               string
@@ -263,9 +270,12 @@ func TestJSONResponses(t *testing.T) {
 	}
 }
 
-func TestConditionalRequests(t *testing.T) {
+func TestConditionalRequests(t *testing.T) { databases(t, conditionalRequests) }
+
+func conditionalRequests(t *testing.T, open opener) {
 	t.Parallel()
-	a := newAPI(t, 100)
+	c, _ := open(100)
+	a := apiOf(t, c)
 	a.do("POST", create, `{"orderId":"a","itemsNum":2}`)
 	for _, c := range []struct {
 		header, value, status string
@@ -306,9 +316,12 @@ func TestConditionalRequests(t *testing.T) {
 	}
 }
 
-func TestIdempotencyKeys(t *testing.T) {
+func TestIdempotencyKeys(t *testing.T) { databases(t, idempotencyKeys) }
+
+func idempotencyKeys(t *testing.T, open opener) {
 	t.Parallel()
-	a := newAPI(t, 100)
+	c, _ := open(100)
+	a := apiOf(t, c)
 	const body = `{"orderId":"a","itemsNum":2}`
 	first := a.do("POST", create, body, "Idempotency-Key", `"k1"`, "Accept", "application/json")
 	for _, c := range []struct {

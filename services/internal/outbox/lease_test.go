@@ -102,7 +102,6 @@ func within(t *testing.T, limit time.Duration, begin time.Time, what string, hol
 // link is a TCP connection to a database that can be cut without a word, as when a machine is gone.
 type link struct {
 	url string
-	mu  sync.Mutex
 	// frozen is held while nothing passes.
 	frozen sync.RWMutex
 }
@@ -226,10 +225,11 @@ func TestAReplicaThatWakesUpPublishesNothing(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	eventually(t, "Kafka has refused the stalled replica", func() bool {
-		return stalled.log.has("another replica has taken the transactional IDs") || stalled.log.has("the lease of the outbox is lost")
+		return stalled.log.has("another replica has taken the transactional IDs") ||
+			stalled.log.has("the lease of the outbox is lost")
 	})
 	close(release)
-	eventually(t, "the stalled replica waits for the lease", func() bool { return stalled.log.has("waiting for its lease") })
+	eventually(t, "the stalled replica waits", func() bool { return stalled.log.has("waiting for its lease") })
 	eventually(t, "all is published", empty(t, clients.Box))
 	// The message that was not deleted comes twice, as after any takeover.
 	want := byKey(numbered(topic, 0, 50))

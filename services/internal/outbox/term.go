@@ -191,7 +191,8 @@ func (t *term) delete(tx *sqldb.Tx) error {
 	if acked > most {
 		// The positions are those of all that is acknowledged.
 		want, stored = most, nil
-		err := tx.Query("SELECT max(id) FROM (SELECT id FROM outbox WHERE id > ? AND id <= ? ORDER BY id LIMIT ?) AS first",
+		err := tx.Query(`SELECT max(id) FROM
+			(SELECT id FROM outbox WHERE id > ? AND id <= ? ORDER BY id LIMIT ?) AS deletable`,
 			func(r *sql.Rows) error { return r.Scan(&to) }, done, last, most)
 		if err != nil {
 			return fmt.Errorf("read what was acknowledged in the outbox: %w", err)
