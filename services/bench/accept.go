@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/bench/limit"
 	"ordersystem.dev/services/bench/load"
 	"ordersystem.dev/services/bench/stats"
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localpostgres"
 )
 
 // unreachable is an address without a Kafka.
@@ -29,19 +34,27 @@ func (b *bench) accept(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = echo.stop() }()
+	pg, err := b.startPostgres(ctx)
+	if err != nil {
+		return err
+	}
+	defer pg.Stop()
 
 	publishing := result{what: "accepted, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.6}}
 	alone := result{what: "accepted, while Kafka is away", unit: perSecond, goal: goal{atLeast: 0.6}}
+	one := result{what: "on PostgreSQL, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.5}}
+	three := result{what: "on PostgreSQL, by three replicas", unit: perSecond, goal: goal{atLeast: 0.5}}
+	scaled := result{what: "three replicas against one, on PostgreSQL", unit: perSecond, goal: goal{atLeast: 1}}
 	var echoRates, rowRates []float64
 	for n := range b.repeats {
 		prefix := fmt.Sprintf("a%d-", n)
 		quiet()
-		echoed, err := b.creations(ctx, echo, prefix, func(int) error { return nil })
+		echoed, err := b.creations(ctx, []*service{echo}, prefix, func(int) error { return nil })
 		if err != nil {
 			return fmt.Errorf("echo: %w", err)
 		}
 		quiet()
-		published, err := b.acceptPublishing(ctx, k.Addr, prefix)
+		published, err := b.acceptPublishing(ctx, k.Addr, 1, "", prefix)
 		if err != nil {
 			return err
 		}
@@ -59,10 +72,16 @@ func (b *bench) accept(ctx context.Context) error {
 		raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
 		publishing.add(published, raw)
 		alone.add(accepted, raw)
+		if err := b.acceptPostgres(ctx, k.Addr, pg, echoed, prefix, &one, &three); err != nil {
+			return fmt.Errorf("on PostgreSQL: %w", err)
+		}
+		scaled.add(stats.Sample{Value: three.ours[n]}, stats.Sample{Value: one.ours[n]})
 		echoRates, rowRates = append(echoRates, echoed.Value), append(rowRates, written.Value)
-		progress("accept %d/%d: echo %s, raw rows %s, ours %s, without Kafka %s", n+1, b.repeats,
-			perSecond.format(echoed.Value), perSecond.format(written.Value),
-			perSecond.format(published.Value), perSecond.format(accepted.Value))
+		progress("accept %d/%d: echo %s, raw rows %s, ours %s, without Kafka %s; "+
+			"PostgreSQL %s, three replicas %s, raw %s",
+			n+1, b.repeats, perSecond.format(echoed.Value), perSecond.format(written.Value),
+			perSecond.format(published.Value), perSecond.format(accepted.Value),
+			perSecond.format(one.ours[n]), perSecond.format(three.ours[n]), perSecond.format(one.raw[n]))
 	}
 	e, r := stats.SpreadOf(echoRates), stats.SpreadOf(rowRates)
 	printTable(b.out, "Accepted creations", fmt.Sprintf(
@@ -70,25 +89,79 @@ func (b *bench) accept(ctx context.Context) error {
 the order and its event are on the disk (synchronous=FULL). Raw: 1 / (1 / e + 1 / r). e = %s is the
 rate of a bare net/http server with the same response (median; %s–%s). r = %s is the rate of the
 same rows, written into a bare SQLite in transactions of %d (%s–%s). The load runs on the same
-processors. In the first row Kafka and the relay to it do too, which is not in the raw limit. CPU:
-of the service; in the first row until everything is published.`,
+processors. In the rows with "published" Kafka and the relay to it do too, which is not in the raw limit.
+On PostgreSQL (fsync and synchronous_commit on), r is the rate of its rows, written as arrays on one
+connection. CPU: of the services, without PostgreSQL's; with "published" until everything is.`,
 		b.connections, perSecond.format(e.Median), number(e.Low), number(e.High),
-		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)), publishing, alone)
+		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)),
+		publishing, alone, one, three, scaled)
 	return nil
 }
 
-// acceptPublishing loads a new Cart and waits until all accepted orders are published.
-func (b *bench) acceptPublishing(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
-	err = b.withFresh(ctx, b.cart, kafka, func(cart *service) error {
-		if _, err := cart.ready(ctx); err != nil {
+// acceptPostgres adds one repeat of the results on PostgreSQL, each in a database of its own.
+func (b *bench) acceptPostgres(
+	ctx context.Context, kafka string, pg *localpostgres.Server, echoed stats.Sample, prefix string, one, three *result,
+) error {
+	n := len(one.ours)
+	fresh := func(name string) (url string, err error) {
+		return newDatabase(ctx, pg, fmt.Sprint("accept_", name, n))
+	}
+	url, err := fresh("raw")
+	if err != nil {
+		return err
+	}
+	migrations := filepath.Join(b.root, "services/cart/migrations/postgres")
+	written, err := limit.CreationsPostgres(ctx, url, migrations, prefix, b.duration)
+	if err != nil {
+		return fmt.Errorf("raw rows: %w", err)
+	}
+	raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
+	for _, of := range []struct {
+		replicas int
+		name     string
+		to       *result
+	}{{1, "one", one}, {3, "three", three}} {
+		if url, err = fresh(of.name); err != nil {
 			return err
+		}
+		accepted, err := b.acceptPublishing(ctx, kafka, of.replicas, url, prefix+of.name+"-")
+		if err != nil {
+			return err
+		}
+		of.to.add(accepted, raw)
+	}
+	return nil
+}
+
+// acceptPublishing loads new Carts and waits until all accepted orders are published. They share the
+// database at url, or the only one has a SQLite of its own if that is empty.
+func (b *bench) acceptPublishing(
+	ctx context.Context, kafka string, replicas int, url, prefix string,
+) (rate stats.Sample, err error) {
+	err = b.inFreshDir(func(dir string) (err error) {
+		var carts []*service
+		defer func() {
+			for _, cart := range carts {
+				err = errors.Join(err, cart.stop())
+			}
+		}()
+		for n := range replicas {
+			cart, err := startService(ctx, b.cart, filepath.Join(dir, fmt.Sprint(n)), kafka, "DATABASE_URL="+url)
+			if err != nil {
+				return err
+			}
+			carts = append(carts, cart)
+			if _, err := cart.ready(ctx); err != nil {
+				return err
+			}
 		}
 		_, before, err := limit.Consume(ctx, kafka, contract.TopicCreated)
 		if err != nil {
 			return err
 		}
-		rate, err = b.creations(ctx, cart, prefix, func(accepted int) error {
-			if err := cart.awaitPublished(ctx); err != nil {
+		rate, err = b.creations(ctx, carts, prefix, func(accepted int) error {
+			// All replicas know how many rows their database has.
+			if err := carts[0].awaitPublished(ctx); err != nil {
 				return err
 			}
 			_, after, err := limit.Consume(ctx, kafka, contract.TopicCreated)
@@ -114,7 +187,7 @@ func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate sta
 			if _, err := cart.ready(ctx); err != nil {
 				return err
 			}
-			rate, err = b.creations(ctx, cart, prefix, func(accepted int) error {
+			rate, err = b.creations(ctx, []*service{cart}, prefix, func(accepted int) error {
 				rows, err := cart.metric(ctx, "cart_outbox_rows")
 				if err == nil && int(rows) != accepted {
 					err = fmt.Errorf("%d orders were accepted and %v are in the outbox", accepted, rows)
@@ -127,19 +200,37 @@ func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate sta
 	return rate, err
 }
 
-// creations creates orders at a service on all connections. finish waits for the rest of the work
-// of the accepted orders, and checks it; the processor time that it takes counts too.
+// creations creates orders on all connections, which are spread over the replicas of a service. finish
+// waits for the rest of the work of the accepted orders, and checks it; the processor time that it takes
+// counts too.
 func (b *bench) creations(
-	ctx context.Context, s *service, prefix string, finish func(accepted int) error,
+	ctx context.Context, replicas []*service, prefix string, finish func(accepted int) error,
 ) (rate stats.Sample, err error) {
-	before := s.cpu()
-	var accepted int
-	var took time.Duration
-	if accepted, took, err = load.Closed(ctx, s.api, prefix, b.connections, b.duration); err != nil {
+	var cpu time.Duration
+	for _, s := range replicas {
+		cpu -= s.cpu()
+	}
+	accepted, took := make([]int, len(replicas)), make([]time.Duration, len(replicas))
+	var loads errgroup.Group
+	for n, s := range replicas {
+		loads.Go(func() (err error) {
+			accepted[n], took[n], err = load.Closed(ctx, s.api, fmt.Sprint(prefix, n, "-"), b.connections/len(replicas),
+				b.duration)
+			return err
+		})
+	}
+	if err := loads.Wait(); err != nil {
 		return rate, err
 	}
-	if err := finish(accepted); err != nil {
+	total, longest := 0, time.Duration(0)
+	for n := range replicas {
+		total, longest = total+accepted[n], max(longest, took[n])
+	}
+	if err := finish(total); err != nil {
 		return rate, err
 	}
-	return stats.Rate(accepted, took, s.cpu()-before), nil
+	for _, s := range replicas {
+		cpu += s.cpu()
+	}
+	return stats.Rate(total, longest, cpu), nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -80,9 +79,7 @@ func (b *bench) applyPostgres(
 ) error {
 	n := len(one.ours)
 	fresh := func(name string) (url string, err error) {
-		quiet()
-		name = fmt.Sprint(name, n)
-		return pg.URL(name), pg.Wait(ctx, "CREATE DATABASE "+name)
+		return newDatabase(ctx, pg, fmt.Sprint("apply_", name, n))
 	}
 	url, err := fresh("one")
 	if err != nil {
@@ -163,15 +160,4 @@ func (b *bench) applyOnce(
 		return nil
 	})
 	return rate, err
-}
-
-// startPostgres starts a server that keeps what was committed, also through a power loss.
-func (b *bench) startPostgres(ctx context.Context) (*localpostgres.Server, error) {
-	// The user who runs PostgreSQL must reach its directory.
-	if err := os.Chmod(b.dir, 0o755); err != nil {
-		return nil, err
-	}
-	return localpostgres.Start(ctx, localpostgres.Options{
-		Dir: filepath.Join(b.dir, "postgres"), Settings: map[string]string{"shared_buffers": "256MB"},
-	})
 }

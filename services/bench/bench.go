@@ -18,6 +18,7 @@ import (
 	"ordersystem.dev/services/bench/load"
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/localpostgres"
 )
 
 // bench is one run: its size and its files.
@@ -135,6 +136,28 @@ func warmUp(ctx context.Context, addr string) error {
 	return err
 }
 
+// startPostgres starts a server that keeps what was committed, also through a power loss.
+func (b *bench) startPostgres(ctx context.Context) (*localpostgres.Server, error) {
+	// The user who runs PostgreSQL must reach its directory.
+	if err := os.Chmod(b.dir, 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(b.dir, "postgres-")
+	if err != nil {
+		return nil, err
+	}
+	return localpostgres.Start(ctx, localpostgres.Options{
+		Dir: dir, Settings: map[string]string{"shared_buffers": "256MB"},
+	})
+}
+
+// newDatabase makes an empty database for a measurement, which begins right after that.
+func newDatabase(ctx context.Context, pg *localpostgres.Server, name string) (url string, err error) {
+	err = pg.Wait(ctx, "CREATE DATABASE "+name)
+	quiet()
+	return pg.URL(name), err
+}
+
 // schema returns the schema of a service for a bare database.
 func (b *bench) schema(service, synchronous string) limit.Schema {
 	return limit.Schema{
@@ -151,11 +174,6 @@ func (b *bench) inFreshDir(use func(dir string) error) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	return use(dir)
-}
-
-// withFresh starts a program without data, calls use and stops the program.
-func (b *bench) withFresh(ctx context.Context, p program, kafka string, use func(*service) error) error {
-	return b.inFreshDir(func(dir string) error { return b.with(ctx, p, dir, kafka, use) })
 }
 
 // with starts a program with its data in dir, calls use and stops the program. The program is not

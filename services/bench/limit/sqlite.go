@@ -22,6 +22,8 @@ const (
 	// RowsPerStatement is how many rows one INSERT writes. In the limit of Cart it is also how many
 	// orders are in one transaction: as many as the load has connections by default.
 	RowsPerStatement = 64
+	// mostCreations is enough for a rate. A fast disk takes them before the time is over.
+	mostCreations = 100_000
 	// BatchRecords is how many records the Order service writes in one transaction.
 	BatchRecords = 1000
 )
@@ -46,9 +48,7 @@ func Creations(
 	defer func() { err = errors.Join(err, db.close()) }()
 	// The rows are made before the time begins.
 	var batches [][]insert
-	// Enough for a rate. A fast disk takes them before the time is over.
-	const most = 100_000
-	for batch := range slices.Chunk(slices.Collect(load.Orders(prefix, most)), RowsPerStatement) {
+	for batch := range slices.Chunk(slices.Collect(load.Orders(prefix, mostCreations)), RowsPerStatement) {
 		batches = append(batches, cartRows(batch))
 	}
 	before, begin, written := stats.OwnCPU(), time.Now(), 0
