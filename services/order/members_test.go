@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/localpostgres"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/fold"
@@ -258,4 +261,51 @@ func TestAMemberThatStalledBeyondItsSessionChangesNothing(t *testing.T) {
 	ordertest.Eventually(t, "both share the partitions", func() bool { return c.Assigned() == 12 })
 	produce(3)
 	ordertest.Eventually(t, "everything is applied", applied(3))
+}
+
+// While the database is away, look-ups are refused for as long, also those that wait. Nothing ends, and
+// nothing is lost.
+func TestADatabaseThatIsAway(t *testing.T) {
+	t.Parallel()
+	kafka, server := testenv.Fake(t), testenv.StartPostgres(t, localpostgres.Options{})
+	s := startOn(t, plaintext(kafka), database{url: server.URL("postgres"), dir: t.TempDir()})
+	s.ready(t)
+	testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
+	if got := s.details(t, "orderId=A"); got.Status != http.StatusOK {
+		t.Errorf("before: %+v", got)
+	}
+	waits := make(chan response, 1)
+	go func() { waits <- s.details(t, "orderId=A&minVersion=2") }()
+	ordertest.Eventually(t, "a look-up that waits", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
+	})
+	server.Kill()
+	begin := time.Now()
+	for what, got := range map[string]response{
+		"a look-up that waits": <-waits,
+		"a look-up":            get(t, s.api+"/order/order-details?orderId=A"),
+	} {
+		if got.Status != http.StatusServiceUnavailable || got.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %+v, want 503 with Retry-After", what, got)
+		}
+	}
+	// A look-up gives up after 5 s. The rest is for a slow machine.
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("the responses took %s", took)
+	}
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if got := get(t, s.ops+path); got.Status != http.StatusOK {
+			t.Errorf("%s: %+v", path, got)
+		}
+	}
+	testenv.Produce(t, kafka, message(t, "A", 2, "a2"))
+	ordertest.Eventually(t, "the consumer fails", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_consumer_failing 1\n")
+	})
+	if err := server.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ordertest.Eventually(t, "the update", func() bool {
+		return s.details(t, "orderId=A&minVersion=2").Status == http.StatusOK
+	})
 }
