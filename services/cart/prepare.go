@@ -86,13 +86,6 @@ func (p *preparation) isRebuilt(ctx context.Context, report func(reason error)) 
 // does not even begin, because Kafka refuses the relay, orders are accepted all the same.
 func (p *preparation) awaitAgreement(ctx context.Context, report func(reason error)) error {
 	report(errComparing)
-	if p.store.db.Shared() {
-		followed, stop := context.WithCancel(ctx)
-		var following sync.WaitGroup
-		defer following.Wait()
-		defer stop()
-		following.Go(func() { p.follow(followed) })
-	}
 	select {
 	case <-p.reconciler.begun:
 	case <-p.reconciler.done:
@@ -112,7 +105,11 @@ func (p *preparation) awaitAgreement(ctx context.Context, report func(reason err
 
 // follow notes how far the replica has come that holds the lease, until the store agrees with the topics or
 // ctx ends.
-func (p *preparation) follow(ctx context.Context) {
+func (p *preparation) follow(ctx context.Context) error {
+	if !p.store.db.Shared() {
+		// There is no other replica.
+		return nil
+	}
 	for {
 		begun, agreed, err := p.store.box.Agreement(ctx)
 		switch {
@@ -121,12 +118,12 @@ func (p *preparation) follow(ctx context.Context) {
 			p.log.Debug("look up the agreement with the topics", "err", err)
 		case agreed:
 			p.reconciler.end()
-			return
+			return nil
 		case begun:
 			p.reconciler.begin()
 		}
 		if !backoff.Sleep(ctx, followEvery) {
-			return
+			return nil
 		}
 	}
 }

@@ -68,6 +68,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{
 			func(ctx context.Context) error { return svc.ServeAPI(ctx, handler) },
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
+			preparation.follow,
 			republisher.run,
 			reconciler.watch,
 		},
