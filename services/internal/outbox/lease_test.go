@@ -193,6 +193,37 @@ func TestOneReplicaPublishesAndAnotherOneTakesOver(t *testing.T) {
 	}
 }
 
+// A holder that stalls inside a transaction has locked the lease. PostgreSQL ends that transaction.
+func TestAReplicaThatStallsInATransactionIsReplaced(t *testing.T) {
+	addr, database := testenv.SharedKafka(t).Addr, testenv.Postgres(t)
+	topic := testenv.NewTopic(t, addr, 1)
+	cut := newLink(t, database)
+	clients := newReplica(t, database)
+	first := newReplica(t, cut.url).publish(t, addr, topic)
+	eventually(t, "the first replica holds the lease", first.Leads)
+	second := newReplica(t, database).publish(t, addr, topic)
+	eventually(t, "the second one waits", func() bool { return second.log.has("waiting for its lease") })
+	locked, release := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(locked) })
+	var stalled sync.WaitGroup
+	stalled.Go(func() {
+		// It is run again after it was ended, and has lost the lease then.
+		_ = first.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			err := first.Guard(tx)
+			once()
+			<-release
+			return err
+		})
+	})
+	<-locked
+	cut.frozen.Lock()
+	add(t, clients.Box, numbered(topic, 0, 1)...)
+	within(t, 5*time.Second, time.Now(), "the second replica publishes", empty(t, clients.Box))
+	cut.frozen.Unlock()
+	close(release)
+	stalled.Wait()
+}
+
 // A process that stalls does not notice that its lease is over. What it sends when it wakes up is refused
 // by Kafka. It then waits for the lease, and begins with what the database has.
 func TestAReplicaThatWakesUpPublishesNothing(t *testing.T) {

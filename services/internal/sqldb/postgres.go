@@ -39,10 +39,11 @@ const (
 )
 
 // sessionSettings are the settings of each connection. A process that stalls in a transaction must not
-// stop the others for long: the server ends its transaction, and those that wait give up before.
+// stop the others for long: the server ends its transaction, and those that wait give up before. The
+// server ends it no later than a lease of the outbox expires, so that the next holder need not wait.
 var sessionSettings = map[string]string{
-	"lock_timeout":                        "3s",
-	"idle_in_transaction_session_timeout": "5s",
+	"lock_timeout":                        "2s",
+	"idle_in_transaction_session_timeout": "3s",
 	// It ends what a process has begun that is gone. The contexts end all else before.
 	"statement_timeout": "60s",
 }
