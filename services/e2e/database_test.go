@@ -29,8 +29,8 @@ func (p *process) refuses(when, method, path, body string) {
 	}
 }
 
-// Whatever the database does, clients get 503 with Retry-After, readiness says what is wrong, and the
-// processes go on: no restart could mend the database.
+// Whatever the database does, clients get 503 with Retry-After, Cart's readiness says what is wrong, and
+// the processes go on: no restart could mend the database.
 func TestTheDatabaseFails(t *testing.T) {
 	t.Parallel()
 	s := testenv.StartPostgres(t, localpostgres.Options{Settings: map[string]string{"fsync": "off"}})
@@ -84,9 +84,7 @@ func TestTheDatabaseFails(t *testing.T) {
 		end()
 		create(name)
 		find(name)
-		for _, p := range both {
-			p.notReady("the database cannot be used")
-		}
+		cart.notReady("the database cannot be used")
 		create(name + " for longer")
 		find(name + " for longer")
 		if err := s.StartAgain(t.Context()); err != nil {
@@ -118,9 +116,7 @@ func TestTheDatabaseFails(t *testing.T) {
 
 	exec("ALTER SYSTEM SET default_transaction_read_only = on")
 	exec("SELECT pg_reload_conf()")
-	for _, p := range both {
-		p.notReady("only reads")
-	}
+	cart.notReady("only reads")
 	create("a standby by now")
 	exec("SET default_transaction_read_only = off")
 	exec("ALTER SYSTEM RESET default_transaction_read_only")

@@ -3,6 +3,7 @@
 package order
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -49,7 +50,6 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	}); err != nil {
 		return err
 	}
-	svc.Ready.AddCheck(store.db.Err)
 	defer func() { err = errors.Join(err, store.close()) }()
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
@@ -77,14 +77,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	shares := &sharing{assigned: member.Assigned, others: member.Others, wanted: store.db.Shared(), log: log}
 	svc.Registry.MustRegister(memberMetrics{member, shares})
 
-	// Once it has caught up, the service stays ready, even if the consumer fails.
+	// Once it has caught up, the service stays ready, even if the consumer or the database fails.
 	svc.Ready.Set(nil)
 	svc.Ready.AddCheck(catching.ready)
 	svc.Ready.AddCheck(func() error {
 		if catching.ready() == nil {
 			return nil
 		}
-		return member.Err()
+		return cmp.Or(store.db.Err(), member.Err())
 	})
 
 	// From the outside in: each stage ends after the one before it.
