@@ -95,16 +95,16 @@ func (l *lease) holder(ctx context.Context) (h holder, err error) {
 // tryTake takes the lease, unless another process holds it. left is how long it still does.
 func (l *lease) tryTake(ctx context.Context) (epoch int64, until time.Time, left time.Duration, err error) {
 	err = l.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		// Before the database's clock is read, so this process never holds it for longer than the
-		// database says.
+		var h holder
+		// It may wait for a holder that stalls in a transaction, so the clocks are read after it.
+		if err := tx.Query("SELECT owner, epoch, expires_at FROM relay WHERE key = 0"+tx.ForUpdate(),
+			func(r *sql.Rows) error { return r.Scan(&h.owner, &h.epoch, &h.expires) }); err != nil {
+			return err
+		}
+		// The own clock first, so this process never holds the lease for longer than the database says.
 		until = time.Now().Add(leaseTime)
 		now, err := tx.Now()
 		if err != nil {
-			return err
-		}
-		var h holder
-		if err := tx.Query("SELECT owner, epoch, expires_at FROM relay WHERE key = 0"+tx.ForUpdate(),
-			func(r *sql.Rows) error { return r.Scan(&h.owner, &h.epoch, &h.expires) }); err != nil {
 			return err
 		}
 		if left = time.UnixMilli(h.expires).Sub(now); h.owner != "" && left > 0 {
