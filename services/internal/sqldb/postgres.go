@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -237,10 +238,8 @@ func (db *postgres) makeSchema(ctx context.Context) error {
 
 // refuseTables returns an error if the tables of a schema are not those of a service.
 func refuseTables(tables []string) error {
-	for _, name := range tables {
-		if name == "schema_migrations" {
-			return nil
-		}
+	if slices.Contains(tables, "schema_migrations") {
+		return nil
 	}
 	return fmt.Errorf("it has tables of another program, such as %s, and no schema_migrations: "+
 		"give the service a database without a schema of this name", tables[0])
