@@ -20,7 +20,7 @@ import (
 type outcome int
 
 const (
-	// unknown: the connection broke before a response came.
+	// unknown: the connection broke before a response came, or the response was that it is unknown.
 	unknown outcome = iota
 	// accepted: the response was 200.
 	accepted

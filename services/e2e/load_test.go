@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -174,8 +175,8 @@ func (l *load) requests(ctx context.Context, n int) {
 }
 
 // operate carries an operation out. With an Idempotency-Key it repeats the request until it gets a
-// response. Without one, a lost response leaves the outcome unknown. The services are up again
-// before the test ends, so every operation ends too.
+// response that settles it. Without one, a lost response leaves the outcome unknown. The services are up
+// again before the test ends, so every operation ends too.
 func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 	method, url, body := http.MethodPut, l.cart+"/Order/update-order",
 		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
@@ -209,10 +210,13 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 			continue
 		}
 		o.traces = append(o.traces, trace)
+		// Cart itself does not know whether PostgreSQL has committed when it died during the commit.
+		unclear := err != nil ||
+			got.status == http.StatusServiceUnavailable && strings.Contains(got.body, "not known whether")
 		switch {
-		case err != nil && key == "":
+		case unclear && key == "":
 			return
-		case err != nil:
+		case unclear:
 			sent = true
 		case got.status == http.StatusOK:
 			o.outcome, o.version = accepted, got.version()
