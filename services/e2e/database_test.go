@@ -23,7 +23,8 @@ func (p *process) refuses(when, method, path, body string) {
 	begin := time.Now()
 	got, err := send(method, p.api+path, body)
 	after, _ := strconv.Atoi(got.header.Get("Retry-After"))
-	if took := time.Since(begin); err != nil || got.status != http.StatusServiceUnavailable || after < 1 || took > refusedIn {
+	took := time.Since(begin)
+	if err != nil || got.status != http.StatusServiceUnavailable || after < 1 || took > refusedIn {
 		p.t.Errorf("%s: %s responds with %d %q, Retry-After %d, after %s (%v), want 503 with a Retry-After within %s",
 			when, p.name, got.status, got.body, after, took, err, refusedIn)
 	}
