@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -26,18 +25,18 @@ import (
 	"ordersystem.dev/services/order/ordertest"
 )
 
-// awaitLock waits until a transaction on the database waits for another one.
-func (s *store) awaitLock(t testing.TB) {
+// awaitLocks waits until so many transactions on the database wait for another one.
+func (s *store) awaitLocks(t testing.TB, n int) {
 	t.Helper()
 	const query = `SELECT count(*) FROM pg_stat_activity
 		WHERE datname = current_database() AND wait_event_type = 'Lock'`
-	ordertest.Eventually(t, "a transaction that waits for another one", func() bool {
+	ordertest.Eventually(t, fmt.Sprint("transactions that wait for another one: ", n), func() bool {
 		waiting := 0
 		err := s.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&waiting) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		return waiting > 0
+		return waiting == n
 	})
 }
 
@@ -84,7 +83,7 @@ func TestAHandoverWaitsForTheBatchUnderWay(t *testing.T) {
 	})
 	next := make(chan offsets, 1)
 	go func() { next <- after.mustAssign(t, p) }()
-	before.store.awaitLock(t)
+	before.store.awaitLocks(t, 1)
 	commit()
 	if diff := cmp.Diff(offsets{p: 1}, <-next); diff != "" {
 		t.Errorf("the next member goes on at (-want +got):\n%s", diff)
@@ -112,7 +111,7 @@ func TestABatchThatWasOvertakenIsDecidedAgain(t *testing.T) {
 		applied <- creates.Apply(t.Context(), batch(ordertest.Event(t, "B", 1, "b1"), ordertest.Event(t, "A", 1, "a1"),
 			ordertest.Event(t, "C", 1, "c1")))
 	}()
-	updates.store.awaitLock(t)
+	updates.store.awaitLocks(t, 1)
 	commit()
 	if err := <-applied; err != nil {
 		t.Fatal(err)
@@ -129,47 +128,64 @@ func TestABatchThatWasOvertakenIsDecidedAgain(t *testing.T) {
 	}
 }
 
-// Two members that write the same orders never wait for each other.
+// Two members that write the same orders never wait for each other in a circle.
 func TestMembersDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 	at := database{url: testenv.Postgres(t)}
-	created, updated := ordertest.Partition(contract.TopicCreated, 0), ordertest.Partition(contract.TopicUpdated, 0)
 	one, two := memberOn(t, at), memberOn(t, at)
-	one.mustAssign(t, created)
-	two.mustAssign(t, updated)
-	const batches, orders = 30, 200
-	want := map[string]int64{}
-	var wg sync.WaitGroup
-	for _, c := range []*topicConsumer{one, two} {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(len(c.read)), 1))
-			for n := range int64(batches) {
-				b := broker.Batch{Next: offsets{created: (n + 1) * orders}}
-				version := int64(1)
-				if c == two {
-					b.Next, version = offsets{updated: (n + 1) * orders}, n+2
-				}
-				for _, i := range r.Perm(orders) {
-					id := fmt.Sprint("order-", i)
-					b.Records = append(b.Records, ordertest.Event(t, id, version, fmt.Sprint(id, "/", version)))
-				}
-				if err := c.Apply(t.Context(), b); err != nil {
-					t.Error(err)
-					return
-				}
+	p, q := ordertest.Partition(contract.TopicUpdated, 0), ordertest.Partition(contract.TopicUpdated, 1)
+	one.mustAssign(t, p)
+	two.mustAssign(t, q)
+	events := func(version int64, ids ...string) (b broker.Batch) {
+		for _, id := range ids {
+			b.Records = append(b.Records, ordertest.Event(t, id, version, fmt.Sprint(id, "/", version)))
+		}
+		return b
+	}
+	b := events(2, "A", "M", "Z")
+	b.Next = offsets{p: 1}
+	one.mustApply(t, b)
+	// Both wait for the order in the middle, when each has one of the others if they take the rows as
+	// they come.
+	commit := one.store.hold(t, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE orders SET version = version WHERE order_id = 'M'")
+		return err
+	})
+	three := memberOn(t, at)
+	three.mustAssign(t, p)
+	var applying sync.WaitGroup
+	for _, to := range []struct {
+		c    *topicConsumer
+		b    broker.Batch
+		next offsets
+	}{{three, events(3, "Z", "M", "A"), offsets{p: 2}}, {two, events(4, "A", "M", "Z"), offsets{q: 1}}} {
+		to.b.Next = to.next
+		applying.Go(func() {
+			if err := to.c.Apply(t.Context(), to.b); err != nil {
+				t.Error(err)
 			}
 		})
 	}
-	wg.Wait()
-	for i := range orders {
-		want[fmt.Sprint("order-", i)] = batches + 1
-	}
-	if diff := cmp.Diff(want, one.store.state(t)); diff != "" {
+	one.store.awaitLocks(t, 2)
+	commit()
+	applying.Wait()
+	if diff := cmp.Diff(map[string]int64{"A": 4, "M": 4, "Z": 4}, one.store.state(t)); diff != "" {
 		t.Errorf("orders (-want +got):\n%s", diff)
 	}
-	var deadlocks int
+	// A server process writes down what it counted at its end, at the latest.
+	if err := errors.Join(one.store.close(), two.store.close(), three.store.close()); err != nil {
+		t.Fatal(err)
+	}
+	var connections, deadlocks int
+	last := memberOn(t, at)
+	ordertest.Eventually(t, "the end of the other connections", func() bool {
+		const query = `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid()`
+		err := last.store.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&connections) })
+		return err == nil && connections == 0
+	})
 	const query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-	err := one.store.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&deadlocks) })
+	err := last.store.db.Query(t.Context(), query, func(rows *sql.Rows) error { return rows.Scan(&deadlocks) })
 	if err != nil || deadlocks > 0 {
 		t.Errorf("%d deadlocks, %v", deadlocks, err)
 	}
