@@ -183,11 +183,13 @@ func TestACommitThatWasNotConfirmedIsUnknown(t *testing.T) {
 		}
 		return nil
 	})
-	for name, end := range map[string]string{
-		"cancelled":  "SELECT pg_cancel_backend(pid)",
-		"terminated": "SELECT pg_terminate_backend(pid)",
-		"timed out":  "",
+	// The last one leaves a connection behind that still waits for a moment.
+	for _, c := range []struct{ name, end string }{
+		{"cancelled", "SELECT pg_cancel_backend(pid)"},
+		{"terminated", "SELECT pg_terminate_backend(pid)"},
+		{"timed out", ""},
 	} {
+		name, end := c.name, c.end
 		ended := make(chan error, 1)
 		begin := time.Now()
 		go func() { ended <- insert(context.WithoutCancel(t.Context()), db, 1) }()
