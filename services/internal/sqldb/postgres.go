@@ -180,7 +180,8 @@ func (db *postgres) prepare(ctx context.Context, cfg Config) error {
 	if err := db.transact(ctx, migrationTimeout, func(tx *Tx) error {
 		// An index of a large table takes long. The locks that it needs must not be waited for as long:
 		// what comes behind would wait too.
-		if err := tx.script(fmt.Sprintf("SET LOCAL statement_timeout = %d", migrationTimeout.Milliseconds())); err != nil {
+		patience := fmt.Sprintf("SET LOCAL statement_timeout = %d", migrationTimeout.Milliseconds())
+		if err := tx.script(patience); err != nil {
 			return err
 		}
 		return migrate(tx, files, db.log)
@@ -211,7 +212,8 @@ func (db *postgres) makeSchema(ctx context.Context) error {
 				err = tx.script("CREATE SCHEMA IF NOT EXISTS " + pgx.Identifier{db.schema}.Sanitize())
 			}
 			if err == nil {
-				err = tx.Query("SELECT table_name FROM information_schema.tables WHERE table_schema = ? ORDER BY table_name",
+				err = tx.Query(`SELECT table_name FROM information_schema.tables
+					WHERE table_schema = ? ORDER BY table_name`,
 					func(r *sql.Rows) error {
 						var name string
 						err := r.Scan(&name)

@@ -226,7 +226,8 @@ func TestTooManyConnectionsPass(t *testing.T) {
 	others := []*pgx.Conn{session(t, cfg.URL)}
 	eventually(t, "others have all connections", 10*time.Second, func() error {
 		// The place of the connection that is cut is free a moment later.
-		sqlExec(t, others[0], "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'a schema'")
+		sqlExec(t, others[0],
+			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'a schema'")
 		for {
 			conn, err := pgx.Connect(t.Context(), cfg.URL)
 			if err != nil {
@@ -415,7 +416,7 @@ func TestAFullDiskOfPostgresRefusesAndRecovers(t *testing.T) {
 // smallDisk mounts a disk of 20 MiB and returns a folder in it that belongs to the server.
 func smallDisk(t *testing.T) (folder string) {
 	t.Helper()
-	disk, err := os.MkdirTemp("", "disk-")
+	disk, err := os.MkdirTemp("", "disk-") //nolint:usetesting // The server's user cannot enter that of the test.
 	if err != nil {
 		t.Fatal(err)
 	}
