@@ -30,8 +30,8 @@ func (p *process) refuses(when, method, path, body string) {
 	}
 }
 
-// Whatever the database does, clients get 503 with Retry-After, Cart's readiness says what is wrong, and
-// the processes go on: no restart could mend the database.
+// Whatever the database does, clients get 503 with Retry-After, a metric says that it is away, and the
+// processes go on: no restart could mend the database.
 func TestTheDatabaseFails(t *testing.T) {
 	t.Parallel()
 	s := testenv.StartPostgres(t, localpostgres.Options{Settings: map[string]string{"fsync": "off"}})
@@ -48,13 +48,27 @@ func TestTheDatabaseFails(t *testing.T) {
 		t.Helper()
 		order.refuses(when, http.MethodGet, "/order/order-details?orderId=order", "")
 	}
+	// If all replicas left their Service, clients would see refused connections.
+	stays := func(when string, up float64) {
+		t.Helper()
+		for metric, p := range map[string]*process{"cart_database_up": cart, "order_database_up": order} {
+			eventually(t, patience, fmt.Sprintf("%s: %s is %v", when, metric, up), func() (bool, string) {
+				got := p.metric(metric)
+				return got == up, fmt.Sprint(got)
+			})
+			if got := do(t, http.MethodGet, p.ops+"/readyz", ""); got.status != http.StatusOK {
+				t.Errorf("%s: /readyz of %s is %d %q, want 200", when, p.name, got.status, got.body)
+			}
+		}
+	}
 	version := int64(0)
 	works := func(when string) {
 		t.Helper()
 		begin := time.Now()
 		cart.ready()
 		order.ready()
-		t.Logf("%s: ready after %s", when, time.Since(begin).Round(time.Millisecond))
+		stays(when, 1)
+		t.Logf("%s: back after %s", when, time.Since(begin).Round(time.Millisecond))
 		if version++; version == 1 {
 			cart.create("order")
 			order.sees("order", 1, "new")
@@ -85,7 +99,7 @@ func TestTheDatabaseFails(t *testing.T) {
 		end()
 		create(name)
 		find(name)
-		cart.notReady("the database cannot be used")
+		stays(name, 0)
 		create(name + " for longer")
 		find(name + " for longer")
 		if err := s.StartAgain(t.Context()); err != nil {
@@ -117,7 +131,7 @@ func TestTheDatabaseFails(t *testing.T) {
 
 	exec("ALTER SYSTEM SET default_transaction_read_only = on")
 	exec("SELECT pg_reload_conf()")
-	cart.notReady("only reads")
+	stays("a standby by now", 0)
 	create("a standby by now")
 	exec("SET default_transaction_read_only = off")
 	exec("ALTER SYSTEM RESET default_transaction_read_only")

@@ -237,6 +237,14 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 					"/readyz of a pod and its log show what is missing."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
+			Alert: "DatabaseDown",
+			Expr:  "min by (namespace, job) (cart_database_up or order_database_up) == 0",
+			For:   minute,
+			Annotations: texts(jobName+" cannot use its database.",
+				"The database of "+jobName+" cannot be used by at least one instance, which responds with 503. "+
+					"No restart mends that. The log of the pod has the reason."),
+		}),
+		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",
 			Expr: fmt.Sprintf("max by (namespace, job) "+
 				"(cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d", outboxOld),

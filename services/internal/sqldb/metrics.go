@@ -7,6 +7,39 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// NewCollector returns a collector for the metrics of db. Their names or labels have the prefix.
+func NewCollector(db *DB, prefix string) prometheus.Collector {
+	return &availability{
+		Collector: db.collector(prefix),
+		db:        db,
+		up: prometheus.NewDesc(prefix+"_database_up",
+			"1 if the database could be used when it was last tried, 0 if not.", nil, nil),
+	}
+}
+
+// availability adds to the metrics of a database whether it can be used.
+type availability struct {
+	prometheus.Collector
+	db *DB
+	up *prometheus.Desc
+}
+
+// Describe is part of prometheus.Collector.
+func (a *availability) Describe(ch chan<- *prometheus.Desc) {
+	ch <- a.up
+	a.Collector.Describe(ch)
+}
+
+// Collect is part of prometheus.Collector.
+func (a *availability) Collect(ch chan<- prometheus.Metric) {
+	up := 1.0
+	if a.db.Err() != nil {
+		up = 0
+	}
+	ch <- prometheus.MustNewConstMetric(a.up, prometheus.GaugeValue, up)
+	a.Collector.Collect(ch)
+}
+
 // collector exposes what a database uses of its disk. It reads that for each scrape.
 type collector struct {
 	db         *sqlite

@@ -115,9 +115,6 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	return &DB{db}, nil
 }
 
-// NewCollector returns a collector for the metrics of db. Their names or labels have the prefix.
-func NewCollector(db *DB, prefix string) prometheus.Collector { return db.collector(prefix) }
-
 // Await calls open until it succeeds, or until it fails because of something else than that the
 // database is unavailable. It passes that reason to report: a service that starts before its database
 // waits for it, and shows that it does.
