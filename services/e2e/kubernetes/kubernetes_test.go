@@ -3,7 +3,8 @@
 //
 // The cluster is the one of KUBECONFIG. TEST_IMAGE_LOAD is a shell command that brings the local
 // Docker daemon's images "$@" into it, for kind TEST_IMAGE_LOAD='kind load docker-image --name
-// orders "$@"'. TEST_JAVA_BASE is the base of the test's Kafka image, if not the Dockerfile's.
+// orders "$@"'. TEST_JAVA_BASE and TEST_POSTGRES_BASE are the bases of the test's images of Kafka and
+// PostgreSQL, if not the Dockerfiles'.
 package kubernetes
 
 import (
