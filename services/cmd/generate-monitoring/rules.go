@@ -238,11 +238,11 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "DatabaseDown",
-			Expr:  "min by (namespace, job) (cart_database_up or order_database_up) == 0",
+			Expr:  "count by (namespace, job) ((cart_database_up or order_database_up) == 0)",
 			For:   minute,
 			Annotations: texts(jobName+" cannot use its database.",
-				"The database of "+jobName+" cannot be used by at least one instance, which responds with 503. "+
-					"No restart mends that. The log of the pod has the reason."),
+				"{{ $value }} instances of "+jobName+" cannot use its database, and respond with 503. "+
+					"No restart mends that. The log of a pod has the reason."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",

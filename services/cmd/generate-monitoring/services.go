@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // cartDashboard shows the Cart service.
 func cartDashboard() dashboard {
@@ -16,33 +19,43 @@ func cartDashboard() dashboard {
 				limits:  []limit{{"green", 0}, {"yellow", 10_000}, {"red", 500_000}},
 			}),
 			requestRow("cart"),
-			{"Store and outbox", append(outboxPanels("cart"), panel{
-				kind: "timeseries", title: "Published records that Kafka lost", width: 6, decimals: new(0),
-				alert: "CartRecordsLost",
-				about: "Cart compares the topics with what it has published, before its relay begins and every 5 s.",
-				queries: []query{{
-					expr: "sum(cart_published_records_lost_total{" + inNamespace + "})", legend: "offsets",
-				}},
-			}, panel{
-				kind: "timeseries", title: "Partitions of the order topics", width: 6, decimals: new(0),
-				alert: "CartTopicPartitions",
-				about: "It never changes: an order whose versions are in two partitions can be seen out of order.",
-				queries: []query{{
-					expr: "max by (topic) (cart_topic_partitions{" + inNamespace + "})", legend: "{{topic}}",
-				}},
-			}, panel{
-				kind: "timeseries", title: "Orders in doubt after a rebuild", width: 6, decimals: new(0),
-				alert:   "CartOrdersInDoubt",
-				about:   "Orders that a rebuilt store may lack: a record that is no event has their key.",
-				queries: []query{{expr: "sum(cart_orders_in_doubt_total{" + inNamespace + "})", legend: "orders"}},
-			}, panel{
-				kind: "timeseries", title: "Requests per commit", width: 6,
-				about: "Requests that shared one transaction, on average. " +
-					"It rises with the load, so that the number of commits does not.",
-				queries: []query{{expr: mean("cart_commit_requests", inNamespace), legend: "requests"}},
-			}, roomPanel("cart"))},
+			{"Store and outbox", slices.Concat(outboxPanels("cart"), cartPanels(), storePanels("cart"))},
 			clientRow("cart"),
 			runtimeRow("cart"),
+		},
+	}
+}
+
+// cartPanels show what only Cart has in its store.
+func cartPanels() []panel {
+	return []panel{
+		{
+			kind: "timeseries", title: "Published records that Kafka lost", width: 6, decimals: new(0),
+			alert: "CartRecordsLost",
+			about: "Cart compares the topics with what it has published, before its relay begins and every 5 s.",
+			queries: []query{{
+				expr: "sum(cart_published_records_lost_total{" + inNamespace + "})", legend: "offsets",
+			}},
+		},
+		{
+			kind: "timeseries", title: "Partitions of the order topics", width: 6, decimals: new(0),
+			alert: "CartTopicPartitions",
+			about: "It never changes: an order whose versions are in two partitions can be seen out of order.",
+			queries: []query{{
+				expr: "max by (topic) (cart_topic_partitions{" + inNamespace + "})", legend: "{{topic}}",
+			}},
+		},
+		{
+			kind: "timeseries", title: "Orders in doubt after a rebuild", width: 6, decimals: new(0),
+			alert:   "CartOrdersInDoubt",
+			about:   "Orders that a rebuilt store may lack: a record that is no event has their key.",
+			queries: []query{{expr: "sum(cart_orders_in_doubt_total{" + inNamespace + "})", legend: "orders"}},
+		},
+		{
+			kind: "timeseries", title: "Requests per commit", width: 6,
+			about: "Requests that shared one transaction, on average. " +
+				"It rises with the load, so that the number of commits does not.",
+			queries: []query{{expr: mean("cart_commit_requests", inNamespace), legend: "requests"}},
 		},
 	}
 }
@@ -70,7 +83,7 @@ func orderDashboard() dashboard {
 					"The orders around them are not delayed.",
 				queries: []query{deadLetters()},
 			}}, outboxPanels("order")...)},
-			{"Look-ups and audits", append(lookupPanels(), roomPanel("order"))},
+			{"Look-ups and audits", append(lookupPanels(), storePanels("order")...)},
 			clientRow("order"),
 			runtimeRow("order"),
 		},
@@ -306,18 +319,27 @@ func outboxPanels(job string) []panel {
 	}
 }
 
-// roomPanel shows what the store of a service can still take.
-func roomPanel(job string) panel {
+// storePanels show whether the store of a service can be used, and what it can still take.
+func storePanels(job string) []panel {
 	// Replicas that share a database all show the same.
 	bytes := func(metric string) string { return "max(" + job + "_" + metric + "{" + inNamespace + "})" }
-	return panel{
-		kind: "timeseries", title: "Store", width: 12, unit: "bytes",
-		alert: "StoreNearlyFull",
-		about: "What the store holds, what it can still take, and the size of the messages in the outbox.",
-		queries: []query{
-			{expr: bytes("store_bytes"), legend: "store"},
-			{expr: bytes("store_left_bytes"), legend: "room"},
-			{expr: bytes("outbox_bytes"), legend: "outbox"},
+	return []panel{
+		{
+			kind: "timeseries", title: "Store", width: 6, unit: "bytes",
+			alert: "StoreNearlyFull",
+			about: "What the store holds, what it can still take, and the size of the messages in the outbox. " +
+				"PostgreSQL does not say the first two.",
+			queries: []query{
+				{expr: bytes("store_bytes"), legend: "store"},
+				{expr: bytes("store_left_bytes"), legend: "room"},
+				{expr: bytes("outbox_bytes"), legend: "outbox"},
+			},
+		},
+		{
+			kind: "timeseries", title: "Database", width: 6, decimals: new(0),
+			alert:   "DatabaseDown",
+			about:   "1 where the database can be used. At 0, requests get 503 until it can.",
+			queries: []query{{expr: job + "_database_up{" + inNamespace + "}", legend: "{{pod}}"}},
 		},
 	}
 }
