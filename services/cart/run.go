@@ -42,12 +42,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer func() { err = errors.Join(err, store.close()) }()
 	limit := room{events: int64(cfg.MaxBacklog), bytes: int64(cfg.MaxBacklogBytes)}
 	commits := newCommitter(store, limit, log, svc.Registry)
+	// What keeps a shared database away keeps it away from all replicas. If all of them left their Service,
+	// clients would see refused connections instead of 503 with Retry-After.
 	if !store.db.Shared() {
 		svc.Ready.AddCheck(store.db.Err)
 		svc.Ready.AddCheck(commits.err)
 	}
-	// What keeps a shared database away keeps it away from all replicas. If all of them left their Service,
-	// clients would see refused connections instead of 503 with Retry-After.
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
 	if err != nil {

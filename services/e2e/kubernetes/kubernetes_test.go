@@ -45,6 +45,24 @@ func (s *service) selector() string {
 	return "app.kubernetes.io/instance=orders,app.kubernetes.io/component=" + s.name
 }
 
+// step is a part of a story, which begins where the one before ended.
+type step struct {
+	name string
+	do   func(*testing.T)
+}
+
+// tell takes the steps of a story, and logs how long each took. The first that fails ends it.
+func tell(t *testing.T, story []step) {
+	t.Helper()
+	for _, s := range story {
+		begin := time.Now()
+		if !t.Run(s.name, s.do) {
+			t.Fatal("the rest needs what this step leaves")
+		}
+		t.Logf("%5.1f s: %s", time.Since(begin).Seconds(), s.name)
+	}
+}
+
 // The steps are one story: each begins where the one before ended.
 func TestInstallation(t *testing.T) {
 	c := newCluster(t)
@@ -54,10 +72,7 @@ func TestInstallation(t *testing.T) {
 	i.strimzi.startKafka(t)
 	i.strimzi.allow(t)
 	i.before = i.objects(t)
-	for _, step := range []struct {
-		name string
-		do   func(*testing.T)
-	}{
+	tell(t, []step{
 		{"the chart installs before anything that it needs", i.install},
 		{"pods wait for the Secrets of their users", i.waitForSecrets},
 		{"pods start by themselves when the Secrets are there", i.startWithSecrets},
@@ -80,13 +95,7 @@ func TestInstallation(t *testing.T) {
 		{"uninstalling leaves the data and what is not the release's", i.uninstall},
 		{"installed again it goes on where it was", i.installAgain},
 		{"Pod Security warned of nothing", i.noWarnings},
-	} {
-		begin := time.Now()
-		if !t.Run(step.name, step.do) {
-			t.Fatal("the rest needs what this step leaves")
-		}
-		t.Logf("%5.1f s: %s", time.Since(begin).Seconds(), step.name)
-	}
+	})
 }
 
 func (i *installation) install(t *testing.T) {

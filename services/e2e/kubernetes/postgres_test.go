@@ -36,10 +36,7 @@ func TestReplicas(t *testing.T) {
 	i.strimzi.allow(t)
 	i.strimzi.writeSecrets(t)
 	i.strimzi.createTopics(t, contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter)
-	for _, step := range []struct {
-		name string
-		do   func(*testing.T)
-	}{
+	tell(t, []step{
 		{"pods wait for the Secret of their database", i.waitForDatabase},
 		{"three replicas of each service are ready when it is there", i.startDatabase},
 		{"helm test passes", i.helmTest},
@@ -48,13 +45,7 @@ func TestReplicas(t *testing.T) {
 		{"pods are evicted one at a time", i.evict},
 		{"no order is lost and no pod restarts when the database does", i.restartDatabase},
 		{"Pod Security warned of nothing", i.noWarnings},
-	} {
-		begin := time.Now()
-		if !t.Run(step.name, step.do) {
-			t.Fatal("the rest needs what this step leaves")
-		}
-		t.Logf("%5.1f s: %s", time.Since(begin).Seconds(), step.name)
-	}
+	})
 }
 
 // loadPostgres builds the database's image and loads it into the cluster. TEST_POSTGRES_BASE is its base,

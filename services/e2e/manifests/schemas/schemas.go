@@ -27,6 +27,24 @@ const (
 	barmanCloud        = "github.com/cloudnative-pg/plugin-barman-cloud@v0.15.0"
 )
 
+// releases are the modules that commit their CRDs, with the files of those that are used.
+var releases = []struct {
+	module string
+	crds   []string
+}{
+	{prometheusOperator, []string{
+		"example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+		"example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+	}},
+	{gatewayAPI, []string{"config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"}},
+	{keda, []string{"config/crd/bases/keda.sh_scaledobjects.yaml"}},
+	{cloudNativePG, []string{
+		"config/crd/bases/postgresql.cnpg.io_clusters.yaml",
+		"config/crd/bases/postgresql.cnpg.io_scheduledbackups.yaml",
+	}},
+	{barmanCloud, []string{"config/crd/bases/barmancloud.cnpg.io_objectstores.yaml"}},
+}
+
 // ConsumerGroup is the path of the project's own CRD in the repository.
 const ConsumerGroup = "charts/lag-operator/files/ordersystem.dev_consumergroups.yaml"
 
@@ -41,36 +59,17 @@ func CRDs(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	monitoring, err := module(ctx, prometheusOperator)
-	if err != nil {
-		return nil, err
+	crds := append(strimzi, filepath.Join(strings.TrimSpace(string(root)), ConsumerGroup))
+	for _, release := range releases {
+		dir, err := module(ctx, release.module)
+		if err != nil {
+			return nil, err
+		}
+		for _, crd := range release.crds {
+			crds = append(crds, filepath.Join(dir, crd))
+		}
 	}
-	gateway, err := module(ctx, gatewayAPI)
-	if err != nil {
-		return nil, err
-	}
-	scaling, err := module(ctx, keda)
-	if err != nil {
-		return nil, err
-	}
-	postgres, err := module(ctx, cloudNativePG)
-	if err != nil {
-		return nil, err
-	}
-	backups, err := module(ctx, barmanCloud)
-	if err != nil {
-		return nil, err
-	}
-	return append(strimzi,
-		filepath.Join(strings.TrimSpace(string(root)), ConsumerGroup),
-		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"),
-		filepath.Join(monitoring, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"),
-		filepath.Join(gateway, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
-		filepath.Join(scaling, "config/crd/bases/keda.sh_scaledobjects.yaml"),
-		filepath.Join(postgres, "config/crd/bases/postgresql.cnpg.io_clusters.yaml"),
-		filepath.Join(postgres, "config/crd/bases/postgresql.cnpg.io_scheduledbackups.yaml"),
-		filepath.Join(backups, "config/crd/bases/barmancloud.cnpg.io_objectstores.yaml"),
-	), nil
+	return crds, nil
 }
 
 // Install creates the CRDs that the cluster of kubectl's configuration lacks. It never changes one
