@@ -86,8 +86,15 @@ func TestKafkaCluster(t *testing.T) {
 		t.Cleanup(b.Kill)
 	}
 	first, second := brokers[0], brokers[1]
+	// One broker after the other learns of a topic.
 	topic := contract.Topics()[0]
-	if err := localkafka.CreateTopics(t.Context(), first.Addr, []contract.Topic{topic}, 3); err != nil {
+	topics := []contract.Topic{topic}
+	for n := range 8 {
+		more := topic
+		more.Name = fmt.Sprint(topic.Name, n)
+		topics = append(topics, more)
+	}
+	if err := localkafka.CreateTopics(t.Context(), first.Addr, topics, 3); err != nil {
 		t.Fatal(err)
 	}
 	want := testenv.Produce(t, first.Addr, contract.Message{Topic: topic.Name, Key: []byte("a"), Value: []byte("1")})

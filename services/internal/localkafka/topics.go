@@ -48,11 +48,17 @@ func createTopic(ctx context.Context, admin *kadm.Client, topic contract.Topic, 
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return err
 	}
-	partitions, err := awaitTopic(ctx, admin, topic.Name, made.ID)
-	if err != nil {
-		return err
+	for {
+		partitions, err := awaitTopic(ctx, admin, topic.Name, made.ID)
+		if err != nil {
+			return err
+		}
+		err = checkTopic(ctx, admin, topic, partitions)
+		// Each request asks any broker, and one of them may not know the topic yet.
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) || !backoff.Sleep(ctx, 10*time.Millisecond) {
+			return err
+		}
 	}
-	return checkTopic(ctx, admin, topic, partitions)
 }
 
 // awaitTopic waits until the broker knows the topic with all its leaders, and returns the number of
