@@ -32,7 +32,7 @@ func running(t *testing.T, dir string, maxBacklog int) (c *committer, stop func(
 func runningAt(t *testing.T, url, dir string, maxBacklog int) (c *committer, stop func()) {
 	t.Helper()
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), url, dir, log, reg)
+	s, err := openStore(t.Context(), url, dir, contract.OrderTopics(), log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,5 +48,6 @@ func (c Config) LogValue() slog.Value {
 		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
 		slog.Int("max_backlog", c.MaxBacklog),
 		slog.Int("max_backlog_bytes", c.MaxBacklogBytes), slog.Any("kafka", c.Kafka),
+		slog.String("kafka_prefix", c.Kafka.Prefix),
 	)
 }

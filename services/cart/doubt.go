@@ -93,7 +93,7 @@ func (d *doubts) report(ctx context.Context, db *sqldb.DB, log *slog.Logger) (in
 	}
 	maps.DeleteFunc(d.first, func(at doubtful, _ broker.Record) bool {
 		// Version 1 is the only one of the created topic. An order with a later one needs no creation.
-		return versions[at.key] > 1 || (versions[at.key] == 1 && at.topic == contract.TopicCreated)
+		return versions[at.key] > 1 || (versions[at.key] == 1 && contract.EventType(at.topic) == contract.TypeCreated)
 	})
 	all := slices.SortedFunc(maps.Keys(d.first), func(a, b doubtful) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.topic, b.topic))

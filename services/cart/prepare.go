@@ -141,7 +141,7 @@ func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness,
 			missing = nil
 		}
 		ready.Set(missing)
-	}, orderTopics...)
+	}, orderTopics(p.kafka)...)
 	return err
 }
 
@@ -153,7 +153,7 @@ func (p *preparation) fill(ctx context.Context, report func(reason error)) error
 			missing = errRebuilding
 		}
 		report(missing)
-	}, orderTopics...)
+	}, orderTopics(p.kafka)...)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 func (p *preparation) watch(ctx context.Context, report func(reason error)) {
 	logged := false
 	for backoff.Sleep(ctx, time.Second) {
-		err := p.admin.Withheld(ctx, orderTopics...)
+		err := p.admin.Withheld(ctx, orderTopics(p.kafka)...)
 		withheld, ok := errors.AsType[*broker.WithheldError](err)
 		switch {
 		case ctx.Err() != nil:

@@ -9,8 +9,8 @@ import (
 	"ordersystem.dev/services/internal/broker"
 )
 
-// orderTopics are the topics that the service writes, and rebuilds its store from.
-var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
+// orderTopics returns the topics that the service writes, and rebuilds its store from.
+func orderTopics(kafka broker.Config) []string { return kafka.Names(contract.OrderTopics()) }
 
 // rebuild fills a new store with the orders of the topics, so that no version is given twice and no
 // order is created twice. It reads up to the high watermarks that the topics have at its start, as
@@ -20,7 +20,7 @@ var orderTopics = []string{contract.TopicCreated, contract.TopicUpdated}
 func rebuild(
 	ctx context.Context, cfg broker.Config, admin *broker.Admin, s *store, log *slog.Logger,
 ) (first map[broker.Partition]int64, inDoubt int, err error) {
-	first, end, err := admin.Bounds(ctx, orderTopics...)
+	first, end, err := admin.Bounds(ctx, orderTopics(cfg)...)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -50,7 +50,7 @@ func rebuild(
 		}
 		return s.restore(ctx, newest)
 	}
-	if err := broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, first, end, restoreBatch); err != nil {
+	if err := broker.ReadTo(ctx, cfg, log, cfg.Name(contract.GroupRebuild), first, end, restoreBatch); err != nil {
 		return nil, 0, err
 	}
 	if inDoubt, err = doubts.report(ctx, s.db, log); err != nil {

@@ -115,7 +115,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	r.begin()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	first, end, err := r.admin.Bounds(ctx, orderTopics...)
+	first, end, err := r.admin.Bounds(ctx, orderTopics(r.kafka)...)
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (r *reconciler) look(ctx context.Context) error {
 		return nil
 	}
 	defer r.mu.Unlock()
-	_, end, err := r.admin.Bounds(ctx, orderTopics...)
+	_, end, err := r.admin.Bounds(ctx, orderTopics(r.kafka)...)
 	if err != nil {
 		return err
 	}
@@ -255,16 +255,17 @@ func (r *reconciler) countPartitions(end map[broker.Partition]int64) {
 		count[p.Topic]++
 	}
 	for _, topic := range contract.Topics() {
-		n, ok := count[topic.Name]
-		if !ok || n == r.logged[topic.Name] {
+		name := r.kafka.Name(topic.Name)
+		n, ok := count[name]
+		if !ok || n == r.logged[name] {
 			continue
 		}
-		r.logged[topic.Name] = n
-		r.partitions.WithLabelValues(topic.Name).Set(float64(n))
+		r.logged[name] = n
+		r.partitions.WithLabelValues(name).Set(float64(n))
 		if n != topic.Partitions {
 			r.log.Error("an order topic does not have the declared number of partitions: if partitions were added, "+
 				"the versions of one order are in two of them, and consumers of both can see them out of order",
-				"topic", topic.Name, "partitions", n, "declared", topic.Partitions,
+				"topic", name, "partitions", n, "declared", topic.Partitions,
 				"next", "docs/runbooks/CartTopicPartitions.md")
 		}
 	}
@@ -274,7 +275,7 @@ func (r *reconciler) countPartitions(end map[broker.Partition]int64) {
 func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]int64) (*conflictError, error) {
 	var conflicts []string
 	records, adopted, begin := 0, 0, time.Now()
-	err := broker.ReadTo(ctx, r.kafka, r.log, contract.GroupRebuild, from, end,
+	err := broker.ReadTo(ctx, r.kafka, r.log, r.kafka.Name(contract.GroupRebuild), from, end,
 		func(ctx context.Context, batch []broker.Record) error {
 			// A record that holds no event takes nothing from a store that is whole.
 			events, _ := decodeBatch(batch, r.log)

@@ -54,7 +54,7 @@ func (r *compared) lostSoFar(when string, want float64) {
 
 func (r *compared) end() map[broker.Partition]int64 {
 	r.t.Helper()
-	_, end, err := r.admin.Bounds(r.t.Context(), orderTopics...)
+	_, end, err := r.admin.Bounds(r.t.Context(), contract.OrderTopics()...)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	var store *store
 	if err := svc.Prepare(ctx, func(ctx context.Context) error {
 		return sqldb.Await(ctx, log, svc.Ready.Set, func() (err error) {
-			store, err = openStore(ctx, cfg.DatabaseURL, cfg.DataDir, log, svc.Registry)
+			store, err = openStore(ctx, cfg.DatabaseURL, cfg.DataDir, orderTopics(cfg.Kafka), log, svc.Registry)
 			return err
 		})
 	}); err != nil {
@@ -82,7 +82,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		service.Stage{func(ctx context.Context) error {
 			return store.box.Relay(ctx, outbox.Target{
 				Kafka: cfg.Kafka, TransactionalIDs: contract.TransactionalIDsRelay,
-				Topics: []string{contract.TopicCreated, contract.TopicUpdated},
+				Topics: contract.OrderTopics(),
 			}, reconciler.run)
 		}},
 	)

@@ -42,8 +42,10 @@ type store struct {
 }
 
 // openStore opens the store of the database at url, or in dir if that is empty. It makes the store if
-// there is none, and registers the metrics of its outbox.
-func openStore(ctx context.Context, url, dir string, log *slog.Logger, reg prometheus.Registerer) (*store, error) {
+// there is none, and registers the metrics of its outbox. The topics are where its events go.
+func openStore(
+	ctx context.Context, url, dir string, topics []string, log *slog.Logger, reg prometheus.Registerer,
+) (*store, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
@@ -61,7 +63,14 @@ func openStore(ctx context.Context, url, dir string, log *slog.Logger, reg prome
 		return nil, err
 	}
 	s := &store{db: db}
-	if s.box, err = outbox.Open(ctx, db, log, reg, "cart", s.writePublished); err != nil {
+	published, err := s.publishedPositions(ctx)
+	if err == nil {
+		err = broker.CheckStore(published, topics)
+	}
+	if err == nil {
+		s.box, err = outbox.Open(ctx, db, log, reg, "cart", s.writePublished)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	// Last: an attempt to open the store that fails leaves no metrics behind.

@@ -244,6 +244,15 @@ func TestTopics(t *testing.T) {
 			t.Errorf("IsOrderTopic(%q) = %t, want %t", name, got, want)
 		}
 	}
+	for name, want := range map[string]string{
+		"order-created-topic": TypeCreated, "order-updated-topic": TypeUpdated,
+		"staging.order-created-topic": TypeCreated, "a-order-updated-topic": TypeUpdated,
+		"order-dead-letter-topic": "", "staging.order-dead-letter-topic": "", "": "",
+	} {
+		if got := EventType(name); got != want {
+			t.Errorf("EventType(%q) = %q, want %q", name, got, want)
+		}
+	}
 }
 
 func sample() Order {

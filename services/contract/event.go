@@ -196,13 +196,8 @@ func undecodable(format string, args ...any) error {
 // other writer. Its ID is a hash of its value: the same record sent twice is a duplicate, and
 // another one of the same version is a conflict.
 func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header) (Event, error) {
-	var e Event
-	switch topic {
-	case TopicCreated:
-		e.Type = TypeCreated
-	case TopicUpdated:
-		e.Type = TypeUpdated
-	default:
+	e := Event{Type: EventType(topic)}
+	if e.Type == "" {
 		return Event{}, undecodable("topic %q holds no orders", topic)
 	}
 	if value == nil {

@@ -1,9 +1,13 @@
 package contract
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // The topics. They are created by declaration (strimzi/, make kafka, the demo), and never by a
-// client.
+// client. An installation may have a prefix: then all its names in Kafka begin with it, those of topics,
+// groups and transactional IDs.
 const (
 	TopicCreated    = "order-created-topic"
 	TopicUpdated    = "order-updated-topic"
@@ -62,7 +66,21 @@ func Topics() []Topic {
 	}
 }
 
-// IsOrderTopic reports whether a topic holds orders.
-func IsOrderTopic(name string) bool {
-	return slices.Contains([]string{TopicCreated, TopicUpdated}, name)
+// OrderTopics returns the topics that hold orders.
+func OrderTopics() []string { return []string{TopicCreated, TopicUpdated} }
+
+// IsOrderTopic reports whether a topic holds orders. The name has no prefix.
+func IsOrderTopic(name string) bool { return slices.Contains(OrderTopics(), name) }
+
+// EventType returns the type of the events in a topic, or "" if it holds no orders. The name may have the
+// prefix of any installation.
+func EventType(topic string) string {
+	switch {
+	case strings.HasSuffix(topic, TopicCreated):
+		return TypeCreated
+	case strings.HasSuffix(topic, TopicUpdated):
+		return TypeUpdated
+	default:
+		return ""
+	}
 }

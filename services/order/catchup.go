@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/sqldb"
@@ -40,16 +40,19 @@ func newCatchUp() *catchUp {
 	return &catchUp{moved: make(chan struct{}, 1), missing: errors.New("not connected to Kafka yet")}
 }
 
-// run waits for the topics, and then until the store has caught up with them. It stays caught up until
-// other members hold partitions: then it has to catch up again after them. It returns an error when
-// the store cannot be read.
-func (c *catchUp) run(ctx context.Context, admin *broker.Admin, s *store, shares *sharing, log *slog.Logger) error {
-	topics := []string{contract.TopicCreated, contract.TopicUpdated, contract.TopicDeadLetter}
-	infos, err := admin.AwaitTopics(ctx, c.waitFor, topics...)
+// run waits for the topics of the store and that of the dead letters, and then until the store has caught
+// up with its own. It stays caught up until other members hold partitions: then it has to catch up again
+// after them. It returns an error when the store cannot be read.
+func (c *catchUp) run(
+	ctx context.Context, admin *broker.Admin, s *store, letters string, shares *sharing, log *slog.Logger,
+) error {
+	infos, err := admin.AwaitTopics(ctx, c.waitFor, append(slices.Clone(s.topics), letters)...)
 	if err != nil {
 		return err
 	}
-	shares.partitions = int(infos[contract.TopicCreated].Partitions + infos[contract.TopicUpdated].Partitions)
+	for _, topic := range s.topics {
+		shares.partitions += int(infos[topic].Partitions)
+	}
 	for {
 		start := time.Now()
 		if err := c.follow(ctx, s, ends{admin.Bounds, admin.Withheld}, shares, log); err != nil {
@@ -107,7 +110,7 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *shar
 			away, err = true, errDatabase
 		}
 		if err == nil && (end == nil || recreated(at, end)) {
-			if first, end, err = kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated); err != nil {
+			if first, end, err = kafka.bounds(ctx, s.topics...); err != nil {
 				end = nil
 			} else if p, ok := ahead(at, end); ok {
 				// The offsets were read before the ends, so the log has lost its end. The consumer
@@ -127,7 +130,7 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *shar
 			return nil
 		}
 		if waited && end != nil && !away {
-			why := kafka.withheld(ctx, contract.TopicCreated, contract.TopicUpdated)
+			why := kafka.withheld(ctx, s.topics...)
 			if withheld, ok := errors.AsType[*broker.WithheldError](why); ok {
 				err = withheld
 				if !logged {

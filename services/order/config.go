@@ -44,5 +44,6 @@ func (c Config) LogValue() slog.Value {
 		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
 		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
 		slog.Int("audit_cache_bytes", c.AuditCacheBytes), slog.Any("kafka", c.Kafka),
+		slog.String("kafka_prefix", c.Kafka.Prefix),
 	)
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/order/audit"
 	"ordersystem.dev/services/order/fold"
@@ -68,7 +67,7 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 	if err != nil {
 		return nil, fmt.Errorf("compare the offsets with the logs: %w", err)
 	}
-	first, _, err := c.kafka.bounds(ctx, contract.TopicCreated, contract.TopicUpdated)
+	first, _, err := c.kafka.bounds(ctx, c.store.topics...)
 	if err != nil {
 		return nil, fmt.Errorf("look up where the logs begin: %w", err)
 	}

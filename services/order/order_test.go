@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/ordertest"
@@ -56,7 +57,7 @@ func member(t testing.TB, dir string) *topicConsumer {
 func memberOn(t testing.TB, at database) *topicConsumer {
 	t.Helper()
 	log, reg := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
-	s, err := openStore(t.Context(), at.url, at.dir, log, reg)
+	s, err := openStore(t.Context(), at.url, at.dir, contract.OrderTopics(), log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

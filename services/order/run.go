@@ -41,10 +41,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	cfg.Kafka.ClientID, cfg.Kafka.Stats = "order", broker.NewStats()
 	svc.Registry.MustRegister(cfg.Kafka.Stats)
 
+	topics := cfg.Kafka.Names(contract.OrderTopics())
 	var store *store
 	if err := svc.Prepare(ctx, func(ctx context.Context) error {
 		return sqldb.Await(ctx, log, svc.Ready.Set, func() (err error) {
-			store, err = openStore(ctx, cfg.DatabaseURL, cfg.DataDir, log, svc.Registry)
+			store, err = openStore(ctx, cfg.DatabaseURL, cfg.DataDir, topics, log, svc.Registry)
 			return err
 		})
 	}); err != nil {
@@ -68,11 +69,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	// The consumer writes into the store; it wakes the look-ups, and lets the service become ready.
 	// Look-ups that wait leave half of the connections to all other requests.
+	letters := cfg.Kafka.Name(contract.TopicDeadLetter)
 	lookups, catching := newWaiters(web.APIConnections()/2, svc.Registry), newCatchUp()
 	handler := newTopicConsumer(store, lookups, catching, newMetrics(svc.Registry), log,
 		logs{admin.Bounds, admin.Replaced}, auditor.Shed)
 	member := broker.NewConsumer(cfg.Kafka, broker.ConsumerConfig{
-		Group: contract.GroupOrder, Topics: []string{contract.TopicCreated, contract.TopicUpdated},
+		Group: cfg.Kafka.Name(contract.GroupOrder), Topics: topics,
 	}, admin, log)
 	shares := &sharing{assigned: member.Assigned, others: member.Others, wanted: store.db.Shared(), log: log}
 	svc.Registry.MustRegister(memberMetrics{member, shares})
@@ -101,7 +103,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 				}
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))
 			},
-			func(ctx context.Context) error { return catching.run(ctx, admin, store, shares, log) },
+			func(ctx context.Context) error { return catching.run(ctx, admin, store, letters, shares, log) },
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{

@@ -344,7 +344,8 @@ func theWholeWay(t *testing.T, kafka string, user broker.Config) {
 
 func hashOf(t testing.TB, dir string) string {
 	t.Helper()
-	s, err := openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	log := slog.New(slog.DiscardHandler)
+	s, err := openStore(t.Context(), "", dir, contract.OrderTopics(), log, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

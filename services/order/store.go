@@ -43,20 +43,22 @@ var (
 // which the topics are in it, and the dead letters that are still to be published. It is safe for
 // concurrent use.
 type store struct {
-	db         *sqldb.DB
-	box        *outbox.Box
+	db  *sqldb.DB
+	box *outbox.Box
+	// topics are those of which it is the view.
+	topics     []string
 	maxLetters int64 // maxLetters, or less in tests
 	// maxLettersBytes is the constant, or less in tests.
 	maxLettersBytes int64
 }
 
-// openStore opens the store of the database at url, or in dir if that is empty, and registers the
-// metrics of its outbox.
+// openStore opens the view of the topics in the database at url, or in dir if that is empty, and
+// registers the metrics of its outbox.
 //
 // A commit does not wait for the disk. After a power loss orders and offsets roll back together,
 // and Kafka still has what is missing.
 func openStore(
-	ctx context.Context, url, dir string, log *slog.Logger, reg prometheus.Registerer,
+	ctx context.Context, url, dir string, topics []string, log *slog.Logger, reg prometheus.Registerer,
 ) (*store, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -77,13 +79,20 @@ func openStore(
 	if err != nil {
 		return nil, err
 	}
-	box, err := outbox.Open(ctx, db, log, reg, "order", nil)
+	s := &store{db: db, topics: topics, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes}
+	read, err := s.offsets(ctx)
+	if err == nil {
+		err = broker.CheckStore(read, topics)
+	}
+	if err == nil {
+		s.box, err = outbox.Open(ctx, db, log, reg, "order", nil)
+	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	// Last: an attempt to open the store that fails leaves no metrics behind.
 	reg.MustRegister(sqldb.NewCollector(db, "order"))
-	return &store{db: db, box: box, maxLetters: maxLetters, maxLettersBytes: maxLettersBytes}, nil
+	return s, nil
 }
 
 // aside is the end of the names of a damaged database's files.

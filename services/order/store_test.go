@@ -615,8 +615,12 @@ func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "order.db")
+	open := func() (*store, error) {
+		log := slog.New(slog.DiscardHandler)
+		return openStore(t.Context(), "", dir, contract.OrderTopics(), log, prometheus.NewRegistry())
+	}
 	for range 2 {
-		s, err := openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		s, err := open()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -634,7 +638,7 @@ func TestADamagedStoreIsSetAsideAndRebuilt(t *testing.T) {
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err = openStore(t.Context(), "", dir, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		s, err = open()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,7 @@ and where they apply caSecret, certSecret with its keys cert and key, mechanism 
 brokers: {{ $kafka.strimzi.cluster }}-kafka-bootstrap.{{ .root.Release.Namespace }}.svc:{{ int $kafka.strimzi.port }}
 protocol: ssl
 caSecret: {{ $kafka.strimzi.cluster }}-cluster-ca-cert
-certSecret: {{ $own.user }}
+certSecret: {{ $kafka.prefix }}{{ $own.user }}
 cert: user.crt
 key: user.key
 {{- else }}
@@ -30,6 +30,10 @@ saslSecret: {{ $own.saslSecret | quote }}
   value: {{ .brokers | quote }}
 - name: KAFKA_SECURITY_PROTOCOL
   value: {{ .protocol }}
+{{- with $.root.Values.kafka.prefix }}
+- name: KAFKA_PREFIX
+  value: {{ . | quote }}
+{{- end }}
 {{- if .caSecret }}
 - name: KAFKA_TLS_CA
   value: /etc/kafka/ca

@@ -68,7 +68,7 @@ spec:
       metricType: Value
       metadata:
         serverAddress: {{ $a.prometheus }}
-        query: max(kafka_consumergroup_topic_max_lag_seconds{kafka_cluster={{ $cluster | quote }},consumergroup="order-service"})
+        query: max(kafka_consumergroup_topic_max_lag_seconds{kafka_cluster={{ $cluster | quote }},consumergroup={{ print .root.Values.kafka.prefix "order-service" | quote }}})
         threshold: {{ int $a.targetLagSeconds | quote }}
         ignoreNullValues: "false"
 {{- end }}

@@ -46,6 +46,12 @@ var (
 		"consumergroup", "Consumer group",
 		`label_values(kafka_consumergroup_members{kafka_cluster=~"$kafka_cluster"}, consumergroup)`, ".+",
 	}
+	// An installation may have a prefix before its names in Kafka.
+	orderGroups = variable{
+		"consumergroup", "Consumer group",
+		`label_values(kafka_consumergroup_members{consumergroup=~".*` + orderGroup + `"}, consumergroup)`,
+		".*" + orderGroup,
+	}
 	topic = variable{
 		"topic", "Topic",
 		`label_values(kafka_topic_partition_current_offset{kafka_cluster=~"$kafka_cluster"}, topic)`, ".+",

@@ -58,7 +58,7 @@ func orderWayDashboard() dashboard {
 		name: "an-orders-way", title: "An order's way",
 		about: "From the client's request through Cart's outbox and Kafka to the look-up that shows it: " +
 			"how long each stage takes, how many orders pass, and which do not.",
-		variables: []variable{namespace},
+		variables: []variable{namespace, orderGroups},
 		rows: []row{
 			{"Latency budget, now", wayBudget()},
 			{"Latency", wayLatency()},
@@ -88,7 +88,7 @@ func wayBudget() []panel {
 			"It grows while the times beside it, which are of applied events, stay the same. "+
 			"The objective is %d s.", orderObjective),
 		queries: []query{{
-			expr: fmt.Sprintf(`max(kafka_consumergroup_topic_max_lag_seconds{consumergroup="%s"})`, orderGroup),
+			expr: `max(kafka_consumergroup_topic_max_lag_seconds{consumergroup=~"$consumergroup"})`,
 		}},
 		limits:       []limit{{"green", 0}, {"yellow", orderObjective / 2}, {"red", orderObjective}},
 		defaultValue: "not known",
@@ -145,8 +145,8 @@ func wayFlow() []panel {
 			queries: []query{
 				{expr: "max(cart_outbox_rows{" + inNamespace + "})", legend: "in the outbox"},
 				{
-					expr: fmt.Sprintf("sum(max by (kafka_cluster, topic) "+
-						`(kafka_consumergroup_topic_lag{consumergroup="%s"}))`, orderGroup),
+					expr: "sum(max by (kafka_cluster, consumergroup, topic) " +
+						`(kafka_consumergroup_topic_lag{consumergroup=~"$consumergroup"}))`,
 					legend: "in the topics",
 				},
 			},

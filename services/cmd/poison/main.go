@@ -51,18 +51,19 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 		return err
 	}
 	defer admin.Close()
-	_, before, err := admin.Bounds(ctx, contract.TopicCreated)
+	topic := cfg.Name(contract.TopicCreated)
+	_, before, err := admin.Bounds(ctx, topic)
 	if err != nil {
 		return err
 	}
 	// The value is unique: other poison may be written at the same time.
 	m := contract.Message{
-		Topic: contract.TopicCreated, Key: []byte(key), Value: []byte("no order, but poison " + rand.Text()),
+		Topic: topic, Key: []byte(key), Value: []byte("no order, but poison " + rand.Text()),
 	}
 	if err := write(ctx, cfg, log, m); err != nil {
 		return err
 	}
-	_, after, err := admin.Bounds(ctx, contract.TopicCreated)
+	_, after, err := admin.Bounds(ctx, topic)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func run(ctx context.Context, e *env.Env, log *slog.Logger, stdout io.Writer) er
 		return nil
 	}
 	// The group is only for the permission to read; nothing is committed.
-	err = broker.ReadTo(ctx, cfg, log, contract.GroupRebuild, before, after, printIt)
+	err = broker.ReadTo(ctx, cfg, log, cfg.Name(contract.GroupRebuild), before, after, printIt)
 	if err == nil && !found {
 		err = fmt.Errorf("%s does not have the record that it acknowledged", m.Topic)
 	}
@@ -96,7 +97,7 @@ func write(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.
 }
 
 func writeOnce(ctx context.Context, cfg broker.Config, log *slog.Logger, m contract.Message) error {
-	producer, err := broker.NewProducer(cfg, contract.TransactionalIDPoison, log)
+	producer, err := broker.NewProducer(cfg, cfg.Name(contract.TransactionalIDPoison), log)
 	if err != nil {
 		return err
 	}

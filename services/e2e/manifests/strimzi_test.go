@@ -35,6 +35,8 @@ type manifest struct {
 		Replicas      int
 		Config        map[string]any
 		Authorization struct{ ACLs []acl }
+		Group         string
+		Topics        []string
 
 		NamespaceSelector struct {
 			MatchNames []string `yaml:"matchNames"`
@@ -169,6 +171,43 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", environment, diff)
+		}
+	}
+}
+
+// A second installation beside the first declares the same, and every name of it in Kafka has its prefix.
+func TestEveryNameOfASecondInstallationHasThePrefix(t *testing.T) {
+	t.Parallel()
+	names := func(prefix string, manifests []byte) (all []string) {
+		for _, r := range decode(t, manifests) {
+			if r.Metadata.Name == "lag-operator" {
+				// One is enough for a Kafka.
+				continue
+			}
+			add := func(name string) { all = append(all, fmt.Sprintf("%s %s%s", r.Kind, prefix, name)) }
+			add(r.Metadata.Name)
+			for _, a := range r.Spec.Authorization.ACLs {
+				add(a.Resource.Name)
+			}
+			if r.Kind == "ConsumerGroup" {
+				add(r.Spec.Group)
+				for _, topic := range r.Spec.Topics {
+					add(topic)
+				}
+			}
+		}
+		return all
+	}
+	for first, second := range map[string]string{
+		"strimzi/topics/dev":  "strimzi/topics/staging",
+		"k8s/consumer-groups": "k8s/consumer-groups-staging",
+	} {
+		rendered := kustomize(t, second)
+		if diff := cmp.Diff(names("staging.", kustomize(t, first)), names("", rendered)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", second, diff)
+		}
+		if strings.Contains(string(rendered), "lag-operator") {
+			t.Errorf("%s has a user for a second lag operator", second)
 		}
 	}
 }

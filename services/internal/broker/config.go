@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +16,10 @@ import (
 // the TLS files in use and the statistics. Its texts mask the password, as those of its Client do.
 type Config struct {
 	kafkaconfig.Client
+
+	// Prefix is before all names of this installation in Kafka: those of its topics, groups and
+	// transactional IDs. It may be empty.
+	Prefix string
 
 	// SkipDamaged has the damaged batches that readers pass, because no whole copy is left. The
 	// reader of a damaged batch that is not in it waits.
@@ -67,7 +73,48 @@ func ConfigFromEnv(e *env.Env) Config {
 		}
 		e.Invalid(name, mistake.Value, mistake.Want)
 	}
-	return Config{Client: c, SkipDamaged: skipDamaged(e), files: newTLSFiles(c)}
+	return Config{Client: c, Prefix: prefix(e), SkipDamaged: skipDamaged(e), files: newTLSFiles(c)}
+}
+
+// longestPrefix is in bytes. A topic's name may have 249.
+const longestPrefix = 100
+
+// prefix reads KAFKA_PREFIX. It must be a part of a topic's name.
+func prefix(e *env.Env) string {
+	const name = "KAFKA_PREFIX"
+	p := e.String(name, "")
+	illegal := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-", r)
+	}
+	if len(p) > longestPrefix || strings.ContainsFunc(p, illegal) {
+		e.Invalid(name, p, fmt.Sprintf("at most %d of a-z, A-Z, 0-9, '.', '_' and '-', such as staging.",
+			longestPrefix))
+	}
+	return p
+}
+
+// Name returns the name in Kafka of what the contract names so.
+func (c Config) Name(name string) string { return c.Prefix + name }
+
+// Names returns the Name of each of names.
+func (c Config) Names(names []string) []string {
+	in := make([]string, len(names))
+	for i, name := range names {
+		in[i] = c.Name(name)
+	}
+	return in
+}
+
+// CheckStore returns an error if a store has read or written other topics than these. It is that of
+// another installation, whose orders must not be mixed with those of this one.
+func CheckStore(positions map[Partition]int64, topics []string) error {
+	for p := range positions {
+		if !slices.Contains(topics, p.Topic) {
+			return fmt.Errorf("the store is that of the topic %s, and this service is to use %s: "+
+				"set KAFKA_PREFIX to what it was, or use another store", p.Topic, strings.Join(topics, " and "))
+		}
+	}
+	return nil
 }
 
 // skipDamaged reads KAFKA_SKIP_DAMAGED: places as topic/partition/offset, separated by commas.

@@ -281,3 +281,25 @@ func TestDamagedBatchesToSkip(t *testing.T) {
 		}
 	}
 }
+
+func TestPrefix(t *testing.T) {
+	for _, test := range []struct{ prefix, topic, err string }{
+		{"", "orders", ""},
+		{"staging.", "staging.orders", ""},
+		{"Team_B-", "Team_B-orders", ""},
+		{"staging/", "", `KAFKA_PREFIX="staging/": must be at most 100 of a-z, A-Z, 0-9, '.', '_' and '-'`},
+		{strings.Repeat("x", 101), "", "must be at most 100"},
+	} {
+		e := env.New(func(name string) string {
+			return map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_PREFIX": test.prefix}[name]
+		})
+		cfg := ConfigFromEnv(e)
+		if err := e.Err(); test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%q: error %v, want %q", test.prefix, err, test.err)
+			}
+		} else if err != nil || cfg.Name("orders") != test.topic {
+			t.Errorf("%q: the topic is %q, want %q; error %v", test.prefix, cfg.Name("orders"), test.topic, err)
+		}
+	}
+}

@@ -36,7 +36,8 @@ const (
 	fencedAgain = time.Minute
 )
 
-// Target is where a relay publishes.
+// Target is where a relay publishes. Its names, and those in the outbox, are without the prefix of
+// the installation.
 type Target struct {
 	Kafka broker.Config
 	// TransactionalIDs are the IDs of the relay's two producers.
@@ -74,7 +75,7 @@ type relay struct {
 
 // newRelay returns a relay. The caller closes its transactions.
 func newRelay(b *Box, to Target, begin func(ctx context.Context) error) (*relay, error) {
-	transactions, err := broker.NewTransactions(to.Kafka, to.Topics...)
+	transactions, err := broker.NewTransactions(to.Kafka, to.Kafka.Names(to.Topics)...)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +171,8 @@ func (r *relay) isFenced(ctx context.Context, epoch int64, err error) error {
 // the producers have outdated TLS files. It publishes nothing after held has ended, and ctx ends with held.
 func (r *relay) session(ctx, held context.Context, t *term) error {
 	var pair [2]*broker.Producer
-	for i, id := range r.to.TransactionalIDs {
+	ids := r.to.Kafka.Names(r.to.TransactionalIDs[:])
+	for i, id := range ids {
 		p, err := broker.NewProducer(r.to.Kafka, id, r.log)
 		if err != nil {
 			return err
@@ -204,7 +206,7 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 	complete := !t.completed || len(t.committed) > 0
 	for i, p := range pair {
 		if complete {
-			if err := r.transactions.Complete(work, r.to.TransactionalIDs[i]); err != nil {
+			if err := r.transactions.Complete(work, ids[i]); err != nil {
 				return err
 			}
 		}
@@ -376,6 +378,7 @@ func (r *relay) nextPage(last int64, limit int) (next page, err error) {
 			if err != nil {
 				return err
 			}
+			row.Topic = r.to.Kafka.Name(row.Topic)
 			next.messages, next.last = append(next.messages, row.Message), row.ID
 			size += n
 			return nil

@@ -78,8 +78,8 @@ func (k *SecureKafka) Restart(t testing.TB) {
 	}
 }
 
-// Allow gives a user ACLs, such as "topic orders Read" or "group readers Describe", and waits until
-// the broker knows them.
+// Allow gives a user ACLs, such as "topic orders Read", or "group staging.* Describe" for all groups whose
+// names begin so, and waits until the broker knows them.
 func (k *SecureKafka) Allow(t testing.TB, user string, acls ...string) {
 	t.Helper()
 	k.change(t, user, true, acls)
@@ -103,15 +103,20 @@ func (k *SecureKafka) change(t testing.TB, user string, allow bool, acls []strin
 	operations := map[string]kadm.ACLOperation{"Read": kadm.OpRead, "Write": kadm.OpWrite, "Describe": kadm.OpDescribe}
 	for _, acl := range acls {
 		words := strings.Fields(acl)
+		name, begins := strings.CutSuffix(words[1], "*")
+		pattern := kadm.ACLPatternLiteral
+		if begins {
+			pattern = kadm.ACLPatternPrefixed
+		}
 		b := kadm.NewACLs().Allow("User:CN=" + user).AllowHosts("*").
-			ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations[words[2]])
+			ResourcePatternType(pattern).Operations(operations[words[2]])
 		switch words[0] {
 		case "topic":
-			b = b.Topics(words[1])
+			b = b.Topics(name)
 		case "group":
-			b = b.Groups(words[1])
+			b = b.Groups(name)
 		case "transactional-id":
-			b = b.TransactionalIDs(words[1])
+			b = b.TransactionalIDs(name)
 		default:
 			t.Fatalf("allow %s: no such resource", acl)
 		}

@@ -54,17 +54,21 @@ type Source struct {
 	Withheld func(ctx context.Context, topics ...string) error
 }
 
-// Kafka returns the Source that reads Kafka's topics.
+// Kafka returns the Source that reads Kafka's topics. Its names are without the prefix of the installation.
 func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
 	return Source{
-		Bounds:   admin.Bounds,
+		Bounds: func(ctx context.Context, topics ...string) (first, end map[broker.Partition]int64, err error) {
+			return admin.Bounds(ctx, cfg.Names(topics)...)
+		},
 		Replaced: admin.Replaced,
-		Withheld: admin.Withheld,
+		Withheld: func(ctx context.Context, topics ...string) error {
+			return admin.Withheld(ctx, cfg.Names(topics)...)
+		},
 		Read: func(
 			ctx context.Context, from, to map[broker.Partition]int64,
 			apply func(context.Context, []broker.Record) error,
 		) error {
-			return broker.ReadTo(ctx, cfg, log, contract.GroupAudit, from, to, apply)
+			return broker.ReadTo(ctx, cfg, log, cfg.Name(contract.GroupAudit), from, to, apply)
 		},
 	}
 }
