@@ -146,13 +146,9 @@ func (b *bench) applyOnce(
 			cpu += order.cpu()
 		}
 		rate = stats.Rate(events, time.Since(begin), cpu)
-		applied := 0.0
-		for _, order := range orders {
-			some, err := order.metric(ctx, appliedRecords)
-			if err != nil {
-				return err
-			}
-			applied += some
+		applied, err := sum(ctx, orders, appliedRecords)
+		if err != nil {
+			return err
 		}
 		if int(applied) != events {
 			return fmt.Errorf("%d events were to be applied and %v were", events, applied)

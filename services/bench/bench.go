@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -177,9 +178,11 @@ func (b *bench) inFreshDir(use func(dir string) error) (err error) {
 }
 
 // with starts a program with its data in dir, calls use and stops the program. The program is not
-// ready yet when use is called.
-func (b *bench) with(ctx context.Context, p program, dir, kafka string, use func(*service) error) (err error) {
-	s, err := startService(ctx, p, dir, kafka)
+// ready yet when use is called. env is added to its environment.
+func (b *bench) with(
+	ctx context.Context, p program, dir, kafka string, use func(*service) error, env ...string,
+) (err error) {
+	s, err := startService(ctx, p, dir, kafka, env...)
 	if err != nil {
 		return err
 	}
@@ -187,27 +190,47 @@ func (b *bench) with(ctx context.Context, p program, dir, kafka string, use func
 	return use(s)
 }
 
-// withBoth starts both services with their data in dir, calls use when both are ready, and stops
-// them.
-func (b *bench) withBoth(ctx context.Context, dir, kafka string, use func(cart, order *service) error) error {
-	return b.with(ctx, b.cart, filepath.Join(dir, "cart"), kafka, func(cart *service) error {
-		return b.with(ctx, b.order, filepath.Join(dir, "order"), kafka, func(order *service) error {
-			for _, s := range []*service{cart, order} {
-				if _, err := s.ready(ctx); err != nil {
-					return err
-				}
+// system is both services, with one or more replicas of each.
+type system struct{ carts, orders []*service }
+
+// withSystem starts replicas of both services with their data in dir, calls use when all are ready, and
+// stops them. They share the database at url, or the only ones have a SQLite each if that is empty.
+func (b *bench) withSystem(
+	ctx context.Context, dir, kafka string, replicas int, url string, use func(system) error,
+) (err error) {
+	var s system
+	defer func() {
+		for _, one := range slices.Concat(s.carts, s.orders) {
+			err = errors.Join(err, one.stop())
+		}
+	}()
+	for n := range replicas {
+		for _, of := range []struct {
+			p  program
+			to *[]*service
+		}{{b.cart, &s.carts}, {b.order, &s.orders}} {
+			data := filepath.Join(dir, of.p.name, fmt.Sprint(n))
+			one, err := startService(ctx, of.p, data, kafka, "DATABASE_URL="+url)
+			if err != nil {
+				return err
 			}
-			return use(cart, order)
-		})
-	})
+			*of.to = append(*of.to, one)
+		}
+	}
+	for _, one := range slices.Concat(s.carts, s.orders) {
+		if _, err := one.ready(ctx); err != nil {
+			return err
+		}
+	}
+	return use(s)
 }
 
-// newStore makes a Cart's store in dir that is known to be complete.
-func (b *bench) newStore(ctx context.Context, kafka, dir string) error {
+// newStore makes a Cart's store that is known to be complete. env is that of the Cart.
+func (b *bench) newStore(ctx context.Context, kafka, dir string, env ...string) error {
 	return b.with(ctx, b.cart, dir, kafka, func(cart *service) error {
 		_, err := cart.ready(ctx)
 		return err
-	})
+	}, env...)
 }
 
 // echoCommand is the argument that makes this program the bare HTTP server.
@@ -234,18 +257,36 @@ func (b *bench) startEcho(ctx context.Context) (*service, error) {
 
 // settled waits until everything accepted is published and applied, and returns how many records
 // that were.
-func settled(ctx context.Context, cart, order *service) (applied float64, err error) {
+func (s system) settled(ctx context.Context) (applied float64, err error) {
 	// Cart counts acknowledgements, and Order must have applied as many records.
-	if err := cart.awaitPublished(ctx); err != nil {
+	if err := s.carts[0].awaitPublished(ctx); err != nil {
 		return 0, err
 	}
-	acked, err := cart.metric(ctx, "cart_produce_ack_seconds_count")
+	acked, err := sum(ctx, s.carts, "cart_produce_ack_seconds_count")
 	if err != nil {
 		return 0, err
 	}
-	return acked, order.awaitMetric(ctx, 10*time.Millisecond, appliedRecords, func(applied float64) bool {
-		return applied >= acked
+	return acked, s.awaitApplied(ctx, acked)
+}
+
+// awaitApplied waits until the Orders have applied so many records together.
+func (s system) awaitApplied(ctx context.Context, records float64) error {
+	return s.orders[0].await(ctx, 5*time.Millisecond, func() (bool, error) {
+		applied, err := sum(ctx, s.orders, appliedRecords)
+		return applied >= records, err
 	})
+}
+
+// sum returns the sum of a metric of several services.
+func sum(ctx context.Context, of []*service, metric string) (all float64, err error) {
+	for _, s := range of {
+		some, err := s.metric(ctx, metric)
+		if err != nil {
+			return 0, err
+		}
+		all += some
+	}
+	return all, nil
 }
 
 // quiet returns memory to the system and lets the disk settle, so that one measurement does not pay

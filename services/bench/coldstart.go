@@ -50,7 +50,7 @@ func (b *bench) coldStart(ctx context.Context) (c coldStart, err error) {
 	}
 	since := func(t time.Time) float64 { return stats.Milliseconds(time.Since(t)) }
 	begin := time.Now()
-	err = b.withBoth(ctx, dir, k.Addr, func(cart, order *service) error {
+	err = b.withSystem(ctx, dir, k.Addr, 1, "", func(fresh system) error {
 		c.ready = since(begin)
 		const id = "first-order"
 		client := http.DefaultClient
@@ -58,14 +58,14 @@ func (b *bench) coldStart(ctx context.Context) (c coldStart, err error) {
 			sent := time.Now()
 			var err error
 			if version == 0 {
-				err = load.Create(ctx, client, cart.api, id)
+				err = load.Create(ctx, client, fresh.carts[0].api, id)
 			} else {
-				err = load.Update(ctx, client, cart.api, id, fmt.Sprint("status ", version))
+				err = load.Update(ctx, client, fresh.carts[0].api, id, fmt.Sprint("status ", version))
 			}
 			if err != nil {
 				return err
 			}
-			if err := load.AwaitVisible(ctx, client, order.api, id, version+1); err != nil {
+			if err := load.AwaitVisible(ctx, client, fresh.orders[0].api, id, version+1); err != nil {
 				return err
 			}
 			*took = since(sent)

@@ -16,6 +16,7 @@ import (
 	"ordersystem.dev/services/bench/load"
 	"ordersystem.dev/services/bench/stats"
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
 )
@@ -29,48 +30,74 @@ func (b *bench) relay(ctx context.Context) error {
 		return err
 	}
 	defer k.Stop()
-	backlog := slices.Collect(load.Orders("relay-", b.records))
-	// All repeats use the same store: the outbox is empty after each.
-	dir := filepath.Join(b.dir, "relay")
-	if err := b.newStore(ctx, k.Addr, dir); err != nil {
+	pg, err := b.startPostgres(ctx)
+	if err != nil {
 		return err
 	}
-	published := result{
+	defer pg.Stop()
+	url, err := newDatabase(ctx, pg, "relay")
+	if err != nil {
+		return err
+	}
+	backlog := slices.Collect(load.Orders("relay-", b.records))
+	// All repeats use the same stores: the outbox is empty after each.
+	dir := filepath.Join(b.dir, "relay")
+	sqlite := result{
 		what: fmt.Sprintf("backlog of %s orders published", grouped(int64(b.records))),
 		unit: perSecond, goal: goal{atLeast: 0.25},
 	}
-	for n := range b.repeats {
-		if err := b.addBacklog(ctx, dir, backlog); err != nil {
-			return fmt.Errorf("make the backlog: %w", err)
+	postgres := result{what: "on PostgreSQL", unit: perSecond, goal: goal{atLeast: 0.25}}
+	// Each store has topics of its own: a Cart adopts what another one has published.
+	stores := []struct {
+		url, prefix string
+		to          *result
+	}{{"", "", &sqlite}, {url, "postgres.", &postgres}}
+	for _, s := range stores {
+		topics := contract.Topics()
+		for i := range topics {
+			topics[i].Name = s.prefix + topics[i].Name
 		}
-		quiet()
-		ours, err := b.relayOnce(ctx, k.Addr, dir)
-		if err != nil {
+		if err := localkafka.CreateTopics(ctx, k.Addr, topics, 1); err != nil {
 			return err
 		}
+		if err := b.newStore(ctx, k.Addr, dir, "DATABASE_URL="+s.url, "KAFKA_PREFIX="+s.prefix); err != nil {
+			return err
+		}
+	}
+	for n := range b.repeats {
 		quiet()
 		raw, err := limit.Produce(ctx, k.Addr, rawTopic, slices.Values(backlog))
 		if err != nil {
 			return err
 		}
-		published.add(ours, raw)
-		progress("relay %d/%d: ours %s, raw %s", n+1, b.repeats,
-			perSecond.format(ours.Value), perSecond.format(raw.Value))
+		for _, s := range stores {
+			if err := b.addBacklog(ctx, dir, s.url, backlog); err != nil {
+				return fmt.Errorf("make the backlog: %w", err)
+			}
+			quiet()
+			ours, err := b.relayOnce(ctx, k.Addr, dir, s.url, s.prefix)
+			if err != nil {
+				return err
+			}
+			s.to.add(ours, raw)
+		}
+		progress("relay %d/%d: ours %s, on PostgreSQL %s, raw %s", n+1, b.repeats,
+			perSecond.format(sqlite.ours[n]), perSecond.format(postgres.ours[n]), perSecond.format(raw.Value))
 	}
 	printTable(b.out, "Relay of a backlog",
 		`From the first record in the topic until Kafka has acknowledged every order and the outbox is
 empty. Raw: librdkafka through its Go binding, the same bytes, keys, headers and settings (idempotent,
 acks=all, lz4, linger 1 ms, no transactions), from memory, over a connection that exists already. CPU: of the service
-since its start.`, published)
+since its start. Of several replicas one publishes, so there is no row for them.`, sqlite, postgres)
 	return nil
 }
 
 // addBacklog writes events into the outbox of a Cart that does not run. It leaves out the orders
 // themselves, which the relay does not read.
-func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.Message) (err error) {
+func (b *bench) addBacklog(ctx context.Context, dir, url string, backlog []contract.Message) (err error) {
 	discard := slog.New(slog.DiscardHandler)
 	db, err := sqldb.Open(ctx, sqldb.Config{
-		Path: filepath.Join(dir, "cart.db"), Sync: sqldb.Full,
+		URL: url, Schema: "cart", Path: filepath.Join(dir, "cart.db"), Sync: sqldb.Full,
 		Migrations: os.DirFS(filepath.Dir(b.schema("cart", "").Migrations)),
 	}, discard)
 	if err != nil {
@@ -96,13 +123,14 @@ func (b *bench) addBacklog(ctx context.Context, dir string, backlog []contract.M
 }
 
 // relayOnce starts a Cart on a store with a backlog, and waits until the backlog is published.
-func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sample, err error) {
-	topic, err := limit.NewCounter(kafka, contract.TopicCreated)
+func (b *bench) relayOnce(ctx context.Context, kafka, dir, url, prefix string) (rate stats.Sample, err error) {
+	created := prefix + contract.TopicCreated
+	topic, err := limit.NewCounter(kafka, created)
 	if err != nil {
 		return rate, err
 	}
 	defer topic.Close()
-	_, before, err := limit.Consume(ctx, kafka, contract.TopicCreated)
+	_, before, err := limit.Consume(ctx, kafka, created)
 	if err != nil {
 		return rate, err
 	}
@@ -128,7 +156,7 @@ func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sa
 		}
 		took := time.Since(begin)
 		cpu := cart.cpu()
-		_, after, err := limit.Consume(ctx, kafka, contract.TopicCreated)
+		_, after, err := limit.Consume(ctx, kafka, created)
 		if err == nil && after-before != b.records {
 			err = fmt.Errorf("%d orders were to be published and %d were", b.records, after-before)
 		}
@@ -136,6 +164,6 @@ func (b *bench) relayOnce(ctx context.Context, kafka, dir string) (rate stats.Sa
 		timed := b.records - (first - start)
 		rate = stats.Sample{Value: float64(timed) / took.Seconds(), CPU: stats.PerOrder(cpu, b.records)}
 		return err
-	})
+	}, "DATABASE_URL="+url, "KAFKA_PREFIX="+prefix)
 	return rate, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"ordersystem.dev/services/bench/load"
@@ -91,7 +92,7 @@ func (s *starts) measure(ctx context.Context, dir string, times, memory *pair) e
 	for i, p := range []program{s.cart, s.order} {
 		var used float64
 		var took time.Duration
-		if err := s.with(ctx, p, filepath.Join(dir, p.name), s.kafka, func(s *service) (err error) {
+		if err := s.with(ctx, p, filepath.Join(dir, p.name, "0"), s.kafka, func(s *service) (err error) {
 			took, err = s.ready(ctx)
 			used, _ = s.memory()
 			return err
@@ -121,19 +122,19 @@ func (s *starts) load(ctx context.Context, n int) error {
 		return err
 	}
 	defer func() { _ = echo.stop() }()
-	return s.withBoth(ctx, s.loadedDir(n), s.kafka, func(cart, order *service) error {
+	return s.withSystem(ctx, s.loadedDir(n), s.kafka, 1, "", func(loaded system) error {
 		if _, _, err := load.Closed(ctx, echo.api, "echo-", s.connections, s.duration); err != nil {
 			return err
 		}
 		prefix := fmt.Sprintf("start%d-", n)
-		if s.accepted, _, err = load.Closed(ctx, cart.api, prefix, s.connections, s.duration); err != nil {
+		if s.accepted, _, err = load.Closed(ctx, loaded.carts[0].api, prefix, s.connections, s.duration); err != nil {
 			return err
 		}
-		if _, err := settled(ctx, cart, order); err != nil {
+		if _, err := loaded.settled(ctx); err != nil {
 			return err
 		}
 		_, rawPeak := echo.memory()
-		for i, service := range []*service{cart, order} {
+		for i, service := range slices.Concat(loaded.carts, loaded.orders) {
 			_, peak := service.memory()
 			s.peak[i].add(stats.Sample{Value: peak}, stats.Sample{Value: rawPeak})
 		}

@@ -18,7 +18,8 @@ type RoundTrip struct {
 	topic    string
 	producer *kafka.Producer
 	consumer *kafka.Consumer
-	db       *database
+	// commit writes rows in one transaction.
+	commit func([]OrderRow) error
 	// stop is closed to end consume, which closes done.
 	stop, done chan struct{}
 
@@ -29,25 +30,22 @@ type RoundTrip struct {
 	failed error
 }
 
-// NewRoundTrip connects a producer and a consumer of a topic with a new database below dir.
-func NewRoundTrip(ctx context.Context, addr, topic, dir string, schema Schema) (*RoundTrip, error) {
-	db, err := create(ctx, dir, schema)
-	if err != nil {
-		return nil, err
-	}
+// NewRoundTrip connects a producer and a consumer of a topic with a database, which outlives it.
+func NewRoundTrip(addr, topic string, commit func([]OrderRow) error) (*RoundTrip, error) {
 	r := &RoundTrip{
-		topic: topic, db: db, waiting: map[string]chan struct{}{},
+		topic: topic, commit: commit, waiting: map[string]chan struct{}{},
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
+	var err error
 	if r.producer, err = newProducer(addr); err != nil {
-		return nil, errors.Join(err, db.close())
+		return nil, err
 	}
 	if r.consumer, err = newConsumer(addr); err == nil {
 		_, err = assignAll(r.consumer, topic, kafka.OffsetEnd)
 	}
 	if err != nil {
 		r.producer.Close()
-		return nil, errors.Join(err, db.close())
+		return nil, err
 	}
 	go func() {
 		// The producer stands still unless its reports are read.
@@ -81,7 +79,7 @@ func (r *RoundTrip) consume() {
 		if len(batch) == 0 {
 			continue
 		}
-		err := r.db.write(upsert(batch))
+		err := r.commit(batch)
 		r.mu.Lock()
 		r.failed = errors.Join(r.failed, err)
 		for _, row := range batch {
@@ -120,11 +118,10 @@ func (r *RoundTrip) Once(ctx context.Context, prefix string, n int, l *load.Late
 	return r.failed
 }
 
-// Close ends both clients and the database.
+// Close ends both clients.
 func (r *RoundTrip) Close() {
 	close(r.stop)
 	<-r.done
 	r.consumer.Close()
 	r.producer.Close()
-	_ = r.db.close()
 }

@@ -67,14 +67,31 @@ func Creations(
 // Upserts writes rows of events into Order's table in a new database below dir, as many to a
 // transaction as the Order service.
 func Upserts(ctx context.Context, dir string, schema Schema, rows []OrderRow) (rate stats.Sample, err error) {
+	err = WithView(ctx, dir, schema, func(commit func([]OrderRow) error) (err error) {
+		rate, err = upsertAll(rows, commit)
+		return err
+	})
+	return rate, err
+}
+
+// WithView calls use with what writes rows into Order's table in a new database below dir, in one
+// transaction.
+func WithView(
+	ctx context.Context, dir string, schema Schema, use func(commit func([]OrderRow) error) error,
+) (err error) {
 	db, err := create(ctx, dir, schema)
 	if err != nil {
-		return rate, err
+		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
+	return use(func(rows []OrderRow) error { return db.write(upsert(rows)) })
+}
+
+// upsertAll commits rows, as many to a transaction as the Order service.
+func upsertAll(rows []OrderRow, commit func([]OrderRow) error) (rate stats.Sample, err error) {
 	before, begin := stats.OwnCPU(), time.Now()
 	for batch := range slices.Chunk(rows, BatchRecords) {
-		if err := db.write(upsert(batch)); err != nil {
+		if err := commit(batch); err != nil {
 			return rate, err
 		}
 	}
