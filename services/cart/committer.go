@@ -77,6 +77,9 @@ func newCommitter(s *store, limit room, log *slog.Logger, reg prometheus.Registe
 // A change that is in the queue is carried out even if ctx ends. A client that wants to know the
 // result asks again with the same Idempotency-Key.
 func (c *committer) submit(ctx context.Context, requested change) (orderState, error) {
+	if err := c.away(); err != nil {
+		return orderState{}, err
+	}
 	if requested.key != "" {
 		if !c.take(requested.key) {
 			return orderState{}, errKeyInFlight
@@ -175,13 +178,16 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 	for i, p := range batch {
 		changes[i] = p.change
 	}
+	// These may have waited for a batch that has failed.
+	if err := c.away(); err != nil {
+		refuse(batch, err)
+		return
+	}
 	// The requests wait for the results even while the service stops.
 	results, left, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())
 	if err != nil {
 		c.setHealth(err)
-		for _, p := range batch {
-			p.result = result{err: fmt.Errorf("%w: %w", errUnavailable, err)}
-		}
+		refuse(batch, fmt.Errorf("%w: %w", errUnavailable, err))
 		return
 	}
 	// A success does not make the store healthy. On a disk that is almost full every other batch
@@ -201,6 +207,24 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.limit.events-left.events, "limit", c.limit.events,
 			"bytes", c.limit.bytes-left.bytes, "limit_bytes", c.limit.bytes)
 	}
+}
+
+// refuse sets the result of each change in a batch.
+func refuse(batch []*pending, err error) {
+	for _, p := range batch {
+		p.result = result{err: err}
+	}
+}
+
+// away returns an error while the database does not respond. That takes seconds to find out, and the next
+// sweep does: requests need not wait for it. Whatever else is wrong shows at once, and may be wrong with
+// some requests only.
+func (c *committer) away() error {
+	failure := c.failure.Load()
+	if failure == nil || !errors.Is(*failure, context.DeadlineExceeded) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errUnavailable, *failure)
 }
 
 // sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it

@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -384,7 +381,7 @@ func TestAFullDiskOfPostgresRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	db := openConfig(t, server(url))
-	disk := smallDisk(t)
+	disk := testenv.SmallDisk(t)
 	admin := session(t, url)
 	space := filepath.Base(filepath.Dir(disk))
 	sqlExec(t, admin, fmt.Sprintf("CREATE TABLESPACE %q LOCATION '%s'", space, disk))
@@ -411,32 +408,6 @@ func TestAFullDiskOfPostgresRefusesAndRecovers(t *testing.T) {
 	if err := insert(t.Context(), db, 1<<20); err != nil {
 		t.Errorf("once there is room: %v", err)
 	}
-}
-
-// smallDisk mounts a disk of 20 MiB and returns a folder in it that belongs to the server.
-func smallDisk(t *testing.T) (folder string) {
-	t.Helper()
-	disk, err := os.MkdirTemp("", "disk-") //nolint:usetesting // The server's user cannot enter that of the test.
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.Remove(disk) })
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", disk).
-		CombinedOutput(); err != nil {
-		testenv.CannotRun(t, fmt.Sprintf("a small disk cannot be mounted: %v: %s", err, out))
-	}
-	t.Cleanup(func() { _ = exec.CommandContext(context.WithoutCancel(t.Context()), "umount", "-l", disk).Run() })
-	folder = filepath.Join(disk, "space")
-	err = os.Mkdir(folder, 0o700)
-	if account, lookUp := user.Lookup("postgres"); lookUp == nil && os.Geteuid() == 0 {
-		uid, _ := strconv.Atoi(account.Uid)
-		gid, _ := strconv.Atoi(account.Gid)
-		err = errors.Join(err, os.Chown(folder, uid, gid))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return folder
 }
 
 // A start waits for a server that refuses it, and says why. What no waiting can mend ends it.

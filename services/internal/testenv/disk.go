@@ -1,10 +1,15 @@
 package testenv
 
 import (
+	"context"
 	_ "embed"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"testing"
 )
 
@@ -31,4 +36,30 @@ func FailFsync(t testing.TB, file string) (env []string, fail func()) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// SmallDisk mounts a disk of 20 MiB and returns a folder in it that belongs to the user who runs PostgreSQL.
+func SmallDisk(t testing.TB) (folder string) {
+	t.Helper()
+	disk, err := os.MkdirTemp("", "disk-") //nolint:usetesting // The server's user cannot enter that of the test.
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(disk) })
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", disk).
+		CombinedOutput(); err != nil {
+		CannotRun(t, fmt.Sprintf("a small disk cannot be mounted: %v: %s", err, out))
+	}
+	t.Cleanup(func() { _ = exec.CommandContext(context.WithoutCancel(t.Context()), "umount", "-l", disk).Run() })
+	folder = filepath.Join(disk, "space")
+	err = os.Mkdir(folder, 0o700)
+	if account, lookUp := user.Lookup("postgres"); lookUp == nil && os.Geteuid() == 0 {
+		uid, _ := strconv.Atoi(account.Uid)
+		gid, _ := strconv.Atoi(account.Gid)
+		err = errors.Join(err, os.Chown(folder, uid, gid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return folder
 }
