@@ -50,7 +50,7 @@ func (b *bench) coldStart(ctx context.Context) (c coldStart, err error) {
 	}
 	since := func(t time.Time) float64 { return stats.Milliseconds(time.Since(t)) }
 	begin := time.Now()
-	err = b.withSystem(ctx, dir, k.Addr, 1, "", func(fresh system) error {
+	err = b.withSystem(ctx, dir, k.Addr, 1, func(fresh system) error {
 		c.ready = since(begin)
 		const id = "first-order"
 		client := http.DefaultClient

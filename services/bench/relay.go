@@ -53,11 +53,7 @@ func (b *bench) relay(ctx context.Context) error {
 		to          *result
 	}{{"", "", &sqlite}, {url, "postgres.", &postgres}}
 	for _, s := range stores {
-		topics := contract.Topics()
-		for i := range topics {
-			topics[i].Name = s.prefix + topics[i].Name
-		}
-		if err := localkafka.CreateTopics(ctx, k.Addr, topics, 1); err != nil {
+		if err := localkafka.CreateTopics(ctx, k.Addr, prefixed(s.prefix), 1); err != nil {
 			return err
 		}
 		if err := b.newStore(ctx, k.Addr, dir, "DATABASE_URL="+s.url, "KAFKA_PREFIX="+s.prefix); err != nil {

@@ -122,7 +122,7 @@ func (s *starts) load(ctx context.Context, n int) error {
 		return err
 	}
 	defer func() { _ = echo.stop() }()
-	return s.withSystem(ctx, s.loadedDir(n), s.kafka, 1, "", func(loaded system) error {
+	return s.withSystem(ctx, s.loadedDir(n), s.kafka, 1, func(loaded system) error {
 		if _, _, err := load.Closed(ctx, echo.api, "echo-", s.connections, s.duration); err != nil {
 			return err
 		}
