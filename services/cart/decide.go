@@ -2,7 +2,6 @@ package cart
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -229,8 +228,8 @@ func (b *batch) apply(c change) (orderState, contract.Message, error) {
 	if c.ifNoneMatch.names(current.version) {
 		return orderState{}, contract.Message{}, preconditionError{"If-None-Match", current.version}
 	}
-	var o contract.Order
-	if err := json.Unmarshal(current.body, &o); err != nil {
+	o, err := contract.DecodeOrder(current.body)
+	if err != nil {
 		return orderState{}, contract.Message{},
 			fmt.Errorf("%w: decode the stored order %q: %w", errUnavailable, c.orderID, err)
 	}

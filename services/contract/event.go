@@ -196,24 +196,51 @@ func undecodable(format string, args ...any) error {
 // other writer. Its ID is a hash of its value: the same record sent twice is a duplicate, and
 // another one of the same version is a conflict.
 func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header) (Event, error) {
-	e := Event{Type: EventType(topic)}
-	if e.Type == "" {
-		return Event{}, undecodable("topic %q holds no orders", topic)
+	e, _, err := decodeEvent(topic, offset, key, value, headers)
+	return e, err
+}
+
+// DecodeRecord is DecodeEvent that also returns the order as Order.Encode writes it. That may be the value
+// itself.
+func DecodeRecord(
+	topic string, offset int64, key, value []byte, headers []Header,
+) (e Event, encoded []byte, err error) {
+	e, canonical, err := decodeEvent(topic, offset, key, value, headers)
+	if err != nil || canonical {
+		return e, value, err
+	}
+	// What cannot be stored is a fault of the record, and must not stop the transaction of a whole batch
+	// later.
+	if encoded, err = e.Order.Encode(); err != nil {
+		return Event{}, nil, undecodable("%v", err)
+	}
+	return e, encoded, nil
+}
+
+// decodeEvent is DecodeEvent that also reports whether Order.Encode would write the same value.
+func decodeEvent(
+	topic string, offset int64, key, value []byte, headers []Header,
+) (e Event, canonical bool, err error) {
+	if e.Type = EventType(topic); e.Type == "" {
+		return Event{}, false, undecodable("topic %q holds no orders", topic)
 	}
 	if value == nil {
-		return Event{}, &DecodeError{ReasonTombstone, "the record has no value"}
+		return Event{}, false, &DecodeError{ReasonTombstone, "the record has no value"}
 	}
 	if err := e.readHeaders(headers); err != nil {
-		return Event{}, err
+		return Event{}, false, err
 	}
-	if err := decodeStrict(value, &e.Order); err != nil {
-		return Event{}, undecodable("%v", err)
+	if canonical = e.Order.decodeCanonical(value); !canonical {
+		e.Order = Order{}
+		if err := decodeStrict(value, &e.Order); err != nil {
+			return Event{}, false, undecodable("%v", err)
+		}
 	}
 	if err := e.Order.check(); err != nil {
-		return Event{}, undecodable("%v", err)
+		return Event{}, false, undecodable("%v", err)
 	}
 	if string(key) != e.Order.OrderID {
-		return Event{}, &DecodeError{
+		return Event{}, false, &DecodeError{
 			ReasonKeyMismatch, fmt.Sprintf("key %.64q is not the orderId %.64q", key, e.Order.OrderID),
 		}
 	}
@@ -225,13 +252,13 @@ func DecodeEvent(topic string, offset int64, key, value []byte, headers []Header
 		}
 	}
 	if (e.Type == TypeCreated) != (e.Order.Version == 1) {
-		return Event{}, undecodable("version %d cannot be that of %s", e.Order.Version, e.Type)
+		return Event{}, false, undecodable("version %d cannot be that of %s", e.Order.Version, e.Type)
 	}
 	if e.ID == "" {
 		sum := sha256.Sum256(value)
 		e.ID = "sha256:" + hex.EncodeToString(sum[:])
 	}
-	return e, nil
+	return e, canonical, nil
 }
 
 // readHeaders takes the headers that are known and ignores all others. The type of e is set

@@ -44,17 +44,14 @@ func Decode(records []broker.Record) []Decoded {
 	return all
 }
 
-// decode fills d from a record. It encodes the order too: what cannot be stored is a fault of the
-// record, and must not stop the transaction of a whole batch later.
+// decode fills d from a record.
 func (d *Decoded) decode(r *broker.Record) {
 	d.Record = r
 	if r.Fault != nil {
 		d.Err = &contract.DecodeError{Reason: contract.ReasonUnreadable, Message: r.Fault.Error()}
 		return
 	}
-	if d.Event, d.Err = contract.DecodeEvent(r.Topic, r.Offset, r.Key, r.Value, r.Headers); d.Err == nil {
-		d.Body, d.Err = d.Event.Order.Encode()
-	}
+	d.Event, d.Body, d.Err = contract.DecodeRecord(r.Topic, r.Offset, r.Key, r.Value, r.Headers)
 }
 
 // Mark is what an event is compared with: the version of an order that is known, and the event that
