@@ -121,7 +121,7 @@ func (b *bench) startBroker(ctx context.Context, settings map[string]string) (*l
 // installation of both services that is used for nothing else.
 func (b *bench) warmUp(ctx context.Context, addr string) error {
 	const prefix = "warm-up."
-	topics := slices.Concat(contract.Topics(), prefixed(prefix))
+	topics := slices.Concat(contract.Topics(), contract.TopicsOf(prefix))
 	topics = append(topics, contract.Topic{
 		Name: rawTopic, Partitions: topics[0].Partitions, Config: topics[0].Config,
 	})
@@ -148,15 +148,6 @@ func (b *bench) warmUp(ctx context.Context, addr string) error {
 			return err
 		}, "KAFKA_PREFIX="+prefix)
 	})
-}
-
-// prefixed returns the declared topics of an installation with a prefix.
-func prefixed(prefix string) []contract.Topic {
-	topics := contract.Topics()
-	for i := range topics {
-		topics[i].Name = prefix + topics[i].Name
-	}
-	return topics
 }
 
 // startPostgres starts a server that keeps what was committed, also through a power loss.

@@ -53,7 +53,7 @@ func (b *bench) relay(ctx context.Context) error {
 		to          *result
 	}{{"", "", &sqlite}, {url, "postgres.", &postgres}}
 	for _, s := range stores {
-		if err := localkafka.CreateTopics(ctx, k.Addr, prefixed(s.prefix), 1); err != nil {
+		if err := localkafka.CreateTopics(ctx, k.Addr, contract.TopicsOf(s.prefix), 1); err != nil {
 			return err
 		}
 		if err := b.newStore(ctx, k.Addr, dir, "DATABASE_URL="+s.url, "KAFKA_PREFIX="+s.prefix); err != nil {

@@ -66,6 +66,15 @@ func Topics() []Topic {
 	}
 }
 
+// TopicsOf returns Topics with the names of an installation that has a prefix.
+func TopicsOf(prefix string) []Topic {
+	topics := Topics()
+	for i := range topics {
+		topics[i].Name = prefix + topics[i].Name
+	}
+	return topics
+}
+
 // OrderTopics returns the topics that hold orders.
 func OrderTopics() []string { return []string{TopicCreated, TopicUpdated} }
 

@@ -17,11 +17,7 @@ func TestTwoInstallationsBesideOneKafka(t *testing.T) {
 	const prefix = "staging."
 	kafka := testenv.StartSecureKafka(t)
 	declare(t, kafka.Addr)
-	topics := contract.Topics()
-	for i := range topics {
-		topics[i].Name = prefix + topics[i].Name
-	}
-	declare(t, kafka.Addr, topics...)
+	declare(t, kafka.Addr, contract.TopicsOf(prefix)...)
 	kafka.Allow(t, "staging", "topic "+prefix+"* Read", "topic "+prefix+"* Write",
 		"group "+prefix+"* Read", "transactional-id "+prefix+"* Write")
 	env := []string{"KAFKA_PREFIX=" + prefix}
