@@ -110,7 +110,7 @@ func (b *bench) acceptPostgres(
 	if err != nil {
 		return err
 	}
-	migrations := filepath.Join(b.root, "services/cart/migrations/postgres")
+	migrations := filepath.Join(b.migrations("cart"), "postgres")
 	written, err := limit.CreationsPostgres(ctx, url, migrations, prefix, b.duration)
 	if err != nil {
 		return fmt.Errorf("raw rows: %w", err)

@@ -92,7 +92,7 @@ func (b *bench) applyPostgres(
 	if url, err = fresh("raw"); err != nil {
 		return err
 	}
-	raw, err := limit.UpsertsPostgres(ctx, url, filepath.Join(b.root, "services/order/migrations/postgres"), rows)
+	raw, err := limit.UpsertsPostgres(ctx, url, filepath.Join(b.migrations("order"), "postgres"), rows)
 	if err != nil {
 		return err
 	}

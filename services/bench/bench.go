@@ -172,10 +172,15 @@ func newDatabase(ctx context.Context, pg *localpostgres.Server, name string) (ur
 	return pg.URL(name), err
 }
 
-// schema returns the schema of a service for a bare database.
+// migrations returns the folder of a service with those of each kind of database.
+func (b *bench) migrations(service string) string {
+	return filepath.Join(b.root, "services", service, "migrations")
+}
+
+// schema returns the schema of a service for a bare SQLite.
 func (b *bench) schema(service, synchronous string) limit.Schema {
 	return limit.Schema{
-		Migrations:  filepath.Join(b.root, "services", service, "migrations", "sqlite"),
+		Migrations:  filepath.Join(b.migrations(service), "sqlite"),
 		Synchronous: synchronous,
 	}
 }

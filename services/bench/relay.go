@@ -94,7 +94,7 @@ func (b *bench) addBacklog(ctx context.Context, dir, url string, backlog []contr
 	discard := slog.New(slog.DiscardHandler)
 	db, err := sqldb.Open(ctx, sqldb.Config{
 		URL: url, Schema: "cart", Path: filepath.Join(dir, "cart.db"), Sync: sqldb.Full,
-		Migrations: os.DirFS(filepath.Dir(b.schema("cart", "").Migrations)),
+		Migrations: os.DirFS(b.migrations("cart")),
 	}, discard)
 	if err != nil {
 		return err

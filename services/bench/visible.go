@@ -39,7 +39,7 @@ func (b *bench) visible(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	migrations := filepath.Join(b.root, "services/order/migrations/postgres")
+	migrations := filepath.Join(b.migrations("order"), "postgres")
 	return limit.WithViewPostgres(ctx, raw, migrations, func(commit func([]limit.OrderRow) error) error {
 		for _, replicas := range []int{1, 3} {
 			url, err := newDatabase(ctx, pg, fmt.Sprint("visible_", replicas))

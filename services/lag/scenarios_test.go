@@ -744,7 +744,8 @@ func shareGroup(s *scenario) {
 	group := s.name + "-g"
 	testenv.ReadShareGroupFromTheStart(s, s.addr, group)
 	topic.produce(0, 10)
-	// A broker that is busy may lose the acknowledgements of a member, and delivers its records again.
+	// In some runs the acknowledgements do not show for a minute. Why is not known: Kafka may lose them, or
+	// the collector may see them late. The group then reads again.
 	var p *lag.Partition
 	left := func() bool { return p != nil && p.Committed == 4 && p.Records == 6 }
 	for range 4 {
