@@ -103,6 +103,21 @@ func TestDecodeOrder(t *testing.T) {
 	}
 }
 
+// Version 0 stands for none. The order is stored with the version that its record gives it.
+func TestAnOrderWithoutAVersionIsEncodedAgain(t *testing.T) {
+	t.Parallel()
+	o := sample()
+	o.Version = 0
+	value, err := o.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, encoded, err := DecodeRecord(TopicCreated, 7, []byte(o.OrderID), value, nil)
+	if err != nil || e.Order.Version != 1 || !bytes.HasSuffix(encoded, []byte(`"version":1}`)) {
+		t.Errorf("%s is version %d, stored as %s, %v; want version 1", value, e.Order.Version, encoded, err)
+	}
+}
+
 // What Cart publishes is canonical. Else it would be slow, and nothing would show it.
 func TestCartsOrdersAreCanonical(t *testing.T) {
 	t.Parallel()
