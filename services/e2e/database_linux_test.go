@@ -23,12 +23,16 @@ import (
 // and the processes go on.
 func TestTheDatabaseServesNobody(t *testing.T) {
 	t.Parallel()
-	d := startWithDatabase(t, map[string]string{"max_connections": "24", "superuser_reserved_connections": "0"})
+	const connections = 24
+	d := startWithDatabase(t, map[string]string{
+		"max_connections": strconv.Itoa(connections), "superuser_reserved_connections": "0",
+	})
 	d.cart.start()
 	d.order.start()
 	d.works("started")
 
 	var others []*pgx.Conn
+	// One is the test's own.
 	eventually(t, patience, "others have all connections", func() (bool, string) {
 		d.cut()
 		for {
@@ -38,8 +42,7 @@ func TestTheDatabaseServesNobody(t *testing.T) {
 			}
 			others = append(others, conn)
 		}
-		// A service may have been sooner.
-		return d.cart.metric("cart_database_up")+d.order.metric("order_database_up") == 0, ""
+		return len(others) == connections-1, fmt.Sprintf("%d of %d", len(others), connections-1)
 	})
 	d.refuses("too many connections")
 	d.stays("too many connections", 0)
@@ -94,38 +97,57 @@ func TestTheDatabaseServesNobody(t *testing.T) {
 	d.neverEnded()
 }
 
-// freeze stops the server and its connections to the services, as a network that swallows packets does.
+// freeze stops the server and its connections, as a network that swallows packets does.
 func (d *withDatabase) freeze() (thaw func()) {
 	d.Helper()
-	// The parent of all is the server.
 	d.exec("SELECT 1")
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.admin.PgConn().PID()))
+	connection, err := procStat(int(d.admin.PgConn().PID()))
 	if err != nil {
 		d.Fatal(err)
 	}
-	// pid (name) state ppid. The name has spaces.
-	after := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	parent, err := strconv.Atoi(after[1])
-	if err != nil {
-		d.Fatal(err)
-	}
-	rows, err := d.admin.Query(d.Context(),
-		"SELECT pid FROM pg_stat_activity WHERE application_name IN ('cart', 'order_view')")
-	if err != nil {
-		d.Fatal(err)
-	}
-	pids, err := pgx.CollectRows(rows, pgx.RowTo[int])
-	if err != nil {
-		d.Fatal(err)
-	}
+	// The parent of all is the server. While it stands still nobody gets a new connection.
+	pids := []int{connection.parent}
 	signal := func(s syscall.Signal) {
-		for _, pid := range append(pids, parent) {
-			if err := syscall.Kill(pid, s); err != nil && s == syscall.SIGSTOP {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
 				d.Fatal(err)
 			}
 		}
 	}
-	signal(syscall.SIGSTOP)
 	d.Cleanup(func() { signal(syscall.SIGCONT) })
+	signal(syscall.SIGSTOP)
+	eventually(d, patience, "the server stands still", func() (bool, string) {
+		server, err := procStat(connection.parent)
+		return err == nil && server.state == "T", fmt.Sprint(server.state, err)
+	})
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", connection.parent))
+	if err != nil {
+		d.Fatal(err)
+	}
+	for child := range strings.FieldsSeq(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			d.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	signal(syscall.SIGSTOP)
 	return func() { signal(syscall.SIGCONT) }
+}
+
+// processStat is a part of what proc(5) says about a process.
+type processStat struct {
+	state  string
+	parent int
+}
+
+func procStat(pid int) (processStat, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return processStat{}, err
+	}
+	// pid (name) state parent. The name may have spaces.
+	after := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	parent, err := strconv.Atoi(after[1])
+	return processStat{state: after[0], parent: parent}, err
 }
