@@ -271,7 +271,8 @@ func (p *poller) partition(group string, at topicPartition) *partitionState {
 	s := p.groups[group]
 	if s.partitions[at] == nil {
 		key := partitionKey{at.topic, at.partition}
-		s.partitions[at] = &partitionState{track: track{former: p.former[group][key]}}
+		former := p.former[group][key]
+		s.partitions[at] = &partitionState{track: track{former: former, acknowledged: former.Committed}}
 		// A topic of the same name that is created later has nothing to do with it.
 		delete(p.former[group], key)
 	}
@@ -286,6 +287,9 @@ const catchingUp = 10 * time.Second
 // coordinator has moved is not believed yet.
 func (p *poller) facts(g *kafkaGroup, s *partitionState, at topicPartition, log logBounds) facts {
 	f := g.facts(at.topic, at.partition, log)
+	if f.share && f.committed >= 0 {
+		return s.track.sharePosition(f)
+	}
 	if !s.track.since.IsZero() && f.committed < s.track.committed && p.now().Sub(p.groups[g.name].moved) < catchingUp {
 		f.committed = s.track.committed
 	}

@@ -29,8 +29,8 @@ type facts struct {
 	// uncommitted means that the group reads records of open transactions too. See isolation.
 	uncommitted bool
 	// share means that the group is a share group. It acknowledges records in any order, and
-	// committed is its first record that is not acknowledged. left is how many such records there
-	// are, or -1 if Kafka does not know.
+	// committed is its position: all records before it are acknowledged. left is how many records are
+	// not, or -1 if Kafka does not know.
 	share bool
 	left  int64
 	// rhythm is the time between two commits that the group has shown elsewhere: in other partitions,
@@ -99,8 +99,11 @@ type track struct {
 	pauses []time.Duration
 	// regain is the offset from which the commit went back, 0 if it is reached again.
 	regain int64
-	// start is the first offset of the log at the last poll.
-	start int64
+	// start is the first offset of the log at the last poll, and end its end.
+	start, end int64
+	// acknowledged is an offset below which a share group has acknowledged all, as its count of what is
+	// left has shown. See sharePosition.
+	acknowledged int64
 	// gone is the offset below which all was deleted before the last poll read the commit.
 	gone int64
 	// counted is the offset below which deleted records are in lost, or were deleted before this
@@ -143,7 +146,7 @@ func (t *track) next(number int32, f facts, patience, interval time.Duration) Pa
 	// A poll reads the commit before the start of the log. In between, a group may read, commit and
 	// delete records, as Kafka Streams does. So only a commit below the start of an earlier poll
 	// proves a loss, and the first poll after a restart never reports one.
-	t.gone, t.start = min(f.start, t.start), f.start
+	t.gone, t.start, t.end = min(f.start, t.start), f.start, f.end
 	p := Partition{
 		Number: number, Committed: f.committed, Uncommitted: f.uncommitted, Headroom: math.NaN(), Since: t.since,
 	}
@@ -184,6 +187,22 @@ func (t *track) isolation(f facts) facts {
 	case f.committed == f.stable && f.stable < f.end && f.committed == t.committed:
 		f.uncommitted = false
 	}
+	return f
+}
+
+// sharePosition returns the facts of a share group with its position. Kafka writes down the position from
+// before an acknowledgement, not the one from after it, so what it returns is one acknowledgement old: for
+// ever if no other one follows. The number of records that are left is not. If it is 0, all is acknowledged
+// that was in the log at the last poll.
+func (t *track) sharePosition(f facts) facts {
+	if f.left == 0 {
+		t.acknowledged = max(t.acknowledged, t.end)
+	}
+	if f.left > f.end-t.acknowledged {
+		// The group's offsets were reset, or the log was cut.
+		t.acknowledged = 0
+	}
+	f.committed = max(f.committed, t.acknowledged)
 	return f
 }
 

@@ -374,3 +374,51 @@ func TestPatienceFollowsTheRhythm(t *testing.T) {
 	again := &committer{began: c.began, rhythm: 90 * time.Second}
 	check("a collector that has been told the rhythm", again.run(hour, 90), 0, 0)
 }
+
+// Kafka returns the position that a share group had before its last acknowledgement.
+func TestPositionOfAShareGroup(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		track track
+		// position, left and end are what Kafka returns at each poll, want is the position that counts.
+		polls []struct{ position, left, end, want int64 }
+	}{
+		{"as Kafka has it while something is left", track{}, []struct{ position, left, end, want int64 }{
+			{0, 10, 10, 0}, {0, 6, 10, 0}, {4, 6, 10, 4},
+		}},
+		{"nothing is left", track{}, []struct{ position, left, end, want int64 }{
+			{4, 6, 10, 4}, {4, 0, 10, 10}, {4, 6, 16, 10}, {10, 4, 16, 10}, {12, 4, 16, 12},
+		}},
+		{"records that come during the poll", track{}, []struct{ position, left, end, want int64 }{
+			{4, 6, 10, 4}, {4, 0, 13, 10}, {4, 3, 13, 10},
+		}},
+		{"the first poll knows no earlier end", track{}, []struct{ position, left, end, want int64 }{
+			{4, 0, 10, 4}, {4, 0, 10, 10},
+		}},
+		{"an earlier process knew", track{acknowledged: 10}, []struct{ position, left, end, want int64 }{
+			{4, 2, 12, 10},
+		}},
+		{"offsets that were reset", track{}, []struct{ position, left, end, want int64 }{
+			{4, 6, 10, 4}, {4, 0, 10, 10}, {2, 8, 10, 2}, {2, 8, 10, 2},
+		}},
+		{"a log that was cut", track{}, []struct{ position, left, end, want int64 }{
+			{4, 6, 10, 4}, {4, 0, 10, 10}, {4, 2, 6, 4},
+		}},
+		{"a Kafka that does not count", track{}, []struct{ position, left, end, want int64 }{
+			{4, -1, 10, 4}, {4, -1, 12, 4},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			for i, poll := range tt.polls {
+				f := facts{share: true, committed: poll.position, left: poll.left, end: poll.end, stable: poll.end}
+				f = tt.track.sharePosition(f)
+				tt.track.next(0, f, Patience, time.Second)
+				if f.committed != poll.want {
+					t.Errorf("poll %d: the position is %d, want %d", i, f.committed, poll.want)
+				}
+			}
+		})
+	}
+}
