@@ -256,27 +256,31 @@ func (db *postgres) Tx(ctx context.Context, fn func(*Tx) error) error {
 	return db.transact(ctx, txTimeout, fn)
 }
 
+// transact runs fn within timeout. The wait for its turn counts: while the server does not respond, each
+// transaction before it takes all of its time too.
 func (db *postgres) transact(ctx context.Context, timeout time.Duration, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
 	select {
 	case db.turn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-bounded.Done():
+		return fmt.Errorf("wait for the transaction before: %w", bounded.Err())
 	}
 	defer func() { <-db.turn }()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	defer cancel()
 	retry := backoff.Backoff{Min: 2 * time.Millisecond, Max: 500 * time.Millisecond}
 	for attempt := 1; ; attempt++ {
-		tx, err := db.attempt(ctx, fn)
+		tx, err := db.attempt(bounded, fn)
 		if err == nil {
 			tx.afterCommit()
 			return nil
 		}
 		db.note(err)
-		if attempt == mostAttempts || !repeatable(err) || !retry.Wait(ctx) {
+		if attempt == mostAttempts || !repeatable(err) || !retry.Wait(bounded) {
 			return err
 		}
 	}

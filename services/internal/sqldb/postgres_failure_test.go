@@ -376,6 +376,36 @@ func TestASlowStatementIsEnded(t *testing.T) {
 	}
 }
 
+// A transaction that waits for another one of its process has no more time than one that runs: who asked for
+// it waits for the sum.
+func TestTheWaitForATurnEnds(t *testing.T) {
+	t.Parallel()
+	db := openConfig(t, server(testenv.Postgres(t)))
+	begun, end := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		first <- db.Tx(context.WithoutCancel(t.Context()), func(*sqldb.Tx) error {
+			close(begun)
+			<-end
+			return nil
+		})
+	}()
+	<-begun
+	begin := time.Now()
+	err := db.Tx(t.Context(), func(*sqldb.Tx) error { return errors.New("it has begun") })
+	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || !sqldb.IsUnavailable(err) ||
+		took > 11*time.Second {
+		t.Errorf("after %s: %v, want the end of its time after 10 s", took, err)
+	}
+	close(end)
+	if err := <-first; err == nil {
+		t.Error("the first one has taken longer than it may, and is committed")
+	}
+	if err := db.Tx(t.Context(), func(*sqldb.Tx) error { return nil }); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+}
+
 // A full disk refuses what is written, and nothing else. There is room again once there is room.
 func TestAFullDiskOfPostgresRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
