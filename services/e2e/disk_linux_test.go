@@ -22,7 +22,7 @@ func smallDisk(t *testing.T, p *process, sizeKB int) {
 	t.Helper()
 	p.command = []string{"/bin/sh", "-c", fmt.Sprintf(`mount -t tmpfs -o size=%dk tmpfs "$DATA_DIR" || exit 99
 		exec "$0"`, sizeKB)}
-	p.attributes = child()
+	p.attributes = bound()
 	p.attributes.Cloneflags = syscall.CLONE_NEWNS
 	if uid := os.Getuid(); uid != 0 {
 		p.attributes.Cloneflags |= syscall.CLONE_NEWUSER

@@ -25,6 +25,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/child"
 	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
@@ -113,7 +114,7 @@ var failures = map[string][]string{
 // samples of all targets.
 func scrapeSystem(t *testing.T) samples {
 	t.Helper()
-	reporter := local(localkafka.FreePort())
+	reporter := local(child.FreePort())
 	kafka := testenv.StartKafkaWith(t, localkafka.Options{Settings: localkafka.MetricsSettings(reporter)})
 	declare(t, kafka.Addr)
 	cart, order := newCart(t, kafka.Addr).start().ready(), newOrder(t, kafka.Addr).start().ready()

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// child keeps the terminal's signals from a child process. If the tests are killed, the kernel
+// bound keeps the terminal's signals from a child process. If the tests are killed, the kernel
 // kills the process too.
-func child() *syscall.SysProcAttr {
+func bound() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 

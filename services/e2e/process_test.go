@@ -95,7 +95,7 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 		t.Fatal(err)
 	}
 	p := &process{
-		t: t, name: name, program: filepath.Join(programs, name), attributes: child(), home: t.TempDir(),
+		t: t, name: name, program: filepath.Join(programs, name), attributes: bound(), home: t.TempDir(),
 	}
 	p.dir = filepath.Join(p.home, name)
 	p.env = append(os.Environ(), "DATA_DIR="+p.dir, "LOG_FORMAT=json", "GORACE=halt_on_error=0")

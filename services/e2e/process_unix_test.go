@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// child leaves the process in the tests' group. Only Linux has a parent-death signal; in one group
+// bound leaves the process in the tests' group. Only Linux has a parent-death signal; in one group
 // at least ^C ends both.
-func child() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
+func bound() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
 
 // frozen gives a process that was sent SIGSTOP a moment to stop.
 func frozen(testing.TB, int) { time.Sleep(20 * time.Millisecond) }

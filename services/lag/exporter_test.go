@@ -19,8 +19,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"ordersystem.dev/services/internal/child"
 	"ordersystem.dev/services/internal/kafkaconfig"
-	"ordersystem.dev/services/internal/localkafka"
 )
 
 // Other tools may run beside the collector, on the same broker, at the same moments and against the
@@ -57,7 +57,7 @@ func startExporters(t testing.TB, kafka kafkaconfig.Client) []*exporter {
 	t.Helper()
 	var all []*exporter
 	if *kafkaExporter != "" {
-		port := localkafka.FreePort()
+		port := child.FreePort()
 		// By default it learns of new topics twice a minute, which is too rare for a test of a
 		// minute.
 		args := []string{
@@ -84,7 +84,7 @@ func startExporters(t testing.TB, kafka kafkaconfig.Client) []*exporter {
 		}))
 	}
 	if *kminion != "" {
-		port := localkafka.FreePort()
+		port := child.FreePort()
 		cmd := exec.CommandContext(t.Context(), *kminion)
 		cmd.Env = append(os.Environ(), "KAFKA_BROKERS="+strings.Join(kafka.Brokers, ","), "EXPORTER_HOST=127.0.0.1",
 			fmt.Sprintf("EXPORTER_PORT=%d", port))

@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"ordersystem.dev/services/internal/child"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -186,7 +187,7 @@ func (c *cluster) try(ctx context.Context, stdin, program string, args ...string
 func (c *cluster) forward(target string, ports ...int) (addresses []string) {
 	args := []string{"-n", c.namespace, "port-forward", target}
 	for _, port := range ports {
-		local := localkafka.FreePort()
+		local := child.FreePort()
 		addresses = append(addresses, net.JoinHostPort("127.0.0.1", strconv.Itoa(local)))
 		args = append(args, fmt.Sprintf("%d:%d", local, port))
 	}

@@ -23,7 +23,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/child"
 )
 
 // prometheus is a real Prometheus on this machine. It scrapes the pods that the PodMonitors of the
@@ -283,7 +283,7 @@ func writeJSON(file string, v any) error {
 // port replaces %d in the arguments.
 func (c *cluster) serve(t *testing.T, program string, args ...string) (address string) {
 	t.Helper()
-	port := localkafka.FreePort()
+	port := child.FreePort()
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], "%d", strconv.Itoa(port))
 	}

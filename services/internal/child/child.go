@@ -1,4 +1,4 @@
-// Package child runs a server as a child process that ends with this one.
+// Package child runs a server as a child process that ends with this one, on a port of its own.
 package child
 
 import (

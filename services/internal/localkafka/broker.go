@@ -115,17 +115,17 @@ func (b *Broker) startOnce(ctx context.Context) error {
 	// A broker that is started again keeps its addresses.
 	addr, tlsAddr := b.Addr, b.TLSAddr
 	if addr == "" {
-		addr = localAddr(cmp.Or(b.options.Port, FreePort()))
+		addr = localAddr(cmp.Or(b.options.Port, child.FreePort()))
 	}
 	if b.options.TLS && tlsAddr == "" {
-		tlsAddr = localAddr(FreePort())
+		tlsAddr = localAddr(child.FreePort())
 	}
 	if err := checkFree(addr); err != nil {
 		return err
 	}
 	controllers := b.controllers
 	if controllers == nil {
-		controllers = []string{localAddr(FreePort())}
+		controllers = []string{localAddr(child.FreePort())}
 	}
 	if err := b.configure(addr, tlsAddr, controllers); err != nil {
 		return err
@@ -202,7 +202,7 @@ func (b *Broker) format(ctx context.Context) error {
 		"format", "--cluster-id", "b3JkZXJzeXN0ZW0tZGV2MQ", "--config", b.file("server.properties"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if bytes.Contains(out, []byte("UnsupportedClassVersionError")) {
-			return &MissingError{"java 17", needJDK}
+			return &child.MissingError{Program: "java 17", Install: needJDK}
 		}
 		return fmt.Errorf("format the data directory: %w\n%s", err, tail(out, 20, ""))
 	}

@@ -17,7 +17,10 @@ import (
 	"time"
 
 	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/child"
 )
+
+const needJDK = "a JDK, 17 or newer (Debian and Ubuntu: openjdk-17-jdk-headless)"
 
 // pom pins Kafka's version and lists what belongs to its class path.
 //
@@ -29,7 +32,7 @@ var pom []byte
 func install(ctx context.Context, log *slog.Logger) (installation, error) {
 	java, err := exec.LookPath("java")
 	if err != nil {
-		return installation{}, &MissingError{"java", needJDK}
+		return installation{}, &child.MissingError{Program: "java", Install: needJDK}
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -84,7 +87,7 @@ func Version() string {
 func fetch(ctx context.Context, dir string) error {
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
-		return &MissingError{"mvn", "Apache Maven (Debian and Ubuntu: maven)"}
+		return &child.MissingError{Program: "mvn", Install: "Apache Maven (Debian and Ubuntu: maven)"}
 	}
 	tmp := dir + ".tmp"
 	if err := os.RemoveAll(tmp); err != nil {

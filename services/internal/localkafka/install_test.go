@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"ordersystem.dev/services/internal/child"
 )
 
 // Kafka is fetched once, even if several packages are tested at the same time. A failure leaves
@@ -54,7 +56,7 @@ func TestMissingPrograms(t *testing.T) {
 	t.Setenv("PATH", bin)
 	for _, want := range []string{"java", "mvn"} {
 		_, err := Start(t.Context(), Options{Dir: t.TempDir()})
-		missing, ok := errors.AsType[*MissingError](err)
+		missing, ok := errors.AsType[*child.MissingError](err)
 		if !ok || missing.Program != want || missing.Install == "" {
 			t.Errorf("error is %v, want that %s is missing and what to install", err, want)
 		}
@@ -78,7 +80,7 @@ func TestOldJava(t *testing.T) {
 		}
 	}
 	_, err := Start(t.Context(), Options{Dir: t.TempDir()})
-	if missing, ok := errors.AsType[*MissingError](err); !ok || missing.Program != "java 17" {
+	if missing, ok := errors.AsType[*child.MissingError](err); !ok || missing.Program != "java 17" {
 		t.Errorf("error is %v, want that java 17 is missing", err)
 	}
 }

@@ -16,9 +16,11 @@ import (
 	"strconv"
 
 	"golang.org/x/sync/errgroup"
+
+	"ordersystem.dev/services/internal/child"
 )
 
-// Start starts a broker and waits until it serves. It returns a [*MissingError] if a program is
+// Start starts a broker and waits until it serves. It returns a [*child.MissingError] if a program is
 // not installed, and a [*PortTakenError] if the port is taken.
 func Start(ctx context.Context, o Options) (*Broker, error) { return start(ctx, o, 1, nil) }
 
@@ -37,7 +39,7 @@ func StartCluster(ctx context.Context, n int, o Options) ([]*Broker, error) {
 	o.Settings = settings
 	controllers := make([]string, n)
 	for i := range controllers {
-		controllers[i] = localAddr(FreePort())
+		controllers[i] = localAddr(child.FreePort())
 	}
 	brokers := make([]*Broker, n)
 	// A broker serves only when more than half of the controllers are there.

@@ -2,7 +2,6 @@ package localkafka
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"strconv"
 )
@@ -16,17 +15,6 @@ type PortTakenError struct {
 func (e *PortTakenError) Error() string { return fmt.Sprintf("listen on %s: %v", e.Addr, e.Err) }
 
 func (e *PortTakenError) Unwrap() error { return e.Err }
-
-// FreePort returns a port that nothing listens on. It lies outside the range from which the system
-// takes the ports of outgoing connections. Otherwise a client that retries to reach a stopped
-// server could get the server's own port, connect to itself, and hold the port.
-func FreePort() int {
-	for {
-		if port := 15000 + rand.IntN(15000); checkFree(localAddr(port)) == nil {
-			return port
-		}
-	}
-}
 
 // checkFree returns a [*PortTakenError] if a broker could not listen on addr.
 func checkFree(addr string) error {

@@ -32,7 +32,7 @@ type Options struct {
 }
 
 // Start makes a new database cluster and waits until its server serves. It returns a
-// [*localkafka.MissingError] if PostgreSQL is not installed.
+// [*child.MissingError] if PostgreSQL is not installed.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	s, err := prepare(o, rand.Text())
 	if err != nil {

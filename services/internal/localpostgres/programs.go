@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/child"
 )
 
 // programs are PostgreSQL's own, and the user who runs them.
@@ -25,7 +25,7 @@ type programs struct {
 }
 
 func findPrograms() (programs, error) {
-	missing := &localkafka.MissingError{
+	missing := &child.MissingError{
 		Program: "postgresql", Install: "PostgreSQL's server (Debian and Ubuntu: postgresql)",
 	}
 	var p programs

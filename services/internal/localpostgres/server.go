@@ -21,7 +21,6 @@ import (
 
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/child"
-	"ordersystem.dev/services/internal/localkafka"
 )
 
 const (
@@ -110,7 +109,7 @@ func (s *Server) Log() string {
 // and its use. Then startFirst tries another one.
 func (s *Server) startFirst(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		s.port = strconv.Itoa(localkafka.FreePort())
+		s.port = strconv.Itoa(child.FreePort())
 		err := s.start(ctx)
 		if err == nil || attempt == 3 || !strings.Contains(err.Error(), "Address already in use") {
 			return err

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/child"
 )
 
-// Require ends the test if a server could not be started. If err is a [localkafka.MissingError], a
+// Require ends the test if a server could not be started. If err is a [child.MissingError], a
 // program is not installed on this machine, and the test ends as [CannotRun] says. It fails for any
 // other reason.
 func Require(t testing.TB, err error) {
@@ -20,7 +20,7 @@ func Require(t testing.TB, err error) {
 	if err == nil {
 		return
 	}
-	if _, missing := errors.AsType[*localkafka.MissingError](err); missing {
+	if _, missing := errors.AsType[*child.MissingError](err); missing {
 		CannotRun(t, err.Error())
 	}
 	t.Fatal(err)
@@ -41,7 +41,7 @@ func CannotRun(t testing.TB, reason string) {
 func RequireProgram(t testing.TB, program, install string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
-		Require(t, &localkafka.MissingError{Program: program, Install: install})
+		Require(t, &child.MissingError{Program: program, Install: install})
 	}
 }
 

@@ -9,11 +9,11 @@ import (
 	"sync"
 	"testing"
 
-	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/child"
 )
 
 func TestRequire(t *testing.T) {
-	missing := fmt.Errorf("start: %w", &localkafka.MissingError{Program: "java", Install: "a JDK"})
+	missing := fmt.Errorf("start: %w", &child.MissingError{Program: "java", Install: "a JDK"})
 	for _, tt := range []struct {
 		name     string
 		err      error

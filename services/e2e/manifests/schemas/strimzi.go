@@ -12,7 +12,7 @@ import (
 	"regexp"
 	"strconv"
 
-	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/child"
 )
 
 // pom pins Strimzi's version and lists what its generator of CRDs needs.
@@ -39,7 +39,7 @@ func strimzi(ctx context.Context) ([]string, error) {
 }
 
 // generate writes the CRDs into dir. It works in another directory and renames that at the end, so
-// that dir exists only when it is complete. It returns a [*localkafka.MissingError] if Maven or
+// that dir exists only when it is complete. It returns a [*child.MissingError] if Maven or
 // Java 21 is missing: the generator's classes need that version.
 func generate(ctx context.Context, dir string) error {
 	java, err := findJava(ctx, 21)
@@ -48,7 +48,7 @@ func generate(ctx context.Context, dir string) error {
 	}
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
-		return &localkafka.MissingError{Program: "mvn", Install: "Apache Maven (Debian and Ubuntu: maven)"}
+		return &child.MissingError{Program: "mvn", Install: "Apache Maven (Debian and Ubuntu: maven)"}
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -108,7 +108,7 @@ func findJava(ctx context.Context, version int) (string, error) {
 			return java, nil
 		}
 	}
-	return "", &localkafka.MissingError{
+	return "", &child.MissingError{
 		Program: fmt.Sprintf("Java %d", version),
 		Install: fmt.Sprintf(
 			"a JDK, %d or newer, beside any other, and set JAVA_HOME if it is not below /usr/lib/jvm", version),

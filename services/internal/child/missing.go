@@ -1,4 +1,4 @@
-package localkafka
+package child
 
 import "fmt"
 
@@ -12,5 +12,3 @@ type MissingError struct {
 func (e *MissingError) Error() string {
 	return fmt.Sprintf("%s is not installed: install %s", e.Program, e.Install)
 }
-
-const needJDK = "a JDK, 17 or newer (Debian and Ubuntu: openjdk-17-jdk-headless)"
