@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
 	"sync"
 	"time"
 
+	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/web"
 )
@@ -25,11 +28,11 @@ const (
 	republishPatience = 10 * time.Second
 )
 
-var errBusy = errors.New("the orders are being published again already")
+var errBusy = errors.New("orders are being published again already")
 
-// republisher publishes the newest version of every order again, after Kafka has lost records. The
-// relay publishes the pages in order with all other events. The next page waits until Kafka has the
-// last one, so a republication takes no more of the outbox than one page.
+// republisher publishes the newest version of orders again: of all of them after Kafka has lost records, or
+// of some. The relay publishes the pages in order with all other events. The next page waits until Kafka has
+// the last one, so a republication takes no more of the outbox than one page.
 type republisher struct {
 	store      *store
 	reconciler *reconciler
@@ -66,15 +69,21 @@ func (p *republisher) run(ctx context.Context) error {
 	return nil
 }
 
-// ServeHTTP publishes all orders again. The response is text for a person, and grows while that
-// goes on. The republication ends with the connection.
+// ServeHTTP publishes orders again: those of the parameters orderId, or all if there is none. The response
+// is text for a person, and grows while that goes on. The republication ends with the connection.
 func (p *republisher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	refuse := func(status int, err error) { web.Problem{Status: status, Text: err.Error() + "\n"}.Write(w, r) }
+	ids, err := p.wanted(r)
+	if err != nil {
+		refuse(http.StatusBadRequest, err)
+		return
+	}
 	if err := p.begin(); err != nil {
 		status := http.StatusServiceUnavailable
 		if errors.Is(err, errBusy) {
 			status = http.StatusConflict
 		}
-		web.Problem{Status: status, Text: err.Error() + "\n"}.Write(w, r)
+		refuse(status, err)
 		return
 	}
 	defer p.one.Unlock()
@@ -93,14 +102,54 @@ func (p *republisher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			cancel(err)
 		}
 	}
-	total, err := p.republish(ctx, continueTrace(r.Header.Get("Traceparent")), report)
+	trace := continueTrace(r.Header.Get("Traceparent"))
+	var total int64
+	if len(ids) > 0 {
+		total, err = p.some(ctx, ids, trace, report)
+	} else {
+		total, err = p.all(ctx, trace, report)
+	}
+	if _, unknown := errors.AsType[*unknownOrdersError](err); unknown {
+		// Nothing was reported, because nothing was begun.
+		refuse(http.StatusNotFound, err)
+		return
+	}
 	if err != nil {
 		p.log.Error("the orders are not all published again; repeat POST /republish", "orders", total, "err", err)
 		report("ended after %d orders: %v. Repeat the command: that is harmless.", total, err)
 		return
 	}
-	p.log.Info("all orders are published again", "orders", total)
+	p.log.Info("the orders are published again", "orders", total)
 	report("done: %d orders are in Kafka again", total)
+}
+
+// wanted returns the IDs of the orders that the request is about, or none for all orders. Whatever it does
+// not understand is an error: a mistake must not publish everything.
+func (p *republisher) wanted(r *http.Request) ([]string, error) {
+	const usage = "POST /republish takes the parameter orderId in its URL, once for each order, " +
+		"or no parameter for all orders"
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, usage)
+	}
+	if r.ContentLength != 0 {
+		return nil, errors.New("there is a body: " + usage)
+	}
+	ids := query["orderId"]
+	delete(query, "orderId")
+	for name := range query {
+		return nil, fmt.Errorf("there is no parameter %q: %s", name, usage)
+	}
+	if int64(len(ids)) > p.page.events {
+		return nil, fmt.Errorf("%d orders are too many for one command: it takes %d", len(ids), p.page.events)
+	}
+	for i := range ids {
+		if ids[i], err = contract.ParseOrderID(ids[i]); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, usage)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // begin reports why no republication can begin now. After nil, one is held.
@@ -119,9 +168,8 @@ func (p *republisher) begin() error {
 	return nil
 }
 
-// republish puts page after page into the outbox, and waits until Kafka has each. It returns how
-// many orders Kafka has.
-func (p *republisher) republish(
+// all publishes every order again, page after page. It returns how many orders Kafka has.
+func (p *republisher) all(
 	ctx context.Context, traceparent string, report func(format string, args ...any),
 ) (done int64, err error) {
 	total, end, err := p.store.extent(ctx)
@@ -130,20 +178,14 @@ func (p *republisher) republish(
 	}
 	p.log.Info("publishing all orders again: POST /republish", "orders", total)
 	report("publishing the newest version of %d orders again", total)
-	begin, reported := time.Now(), time.Now()
-	// say reports progress once in a while.
-	say := func(waits string) {
-		if now := time.Now(); now.Sub(reported) >= republishReport {
-			reported = now
-			report("%d of %d orders, %.0f/s%s", done, total, float64(done)/now.Sub(begin).Seconds(), waits)
-		}
-	}
+	begin := time.Now()
+	say := seldom(func(waits string) {
+		report("%d of %d orders, %.0f/s%s", done, total, float64(done)/time.Since(begin).Seconds(), waits)
+	})
 	for after := int64(0); ; {
-		// A conflict means that the store may not be published.
-		if err := p.reconciler.err(); err != nil {
-			return done, err
-		}
-		page, roomy, err := p.store.repeat(ctx, after, end, p.page, p.limit, time.Now(), traceparent)
+		page, err := p.publish(ctx, say, func() (repeated, bool, error) {
+			return p.store.repeat(ctx, after, end, p.page, p.limit, time.Now(), traceparent)
+		})
 		switch {
 		case err != nil:
 			return done, err
@@ -151,18 +193,61 @@ func (p *republisher) republish(
 			return done, fmt.Errorf("the store had %d orders", total)
 		case page.orders == 0:
 			return done, nil
-		case !roomy:
-			say("; the outbox or the disk has no room now")
-			if !backoff.Sleep(ctx, republishReport/10) {
-				return done, context.Cause(ctx)
-			}
-			continue
-		}
-		if err := p.await(ctx, page.lastMessage, say); err != nil {
-			return done, err
 		}
 		after, done = page.lastRow, done+page.orders
 		say("")
+	}
+}
+
+// some publishes these orders again, in one page. It returns how many of them Kafka has.
+func (p *republisher) some(
+	ctx context.Context, ids []string, traceparent string, report func(format string, args ...any),
+) (int64, error) {
+	p.log.Info("publishing orders again: POST /republish", "order_ids", ids)
+	say := seldom(func(waits string) { report("0 of %d orders%s", len(ids), waits) })
+	page, err := p.publish(ctx, say, func() (repeated, bool, error) {
+		return p.store.repeatOrders(ctx, ids, p.limit, time.Now(), traceparent)
+	})
+	return page.orders, err
+}
+
+// seldom returns what calls say once in republishReport at most.
+func seldom(say func(waits string)) func(waits string) {
+	said := time.Now()
+	return func(waits string) {
+		if time.Since(said) >= republishReport {
+			said = time.Now()
+			say(waits)
+		}
+	}
+}
+
+// publish calls repeat, which puts a page into the outbox, until there is room, and then waits until Kafka
+// has it. After an error Kafka may have a part of the page.
+func (p *republisher) publish(
+	ctx context.Context, say func(waits string), repeat func() (page repeated, roomy bool, err error),
+) (repeated, error) {
+	for {
+		// A conflict means that the store may not be published.
+		if err := p.reconciler.err(); err != nil {
+			return repeated{}, err
+		}
+		page, roomy, err := repeat()
+		switch {
+		case err != nil:
+			return repeated{}, err
+		case page.orders == 0 && roomy:
+			return page, nil
+		case roomy:
+			if err := p.await(ctx, page.lastMessage, say); err != nil {
+				return repeated{}, err
+			}
+			return page, nil
+		}
+		say("; the outbox or the disk has no room now")
+		if !backoff.Sleep(ctx, republishReport/10) {
+			return repeated{}, context.Cause(ctx)
+		}
 	}
 }
 

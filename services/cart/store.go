@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -424,21 +426,14 @@ func (s *store) repeat(
 		if err != nil {
 			return err
 		}
-		disk, err := tx.Room()
-		if err != nil {
+		if roomy, err = hasRoom(tx, ledger, next.orders, size, cost, limit); err != nil || !roomy {
 			return err
-		}
-		fits := ledger.Rows == 0 || (ledger.Rows+next.orders <= limit.events && ledger.Bytes+size <= limit.bytes)
-		if roomy = fits && cost <= disk; !roomy {
-			return nil
 		}
 		var ms []contract.Message
 		err = tx.Query("SELECT order_id, version, body FROM orders WHERE id > ? AND id <= ? ORDER BY id",
 			func(rows *sql.Rows) error {
-				var id string
-				var order orderState
-				err := rows.Scan(&id, &order.version, &order.body)
-				ms = append(ms, contract.Republish(id, order.version, order.body, now, traceparent))
+				m, err := scanRepetition(rows, now, traceparent)
+				ms = append(ms, m)
 				return err
 			}, after, next.lastRow)
 		if err != nil {
@@ -449,6 +444,74 @@ func (s *store) repeat(
 		return err
 	})
 	return next, roomy, err
+}
+
+// repeatOrders does for these orders what repeat does for a page. It returns an *unknownOrdersError, and
+// writes nothing, if the store lacks one of them.
+func (s *store) repeatOrders(
+	ctx context.Context, ids []string, limit room, now time.Time, traceparent string,
+) (done repeated, roomy bool, err error) {
+	keys := make([]any, len(ids))
+	for i, id := range ids {
+		keys[i] = id
+	}
+	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		ledger, err := s.box.Lock(tx)
+		if err != nil {
+			return err
+		}
+		unknown := make(map[string]bool, len(ids))
+		for _, id := range ids {
+			unknown[id] = true
+		}
+		var ms []contract.Message
+		var size, cost int64
+		err = tx.QueryIn("SELECT order_id, version, body FROM orders WHERE order_id IN ", keys, "",
+			func(rows *sql.Rows) error {
+				m, err := scanRepetition(rows, now, traceparent)
+				n := len(m.Key) + len(m.Value)
+				ms, size, cost = append(ms, m), size+int64(n), cost+sqldb.Cost(n)
+				delete(unknown, string(m.Key))
+				return err
+			})
+		if err != nil {
+			return fmt.Errorf("read orders: %w", err)
+		}
+		if len(unknown) > 0 {
+			return &unknownOrdersError{slices.Sorted(maps.Keys(unknown))}
+		}
+		if roomy, err = hasRoom(tx, ledger, int64(len(ms)), size, cost, limit); err != nil || !roomy {
+			return err
+		}
+		err = ledger.Add(now, ms)
+		done = repeated{orders: int64(len(ms)), lastMessage: ledger.Head}
+		return err
+	})
+	return done, roomy, err
+}
+
+// unknownOrdersError reports orders that are not in the store.
+type unknownOrdersError struct{ ids []string }
+
+func (e *unknownOrdersError) Error() string {
+	return fmt.Sprintf("no order %s: nothing was published", strings.Join(e.ids, ", no order "))
+}
+
+// hasRoom reports whether orders of a size fit into the outbox, and what they cost onto the disk. An empty
+// outbox takes any.
+func hasRoom(tx *sqldb.Tx, ledger *outbox.Ledger, orders, size, cost int64, limit room) (bool, error) {
+	disk, err := tx.Room()
+	fits := ledger.Rows == 0 || (ledger.Rows+orders <= limit.events && ledger.Bytes+size <= limit.bytes)
+	return fits && cost <= disk, err
+}
+
+// scanRepetition reads the columns order_id, version and body. It returns the message that publishes the
+// order again.
+func scanRepetition(rows *sql.Rows, now time.Time, traceparent string) (contract.Message, error) {
+	var id string
+	var order orderState
+	err := rows.Scan(&id, &order.version, &order.body)
+	return contract.Republish(id, order.version, order.body, now, traceparent), err
 }
 
 // extent returns how many orders there are, and the row of the newest one.

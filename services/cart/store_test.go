@@ -3,6 +3,7 @@ package cart
 import (
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -151,6 +152,47 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 		}
 		got := events(t, s)
 		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("published again (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Only the orders that were asked for are published again, all of them or none.
+func TestSomeOrdersGoIntoTheOutboxAgain(t *testing.T) {
+	t.Parallel()
+	databases(t, func(t *testing.T, open opener) {
+		c, _ := open(100)
+		for _, id := range []string{"a", "b", "c"} {
+			if _, err := c.submit(t.Context(), creation(t, id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.submit(t.Context(), update("c", "paid")); err != nil {
+			t.Fatal(err)
+		}
+		s, want := c.store, events(t, c.store)
+		before, limit := backlog(t, s), room{events: 100, bytes: 1 << 30}
+		repeat := func(limit room, ids ...string) (repeated, bool, error) {
+			return s.repeatOrders(t.Context(), ids, limit, noon, "")
+		}
+		_, _, err := repeat(limit, "a", "z", "y")
+		unknown, ok := errors.AsType[*unknownOrdersError](err)
+		if !ok || !slices.Equal(unknown.ids, []string{"y", "z"}) {
+			t.Errorf("orders that are not in the store: %v", err)
+		}
+		if _, roomy, err := repeat(room{events: before + 1, bytes: 1 << 30}, "a", "c"); roomy || err != nil {
+			t.Errorf("without room for two orders: %v, %v", roomy, err)
+		}
+		if got := events(t, s); !slices.Equal(got, want) {
+			t.Errorf("nothing was to be written, the outbox holds %v", got)
+		}
+		done, roomy, err := repeat(limit, "a", "c")
+		if !roomy || err != nil || done.orders != 2 || done.lastMessage != before+2 {
+			t.Errorf("two orders: %+v, %v, %v", done, roomy, err)
+		}
+		got := events(t, s)[before:]
+		slices.Sort(got)
+		if diff := cmp.Diff([]string{contract.TopicCreated + " a", contract.TopicUpdated + " c"}, got); diff != "" {
 			t.Errorf("published again (-want +got):\n%s", diff)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -179,6 +180,56 @@ func TestACopyMadeDuringARepublicationCanBeRestored(t *testing.T) {
 	}
 	if v := cart.update("order", "after the restore"); v != 4 {
 		t.Errorf("the next version is %d, want 4", v)
+	}
+	noLetters(t, kafka.Addr)
+	cart.stop()
+	order.stop()
+}
+
+// Some orders can be published again: after Order was too old to read them, say. A command that is not
+// understood publishes nothing, least of all everything.
+func TestSomeOrdersArePublishedAgain(t *testing.T) {
+	t.Parallel()
+	kafka, cart, order := startSystem(t)
+	for _, id := range []string{"first", "second", "with space & sign"} {
+		cart.create(id)
+	}
+	cart.update("first", "Shipped")
+	settle(t, kafka.Addr, cart, order)
+	for request, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		"?orderId=first&orderId=nobody&orderId=none": {404, "no order nobody, no order none: nothing was published\n"},
+		"?orderID=first":  {400, `there is no parameter "orderID"`},
+		"?orderId=":       {400, "orderId is blank"},
+		"?orderId=%zz":    {400, "invalid URL escape"},
+		"?orderId=a&b=c":  {400, `there is no parameter "b"`},
+		"?orderId=a%00b":  {400, "control character"},
+		"?orderId=first;": {400, "semicolon"},
+		"?" + strings.Repeat("orderId=first&", 600): {400, "orders are too many for one command: it takes 500"},
+	} {
+		got := do(t, http.MethodPost, cart.ops+"/republish"+request, "")
+		if got.status != want.status || !strings.Contains(got.body, want.text) {
+			t.Errorf("POST /republish%.60s: %d %q, want %d %q", request, got.status, got.body, want.status, want.text)
+		}
+	}
+	if got := do(t, http.MethodPost, cart.ops+"/republish", "orderId=first"); got.status != http.StatusBadRequest ||
+		!strings.Contains(got.body, "there is a body") {
+		t.Errorf("a command in the body: %d %q, want 400", got.status, got.body)
+	}
+	const some = "?orderId=first&orderId=with+space+%26+sign&orderId=first"
+	got := do(t, http.MethodPost, cart.ops+"/republish"+some, "")
+	if got.status != http.StatusOK || got.body != "done: 2 orders are in Kafka again\n" {
+		t.Errorf("two orders: %d %q", got.status, got.body)
+	}
+	settle(t, kafka.Addr, cart, order)
+	for id, want := range map[string][]string{
+		"first": {"new", "Shipped", "Shipped"}, "second": {"new"}, "with space & sign": {"new", "new"},
+	} {
+		if got := statuses(t, kafka.Addr, id); !slices.Equal(got, want) {
+			t.Errorf("the topics hold %q of %s, want %q", got, id, want)
+		}
 	}
 	noLetters(t, kafka.Addr)
 	cart.stop()
