@@ -15,7 +15,7 @@ ORDER_URL     ?= http://localhost:7000
 
 # The programs whose image is published, and how each is built. A build-arg without a value comes
 # from the environment if it is set there.
-PROGRAMS    = cart order lag-operator lag-collector check
+PROGRAMS    = cart order lag-operator lag-collector check orderctl
 IMAGE       = $(REGISTRY)/ordersystem/$$program:$(VERSION)
 BUILD_IMAGE = --file services/Dockerfile --build-arg PROGRAM=$$program --build-arg BASE --build-arg PIP_BASE \
 	--build-arg GOPROXY --build-arg PIP_INDEX_URL --build-arg SOURCE_DATE_EPOCH=0 $(IMAGE_FLAGS) --tag $(IMAGE) .

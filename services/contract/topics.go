@@ -18,10 +18,11 @@ const (
 const (
 	// GroupOrder is the group of the Order service.
 	GroupOrder = "order-service"
-	// GroupRebuild and GroupAudit only give a name to clients that assign partitions by themselves.
-	// They commit no offsets.
-	GroupRebuild = "cart-rebuild"
-	GroupAudit   = "order-audit"
+	// The other groups only give a name to clients that assign partitions by themselves. They commit no
+	// offsets.
+	GroupRebuild  = "cart-rebuild"
+	GroupAudit    = "order-audit"
+	GroupOrderctl = "orderctl"
 )
 
 // The transactional IDs. Kafka refuses a producer as soon as another one takes its ID. Each relay has two

@@ -42,15 +42,18 @@ func deadLetter(r fold.Rejected, now time.Time) contract.Message {
 	if size > maxLetterBytes {
 		m.Key = m.Key[:min(len(m.Key), contract.MaxIDBytes)]
 		m.Value = m.Value[:min(len(m.Value), maxLetterBytes)]
-		m.Headers = []contract.Header{{Key: "dlt-cut", Value: strconv.AppendInt(nil, int64(size), 10)}}
+		m.Headers = []contract.Header{{Key: contract.HeaderLetterCut, Value: strconv.AppendInt(nil, int64(size), 10)}}
 	}
-	m.Headers = append(m.Headers,
-		contract.Header{Key: "dlt-topic", Value: []byte(r.Record.Topic)},
-		contract.Header{Key: "dlt-partition", Value: strconv.AppendInt(nil, int64(r.Record.Partition), 10)},
-		contract.Header{Key: "dlt-offset", Value: strconv.AppendInt(nil, r.Record.Offset, 10)},
-		contract.Header{Key: "dlt-reason", Value: []byte(r.Reason)},
-		contract.Header{Key: "dlt-message", Value: []byte(r.Message)},
-		contract.Header{Key: "dlt-time", Value: []byte(now.UTC().Format(time.RFC3339Nano))},
-	)
+	record := r.Record
+	for _, h := range []struct{ key, value string }{
+		{contract.HeaderLetterTopic, record.Topic},
+		{contract.HeaderLetterPartition, strconv.Itoa(int(record.Partition))},
+		{contract.HeaderLetterOffset, strconv.FormatInt(record.Offset, 10)},
+		{contract.HeaderLetterReason, string(r.Reason)},
+		{contract.HeaderLetterMessage, r.Message},
+		{contract.HeaderLetterTime, now.UTC().Format(time.RFC3339Nano)},
+	} {
+		m.Headers = append(m.Headers, contract.Header{Key: h.key, Value: []byte(h.value)})
+	}
 	return m
 }

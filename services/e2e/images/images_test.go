@@ -27,7 +27,7 @@ import (
 
 const root = "../../.."
 
-var programs = []string{"cart", "order", "lag-operator", "lag-collector", "check"}
+var programs = []string{"cart", "order", "lag-operator", "lag-collector", "check", "orderctl"}
 
 func TestMakefileListsThePrograms(t *testing.T) {
 	var want []string
@@ -79,6 +79,7 @@ func TestImageStarts(t *testing.T) {
 		"lag-operator":  "POD_NAMESPACE is not set",
 		"lag-collector": "/etc/lag-collector/config.yaml",
 		"check":         "no step is given",
+		"orderctl":      "KAFKA_BROKERS is not set",
 	} {
 		t.Run(program, func(t *testing.T) {
 			out, err := exec.CommandContext(t.Context(), testenv.Docker(), "run", "--rm", "--network=none",

@@ -139,8 +139,8 @@ func forEach(t *testing.T, namespace string, check func(t *testing.T, manifests 
 			check(t, kustomize(t, dir))
 		})
 	}
-	// This example is in no kustomization.
-	for _, file := range glob(t, "k8s/keda/*.yaml") {
+	// These are in no kustomization.
+	for _, file := range append(glob(t, "k8s/keda/*.yaml"), glob(t, "docs/runbooks/*.yaml")...) {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
 			text, err := os.ReadFile(filepath.Join(root, file))
