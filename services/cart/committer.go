@@ -174,14 +174,14 @@ func (c *committer) collect(batch []*pending) []*pending {
 // commit has a batch decided and written, and sets the result of each change in it.
 func (c *committer) commit(ctx context.Context, batch []*pending) {
 	c.batchSize.Observe(float64(len(batch)))
-	changes := make([]change, len(batch))
-	for i, p := range batch {
-		changes[i] = p.change
-	}
 	// These may have waited for a batch that has failed.
 	if err := c.away(); err != nil {
 		refuse(batch, err)
 		return
+	}
+	changes := make([]change, len(batch))
+	for i, p := range batch {
+		changes[i] = p.change
 	}
 	// The requests wait for the results even while the service stops.
 	results, left, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())

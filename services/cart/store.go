@@ -171,12 +171,11 @@ func write(tx *sqldb.Tx, ledger *outbox.Ledger, b *batch) error {
 			b.now.Add(keyLifetime).UnixMilli())
 	}
 	// A key that is there has expired and was not deleted yet.
-	written, err := tx.ExecRows(
+	if err := tx.WriteRows("write idempotency keys",
 		"INSERT INTO idempotency_keys(idempotency_key, fingerprint, version, body, expires_at) VALUES ", columns,
 		` ON CONFLICT (idempotency_key) DO UPDATE SET fingerprint = excluded.fingerprint,
-			version = excluded.version, body = excluded.body, expires_at = excluded.expires_at`, args)
-	if err := sqldb.ExpectRows(int64(len(b.newKeys)), written, err); err != nil {
-		return fmt.Errorf("write idempotency keys: %w", err)
+			version = excluded.version, body = excluded.body, expires_at = excluded.expires_at`, args); err != nil {
+		return err
 	}
 	return ledger.Add(b.now, b.messages)
 }
@@ -189,13 +188,9 @@ func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 	for id, order := range orders {
 		args = append(args, id, order.version, order.body)
 	}
-	written, err := tx.ExecRows("INSERT INTO orders(order_id, version, body) VALUES ", columns,
+	return tx.WriteRows("write orders", "INSERT INTO orders(order_id, version, body) VALUES ", columns,
 		` ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, body = excluded.body
 			WHERE excluded.version > orders.version`, args)
-	if err := sqldb.ExpectRows(int64(len(orders)), written, err); err != nil {
-		return fmt.Errorf("write orders: %w", err)
-	}
-	return nil
 }
 
 // deleteExpired deletes idempotency keys that have expired by now, some at a time so that no request
@@ -238,11 +233,7 @@ func probe(tx *sqldb.Tx) error {
 	if err != nil {
 		return fmt.Errorf("read whether the store is rebuilt: %w", err)
 	}
-	written, err := tx.Exec("UPDATE rebuilt SET at = at")
-	if err := sqldb.ExpectRows(marks, written, err); err != nil {
-		return fmt.Errorf("probe the store: %w", err)
-	}
-	return nil
+	return tx.Write("probe the store", marks, "UPDATE rebuilt SET at = at")
 }
 
 // isRebuilt reports whether the store holds what the topics held when it was made.
@@ -574,13 +565,10 @@ func (s *store) writePublished(tx *sqldb.Tx, next map[broker.Partition]int64) er
 	for p, offset := range next {
 		args = append(args, p.Topic, p.Number, ids[p.Topic], offset)
 	}
-	written, err := tx.ExecRows("INSERT INTO published(topic, partition, topic_id, next_offset) VALUES ", columns,
+	return tx.WriteRows("write the published positions",
+		"INSERT INTO published(topic, partition, topic_id, next_offset) VALUES ", columns,
 		` ON CONFLICT (topic, partition) DO UPDATE SET topic_id = excluded.topic_id,
 			next_offset = excluded.next_offset`, args)
-	if err := sqldb.ExpectRows(int64(len(next)), written, err); err != nil {
-		return fmt.Errorf("write the published positions: %w", err)
-	}
-	return nil
 }
 
 // markRebuilt marks the store as rebuilt. It may be called again: a commit that reported an error may

@@ -40,17 +40,23 @@ func (s *store) awaitLocks(t testing.TB, n int) {
 	})
 }
 
-// hold begins a transaction that does some work and then waits. commit ends it.
+// hold begins a transaction that does some work and then waits. commit ends it, or the end of the test.
 func (s *store) hold(t testing.TB, work func(*sqldb.Tx) error) (commit func()) {
 	t.Helper()
-	done, release, result := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	done, released, result := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(released) })
+	t.Cleanup(release)
 	go func() {
 		result <- s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 			if err := work(tx); err != nil {
 				return err
 			}
+			// A statement that reads takes those along that were put off.
+			if err := tx.Query("SELECT 1", func(*sql.Rows) error { return nil }); err != nil {
+				return err
+			}
 			close(done)
-			<-release
+			<-released
 			return nil
 		})
 	}()
@@ -61,7 +67,7 @@ func (s *store) hold(t testing.TB, work func(*sqldb.Tx) error) (commit func()) {
 	}
 	return func() {
 		t.Helper()
-		close(release)
+		release()
 		if err := <-result; err != nil {
 			t.Fatal(err)
 		}

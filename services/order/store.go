@@ -179,7 +179,12 @@ type move struct {
 
 // restart takes partitions to other offsets, without any record.
 func (s *store) restart(ctx context.Context, moves []move) error {
-	return s.db.Tx(ctx, func(tx *sqldb.Tx) error { return moveOffsets(tx, moves) })
+	return s.db.Tx(ctx, func(tx *sqldb.Tx) error {
+		if err := lockOffsets(tx, moves); err != nil {
+			return err
+		}
+		return moveOffsets(tx, moves)
+	})
 }
 
 // maxOvertaken is how often a batch is begun again because another member has written one of its
@@ -219,7 +224,7 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 	if room <= 0 {
 		return fold.Result{}, errNearlyFull
 	}
-	if err := moveOffsets(tx, moves); err != nil {
+	if err := lockOffsets(tx, moves); err != nil {
 		return fold.Result{}, err
 	}
 	marks, err := readMarks(tx, batch)
@@ -240,10 +245,10 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 			return fold.Result{}, err
 		}
 	}
-	if err := upsert(tx, result.Winners); err != nil {
-		return fold.Result{}, fmt.Errorf("write %d orders: %w", len(result.Winners), err)
+	if err := moveOffsets(tx, moves); err != nil {
+		return fold.Result{}, err
 	}
-	return result, nil
+	return result, upsert(tx, result.Winners)
 }
 
 // readMarks returns what is known of the orders of a batch.
@@ -279,19 +284,15 @@ func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
 		o := &d.Event.Order
 		args = append(args, o.OrderID, o.Version, d.Event.ID, int64(o.TotalAmount), d.Body)
 	}
-	changed, err := tx.ExecRows("INSERT INTO orders(order_id, version, event_id, total, body) VALUES ", columns,
+	return tx.WriteRows("write orders", "INSERT INTO orders(order_id, version, event_id, total, body) VALUES ", columns,
 		` ON CONFLICT (order_id) DO UPDATE
 		SET version = excluded.version, event_id = excluded.event_id, total = excluded.total, body = excluded.body
 		WHERE excluded.version > orders.version`, args)
-	return sqldb.ExpectRows(int64(len(winners)), changed, err)
 }
 
-// moveOffsets is a compare-and-set of all offsets. It returns broker.ErrFenced if one of them is not
-// where its move begins. Until the end of the transaction, no other member can move them.
-func moveOffsets(tx *sqldb.Tx, moves []move) error {
-	if len(moves) == 0 {
-		return nil
-	}
+// lockOffsets is the first half of a compare-and-set of all offsets. It returns broker.ErrFenced if one of
+// them is not where its move begins. Until the end of the transaction, no other member can move them.
+func lockOffsets(tx *sqldb.Tx, moves []move) error {
 	keys := make([]any, len(moves))
 	for i, m := range moves {
 		keys[i] = offsetKey(m.partition)
@@ -309,23 +310,27 @@ func moveOffsets(tx *sqldb.Tx, moves []move) error {
 	if err != nil {
 		return fmt.Errorf("read %d offsets: %w", len(moves), err)
 	}
+	for _, m := range moves {
+		if next, known := at[offsetKey(m.partition)]; !known || next != m.from {
+			return fmt.Errorf("%s/%d is no longer at offset %d: %w", m.partition.Topic, m.partition.Number, m.from,
+				broker.ErrFenced)
+		}
+	}
+	return nil
+}
+
+// moveOffsets is the second half.
+func moveOffsets(tx *sqldb.Tx, moves []move) error {
 	const columns = 6
 	args := make([]any, 0, columns*len(moves))
 	for _, m := range moves {
 		p := m.partition
-		if next, known := at[offsetKey(p)]; !known || next != m.from {
-			return fmt.Errorf("%s/%d is no longer at offset %d: %w", p.Topic, p.Number, m.from, broker.ErrFenced)
-		}
 		args = append(args, p.TopicID, int64(p.Number), p.Topic, m.to.Next, m.to.Last, m.to.Newest.UnixMilli())
 	}
-	changed, err := tx.ExecRows(
+	return tx.WriteRows("move the offsets",
 		"INSERT INTO offsets(topic_id, partition, topic, next_offset, last_offset, newest_time) VALUES ", columns,
 		` ON CONFLICT (topic_id, partition) DO UPDATE SET next_offset = excluded.next_offset,
 		last_offset = excluded.last_offset, newest_time = excluded.newest_time`, args)
-	if err := sqldb.ExpectRows(int64(len(moves)), changed, err); err != nil {
-		return fmt.Errorf("move %d offsets: %w", len(moves), err)
-	}
-	return nil
 }
 
 // offsetKey is a partition's key in the table of offsets, as one value.

@@ -111,9 +111,9 @@ func (l *lease) tryTake(ctx context.Context) (epoch int64, until time.Time, left
 			return nil
 		}
 		epoch, left = h.epoch+1, 0
-		changed, err := tx.Exec("UPDATE relay SET owner = ?, epoch = ?, expires_at = ? WHERE key = 0 AND epoch = ?",
+		return tx.Write("write the lease", 1,
+			"UPDATE relay SET owner = ?, epoch = ?, expires_at = ? WHERE key = 0 AND epoch = ?",
 			l.owner, epoch, now.Add(leaseTime).UnixMilli(), h.epoch)
-		return sqldb.ExpectRows(1, changed, err)
 	})
 	if err != nil {
 		return 0, time.Time{}, 0, fmt.Errorf("take the lease: %w", err)
@@ -215,8 +215,7 @@ func (l *lease) note(ctx context.Context, epoch int64, update string) error {
 		if _, err := l.guard(tx, epoch); err != nil {
 			return err
 		}
-		changed, err := tx.Exec(update)
-		return sqldb.ExpectRows(1, changed, err)
+		return tx.Write("write the lease", 1, update)
 	})
 }
 

@@ -36,14 +36,13 @@ func (l *Ledger) Add(at time.Time, ms []contract.Message) error {
 		bytes += int64(len(m.Key) + len(m.Value) + len(headers))
 	}
 	const insert = "INSERT INTO outbox(id, topic, record_key, value, headers, created_at) VALUES "
-	changed, err := l.tx.ExecRows(insert, columns, "", args)
-	if err := sqldb.ExpectRows(added, changed, err); err != nil {
-		return fmt.Errorf("insert into the outbox: %w", err)
+	if err := l.tx.WriteRows("insert into the outbox", insert, columns, "", args); err != nil {
+		return err
 	}
-	changed, err = l.tx.Exec("UPDATE ledger SET head = ?, head_bytes = ? WHERE key = 0 AND head = ?",
-		head+added, l.headBytes+bytes, head)
-	if err := sqldb.ExpectRows(1, changed, err); err != nil {
-		return fmt.Errorf("write the ledger of the outbox: %w", err)
+	if err := l.tx.Write("write the ledger of the outbox", 1,
+		"UPDATE ledger SET head = ?, head_bytes = ? WHERE key = 0 AND head = ?",
+		head+added, l.headBytes+bytes, head); err != nil {
+		return err
 	}
 	l.Rows, l.Bytes, l.Head, l.headBytes = l.Rows+added, l.Bytes+bytes, head+added, l.headBytes+bytes
 	l.tx.AfterCommit(func() {
@@ -130,9 +129,9 @@ func (l *Ledger) Discard(rows []Row) error {
 	if err != nil {
 		return fmt.Errorf("measure what is published of the outbox: %w", err)
 	}
-	deleted, err := l.tx.ExecRows("DELETE FROM outbox WHERE id IN (VALUES ", 1, ")", ids)
-	if err := sqldb.ExpectRows(int64(len(ids)), deleted, err); err != nil {
-		return fmt.Errorf("delete what is published from the outbox: %w", err)
+	if err := l.tx.WriteRows("delete what is published from the outbox",
+		"DELETE FROM outbox WHERE id IN (VALUES ", 1, ")", ids); err != nil {
+		return err
 	}
 	done := l.Head
 	err = l.tx.Query("SELECT id FROM outbox ORDER BY id LIMIT 1",
@@ -140,9 +139,9 @@ func (l *Ledger) Discard(rows []Row) error {
 	if err != nil {
 		return fmt.Errorf("read the outbox: %w", err)
 	}
-	changed, err := l.tx.Exec("UPDATE relay SET done = ?, done_bytes = done_bytes + ? WHERE key = 0", done, bytes)
-	if err := sqldb.ExpectRows(1, changed, err); err != nil {
-		return fmt.Errorf("write how far the outbox is published: %w", err)
+	if err := l.tx.Write("write how far the outbox is published", 1,
+		"UPDATE relay SET done = ?, done_bytes = done_bytes + ? WHERE key = 0", done, bytes); err != nil {
+		return err
 	}
 	l.Rows, l.Bytes = l.Head-done, l.Bytes-bytes
 	return nil

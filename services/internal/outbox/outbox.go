@@ -124,12 +124,11 @@ func (b *Box) prepare(tx *sqldb.Tx) error {
 	if last > 0 {
 		done = first - 1
 	}
-	changed, err := tx.Exec("UPDATE relay SET done = ?, done_bytes = 0", done)
-	if err := sqldb.ExpectRows(1, changed, err); err != nil {
+	if err := tx.Write("write how far the outbox is published", 1,
+		"UPDATE relay SET done = ?, done_bytes = 0", done); err != nil {
 		return err
 	}
-	changed, err = tx.Exec("UPDATE ledger SET head = ?, head_bytes = ?", head, bytes)
-	return sqldb.ExpectRows(1, changed, err)
+	return tx.Write("write the ledger of the outbox", 1, "UPDATE ledger SET head = ?, head_bytes = ?", head, bytes)
 }
 
 // Describe is part of prometheus.Collector.

@@ -198,25 +198,25 @@ func (t *term) delete(tx *sqldb.Tx) error {
 			return fmt.Errorf("read what was acknowledged in the outbox: %w", err)
 		}
 	}
-	if t.published != nil && len(stored) > 0 {
-		if err := t.published(tx, stored); err != nil {
-			return fmt.Errorf("store the published positions: %w", err)
-		}
-	}
 	var bytes int64
 	err = tx.Query("SELECT "+size+" FROM outbox WHERE id > ? AND id <= ?",
 		func(r *sql.Rows) error { return r.Scan(&bytes) }, done, to)
 	if err != nil {
 		return fmt.Errorf("measure what was acknowledged in the outbox: %w", err)
 	}
-	deleted, err := tx.Exec("DELETE FROM outbox WHERE id > ? AND id <= ?", done, to)
-	if err := sqldb.ExpectRows(want, deleted, err); err != nil {
-		return fmt.Errorf("delete what was acknowledged from the outbox: %w", err)
+	if t.published != nil && len(stored) > 0 {
+		if err := t.published(tx, stored); err != nil {
+			return fmt.Errorf("store the published positions: %w", err)
+		}
 	}
-	changed, err := tx.Exec("UPDATE relay SET done = ?, done_bytes = done_bytes + ? WHERE key = 0 AND epoch = ?",
-		to, bytes, t.epoch)
-	if err := sqldb.ExpectRows(1, changed, err); err != nil {
-		return fmt.Errorf("write how far the outbox is published: %w", err)
+	if err := tx.Write("delete what was acknowledged from the outbox", want,
+		"DELETE FROM outbox WHERE id > ? AND id <= ?", done, to); err != nil {
+		return err
+	}
+	if err := tx.Write("write how far the outbox is published", 1,
+		"UPDATE relay SET done = ?, done_bytes = done_bytes + ? WHERE key = 0 AND epoch = ?",
+		to, bytes, t.epoch); err != nil {
+		return err
 	}
 	tx.AfterCommit(func() {
 		t.mu.Lock()

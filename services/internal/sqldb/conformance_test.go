@@ -39,6 +39,7 @@ func TestConformance(t *testing.T) {
 			"after a commit":                                testAfterCommit,
 			"transactions run one after the other":          testTransactionsTakeTurns,
 			"the clock":                                     testClock,
+			"writes change all their rows or end it":        testWrites,
 		} {
 			t.Run(name+"/"+behaviour, func(t *testing.T) {
 				t.Parallel()
@@ -252,11 +253,10 @@ func testValues(t *testing.T, cfg sqldb.Config) {
 		for _, v := range want[1:] {
 			args = append(args, v.N, v.T, v.B)
 		}
-		changed, err := tx.ExecRows("INSERT INTO v(n, t, b) VALUES ", 3, "", args)
-		if err := sqldb.ExpectRows(2, changed, err); err != nil {
+		if err := tx.WriteRows("write", "INSERT INTO v(n, t, b) VALUES ", 3, "", args); err != nil {
 			return err
 		}
-		changed, err = tx.Exec("INSERT INTO v(n, t, b) VALUES (?, ?, ?)", want[0].N, want[0].T, want[0].B)
+		changed, err := tx.Exec("INSERT INTO v(n, t, b) VALUES (?, ?, ?)", want[0].N, want[0].T, want[0].B)
 		return sqldb.ExpectRows(1, changed, err)
 	})
 	if err == nil {
@@ -276,6 +276,81 @@ func testValues(t *testing.T, cfg sqldb.Config) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// A write may be put off, but never behind a statement that could see it.
+func testWrites(t *testing.T, cfg sqldb.Config) {
+	db := openConfig(t, cfg)
+	type call = func(tx *sqldb.Tx) error
+	write := func(want int64, v string) call {
+		return func(tx *sqldb.Tx) error {
+			return tx.Write("change it", want, "UPDATE t SET v = v WHERE v = ?", v)
+		}
+	}
+	insert := func(tx *sqldb.Tx) error {
+		return tx.WriteRows("insert it", "INSERT INTO t(k, v) VALUES ", 2, "", []any{7, "seven", 8, "eight"})
+	}
+	repeat := func(tx *sqldb.Tx) error {
+		return tx.WriteRows("insert it again", "INSERT INTO t(k, v) VALUES ", 2, " ON CONFLICT DO NOTHING",
+			[]any{8, "eight", 9, "nine"})
+	}
+	sees := func(want int64) call {
+		return func(tx *sqldb.Tx) error {
+			return tx.Query("SELECT count(*) FROM t", func(r *sql.Rows) error {
+				var n int64
+				err := r.Scan(&n)
+				if n != want {
+					t.Errorf("a statement after the write sees %d rows, want %d", n, want)
+				}
+				return err
+			})
+		}
+	}
+	exec := func(tx *sqldb.Tx) error { _, err := tx.Exec("DELETE FROM t WHERE v = 'none'"); return err }
+	for _, tt := range []struct {
+		name  string
+		calls []call
+		// fails is how the error begins; empty: none.
+		fails string
+		count *sqldb.CountError
+		rows  int
+	}{
+		{"what a read sees", []call{insert, sees(2), write(1, "seven")}, "", nil, 2},
+		{"no row changed", []call{insert, write(1, "none")}, "change it: ", &sqldb.CountError{Changed: 0, Want: 1}, 0},
+		{"a row too many", []call{insert, write(0, "seven"), sees(2)}, "change it: ",
+			&sqldb.CountError{Changed: 1, Want: 0}, 0},
+		{"some rows only", []call{insert, repeat, exec}, "insert it again: ",
+			&sqldb.CountError{Changed: 1, Want: 2}, 0},
+		{"the first of several", []call{insert, write(3, "seven"), insert}, "change it: ",
+			&sqldb.CountError{Changed: 1, Want: 3}, 0},
+		{"a statement that fails", []call{insert, insert, write(1, "seven")}, "insert it: ", nil, 0},
+	} {
+		err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			if _, err := tx.Exec("DELETE FROM t"); err != nil {
+				return err
+			}
+			for _, do := range tt.calls {
+				if err := do(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		counted, is := errors.AsType[*sqldb.CountError](err)
+		if (err == nil) != (tt.fails == "") || err != nil && !strings.HasPrefix(err.Error(), tt.fails) ||
+			is != (tt.count != nil) || is && *counted != *tt.count {
+			t.Errorf("%s: %v, want %q, %+v", tt.name, err, tt.fails, tt.count)
+		}
+		if got := count(t, db); got != tt.rows {
+			t.Errorf("%s: %d rows afterwards, want %d", tt.name, got, tt.rows)
+		}
+		if err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Exec("DELETE FROM t")
+			return err
+		}); err != nil {
+			t.Errorf("%s: the next transaction: %v", tt.name, err)
+		}
 	}
 }
 

@@ -298,8 +298,13 @@ func (db *postgres) attempt(ctx context.Context, fn func(*Tx) error) (_ *Tx, err
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	tx := &Tx{session: &postgresSession{tx: begun, ctx: ctx}}
-	if err := fn(tx); err != nil {
+	session := &postgresSession{conn: conn, tx: begun, ctx: ctx}
+	tx := &Tx{session: session}
+	err = fn(tx)
+	if err == nil {
+		err = session.flush()
+	}
+	if err != nil {
 		// The server rolls back what has lost its connection.
 		_ = begun.Rollback()
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // unlimited is room that nothing here bounds. Callers add to it and subtract from it.
@@ -18,12 +19,69 @@ const unlimited = math.MaxInt64 / 4
 
 // postgresSession runs the statements of one transaction.
 type postgresSession struct {
-	tx  *sql.Tx
-	ctx context.Context
+	// conn is the connection of tx.
+	conn *sql.Conn
+	tx   *sql.Tx
+	ctx  context.Context
+	// later are the statements that were put off.
+	later []write
+}
+
+// write is a statement that has to change want rows.
+type write struct {
+	what, query string
+	want        int64
+	args        []any
+}
+
+// Write is part of session.
+func (s *postgresSession) Write(what string, want int64, query string, args ...any) error {
+	s.later = append(s.later, write{what, query, want, args})
+	return nil
+}
+
+// WriteRows is part of session.
+func (s *postgresSession) WriteRows(what, head string, columns int, tail string, args []any) error {
+	if len(args) == 0 {
+		return nil
+	}
+	query, arrays, err := fromArrays(head, columns, tail, args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return s.Write(what, int64(len(args)/columns), query, arrays...)
+}
+
+// flush runs the statements that were put off, in one round trip.
+func (s *postgresSession) flush() error {
+	if len(s.later) == 0 {
+		return nil
+	}
+	var batch pgx.Batch
+	for _, w := range s.later {
+		batch.Queue(rebind(w.query), w.args...)
+	}
+	later := s.later
+	s.later = nil
+	return s.conn.Raw(func(c any) error {
+		results := c.(*stdlib.Conn).Conn().SendBatch(s.ctx, &batch)
+		for _, w := range later {
+			tag, err := results.Exec()
+			if err := wroteRows(w.what, w.want, tag.RowsAffected(), err); err != nil {
+				// The error of the first one ends the others too.
+				_ = results.Close()
+				return err
+			}
+		}
+		return results.Close()
+	})
 }
 
 // Exec is part of session.
 func (s *postgresSession) Exec(query string, args ...any) (int64, error) {
+	if err := s.flush(); err != nil {
+		return 0, err
+	}
 	r, err := s.tx.ExecContext(s.ctx, rebind(query), args...)
 	if err != nil {
 		return 0, err
@@ -33,6 +91,9 @@ func (s *postgresSession) Exec(query string, args ...any) (int64, error) {
 
 // Query is part of session.
 func (s *postgresSession) Query(query string, scan func(*sql.Rows) error, args ...any) error {
+	if err := s.flush(); err != nil {
+		return err
+	}
 	rows, err := s.tx.QueryContext(s.ctx, rebind(query), args...)
 	if err != nil {
 		return err
@@ -40,23 +101,32 @@ func (s *postgresSession) Query(query string, scan func(*sql.Rows) error, args .
 	return each(rows, scan)
 }
 
-// ExecRows is part of session. It sends each column as an array: one text for any number of rows, and
-// one round trip. See BenchmarkRows.
+// ExecRows is part of session.
 func (s *postgresSession) ExecRows(head string, columns int, tail string, args []any) (int64, error) {
 	if len(args) == 0 {
 		return 0, nil
 	}
-	arrays := make([]any, columns)
+	query, arrays, err := fromArrays(head, columns, tail, args)
+	if err != nil {
+		return 0, err
+	}
+	return s.Exec(query, arrays...)
+}
+
+// fromArrays returns the statement of ExecRows and its arguments, an array for each column: one text for any
+// number of rows, and one round trip. See BenchmarkRows.
+func fromArrays(head string, columns int, tail string, args []any) (query string, arrays []any, err error) {
+	arrays = make([]any, columns)
 	casts := make([]string, columns)
 	for c := range columns {
 		array, kind, err := array(args, c, columns)
 		if err != nil {
-			return 0, err
+			return "", nil, err
 		}
 		arrays[c], casts[c] = array, "?::"+kind
 	}
 	head = strings.TrimSuffix(head, "VALUES ")
-	return s.Exec(head+"SELECT * FROM unnest("+strings.Join(casts, ", ")+")"+tail, arrays...)
+	return head + "SELECT * FROM unnest(" + strings.Join(casts, ", ") + ")" + tail, arrays, nil
 }
 
 // QueryIn is part of session.
@@ -86,6 +156,9 @@ func (s *postgresSession) DeleteLimit() (int64, error) { return mostDeleted, nil
 
 // script is part of session. Only the simple protocol takes several statements.
 func (s *postgresSession) script(text string) error {
+	if err := s.flush(); err != nil {
+		return err
+	}
 	_, err := s.tx.ExecContext(s.ctx, text, pgx.QueryExecModeSimpleProtocol)
 	return err
 }

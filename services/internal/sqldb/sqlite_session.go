@@ -94,6 +94,18 @@ func (s *sqliteSession) ExecRows(head string, columns int, tail string, args []a
 	return changed, nil
 }
 
+// Write is part of session. There is no round trip to save.
+func (s *sqliteSession) Write(what string, want int64, query string, args ...any) error {
+	changed, err := s.Exec(query, args...)
+	return wroteRows(what, want, changed, err)
+}
+
+// WriteRows is part of session.
+func (s *sqliteSession) WriteRows(what, head string, columns int, tail string, args []any) error {
+	changed, err := s.ExecRows(head, columns, tail, args)
+	return wroteRows(what, int64(len(args)/columns), changed, err)
+}
+
 // QueryIn is part of session.
 func (s *sqliteSession) QueryIn(head string, keys []any, tail string, scan func(*sql.Rows) error) error {
 	return inChunks(head, keys, tail, func(query string, keys []any) error {

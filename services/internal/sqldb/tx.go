@@ -28,6 +28,13 @@ type session interface {
 	// how many rows they changed. The values of a column have one type.
 	ExecRows(head string, columns int, tail string, args []any) (int64, error)
 
+	// Write is Exec for a statement that has to change want rows, and WriteRows is ExecRows for rows that all
+	// have to change something. The statement may be put off until the next one that is no Write, or the
+	// commit, so that several share a round trip. Its error then comes from there: it begins with what, and is
+	// a *CountError if another number of rows was changed.
+	Write(what string, want int64, query string, args ...any) error
+	WriteRows(what, head string, columns int, tail string, args []any) error
+
 	// QueryIn runs head + "(?,?…)" + tail with a placeholder for each key, and calls scan for each row
 	// of the result. head ends with a condition such as "WHERE id IN ". The keys have one type. Without
 	// keys it does nothing.
@@ -78,6 +85,14 @@ func ExpectRows(want, changed int64, err error) error {
 		return &CountError{Changed: changed, Want: want}
 	}
 	return err
+}
+
+// wroteRows returns the error of a Write.
+func wroteRows(what string, want, changed int64, err error) error {
+	if err = ExpectRows(want, changed, err); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 // ErrStop ends a query before its last row when scan returns it. The query returns nil.
