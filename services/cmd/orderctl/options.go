@@ -33,7 +33,10 @@ type options struct {
 
 // parse reads the command line. The error is flag.ErrHelp or a usageError.
 func parse(args []string) (o options, err error) {
-	if len(args) == 0 || slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
+	if len(args) == 0 {
+		return o, usageError{errors.New("no command is given")}
+	}
+	if slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
 		return o, flag.ErrHelp
 	}
 	if args[0] != "dead-letters" {

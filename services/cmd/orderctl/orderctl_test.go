@@ -241,6 +241,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
+		"":                                      "no command is given",
 		"letters":                               `there is no command "letters"`,
 		"dead-letters":                          "needs list, show or redrive",
 		"dead-letters drop":                     "there is no dead-letters drop",
@@ -259,7 +260,7 @@ func TestUsage(t *testing.T) {
 		}
 		has(stderr, want, "-h shows the usage")
 	}
-	for _, args := range [][]string{nil, {"-h"}, {"--help"}, {"dead-letters", "list", "-h"}} {
+	for _, args := range [][]string{{"-h"}, {"--help"}, {"dead-letters", "list", "-h"}} {
 		code, stdout, _ := s.run(args...)
 		if code != 0 {
 			t.Errorf("%v: exit code %d", args, code)
