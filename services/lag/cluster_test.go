@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -47,8 +48,19 @@ func (s *scenario) outlives(topic *topicLog, victim *localkafka.Broker) {
 	s.Helper()
 	away := int32(victim.ID)
 	led := make(map[int32]bool)
+	// all are the partitions that get their first leaders back. The next scenario needs groups with different
+	// coordinators, too.
+	var all kadm.TopicsSet
 	for p := range topic.partitions {
 		led[int32(p)] = s.leader(topic.name, int32(p)) == away
+		all.Add(topic.name, int32(p))
+	}
+	offsets, err := s.metadata(s.Context(), 1, offsetsTopic)
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, p := range offsets.Topics[0].Partitions {
+		all.Add(offsetsTopic, p.Partition)
 	}
 	group := s.groupOf(func(coordinator int32) bool { return coordinator != away })
 	moving := s.groupOf(func(coordinator int32) bool { return coordinator == away })
@@ -75,10 +87,6 @@ func (s *scenario) outlives(topic *topicLog, victim *localkafka.Broker) {
 	settled = s.away.begin()
 	if err := victim.StartAgain(s.Context()); err != nil {
 		s.Fatal(err)
-	}
-	var all kadm.TopicsSet
-	for p := range led {
-		all.Add(topic.name, p)
 	}
 	s.elect(all)
 	s.settle(nil, topic.name, group, moving)
@@ -197,7 +205,7 @@ func (s *scenario) controller() int32 {
 // groupOf returns the name of a group whose coordinator is as wanted.
 func (s *scenario) groupOf(wanted func(coordinator int32) bool) string {
 	s.Helper()
-	for i := 0; ; i++ {
+	for i := range 1000 {
 		group := fmt.Sprintf("%s-g%d", s.name, i)
 		found := s.admin.FindGroupCoordinators(s.Context(), group)[group]
 		if found.Err != nil {
@@ -207,6 +215,8 @@ func (s *scenario) groupOf(wanted func(coordinator int32) bool) string {
 			return group
 		}
 	}
+	s.Fatal("no group has such a coordinator")
+	return ""
 }
 
 // moveCoordinators makes the next replica of each partition of the groups' commits its leader.
@@ -260,8 +270,8 @@ func (s *scenario) elect(partitions kadm.TopicsSet) {
 	})
 }
 
-// settle waits until each broker but the one that is away knows the same brokers, and until all leaders
-// and the coordinators of the groups respond.
+// settle waits until each broker but the one that is away knows the same brokers and leaders, and until all
+// leaders and the coordinators of the groups respond.
 func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...string) {
 	s.Helper()
 	var ids []int32
@@ -271,9 +281,17 @@ func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...strin
 		}
 	}
 	s.eventually("the cluster", func(ctx context.Context) error {
+		var leaders map[string]int32
 		for _, id := range ids {
-			if err := s.settled(ctx, id, ids, topic); err != nil {
+			known, err := s.settled(ctx, id, ids, topic)
+			if err != nil {
 				return err
+			}
+			// A broker that is behind would lead clients to a former coordinator.
+			if leaders == nil {
+				leaders = known
+			} else if !maps.Equal(leaders, known) {
+				return fmt.Errorf("broker %d knows other leaders than broker %d", id, ids[0])
 			}
 		}
 		ends, err := s.admin.ListEndOffsets(ctx, topic)
@@ -284,28 +302,32 @@ func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...strin
 	})
 }
 
-// settled returns nil if a broker knows these brokers and a leader among them for every partition, and
-// has loaded all groups that it coordinates.
-func (s *scenario) settled(ctx context.Context, broker int32, all []int32, topic string) error {
+// settled returns the leaders of the partitions, by topic and number, if a broker knows these brokers and a
+// leader among them for every partition, and has loaded all groups that it coordinates.
+func (s *scenario) settled(
+	ctx context.Context, broker int32, all []int32, topic string,
+) (leaders map[string]int32, err error) {
 	metadata, err := s.metadata(ctx, broker, topic, offsetsTopic)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(metadata.Brokers) != len(all) {
-		return fmt.Errorf("broker %d knows %d brokers", broker, len(metadata.Brokers))
+		return nil, fmt.Errorf("broker %d knows %d brokers", broker, len(metadata.Brokers))
 	}
+	leaders = make(map[string]int32)
 	for _, t := range metadata.Topics {
 		for _, p := range t.Partitions {
 			if !slices.Contains(all, p.Leader) {
-				return fmt.Errorf("broker %d knows no leader of a partition", broker)
+				return nil, fmt.Errorf("broker %d knows no leader of a partition", broker)
 			}
+			leaders[fmt.Sprintf("%s/%d", *t.Topic, p.Partition)] = p.Leader
 		}
 	}
 	groups, err := kmsg.NewPtrListGroupsRequest().RequestWith(ctx, s.kafka.Broker(int(broker)))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return kerr.ErrorForCode(groups.ErrorCode)
+	return leaders, kerr.ErrorForCode(groups.ErrorCode)
 }
 
 // eventually tries something until it succeeds.
