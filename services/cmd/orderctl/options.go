@@ -147,6 +147,9 @@ func (o *options) deadLetters(ctx context.Context, k *kafka, stdout io.Writer) e
 	default:
 		r := &redriver{cart: o.cart, confirm: o.confirm, progress: k.progress}
 		decisions, err := r.redrive(ctx, letters)
+		if err != nil && len(decisions) == 0 {
+			return err
+		}
 		return errors.Join(printDecisions(stdout, decisions, o.confirm, o.json), err, anyRefused(decisions))
 	}
 }

@@ -223,9 +223,9 @@ func TestRedriveBelievesOnlyADoneOfCart(t *testing.T) {
 			}
 		})
 	}
-	if code, _, stderr := s.run("dead-letters", "redrive", "-confirm", "-cart", "http://127.0.0.1:1"); code != 1 ||
-		!strings.Contains(stderr, "-cart has the address") {
-		t.Errorf("without Cart: exit code %d, %q", code, stderr)
+	code, stdout, stderr := s.run("dead-letters", "redrive", "-key", "good", "-confirm", "-cart", "http://127.0.0.1:1")
+	if code != 1 || stdout != "" || !strings.Contains(stderr, "-cart has the address") {
+		t.Errorf("without Cart: exit code %d, %q, %q", code, stdout, stderr)
 	}
 }
 
