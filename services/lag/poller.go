@@ -288,7 +288,7 @@ const catchingUp = 10 * time.Second
 func (p *poller) facts(g *kafkaGroup, s *partitionState, at topicPartition, log logBounds) facts {
 	f := g.facts(at.topic, at.partition, log)
 	if f.share && f.committed >= 0 {
-		return s.track.sharePosition(f)
+		f = s.track.sharePosition(f)
 	}
 	if !s.track.since.IsZero() && f.committed < s.track.committed && p.now().Sub(p.groups[g.name].moved) < catchingUp {
 		f.committed = s.track.committed
