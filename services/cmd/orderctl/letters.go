@@ -131,18 +131,26 @@ func (k *kafka) letters(ctx context.Context, wanted func(*letter) bool, whole bo
 
 // printList prints a line for each letter.
 func printList(to io.Writer, letters []*letter, asJSON bool) error {
+	return printLetters(to, letters, asJSON, "LETTER\tTIME\tREASON\tKEY\tRECORD\tMESSAGE", func(l *letter) string {
+		return fmt.Sprintf("%s\t%s\t%s\t%.40q\t%s/%d/%d\t%.80s", l.At, l.Time.UTC().Format(time.RFC3339), l.Reason,
+			l.Key, l.Topic, l.Partition, l.Offset, l.Message)
+	})
+}
+
+// printLetters prints a table, or each of all in a line of JSON. The columns of head and row are separated by
+// tabs.
+func printLetters[T any](to io.Writer, all []T, asJSON bool, head string, row func(T) string) error {
 	if asJSON {
-		return printJSON(to, letters)
+		return printJSON(to, all)
 	}
-	if len(letters) == 0 {
+	if len(all) == 0 {
 		_, err := fmt.Fprintln(to, "no dead letters")
 		return err
 	}
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LETTER\tTIME\tREASON\tKEY\tRECORD\tMESSAGE")
-	for _, l := range letters {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.40q\t%s/%d/%d\t%.80s\n", l.At, l.Time.UTC().Format(time.RFC3339), l.Reason,
-			l.Key, l.Topic, l.Partition, l.Offset, l.Message)
+	fmt.Fprintln(w, head)
+	for _, one := range all {
+		fmt.Fprintln(w, row(one))
 	}
 	return w.Flush()
 }

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"ordersystem.dev/services/contract"
@@ -64,14 +63,14 @@ func (r *redriver) redrive(ctx context.Context, letters []*letter) ([]decision, 
 	shown := time.Now()
 	for i, l := range letters {
 		d := decision{letter: l, Outcome: "would be published"}
-		err, known := asked[l.Key]
-		if reason := refuse(l); reason != nil {
-			err = reason
-		} else if r.confirm {
-			if d.Outcome = "published"; !known {
+		err := refuse(l)
+		if err == nil && r.confirm {
+			var known bool
+			if err, known = asked[l.Key]; !known {
 				err = r.publish(ctx, l.Key)
 				asked[l.Key] = err
 			}
+			d.Outcome = "published"
 		}
 		if _, failed := errors.AsType[*cartError](err); failed {
 			return decisions, err
@@ -124,22 +123,13 @@ func (r *redriver) publish(ctx context.Context, orderID string) error {
 
 // printDecisions prints a line for each decision, and what to do next.
 func printDecisions(to io.Writer, decisions []decision, confirmed, asJSON bool) error {
-	if asJSON {
-		return printJSON(to, decisions)
-	}
-	if len(decisions) == 0 {
-		_, err := fmt.Fprintln(to, "no dead letters")
+	err := printLetters(to, decisions, asJSON, "LETTER\tREASON\tKEY\tOUTCOME\tWHY", func(d decision) string {
+		return fmt.Sprintf("%s\t%s\t%.40q\t%s\t%.160s", d.At, d.Reason, d.Key, d.Outcome, d.Why)
+	})
+	if err != nil || asJSON || confirmed || len(decisions) == 0 {
 		return err
 	}
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LETTER\tREASON\tKEY\tOUTCOME\tWHY")
-	for _, d := range decisions {
-		fmt.Fprintf(w, "%s\t%s\t%.40q\t%s\t%.160s\n", d.At, d.Reason, d.Key, d.Outcome, d.Why)
-	}
-	if err := w.Flush(); err != nil || confirmed {
-		return err
-	}
-	_, err := fmt.Fprintln(to, "Nothing was published. The same command with -confirm has Cart do so.")
+	_, err = fmt.Fprintln(to, "Nothing was published. The same command with -confirm has Cart do so.")
 	return err
 }
 
