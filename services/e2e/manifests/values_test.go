@@ -19,7 +19,6 @@ import (
 // defaults to an empty map. An empty list replaces the default.
 func TestNullIsTheDefault(t *testing.T) {
 	t.Parallel()
-	requireHelm(t)
 	for _, file := range glob(t, "charts/*/Chart.yaml") {
 		chart := filepath.Dir(file)
 		defaults := valuesIn(t, filepath.Join(chart, "values.yaml"))
@@ -59,7 +58,6 @@ func TestNullIsTheDefault(t *testing.T) {
 // key.
 func TestNullIsAsIfLeftOut(t *testing.T) {
 	t.Parallel()
-	requireHelm(t)
 	for _, c := range charts(t) {
 		if c.values == "" {
 			continue
@@ -189,6 +187,7 @@ func without(values document, path []string) document {
 // render returns what the chart makes of the values, or why it refuses them.
 func render(t *testing.T, chart string, values document) (manifests, refusal string) {
 	t.Helper()
+	requireHelm(t)
 	cmd := exec.CommandContext(t.Context(), "helm", "template", filepath.Base(chart), chart, "--values", "-")
 	cmd.Dir = root
 	cmd.Stdin = bytes.NewReader(encode(t, values))
