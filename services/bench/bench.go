@@ -32,15 +32,15 @@ type bench struct {
 	connections int
 	// records is the size of a relay's backlog, and the number of events to apply.
 	records int
-	// audited is the number of records in the audited topic.
+	// audited is the number of records in the audited topic, and of orders that are reconciled.
 	audited int
 
 	// root is the repository.
 	root string
 	// dir has all data and is removed at the end.
 	dir string
-	// cart and order are built by prepare.
-	cart, order program
+	// cart, order and orderctl are built by prepare.
+	cart, order, orderctl program
 	// out gets the tables. Progress goes to stderr.
 	out io.Writer
 }
@@ -61,10 +61,9 @@ func (b *bench) prepare(ctx context.Context) error {
 	if b.dir, err = os.MkdirTemp(data, "bench-"); err != nil {
 		return err
 	}
-	progress("building the services")
-	b.cart = program{name: "cart", path: filepath.Join(b.dir, "cart.program")}
-	b.order = program{name: "order", path: filepath.Join(b.dir, "order.program")}
-	for _, p := range []program{b.cart, b.order} {
+	progress("building the programs")
+	for name, p := range map[string]*program{"cart": &b.cart, "order": &b.order, "orderctl": &b.orderctl} {
+		*p = program{name: name, path: filepath.Join(b.dir, name+".program")}
 		// -trimpath is what the images are built with.
 		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", p.path, "./services/cmd/"+p.name)
 		build.Dir = b.root

@@ -103,6 +103,16 @@ func (r *reconciler) err() error {
 	return nil
 }
 
+// compared returns nil once the store agrees with the topics for the first time.
+func (r *reconciler) compared() error {
+	select {
+	case <-r.done:
+		return nil
+	default:
+		return fmt.Errorf("%w: that needs Kafka; try again later", errComparing)
+	}
+}
+
 // run reads what the topics have behind the published positions of the store, and adopts it. No
 // other Cart may publish meanwhile: the relay has taken the transactional ID. It returns a
 // *conflictError if the store has an order that it cannot adopt.

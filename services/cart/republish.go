@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -123,41 +121,19 @@ func (p *republisher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	report("done: %d orders are in Kafka again", total)
 }
 
-// wanted returns the IDs of the orders that the request is about, or none for all orders. Whatever it does
-// not understand is an error: a mistake must not publish everything.
+// wanted returns the IDs of the orders that the request is about, or none for all orders.
 func (p *republisher) wanted(r *http.Request) ([]string, error) {
-	const usage = "POST /republish takes the parameter orderId in its URL, once for each order, " +
-		"or no parameter for all orders"
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, usage)
-	}
 	if r.ContentLength != 0 {
-		return nil, errors.New("there is a body: " + usage)
+		return nil, errors.New("there is a body: POST /republish takes the parameter orderId in its URL, once for " +
+			"each order, or nothing for all orders")
 	}
-	ids := query["orderId"]
-	delete(query, "orderId")
-	for name := range query {
-		return nil, fmt.Errorf("there is no parameter %q: %s", name, usage)
-	}
-	if int64(len(ids)) > p.page.events {
-		return nil, fmt.Errorf("%d orders are too many for one command: it takes %d", len(ids), p.page.events)
-	}
-	for i := range ids {
-		if ids[i], err = contract.ParseOrderID(ids[i]); err != nil {
-			return nil, fmt.Errorf("%w: %s", err, usage)
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids), nil
+	return contract.ParseOrderIDs(r.URL.RawQuery, int(p.page.events))
 }
 
 // begin reports why no republication can begin now. After nil, one is held.
 func (p *republisher) begin() error {
-	select {
-	case <-p.reconciler.done:
-	default:
-		return fmt.Errorf("%w: that needs Kafka; try again later", errComparing)
+	if err := p.reconciler.compared(); err != nil {
+		return err
 	}
 	if err := context.Cause(p.stopping); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/inventory"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/sqldb"
@@ -61,6 +62,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	svc.Ready.AddCheck(reconciler.err)
 	republisher := newRepublisher(store, reconciler, limit, log)
 	svc.Commands = map[string]http.Handler{"/republish": republisher}
+	svc.Listings = map[string]http.Handler{inventory.Path: newInventory(store, reconciler, log)}
 	preparation := &preparation{
 		kafka: cfg.Kafka, admin: admin, store: store, reconciler: reconciler,
 		doubtful: newDoubtful(svc.Registry), log: log,

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -49,6 +51,32 @@ func DecodeUpdateOrder(body []byte) (UpdateOrder, error) {
 	req.OrderID, idErr = textField("orderId", raw.OrderID, ParseOrderID)
 	req.Status, statusErr = textField("status", raw.Status, ParseStatus)
 	return req, joinSentence(idErr, statusErr)
+}
+
+// ParseOrderIDs reads the query of a URL that has the parameter orderId once for each of some orders. It
+// returns no IDs if there is no parameter. Whatever it does not understand is an error: a mistake must not
+// become a command for all orders.
+func ParseOrderIDs(query string, most int) ([]string, error) {
+	const usage = "the parameter orderId is given once for each order"
+	parameters, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, usage)
+	}
+	ids := parameters["orderId"]
+	delete(parameters, "orderId")
+	for name := range parameters {
+		return nil, fmt.Errorf("there is no parameter %q: %s", name, usage)
+	}
+	if len(ids) > most {
+		return nil, fmt.Errorf("%d orders are too many for one command: it takes %d", len(ids), most)
+	}
+	for i := range ids {
+		if ids[i], err = ParseOrderID(ids[i]); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, usage)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // decodeBody decodes a JSON object into v. It refuses a key that is given twice, in whatever case:

@@ -351,3 +351,33 @@ func checkMessage(t *testing.T, err error, body []byte) {
 		t.Errorf("message %q for body %q", m, body)
 	}
 }
+
+// A mistake in a command must not become a command for all orders.
+func TestParseOrderIDs(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string][]string{
+		"":                            nil,
+		"orderId=b&orderId=a":         {"a", "b"},
+		"orderId=a&orderId=%20a":      {"a"},
+		"orderId=with+%26+sign%C3%A9": {"with & signé"},
+	} {
+		got, err := ParseOrderIDs(query, 2)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%q: %v (-want +got):\n%s", query, err, diff)
+		}
+	}
+	for query, want := range map[string]string{
+		"orderID=first": `there is no parameter "orderID": ` +
+			"the parameter orderId is given once for each order",
+		"orderId=a&b=c":                 `there is no parameter "b"`,
+		"orderId=":                      "orderId is blank",
+		"orderId=%zz":                   "invalid URL escape",
+		"orderId=a%00b":                 "control character",
+		"orderId=first;":                "semicolon",
+		"orderId=a&orderId=a&orderId=a": "3 orders are too many for one command: it takes 2",
+	} {
+		if ids, err := ParseOrderIDs(query, 2); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %q, %v, want the error %q", query, ids, err, want)
+		}
+	}
+}

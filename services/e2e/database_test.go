@@ -35,6 +35,7 @@ func (p *process) refuses(when, method, path, body string) {
 type withDatabase struct {
 	*testing.T
 	server      *localpostgres.Server
+	kafka       string
 	cart, order *process
 	admin       *pgx.Conn
 	// version is that of the order that works changes.
@@ -49,7 +50,9 @@ func startWithDatabase(t *testing.T, settings map[string]string) *withDatabase {
 	url := "DATABASE_URL=" + s.URL("postgres")
 	kafka := testenv.StartKafka(t)
 	declare(t, kafka.Addr)
-	return &withDatabase{T: t, server: s, cart: newCart(t, kafka.Addr, url), order: newOrder(t, kafka.Addr, url)}
+	return &withDatabase{
+		T: t, server: s, kafka: kafka.Addr, cart: newCart(t, kafka.Addr, url), order: newOrder(t, kafka.Addr, url),
+	}
 }
 
 // exec runs a statement on a connection of the test's own.

@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,30 +28,19 @@ func TestDeadLettersAreRedriven(t *testing.T) {
 		return n == 2, fmt.Sprint(n)
 	})
 
-	programs, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	orderctl := func(wantCode int, want string, args ...string) {
+	letters := func(wantCode int, want string, args ...string) {
 		t.Helper()
-		args = append([]string{"dead-letters"}, args...)
-		cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "orderctl"), args...)
-		cmd.Env = []string{"KAFKA_BROKERS=" + kafka.Addr}
-		out, err := cmd.CombinedOutput()
-		code := 0
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-			code = exit.ExitCode()
-		}
-		if code != wantCode || !strings.Contains(string(out), want) {
-			t.Errorf("orderctl %s: exit code %d, want %d and %q:\n%s", args, code, wantCode, want, out)
+		code, stdout, stderr := orderctl(t, kafka.Addr, append([]string{"dead-letters"}, args...)...)
+		if code != wantCode || !strings.Contains(stdout+stderr, want) {
+			t.Errorf("dead-letters %s: exit code %d, want %d and %q:\n%s%s", args, code, wantCode, want, stdout, stderr)
 		}
 	}
-	orderctl(0, "broken JSON", "list", "-key", "order")
-	orderctl(0, "would be published", "redrive", "-cart", cart.ops)
+	letters(0, "broken JSON", "list", "-key", "order")
+	letters(0, "would be published", "redrive", "-cart", cart.ops)
 	if got := order.metric("order_duplicates_total"); got != 0 {
 		t.Errorf("order_duplicates_total is %v before anything was published again, want 0", got)
 	}
-	orderctl(1, "no order of Cart has this ID", "redrive", "-cart", cart.ops, "-confirm")
+	letters(1, "no order of Cart has this ID", "redrive", "-cart", cart.ops, "-confirm")
 	settle(t, kafka.Addr, cart, order)
 	records := testenv.ReadAll(t, kafka.Addr, contract.TopicUpdated)
 	var last string

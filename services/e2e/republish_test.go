@@ -201,12 +201,7 @@ func TestSomeOrdersArePublishedAgain(t *testing.T) {
 		text   string
 	}{
 		"?orderId=first&orderId=nobody&orderId=none": {404, "no order nobody, no order none: nothing was published\n"},
-		"?orderID=first":  {400, `there is no parameter "orderID"`},
-		"?orderId=":       {400, "orderId is blank"},
-		"?orderId=%zz":    {400, "invalid URL escape"},
-		"?orderId=a&b=c":  {400, `there is no parameter "b"`},
-		"?orderId=a%00b":  {400, "control character"},
-		"?orderId=first;": {400, "semicolon"},
+		"?orderID=first": {400, `there is no parameter "orderID"`},
 		"?" + strings.Repeat("orderId=first&", 600): {400, "orders are too many for one command: it takes 500"},
 	} {
 		got := do(t, http.MethodPost, cart.ops+"/republish"+request, "")

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/inventory"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/sqldb"
@@ -78,6 +80,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	}, admin, log)
 	shares := &sharing{assigned: member.Assigned, others: member.Others, wanted: store.db.Shared(), log: log}
 	svc.Registry.MustRegister(memberMetrics{member, shares})
+
+	svc.Listings = map[string]http.Handler{inventory.Path: newInventory(store, catching, admin, log)}
 
 	// Once it has caught up, the service stays ready, even if the consumer or the database fails.
 	svc.Ready.Set(nil)

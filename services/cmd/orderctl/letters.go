@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -15,9 +14,6 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
 )
-
-// progressEvery is the time between two lines about a long read.
-const progressEvery = 2 * time.Second
 
 // letter is a dead letter, with the names that it has in JSON.
 type letter struct {
@@ -82,13 +78,6 @@ func (l *letter) keep() {
 	}
 }
 
-// kafka is what the commands work on.
-type kafka struct {
-	cfg      broker.Config
-	log      *slog.Logger
-	progress io.Writer
-}
-
 // letters returns the dead letters that are wanted, in the order of each partition. Only whole ones have the
 // value and the headers of their record: all letters of 30 days may be much.
 func (k *kafka) letters(ctx context.Context, wanted func(*letter) bool, whole bool) ([]*letter, error) {
@@ -97,18 +86,9 @@ func (k *kafka) letters(ctx context.Context, wanted func(*letter) bool, whole bo
 		return nil, err
 	}
 	defer admin.Close()
-	first, end, err := admin.Bounds(ctx, k.cfg.Name(contract.TopicDeadLetter))
-	if err != nil {
-		return nil, err
-	}
-	var all, read int64
-	for p := range end {
-		all += end[p] - first[p]
-	}
 	var letters []*letter
-	shown := time.Now()
-	err = broker.ReadTo(ctx, k.cfg, k.log, k.cfg.Name(contract.GroupOrderctl), first, end,
-		func(_ context.Context, records []broker.Record) error {
+	_, err = k.read(ctx, admin, "dead letters", nil, []string{contract.TopicDeadLetter},
+		func(records []broker.Record) {
 			for i := range records {
 				l := newLetter(&records[i])
 				if !wanted(l) {
@@ -120,11 +100,6 @@ func (k *kafka) letters(ctx context.Context, wanted func(*letter) bool, whole bo
 					l.value, l.headers = nil, nil
 				}
 			}
-			if read += int64(len(records)); time.Since(shown) > progressEvery {
-				shown = time.Now()
-				fmt.Fprintf(k.progress, "read %d of %d letters, %d selected\n", read, all, len(letters))
-			}
-			return nil
 		})
 	return letters, err
 }
@@ -147,12 +122,7 @@ func printLetters[T any](to io.Writer, all []T, asJSON bool, head string, row fu
 		_, err := fmt.Fprintln(to, "no dead letters")
 		return err
 	}
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, head)
-	for _, one := range all {
-		fmt.Fprintln(w, row(one))
-	}
-	return w.Flush()
+	return printTable(to, all, head, row)
 }
 
 // whole is a letter with its record. What is not text is written as JSON writes bytes, in base64.
@@ -196,4 +166,14 @@ func printJSON[T any](to io.Writer, all []T) error {
 		}
 	}
 	return nil
+}
+
+// printTable prints a line for each of all. The columns of head and row are separated by tabs.
+func printTable[T any](to io.Writer, all []T, head string, row func(T) string) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, head)
+	for _, one := range all {
+		fmt.Fprintln(w, row(one))
+	}
+	return w.Flush()
 }

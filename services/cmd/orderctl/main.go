@@ -1,5 +1,5 @@
-// Command orderctl repairs what the services cannot repair by themselves. It looks at the dead letters,
-// and has Cart publish their orders again.
+// Command orderctl repairs what the services cannot repair by themselves. It looks at the dead letters, and
+// compares the stores with the topics. What it finds, it has Cart publish again.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"ordersystem.dev/services/internal/broker"
@@ -26,20 +27,21 @@ const (
 	exitUsage = 2
 )
 
-const usage = `orderctl looks at the dead letters of the order topics, and redrives them: it has Cart publish the newest
-version of their orders again.
+const usage = `orderctl looks at the dead letters of the order topics, and compares the stores of Cart and Order with
+the topics. What is wrong with an order, it repairs by having Cart publish the newest version again.
 
   orderctl dead-letters list                      a line for each letter
   orderctl dead-letters show PARTITION/OFFSET     one letter, whole
   orderctl dead-letters redrive                   what would be published again, and what would not
+  orderctl reconcile                              a line for each order that is not the same everywhere
+  orderctl reconcile -repair                      the same, and has Cart publish those orders again
 
 Kafka is that of the environment, as for the services: KAFKA_BROKERS, KAFKA_SECURITY_PROTOCOL,
-KAFKA_PREFIX and so on (docs/configuration.md). redrive needs Cart's operations port, which takes
-commands from its own host only; on Kubernetes, kubectl port-forward deployment/orders-cart 5001.
-The exit code is 0 if all was done, 1 if something failed or was refused, and 2 if the command or
-the environment is wrong.
-
-The flags of list and redrive:
+KAFKA_PREFIX and so on (docs/configuration.md). redrive needs Cart's operations port, and reconcile
+needs Order's too. Cart publishes only for a caller on its own host; on Kubernetes, that is
+kubectl port-forward deployment/orders-cart 5001. The services go on meanwhile.
+The exit code is 0 if all was done and all is well, 1 if something failed, was refused or differs,
+and 2 if the command or the environment is wrong.
 `
 
 func main() {
@@ -52,9 +54,67 @@ func main() {
 // usageError is a wrong command line.
 type usageError struct{ error }
 
+// command is what a command line asks for.
+type command interface {
+	run(ctx context.Context, k *kafka, stdout io.Writer) error
+}
+
+// parse reads the command line. The error is flag.ErrHelp or a usageError.
+func parse(args []string) (command, error) {
+	switch {
+	case len(args) == 0:
+		return nil, usageError{errors.New("no command is given")}
+	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
+		return nil, flag.ErrHelp
+	case args[0] == "dead-letters":
+		return parseLetters(args[1:])
+	case args[0] == "reconcile":
+		return parseReconcile(args[1:])
+	default:
+		return nil, usageError{fmt.Errorf("there is no command %q: use dead-letters or reconcile", args[0])}
+	}
+}
+
+// newFlags returns the flags that all commands have.
+func newFlags(asJSON *bool) *flag.FlagSet {
+	flags := flag.NewFlagSet("orderctl", flag.ContinueOnError)
+	// run prints the error.
+	flags.SetOutput(io.Discard)
+	flags.BoolVar(asJSON, "json", false, "a JSON object in each line")
+	return flags
+}
+
+// cartFlag adds the address of Cart.
+func cartFlag(flags *flag.FlagSet, addr *string) {
+	flags.StringVar(addr, "cart", "http://localhost:5001", "the `address` of Cart's operations endpoints")
+}
+
+// parseFlags returns the arguments that are no flags.
+func parseFlags(flags *flag.FlagSet, args []string) ([]string, error) {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil, err
+	} else if err != nil {
+		return nil, usageError{err}
+	}
+	return flags.Args(), nil
+}
+
+// help prints how to use the program.
+func help(to io.Writer) {
+	fmt.Fprint(to, usage)
+	for _, of := range []struct {
+		command string
+		flags   *flag.FlagSet
+	}{{"list and redrive", (&lettersOptions{}).flags()}, {"reconcile", (&reconcileOptions{}).flags()}} {
+		fmt.Fprintf(to, "\nThe flags of %s:\n", of.command)
+		of.flags.SetOutput(to)
+		of.flags.PrintDefaults()
+	}
+}
+
 // run returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	o, err := parse(args)
+	c, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		help(stdout)
 		return exitDone
@@ -65,7 +125,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		cfg := broker.ConfigFromEnv(e)
 		cfg.ClientID = "orderctl"
 		if err = e.Err(); err == nil {
-			err = o.deadLetters(ctx, &kafka{cfg, log, stderr}, stdout)
+			err = c.run(ctx, &kafka{cfg, log, stderr}, stdout)
 		}
 	}
 	_, misused := errors.AsType[usageError](err)

@@ -5,21 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"slices"
-	"strings"
-	"time"
 
 	"ordersystem.dev/services/contract"
 )
 
 // Why a letter is not redriven.
 var (
-	errNoKey   = errors.New("it does not say of which order it is: publish all orders again (docs/operations.md)")
-	errAgain   = errors.New("it was published again before, and became a dead letter again")
-	errClash   = errors.New("its version of the order is known with other contents: correct the order through Cart")
-	errUnknown = errors.New("no order of Cart has this ID")
+	errNoKey = errors.New("it does not say of which order it is: publish all orders again (docs/operations.md)")
+	errAgain = errors.New("it was published again before, and became a dead letter again")
+	errClash = errors.New("its version of the order is known with other contents: correct the order through Cart")
 )
 
 // decision is what becomes of a letter.
@@ -52,7 +47,7 @@ type redriver struct {
 	// cart is the address of Cart's operations endpoints.
 	cart     string
 	confirm  bool
-	progress io.Writer
+	progress *meter
 }
 
 // redrive decides on letters, and has the orders published again if that is confirmed. Several letters of
@@ -60,14 +55,13 @@ type redriver struct {
 func (r *redriver) redrive(ctx context.Context, letters []*letter) ([]decision, error) {
 	var decisions []decision
 	asked := make(map[string]error)
-	shown := time.Now()
-	for i, l := range letters {
+	for _, l := range letters {
 		d := decision{letter: l, Outcome: "would be published"}
 		err := refuse(l)
 		if err == nil && r.confirm {
 			var known bool
 			if err, known = asked[l.Key]; !known {
-				err = r.publish(ctx, l.Key)
+				err = republish(ctx, r.cart, l.Key)
 				asked[l.Key] = err
 			}
 			d.Outcome = "published"
@@ -79,46 +73,9 @@ func (r *redriver) redrive(ctx context.Context, letters []*letter) ([]decision, 
 			d.Outcome, d.Why = "refused", err.Error()
 		}
 		decisions = append(decisions, d)
-		if time.Since(shown) > progressEvery {
-			shown = time.Now()
-			fmt.Fprintf(r.progress, "%d of %d letters\n", i+1, len(letters))
-		}
+		r.progress.add(1)
 	}
 	return decisions, nil
-}
-
-// cartError is an answer of Cart, or none, after which it makes no sense to go on.
-type cartError struct{ error }
-
-func (e *cartError) Unwrap() error { return e.error }
-
-// publish has Cart publish an order again, and waits until Kafka has it. It returns errUnknown, or a
-// *cartError.
-func (r *redriver) publish(ctx context.Context, orderID string) error {
-	fail := func(err error) error { return &cartError{fmt.Errorf("have Cart publish %q again: %w", orderID, err)} }
-	target := strings.TrimSuffix(r.cart, "/") + "/republish?" + url.Values{"orderId": {orderID}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, http.NoBody)
-	if err != nil {
-		return fail(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fail(fmt.Errorf("%w (-cart has the address of Cart's operations port)", err))
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	text := strings.TrimSpace(string(body))
-	lines := strings.Split(text, "\n")
-	switch {
-	case err != nil:
-		return fail(err)
-	case resp.StatusCode == http.StatusNotFound && strings.HasPrefix(text, "no order "):
-		return errUnknown
-	// The status comes before the work is done, so only the last line says that it is.
-	case resp.StatusCode != http.StatusOK || !strings.HasPrefix(lines[len(lines)-1], "done: "):
-		return fail(fmt.Errorf("the answer is %s: %s", resp.Status, text))
-	}
-	return nil
 }
 
 // printDecisions prints a line for each decision, and what to do next.

@@ -187,6 +187,15 @@ func (b *Box) Backlog(ctx context.Context) (rows, bytes int64, err error) {
 	return rows, bytes, nil
 }
 
+// Head returns the ID of the newest message that was ever added, or 0 before the first one.
+func (b *Box) Head(ctx context.Context) (head int64, err error) {
+	err = b.db.Query(ctx, "SELECT head FROM ledger WHERE key = 0", func(r *sql.Rows) error { return r.Scan(&head) })
+	if err != nil {
+		return 0, fmt.Errorf("read the ledger of the outbox: %w", err)
+	}
+	return head, nil
+}
+
 // oldest returns the age of the first row, or 0 if there is none.
 func (b *Box) oldest(ctx context.Context) (age time.Duration, err error) {
 	const query = `SELECT created_at FROM outbox

@@ -36,8 +36,8 @@ type Service struct {
 	Registry *prometheus.Registry
 	// Ready is why the service is not ready. It is "starting" until the service sets it.
 	Ready *Readiness
-	// Commands are commands of the operations endpoints, see web.Ops. They are set before Run.
-	Commands map[string]http.Handler
+	// Listings and Commands are those of the operations endpoints, see web.Ops. They are set before Run.
+	Listings, Commands map[string]http.Handler
 
 	cfg Config
 	log *slog.Logger
@@ -118,6 +118,7 @@ func (s *Service) Run(ctx context.Context, started func(api, ops net.Addr), stag
 		Registry: s.Registry,
 		OpenAPI:  s.cfg.OpenAPI,
 		AsyncAPI: s.cfg.AsyncAPI,
+		Listings: s.Listings,
 		Commands: s.Commands,
 	}.Handler()
 	stages = append(slices.Clone(stages), Stage{

@@ -21,14 +21,17 @@ type Ops struct {
 	OpenAPI []byte
 	// AsyncAPI describes the topics; nil when there are none.
 	AsyncAPI []byte
+	// Listings show what the service stores. Their keys are paths. Like the metrics they are open to
+	// everybody who reaches the port.
+	Listings map[string]http.Handler
 	// Commands change something when they are sent with POST. Their keys are paths. They are taken
 	// only from the machine or the pod itself, because nothing else authenticates who sends them.
 	Commands map[string]http.Handler
 }
 
 // Handler serves /healthz (the process runs), /readyz (it can do its work now), /metrics,
-// /openapi.yaml and /asyncapi.yaml if there are such documents, and the commands. It adds the
-// metric service_ready, which shows what /readyz does, so it must be called only once per Registry.
+// /openapi.yaml and /asyncapi.yaml if there are such documents, the listings and the commands. It adds
+// the metric service_ready, which shows what /readyz does, so it must be called only once per Registry.
 func (o Ops) Handler() http.Handler {
 	o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "service_ready", Help: "1 if /readyz responds with 200 now, else 0.",
@@ -60,6 +63,9 @@ func (o Ops) Handler() http.Handler {
 			w.Header().Set("Content-Type", "application/yaml")
 			_, _ = w.Write(document)
 		})
+	}
+	for path, listing := range o.Listings {
+		m.Handle("GET "+path, listing)
 	}
 	for path, command := range o.Commands {
 		m.HandleFunc("POST "+path, refuseOtherOrigins(fromLoopback(command)))

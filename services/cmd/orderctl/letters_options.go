@@ -14,8 +14,8 @@ import (
 	"ordersystem.dev/services/contract"
 )
 
-// options is a command line.
-type options struct {
+// lettersOptions is a command line for dead letters.
+type lettersOptions struct {
 	// verb is list, show or redrive.
 	verb string
 	// at is the letter to show, as partition/offset.
@@ -31,58 +31,45 @@ type options struct {
 	confirm bool
 }
 
-// parse reads the command line. The error is flag.ErrHelp or a usageError.
-func parse(args []string) (o options, err error) {
+// parseLetters reads what follows dead-letters. The error is flag.ErrHelp or a usageError.
+func parseLetters(args []string) (*lettersOptions, error) {
+	o := &lettersOptions{}
 	if len(args) == 0 {
-		return o, usageError{errors.New("no command is given")}
+		return nil, usageError{errors.New("dead-letters needs list, show or redrive")}
 	}
-	if slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
-		return o, flag.ErrHelp
-	}
-	if args[0] != "dead-letters" {
-		return o, usageError{fmt.Errorf("there is no command %q: use dead-letters", args[0])}
-	}
-	if len(args) == 1 {
-		return o, usageError{errors.New("dead-letters needs list, show or redrive")}
-	}
-	o.verb, args = args[1], args[2:]
+	o.verb, args = args[0], args[1:]
 	if !slices.Contains([]string{"list", "show", "redrive"}, o.verb) {
-		return o, usageError{fmt.Errorf("there is no dead-letters %s: use list, show or redrive", o.verb)}
+		return nil, usageError{fmt.Errorf("there is no dead-letters %s: use list, show or redrive", o.verb)}
 	}
 	// Flags may follow the letter, too.
 	var arguments []string
 	if o.verb == "show" && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		arguments, args = args[:1], args[1:]
 	}
-	flags := o.flags()
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return o, err
-	} else if err != nil {
-		return o, usageError{err}
+	rest, err := parseFlags(o.flags(), args)
+	if err != nil {
+		return nil, err
 	}
-	return o, o.check(append(arguments, flags.Args()...))
+	return o, o.check(append(arguments, rest...))
 }
 
 // flags returns the flags, which set o.
-func (o *options) flags() *flag.FlagSet {
-	flags := flag.NewFlagSet("orderctl", flag.ContinueOnError)
-	// run prints the error.
-	flags.SetOutput(io.Discard)
+func (o *lettersOptions) flags() *flag.FlagSet {
+	flags := newFlags(&o.json)
 	flags.StringVar(&o.reason, "reason", "", "only letters with this `reason`: "+reasons())
 	flags.StringVar(&o.key, "key", "", "only letters whose record has this `key`, the ID of an order")
 	flags.Func("since", "only letters from this `time` on: RFC 3339, or a duration such as 24h for as long ago",
 		func(text string) (err error) { o.since, err = parseTime(text); return err })
 	flags.Func("until", "only letters before this `time`",
 		func(text string) (err error) { o.until, err = parseTime(text); return err })
-	flags.BoolVar(&o.json, "json", false, "a JSON object in each line")
-	flags.StringVar(&o.cart, "cart", "http://localhost:5001", "redrive: the `address` of Cart's operations endpoints")
+	cartFlag(flags, &o.cart)
 	flags.BoolVar(&o.confirm, "confirm", false,
 		"redrive has Cart publish the orders; without it, it only shows what it would do")
 	return flags
 }
 
 // check returns a usageError if the command line contradicts itself. arguments are what follows the flags.
-func (o *options) check(arguments []string) error {
+func (o *lettersOptions) check(arguments []string) error {
 	switch {
 	case o.verb != "show" && len(arguments) > 0:
 		return usageError{fmt.Errorf("%s takes no argument %q", o.verb, arguments[0])}
@@ -122,16 +109,8 @@ func parseTime(text string) (time.Time, error) {
 	return time.Parse(time.RFC3339, text)
 }
 
-// help prints how to use the program.
-func help(to io.Writer) {
-	fmt.Fprint(to, usage)
-	flags := (&options{}).flags()
-	flags.SetOutput(to)
-	flags.PrintDefaults()
-}
-
-// deadLetters does what the command line says.
-func (o *options) deadLetters(ctx context.Context, k *kafka, stdout io.Writer) error {
+// run does what the command line says.
+func (o *lettersOptions) run(ctx context.Context, k *kafka, stdout io.Writer) error {
 	letters, err := k.letters(ctx, o.selects, o.verb == "show")
 	if err != nil {
 		return err
@@ -145,7 +124,7 @@ func (o *options) deadLetters(ctx context.Context, k *kafka, stdout io.Writer) e
 		}
 		return printWhole(stdout, letters[0], o.json)
 	default:
-		r := &redriver{cart: o.cart, confirm: o.confirm, progress: k.progress}
+		r := &redriver{cart: o.cart, confirm: o.confirm, progress: k.meter("redrive", "letters", int64(len(letters)))}
 		decisions, err := r.redrive(ctx, letters)
 		if err != nil && len(decisions) == 0 {
 			return err
@@ -155,7 +134,7 @@ func (o *options) deadLetters(ctx context.Context, k *kafka, stdout io.Writer) e
 }
 
 // selects reports whether the command is about a letter.
-func (o *options) selects(l *letter) bool {
+func (o *lettersOptions) selects(l *letter) bool {
 	if o.verb == "show" {
 		return l.At == o.at
 	}
