@@ -270,8 +270,8 @@ func (s *scenario) elect(partitions kadm.TopicsSet) {
 	})
 }
 
-// settle waits until each broker but the one that is away knows the same brokers and leaders, and until all
-// leaders and the coordinators of the groups respond.
+// settle waits until each broker but the one that is away knows the same brokers and leaders, until all leaders
+// respond, and until each of the groups is listed by its coordinator and by no other broker.
 func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...string) {
 	s.Helper()
 	var ids []int32
@@ -282,10 +282,14 @@ func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...strin
 	}
 	s.eventually("the cluster", func(ctx context.Context) error {
 		var leaders map[string]int32
+		lists := make(map[string][]int32)
 		for _, id := range ids {
-			known, err := s.settled(ctx, id, ids, topic)
+			known, listed, err := s.settled(ctx, id, ids, topic)
 			if err != nil {
 				return err
+			}
+			for _, group := range listed {
+				lists[group] = append(lists[group], id)
 			}
 			// A broker that is behind would lead clients to a former coordinator.
 			if leaders == nil {
@@ -294,40 +298,54 @@ func (s *scenario) settle(away *localkafka.Broker, topic string, groups ...strin
 				return fmt.Errorf("broker %d knows other leaders than broker %d", id, ids[0])
 			}
 		}
-		ends, err := s.admin.ListEndOffsets(ctx, topic)
-		if err = errors.Join(err, ends.Error()); err != nil {
+		find := kmsg.NewPtrFindCoordinatorRequest()
+		find.CoordinatorKeys = groups
+		found, err := find.RequestWith(ctx, s.kafka.Broker(int(ids[0])))
+		if err != nil {
 			return err
 		}
-		return s.admin.FetchManyOffsets(ctx, groups...).Error()
+		for _, c := range found.Coordinators {
+			// The former coordinator goes on for a while after it knows of its successor, and only then the
+			// successor begins.
+			if !slices.Equal(lists[c.Key], []int32{c.NodeID}) {
+				return fmt.Errorf("brokers %v list group %s, whose coordinator is %d", lists[c.Key], c.Key, c.NodeID)
+			}
+		}
+		ends, err := s.admin.ListEndOffsets(ctx, topic)
+		return errors.Join(err, ends.Error())
 	})
 }
 
-// settled returns the leaders of the partitions, by topic and number, if a broker knows these brokers and a
-// leader among them for every partition, and has loaded all groups that it coordinates.
+// settled returns the leaders of the partitions, by topic and number, and the groups that a broker lists. It is
+// an error if the broker does not know these brokers and a leader among them for every partition, or has not
+// loaded all groups that it coordinates.
 func (s *scenario) settled(
 	ctx context.Context, broker int32, all []int32, topic string,
-) (leaders map[string]int32, err error) {
+) (leaders map[string]int32, groups []string, err error) {
 	metadata, err := s.metadata(ctx, broker, topic, offsetsTopic)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(metadata.Brokers) != len(all) {
-		return nil, fmt.Errorf("broker %d knows %d brokers", broker, len(metadata.Brokers))
+		return nil, nil, fmt.Errorf("broker %d knows %d brokers", broker, len(metadata.Brokers))
 	}
 	leaders = make(map[string]int32)
 	for _, t := range metadata.Topics {
 		for _, p := range t.Partitions {
 			if !slices.Contains(all, p.Leader) {
-				return nil, fmt.Errorf("broker %d knows no leader of a partition", broker)
+				return nil, nil, fmt.Errorf("broker %d knows no leader of a partition", broker)
 			}
 			leaders[fmt.Sprintf("%s/%d", *t.Topic, p.Partition)] = p.Leader
 		}
 	}
-	groups, err := kmsg.NewPtrListGroupsRequest().RequestWith(ctx, s.kafka.Broker(int(broker)))
+	list, err := kmsg.NewPtrListGroupsRequest().RequestWith(ctx, s.kafka.Broker(int(broker)))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return leaders, kerr.ErrorForCode(groups.ErrorCode)
+	for _, g := range list.Groups {
+		groups = append(groups, g.Group)
+	}
+	return leaders, groups, kerr.ErrorForCode(list.ErrorCode)
 }
 
 // eventually tries something until it succeeds.
