@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -284,13 +286,23 @@ func (r *reconciler) countPartitions(end map[broker.Partition]int64) {
 // adopt reads from there to the end, and returns the conflicts, or nil.
 func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]int64) (*conflictError, error) {
 	var conflicts []string
+	// overtaken are the orders that end with an older version than they have, as far as the topics are read.
+	overtaken := make(map[string]bool)
 	records, adopted, begin := 0, 0, time.Now()
 	err := broker.ReadTo(ctx, r.kafka, r.log, r.kafka.Name(contract.GroupRebuild), from, end,
 		func(ctx context.Context, batch []broker.Record) error {
 			// A record that holds no event takes nothing from a store that is whole.
 			events, _ := decodeBatch(batch, r.log)
-			n, found, err := r.store.adopt(ctx, events)
+			n, found, older, err := r.store.adopt(ctx, events)
 			records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
+			for _, e := range events {
+				if e.Type == contract.TypeUpdated {
+					delete(overtaken, e.Order.OrderID)
+				}
+			}
+			for _, id := range older {
+				overtaken[id] = true
+			}
 			return err
 		})
 	if err != nil {
@@ -300,9 +312,32 @@ func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]i
 		slices.Sort(conflicts)
 		return &conflictError{slices.Compact(conflicts)}, nil
 	}
+	if err := r.publishLast(ctx, slices.Sorted(maps.Keys(overtaken))); err != nil {
+		return nil, err
+	}
 	if records > 0 {
 		r.log.Info("the store agrees with the topics", "records_behind_it", records, "orders_adopted", adopted,
 			"seconds", time.Since(begin).Seconds())
 	}
 	return nil, nil
+}
+
+// publishLast puts the newest version of orders into the outbox once more, because the topics end with an older
+// one, which compaction would keep. That happens when a relay begins before Kafka shows it what its predecessor
+// has published: it publishes a part of that again, and the next relay finds the rest in the topics already.
+func (r *reconciler) publishLast(ctx context.Context, orders []string) error {
+	for ids := range slices.Chunk(orders, republishOrders) {
+		r.log.Warn("the topics end with an older version of some orders: their newest one is published again",
+			"orders", len(orders), "order_ids", ids[:min(len(ids), conflictsShown)])
+		// The backlog may be full: that is no reason to leave these out.
+		everything := room{events: math.MaxInt64, bytes: math.MaxInt64}
+		_, roomy, err := r.store.repeatOrders(ctx, ids, everything, time.Now(), continueTrace(""))
+		if err == nil && !roomy {
+			err = errNearlyFull
+		}
+		if err != nil {
+			return fmt.Errorf("publish %d orders again: %w", len(ids), err)
+		}
+	}
+	return nil
 }

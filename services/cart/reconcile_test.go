@@ -2,10 +2,14 @@ package cart
 
 import (
 	"bytes"
+	"database/sql"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
@@ -169,5 +173,81 @@ func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
 	got := metric(t, r.partitions.WithLabelValues(contract.TopicCreated)).GetGauge().GetValue()
 	if got != 13 || strings.Count(r.log.String(), "declared number of partitions") != 1 {
 		t.Errorf("cart_topic_partitions is %v, want 13 and a line in the log:\n%s", got, r.log)
+	}
+}
+
+// Compaction keeps the last record of an order. If that is not the newest version, the newest one follows.
+func TestTheNewestVersionOfAnOrderIsTheLastOne(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		// published are the versions in the topic, stored is that of the store, and waits is one in the outbox.
+		published     []int64
+		stored, waits int64
+		want          []int64
+	}{
+		"as it should be":                      {[]int64{2, 3}, 3, 0, nil},
+		"an older version is behind":           {[]int64{2, 3, 2}, 3, 0, []int64{3}},
+		"the same, and the next one waits":     {[]int64{2, 3, 2}, 4, 4, []int64{4}},
+		"the same, and what is there waits":    {[]int64{2, 3, 2}, 3, 3, []int64{3}},
+		"all of them were published again":     {[]int64{2, 3, 2, 3}, 3, 0, nil},
+		"the topic has what the store has not": {[]int64{2, 3}, 2, 0, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newCompared(t)
+			event := func(version int64) contract.Message {
+				m, err := newEvent(contract.TypeUpdated, contract.Order{
+					OrderID: "order", CustomerID: "c", OrderDate: time.Unix(0, 0).UTC(), Currency: "USD",
+					Status: fmt.Sprint("v", version), Version: version, TotalAmount: 2,
+					Items: []contract.Item{{ProductID: "P", Quantity: 2, Price: 1}},
+				}, "", time.Unix(0, 0)).Message()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return m
+			}
+			begin := r.end()
+			for p := range begin {
+				begin[p] = 0
+			}
+			if err := r.store.setPublished(t.Context(), begin); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.store.restore(t.Context(), map[string]orderState{
+				"order": {tt.stored, event(tt.stored).Value},
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if tt.waits > 0 {
+				if err := r.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+					ledger, err := r.store.box.Lock(tx)
+					if err != nil {
+						return err
+					}
+					return ledger.Add(time.Now(), []contract.Message{event(tt.waits)})
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, version := range tt.published {
+				testenv.Produce(t, r.kafka, event(version))
+			}
+			if err := r.run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var got []int64
+			err := r.store.db.Query(t.Context(), "SELECT value FROM outbox ORDER BY id", func(rows *sql.Rows) error {
+				var value []byte
+				if err := rows.Scan(&value); err != nil {
+					return err
+				}
+				o, err := contract.DecodeOrder(value)
+				got = append(got, o.Version)
+				return err
+			})
+			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+				t.Errorf("what is published next: %v (-want +got):\n%s", err, diff)
+			}
+		})
 	}
 }

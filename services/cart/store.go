@@ -313,7 +313,12 @@ func newestVersions(events []contract.Event) (map[string]orderState, error) {
 // over, unless the outbox has that version or a later one of the same order: that is a conflict,
 // and the order stays as it is. An event that waits to be published again is no change, so it gives
 // way to a newer version. The error is outbox.ErrLeaseLost if another replica has the lease.
-func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int, conflicts []string, err error) {
+//
+// overtaken are the orders whose last update among events is older than what the store has, and of which
+// nothing waits to come behind it.
+func (s *store) adopt(
+	ctx context.Context, events []contract.Event,
+) (adopted int, conflicts, overtaken []string, err error) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		ledger, err := s.lockAsHolder(tx)
 		if err != nil {
@@ -364,10 +369,40 @@ func (s *store) adopt(ctx context.Context, events []contract.Event) (adopted int
 		if err := ledger.Discard(published); err != nil {
 			return err
 		}
-		adopted, err = restoreIn(tx, newest)
+		if adopted, err = restoreIn(tx, newest); err != nil {
+			return err
+		}
+		last := make(map[string]int64)
+		for _, e := range events {
+			if _, waits := lowest[e.Order.OrderID]; e.Type == contract.TypeUpdated && !waits {
+				last[e.Order.OrderID] = e.Order.Version
+			}
+		}
+		overtaken, err = olderThanStored(tx, last)
 		return err
 	})
-	return adopted, conflicts, err
+	return adopted, conflicts, overtaken, err
+}
+
+// olderThanStored returns those of the orders of which the store has a newer version.
+func olderThanStored(tx *sqldb.Tx, versions map[string]int64) (older []string, err error) {
+	ids := make([]any, 0, len(versions))
+	for id := range versions {
+		ids = append(ids, id)
+	}
+	err = tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "", func(rows *sql.Rows) error {
+		var id string
+		var version int64
+		err := rows.Scan(&id, &version)
+		if version > versions[id] {
+			older = append(older, id)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of %d orders: %w", len(ids), err)
+	}
+	return older, nil
 }
 
 // repeated is a page of orders that were put into the outbox to be published again.

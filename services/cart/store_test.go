@@ -253,7 +253,7 @@ func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
 				}
 				conflict := false
 				for _, batch := range batches {
-					_, conflicts, err := s.adopt(t.Context(), batch)
+					_, conflicts, _, err := s.adopt(t.Context(), batch)
 					if err != nil {
 						t.Fatal(err)
 					}
