@@ -71,6 +71,15 @@ fuzz: ## Fuzz each decoder for a moment (FUZZ_RUNS=10000000 for longer)
 		done; \
 	done
 
+.PHONY: faults
+faults: ## Run the system under faults (DURATION=10m SEED=1; a run that fails is repeated with fewer)
+	E2E_SEED=$(SEED) E2E_DURATION=$(DURATION) E2E_SHRINK=1 \
+		$(GO) test ./services/e2e -count=1 -run='^TestFaultsUnderLoad$$' -v -timeout=0
+
+.PHONY: mutants
+mutants: ## Seed bugs into the last commit, one at a time, and show what catches each under faults
+	$(GO) run ./services/e2e/faults/mutants
+
 .PHONY: kafka
 kafka: ## Start a real Kafka with the declared topics, on KAFKA_PORT
 	KAFKA_PORT=$(KAFKA_PORT) $(GO) run ./services/cmd/kafkad start

@@ -16,6 +16,35 @@ type balancer struct {
 	mu      sync.Mutex
 	targets []string
 	next    int
+	// requests and responses let both ways through.
+	requests, responses gate
+}
+
+// gate lets data through, or holds it back: neither side of a connection learns of that.
+type gate struct{ sync.RWMutex }
+
+// pass waits while data is held back.
+func (g *gate) pass() {
+	g.RLock()
+	defer g.RUnlock()
+}
+
+// hold holds data back for as long as pause takes.
+func (g *gate) hold(pause func()) {
+	g.Lock()
+	defer g.Unlock()
+	pause()
+}
+
+// gated writes through a gate.
+type gated struct {
+	io.Writer
+	*gate
+}
+
+func (g gated) Write(data []byte) (int, error) {
+	g.pass()
+	return g.Writer.Write(data)
 }
 
 // newBalancer starts a balancer that has no targets yet.
@@ -69,13 +98,16 @@ func (b *balancer) forward(client net.Conn) {
 	}
 	defer server.Close()
 	var both sync.WaitGroup
-	for _, way := range [][2]net.Conn{{server, client}, {client, server}} {
+	for _, way := range []struct {
+		to, from net.Conn
+		through  *gate
+	}{{server, client, &b.requests}, {client, server, &b.responses}} {
 		both.Go(func() {
-			if _, err := io.Copy(way[0], way[1]); err != nil {
-				way[0].Close()
+			if _, err := io.Copy(gated{way.to, way.through}, way.from); err != nil {
+				way.to.Close()
 			}
 			// The other way may go on.
-			_ = way[0].(*net.TCPConn).CloseWrite()
+			_ = way.to.(*net.TCPConn).CloseWrite()
 		})
 	}
 	both.Wait()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -20,8 +21,7 @@ import (
 // takes less than a second. A few real kills show that Order goes on from such a state.
 func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	t.Parallel()
-	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
-	t.Logf("E2E_SEED=%d", seed)
+	seed := seedOf(t)
 	rng := rand.New(rand.NewPCG(seed, 2))
 	// With short sessions, the partitions of a killed member are soon free again.
 	kafka := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
@@ -73,19 +73,18 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 		order.kill()
 		taken = append(taken, image(t, order))
 	}
-	c := &checker{evidence: evidence{records: readTopics(t, kafka.Addr)}, byOrder: map[string][]*event{}}
-	c.read()
+	c := faults.NewChecker(faults.Evidence{Records: readTopics(t, kafka.Addr)})
 	different := map[int64]bool{}
 	for n, dir := range taken {
 		s := orderState(t, openImage(t, dir), fmt.Sprintf("image %d", n+1))
-		if c.compare(s.when, c.fold(s.offsets), s.orders); len(c.found) > 0 {
-			for _, v := range c.found[:min(10, len(c.found))] {
+		if c.Compare(s.When, c.Fold(s.Offsets), s.Orders); len(c.Found) > 0 {
+			for _, v := range c.Found[:min(10, len(c.Found))] {
 				t.Error(v)
 			}
-			t.Fatalf("%d violations at offsets %v", len(c.found), s.offsets)
+			t.Fatalf("%d violations at offsets %v", len(c.Found), s.Offsets)
 		}
 		read := int64(0)
-		for _, next := range s.offsets {
+		for _, next := range s.Offsets {
 			read += next
 		}
 		different[read] = true
@@ -97,11 +96,11 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 	order.start().ready()
 	awaitRead(t, kafka.Addr, order)
 	order.stop()
-	c.order, c.cart = orderStore(t, order, "at the end"), nil
-	c.compare("at the end", c.fold(c.order.offsets), c.order.orders)
-	if len(c.found) > 0 || len(c.order.orders) != orders {
-		t.Errorf("at the end Order knows %d orders of %d: %v", len(c.order.orders), orders,
-			c.found[:min(10, len(c.found))])
+	c.Order, c.Cart = orderStore(t, order, "at the end"), nil
+	c.Compare("at the end", c.Fold(c.Order.Offsets), c.Order.Orders)
+	if len(c.Found) > 0 || len(c.Order.Orders) != orders {
+		t.Errorf("at the end Order knows %d orders of %d: %v", len(c.Order.Orders), orders,
+			c.Found[:min(10, len(c.Found))])
 	}
 }
 
@@ -111,8 +110,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 // published in order, and repeated ones have the same event ID.
 func TestCartCrashesWhileItPublishes(t *testing.T) {
 	t.Parallel()
-	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
-	t.Logf("E2E_SEED=%d", seed)
+	seed := seedOf(t)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	dir := t.TempDir()
 	kafka := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})

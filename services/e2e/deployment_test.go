@@ -16,6 +16,7 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/localpostgres"
 	"ordersystem.dev/services/internal/testenv"
@@ -201,25 +202,30 @@ func (d *database) open() *sql.DB {
 
 // deployment is the system with replicas that share a database.
 type deployment struct {
-	t             testing.TB
+	t testing.TB
+	// brokers have their directories in kafkaDir, by their IDs. kafka is the address of one of them.
+	brokers       []*localkafka.Broker
+	kafkaDir      string
 	kafka         string
 	database      *database
 	db            *sql.DB
 	carts, orders *replicas
 }
 
-// deploy starts Kafka and the database. No replica runs yet.
-func deploy(t testing.TB) *deployment {
+// deploy starts Kafka with these topics, and the database. No replica runs yet.
+func deploy(t testing.TB, topics []contract.Topic) *deployment {
 	t.Helper()
 	// Debian's PostgreSQL starts faster than Kafka, and is what may be missing.
-	d := &deployment{t: t, database: newDatabase(t)}
-	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir()})
+	d := &deployment{t: t, database: newDatabase(t), kafkaDir: t.TempDir()}
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
+		Dir: d.kafkaDir, Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
+	})
 	testenv.Require(t, err)
 	for _, b := range brokers {
 		t.Cleanup(b.Kill)
 	}
-	d.kafka = brokers[0].Addr
-	if err := localkafka.CreateTopics(t.Context(), d.kafka, contract.Topics(), 3); err != nil {
+	d.brokers, d.kafka = brokers, brokers[0].Addr
+	if err := localkafka.CreateTopics(t.Context(), d.kafka, topics, 3); err != nil {
 		t.Fatal(err)
 	}
 	var all []string
@@ -285,10 +291,10 @@ func (d *deployment) flows(l *load) time.Duration {
 	id := fmt.Sprint("flows-", rng.Uint64())
 	begin := time.Now()
 	eventually(d.t, patience, "an order is accepted", func() (bool, string) {
-		o := operation{order: id, create: true}
-		one.operate(&o, fmt.Sprint(id, "-", rng.Uint64()), "", rng)
+		o := faults.Operation{Order: id, Create: true}
+		one.operate(&o, fmt.Sprint(id, "-", rng.Uint64()), rng)
 		l.add(o)
-		return o.outcome == accepted, fmt.Sprint(one.failures())
+		return o.Outcome == faults.Accepted, fmt.Sprint(one.failures())
 	})
 	eventually(d.t, patience, "the order is seen", func() (bool, string) {
 		got, err := sendBy(fresh, http.MethodGet, l.order+"/order/order-details?orderId="+id, "", "Prefer", "wait=2")
@@ -306,4 +312,20 @@ func (d *deployment) settle() {
 		return err == nil && rows == 0, fmt.Sprint(rows, err)
 	})
 	awaitRead(d.t, d.kafka, d.orders.members()[0])
+}
+
+// end ends all replicas, and compares what clients saw with the topics and the stores.
+func (d *deployment) end(l *load) {
+	d.t.Helper()
+	all := append(d.carts.members(), d.orders.members()...)
+	for _, p := range all {
+		p.stop()
+	}
+	order := faults.State{
+		When:    "at the end",
+		Orders:  readOrders(d.t, d.db, "SELECT order_id, version, event_id, body FROM order_view.orders"),
+		Offsets: readOffsets(d.t, d.db, "order_view.offsets"),
+	}
+	inCart := readOrders(d.t, d.db, "SELECT order_id, version, '', body FROM cart.orders")
+	l.verify(d.kafka, inCart, 0, order, nil, all...)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -62,15 +63,19 @@ func TestDiskIsFull(t *testing.T) {
 			defer l.end()
 			cart.notReady("storage is nearly full")
 			// A checkpoint may make room again a few times before the disk is really full.
-			var large []operation
+			taken := func(id, trace string) faults.Operation {
+				return faults.Operation{
+					Order: id, Create: true, Traces: []string{trace}, Outcome: faults.Accepted, Version: 1,
+				}
+			}
+			var large []faults.Operation
 			eventually(t, patience, "a large order is refused", func() (bool, string) {
 				id, trace := fmt.Sprint("large-", len(large)), fmt.Sprintf("%032x", 2+len(large))
 				got := do(t, http.MethodPost, cart.api+"/Order/create-order",
 					fmt.Sprintf(`{"OrderId": %q, "ItemsNum": 1000}`, id),
 					"traceparent", "00-"+trace+"-00000000000000ff-01")
 				if got.status == http.StatusOK {
-					large = append(large,
-						operation{order: id, create: true, traces: []string{trace}, outcome: accepted, version: 1})
+					large = append(large, taken(id, trace))
 					return false, got.body
 				}
 				if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" ||
@@ -92,8 +97,7 @@ func TestDiskIsFull(t *testing.T) {
 				return got.status == http.StatusOK, got.body
 			})
 			l.end()
-			l.operations = append(append(l.operations, large...),
-				operation{order: "room", create: true, traces: []string{trace}, outcome: accepted, version: 1})
+			l.operations = append(append(l.operations, large...), taken("room", trace))
 			settle(t, kafka.Addr, cart, order)
 			// The disk disappears with the process.
 			keep := filepath.Join(t.TempDir(), "cart")

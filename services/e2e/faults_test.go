@@ -2,129 +2,197 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// number returns a setting of the test run from the environment.
-func number(t testing.TB, name string, fallback uint64) uint64 {
+// setting returns a setting of the test run from the environment, as parse reads it.
+func setting[T any](t testing.TB, name string, fallback T, parse func(string) (T, error)) T {
 	t.Helper()
 	text := os.Getenv(name)
 	if text == "" {
 		return fallback
 	}
-	n, err := strconv.ParseUint(text, 10, 64)
+	value, err := parse(text)
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	return n
+	return value
 }
 
-// The services and Kafka are killed, stopped and started under load, in any order. Every
-// acknowledged order is in its topic and in both stores, at its newest version. No operation takes
-// effect twice, and no refused one takes any. All orders are published again meanwhile, which
-// changes nothing. Each crash leaves in Order's store what follows from the topics up to the
-// offsets in it.
-//
-// E2E_SECONDS sets the duration. E2E_SEED repeats the faults and requests of a run, but not their
-// exact timing.
-func TestFaultsUnderLoad(t *testing.T) {
-	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
-	duration := time.Duration(number(t, "E2E_SECONDS", 20)) * time.Second
+// seedOf returns E2E_SEED, or a new seed.
+func seedOf(t testing.TB) uint64 {
+	t.Helper()
+	seed := setting(t, "E2E_SEED", rand.Uint64()>>1, func(text string) (uint64, error) {
+		return strconv.ParseUint(text, 10, 64)
+	})
 	t.Logf("E2E_SEED=%d", seed)
-	rng := rand.New(rand.NewPCG(seed, 1<<32))
+	return seed
+}
 
-	kafka, cart, order := startSystem(t)
-	l := startLoad(t, cart.api, order.api, seed, 8, 10*time.Millisecond)
+// compactedSoon returns the declared topics with settings that let compaction remove all the time what newer
+// records have replaced. It waits for longer than Kafka is away, so that the test sees every record before.
+func compactedSoon() []contract.Topic {
+	return topicsWith(map[string]string{
+		"segment.ms": "1000", "min.cleanable.dirty.ratio": "0.001", "min.compaction.lag.ms": "30000",
+	})
+}
+
+// foreignKinds are faults of other programs.
+var foreignKinds = []faults.Kind{
+	{Name: "open transaction", Longest: 2 * time.Second},
+	{Name: "record that is no order"},
+}
+
+// faulty is a system to which faults are done.
+type faulty interface {
+	// do does a fault, and mends what it has broken.
+	do(fault faults.Fault)
+	// kafkaAddr is for clients that are none of the services.
+	kafkaAddr() string
+	// urls are those of both services.
+	urls() (cart, order string)
+	// republishAlways publishes all orders again and again, until stop is called.
+	republishAlways() (stop func() int)
+	// ready waits until all is up again.
+	ready()
+	// verify waits until all is published and read, ends the services, and checks everything.
+	verify(l *load)
+}
+
+// Processes are killed, frozen, stopped and started under load, databases fail over, and stores are lost, in
+// any order. Every acknowledged order is in its topic and in both stores, at its newest version. No operation
+// takes effect twice, and no refused one takes any. What clients see of an order is as if each operation took
+// effect at one moment, and no look-up finds an older version than one before it. All orders are published
+// again meanwhile, which changes nothing. At the end, orderctl finds no difference.
+//
+// E2E_DURATION is how long the faults go on. E2E_SEED repeats the faults and requests of a run, and E2E_FAULTS
+// a schedule of faults, but not their exact timing. With E2E_SHRINK=1, a run that fails is repeated with fewer
+// faults, to find out which of them are needed. A run that fails leaves a page with its history.
+func TestFaultsUnderLoad(t *testing.T) {
+	seed := seedOf(t)
+	duration := setting(t, "E2E_DURATION", 10*time.Second, time.ParseDuration)
+	for _, system := range []struct {
+		name  string
+		kinds []faults.Kind
+		start func(*testing.T) faulty
+	}{{"sqlite", aloneKinds, startAlone}, {"postgres", sharedKinds, startShared}} {
+		kinds := slices.Concat(system.kinds, foreignKinds)
+		t.Run(system.name, func(t *testing.T) {
+			if system.name == "postgres" && os.Getenv("E2E_DURATION") == "" {
+				t.Skip("make faults runs it, or E2E_DURATION; TestReplicas has most of these faults one by one")
+			}
+			rng := rand.New(rand.NewPCG(seed, 1<<32))
+			drawn := faults.Draw(rng, kinds, duration, 1500*time.Millisecond)
+			schedule := setting(t, "E2E_FAULTS", drawn, func(text string) (faults.Schedule, error) {
+				return faults.ParseSchedule(text, kinds)
+			})
+			fails := func(s faults.Schedule) bool {
+				return !t.Run(fmt.Sprintf("%d faults", len(s)), func(t *testing.T) {
+					underFaults(t, seed, system.start(t), s)
+				})
+			}
+			if !fails(schedule) {
+				return
+			}
+			if os.Getenv("E2E_SHRINK") == "1" {
+				schedule = faults.Shrink(schedule, fails)
+			}
+			t.Logf("again: E2E_SEED=%d E2E_FAULTS=%q "+
+				"go test ./services/e2e -count=1 -v -run '^TestFaultsUnderLoad$/^%s$'", seed, schedule, system.name)
+		})
+	}
+}
+
+// underFaults does the faults of a schedule to a system under load.
+func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) {
+	cart, order := f.urls()
+	tail := testenv.StartTail(t, f.kafkaAddr(), contract.OrderTopics()...)
+	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond, func(l *load) { l.tail = tail })
 	defer l.end()
-	republished := cart.republishAlways()
-
-	var crashes []state
-	killOrder := func() {
-		order.kill()
-		crashes = append(crashes, orderStore(t, order, fmt.Sprintf("crash %d", len(crashes)+1)))
-	}
-	again := func() {
-		if err := kafka.StartAgain(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	republished := f.republishAlways()
 	begin := time.Now()
-	// pause lets the system run, or stay down, for a random time.
-	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
-	faults := map[string]func(){
-		"kill cart":  func() { cart.kill(); pause(300 * time.Millisecond); cart.start() },
-		"kill order": func() { killOrder(); pause(300 * time.Millisecond); order.start() },
-		"kill both": func() {
-			cart.kill()
-			killOrder()
-			pause(time.Second)
-			order.start()
-			cart.start()
-		},
-		"restart cart":  func() { cart.stop(); cart.start() },
-		"restart order": func() { order.stop(); order.start() },
-		"stop kafka":    func() { kafka.Stop(); pause(2 * time.Second); again() },
-		"kill kafka":    func() { kafka.Kill(); pause(time.Second); again() },
-		"kill all": func() {
-			kafka.Kill()
-			cart.kill()
-			killOrder()
-			// Cart's store is complete, so Cart accepts orders without Kafka.
-			cart.start()
-			pause(500 * time.Millisecond)
-			cart.kill()
-			again()
-			cart.start()
-			order.start()
-		},
-		// Cart dies while it publishes what piled up. It then repeats some of these records.
-		"kill cart as kafka comes back": func() {
-			kafka.Stop()
-			pause(time.Second)
-			again()
-			pause(50 * time.Millisecond)
-			cart.kill()
-			cart.start()
-		},
-	}
-	names := []string{
-		"kill cart", "kill order", "kill both", "restart cart", "restart order", "stop kafka", "kill kafka", "kill all",
-		"kill cart as kafka comes back",
-	}
-	// next holds the coming faults. Each fault comes once before any comes again.
-	var next []string
-	for time.Since(begin) < duration {
-		if len(next) == 0 {
-			next = append(next, names...)
-			rng.Shuffle(len(next), func(i, j int) { next[i], next[j] = next[j], next[i] })
+	for _, fault := range schedule {
+		time.Sleep(fault.After)
+		t.Logf("%6s %s", time.Since(begin).Round(time.Millisecond), fault)
+		span := faults.Span{Name: fault.Name, Begin: time.Now()}
+		switch fault.Name {
+		case "open transaction":
+			abort := testenv.Hang(t, f.kafkaAddr(), contract.TopicUpdated, 0, 1, 2, 3)
+			time.Sleep(fault.For)
+			abort()
+		case "record that is no order":
+			key := fmt.Sprint("poison-", len(l.poison))
+			l.poison = append(l.poison, key)
+			testenv.Produce(t, f.kafkaAddr(), contract.Message{
+				Topic: contract.TopicUpdated, Key: []byte(key), Value: []byte("{"),
+			})
+		default:
+			f.do(fault)
 		}
-		pause(1500 * time.Millisecond)
-		t.Logf("%6s %s", time.Since(begin).Round(time.Millisecond), next[0])
-		faults[next[0]]()
-		next = next[1:]
+		span.End = time.Now()
+		l.faults = append(l.faults, span)
 	}
-
-	cart.ready()
-	order.ready()
+	f.ready()
 	// On a busy machine the faults may have left little time for requests.
-	eventually(t, time.Minute, "100 operations are accepted", func() (bool, string) {
+	eventually(t, patience, "100 operations are accepted", func() (bool, string) {
 		n := l.accepted()
 		return n >= 100, fmt.Sprint(n)
 	})
 	l.end()
 	t.Logf("the orders were published again %d times", republished())
-	settle(t, kafka.Addr, cart, order)
-	cart.stop()
-	order.stop()
-	verify(t, kafka.Addr, l, cart, order, crashes)
+	f.verify(l)
+}
+
+// audits returns how many orders Order finds in each topic.
+func audits(t testing.TB, order string) map[string]int {
+	t.Helper()
+	found := make(map[string]int)
+	for _, topic := range contract.OrderTopics() {
+		got := do(t, http.MethodGet, order+"/order/getAllOrderIdsFromTopic?topicName="+topic, "")
+		_, count, _ := strings.Cut(got.body, "'"+topic+"': ")
+		n, err := strconv.Atoi(count[:max(0, strings.IndexByte(count, '"'))])
+		if got.status != http.StatusOK || err != nil {
+			t.Fatalf("the audit of %s: %d %.200s", topic, got.status, got.body)
+		}
+		found[topic] = n
+	}
+	return found
+}
+
+// freeze stops a process for as long as pause takes.
+func freeze(t testing.TB, pid int, pause func()) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	pause()
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// brokerPID returns the process of the broker in a directory.
+func brokerPID(t testing.TB, dir string) int {
+	t.Helper()
+	_, pid, err := localkafka.Running(dir)
+	if err != nil || pid == 0 {
+		t.Fatalf("the broker's process is %d: %v", pid, err)
+	}
+	return pid
 }
 
 // settle waits until Cart has published everything and Order has read it.
@@ -139,7 +207,7 @@ func settle(t testing.TB, kafka string, cart, order *process) {
 
 // verify compares what clients saw with the topics and with the stores of the services, which have
 // ended.
-func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []state) {
+func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes []faults.State) {
 	t.Helper()
 	inCart, outbox := cartStore(t, cart)
 	l.verify(kafka, inCart, outbox, orderStore(t, order, "at the end"), crashes, cart, order)
@@ -148,21 +216,42 @@ func verify(t testing.TB, kafka string, l *load, cart, order *process, crashes [
 // verify compares what clients saw with the topics and with what the stores hold, of services that have
 // ended.
 func (l *load) verify(
-	kafka string, cart map[string]storedOrder, outbox int, order state, crashes []state, services ...*process,
+	kafka string, cart map[string]faults.StoredOrder, outbox int, order faults.State, crashes []faults.State,
+	services ...*process,
 ) {
 	t := l.t
 	t.Helper()
 	e := l.evidence()
-	e.records = readTopics(t, kafka)
-	e.ends = make(map[topicPartition]int64)
+	if l.tail != nil {
+		e.Records, e.Compacted = l.tail.Records(), true
+	} else {
+		e.Records = readTopics(t, kafka)
+	}
+	e.Ends = make(map[faults.TopicPartition]int64)
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		for p, end := range testenv.HighWatermarks(t, kafka, topic) {
-			e.ends[topicPartition{topic, p}] = end
+			e.Ends[faults.TopicPartition{Topic: topic, Partition: p}] = end
 		}
 	}
-	e.letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
-	e.cart, e.outbox, e.order, e.crashes = cart, outbox, order, crashes
-	violations := check(e)
+	e.Letters = testenv.ReadAll(t, kafka, contract.TopicDeadLetter)
+	e.Cart, e.Outbox, e.Order, e.Crashes = cart, outbox, order, crashes
+	violations := faults.Check(e)
+	if len(violations) > 0 {
+		kinds := make(map[string]bool)
+		for _, v := range violations {
+			kinds[v.Kind] = true
+		}
+		t.Logf("violated: %s", strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+		for _, v := range violations[:min(len(violations), 3)] {
+			for _, r := range e.Records {
+				if string(r.Key) == v.Order {
+					at := r.Time.Format("15:04:05.000")
+					t.Logf("%s/%d at %d, %s: %s", r.Topic, r.Partition, r.Offset, at, trait(r))
+				}
+			}
+		}
+		t.Logf("the history is in %s", timeline(t, e, l.faults, violations))
+	}
 	for i, v := range violations {
 		if i == 20 {
 			t.Errorf("and %d more", len(violations)-i)
@@ -171,13 +260,13 @@ func (l *load) verify(
 		t.Error(v)
 	}
 
-	outcomes, again := map[outcome]int{}, 0
-	for _, o := range e.operations {
-		outcomes[o.outcome]++
-		again += max(0, len(o.traces)-1)
+	outcomes, again := map[faults.Outcome]int{}, 0
+	for _, o := range e.Operations {
+		outcomes[o.Outcome]++
+		again += max(0, len(o.Traces)-1)
 	}
 	seen, repeated := map[string]bool{}, 0
-	for _, r := range e.records {
+	for _, r := range e.Records {
 		for _, h := range r.Headers {
 			if h.Key == contract.HeaderID && seen[string(h.Value)] {
 				repeated++
@@ -187,10 +276,10 @@ func (l *load) verify(
 		}
 	}
 	t.Logf("%d accepted, %d refused, %d unknown, %d requests repeated; %d look-ups",
-		outcomes[accepted], outcomes[refused], outcomes[unknown], again, len(e.lookups))
+		outcomes[faults.Accepted], outcomes[faults.Refused], outcomes[faults.Unknown], again, len(e.Lookups))
 	t.Logf("%d records, %d of them repeated; %d orders; %d crashes of Order",
-		len(e.records), repeated, len(e.cart), len(crashes))
-	if outcomes[accepted] < 100 {
+		len(e.Records), repeated, len(e.Cart), len(crashes))
+	if outcomes[faults.Accepted] < 100 {
 		t.Errorf("there was hardly any load: %v", outcomes)
 	}
 	// A logged error does not fail the test: faults cause errors.
@@ -200,4 +289,30 @@ func (l *load) verify(
 			t.Logf("%s logged %d errors, the first: %.300s", p.name, n, first)
 		}
 	}
+}
+
+// trait returns what tells the records of an order apart.
+func trait(r testenv.Record) string {
+	text := "no event"
+	if e, err := faults.Parse(&r); err == nil {
+		text = fmt.Sprintf("version %d, event %s, trace %s", e.Version, e.ID, e.Trace)
+	}
+	if (contract.Message{Headers: r.Headers}).IsRepublished() {
+		text += ", published again"
+	}
+	return text
+}
+
+// timeline writes a page with the history of a run, which outlives the test.
+func timeline(t testing.TB, e faults.Evidence, spans []faults.Span, found []faults.Violation) (path string) {
+	t.Helper()
+	page, err := os.CreateTemp("", "faults-*.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer page.Close()
+	if err := faults.Timeline(page, e, spans, found); err != nil {
+		t.Fatal(err)
+	}
+	return page.Name()
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -104,11 +105,11 @@ func statuses(t *testing.T, kafka, id string) (found []string) {
 		if string(r.Key) != id {
 			continue
 		}
-		e, err := parse(&r)
+		e, err := faults.Parse(&r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		found = append(found, e.status)
+		found = append(found, e.Status)
 	}
 	return found
 }
@@ -154,11 +155,13 @@ func compact(t *testing.T, kafka string, cart, order *process, done func() (bool
 }
 
 // network forwards connections to a broker. It can hold one request back, beyond the life of the
-// client that sent it.
+// client that sent it, or everything for a while.
 type network struct {
 	t        *testing.T
 	listener net.Listener
 	next     atomic.Pointer[lateRequest]
+	// requests and responses let both ways through.
+	requests, responses gate
 }
 
 // lateRequest is a request that the network holds back.
@@ -242,6 +245,7 @@ func (n *network) forward(client, broker net.Conn) {
 			if l := late.Swap(nil); l != nil {
 				close(l.answered)
 			}
+			n.responses.pass()
 			// A client that is gone gets no response.
 			_, _ = client.Write(response)
 		}
@@ -262,6 +266,7 @@ func (n *network) forward(client, broker net.Conn) {
 				defer func() { <-l.answered }()
 			}
 		}
+		n.requests.pass()
 		if _, err := broker.Write(request); err != nil {
 			return
 		}

@@ -13,6 +13,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"ordersystem.dev/services/e2e/faults"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // load runs clients that create, update and look up orders, through all faults of the services. It
@@ -34,12 +37,19 @@ type load struct {
 	clients sync.WaitGroup
 	// followers look up what clients got accepted. They get it through news.
 	followers sync.WaitGroup
-	news      chan lookup
+	news      chan faults.Lookup
 	count     atomic.Int64
 
-	mu         sync.Mutex
-	operations []operation
-	lookups    []lookup
+	mu sync.Mutex
+	// faults are those that were done, poison has the keys of records that are no orders, and audits how many
+	// orders were found in each topic at the end.
+	faults []faults.Span
+	poison []string
+	audits map[string]int
+	// tail has the records of the topics. If it is nil, they are read at the end.
+	tail       *testenv.Tail
+	operations []faults.Operation
+	lookups    []faults.Lookup
 	// failed describes the requests that got no response, or one that blames the service. It also has the
 	// look-ups that did not find what was accepted.
 	failed []string
@@ -55,7 +65,7 @@ func startLoad(
 ) *load {
 	ctx, stop := context.WithCancel(t.Context())
 	l := &load{t: t, cart: cart, order: order, seed: seed, every: every, client: client, wait: 5, items: 5, stop: stop,
-		news: make(chan lookup, 64)}
+		news: make(chan faults.Lookup, 64)}
 	for _, f := range set {
 		f(l)
 	}
@@ -87,7 +97,7 @@ func (l *load) accepted() int {
 	defer l.mu.Unlock()
 	n := 0
 	for _, o := range l.operations {
-		if o.outcome == accepted {
+		if o.Outcome == faults.Accepted {
 			n++
 		}
 	}
@@ -95,7 +105,7 @@ func (l *load) accepted() int {
 }
 
 // add records an operation that is over.
-func (l *load) add(o operation) {
+func (l *load) add(o faults.Operation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.operations = append(l.operations, o)
@@ -117,8 +127,8 @@ func (l *load) failures() []string {
 	return failed
 }
 
-func (l *load) evidence() evidence {
-	return evidence{operations: l.operations, lookups: l.lookups}
+func (l *load) evidence() faults.Evidence {
+	return faults.Evidence{Operations: l.operations, Lookups: l.lookups, Poison: l.poison, Audits: l.audits}
 }
 
 // requests creates and updates orders of its own, updates shared ones, and sends requests that must
@@ -128,41 +138,40 @@ func (l *load) requests(ctx context.Context, n int) {
 	news := l.news
 	var mine []string
 	for ctx.Err() == nil {
-		o := operation{status: fmt.Sprintf("status-%d", l.count.Add(1))}
-		var ifMatch string
+		o := faults.Operation{Client: n, Status: fmt.Sprintf("status-%d", l.count.Add(1))}
 		switch dice := rng.IntN(100); {
 		case dice < 5:
 			// Most are refused: the first client creates the order.
-			o.create, o.order = true, fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
+			o.Create, o.Order = true, fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
 		case dice < 25:
-			o.order = fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
+			o.Order = fmt.Sprintf("shared-%d", rng.IntN(sharedOrders))
 		case dice < 28:
 			// Refused: there is no such order.
-			o.order = fmt.Sprintf("never-%d-%d", n, rng.IntN(10))
+			o.Order = fmt.Sprintf("never-%d-%d", n, rng.IntN(10))
 		case dice < 31 && len(mine) > 0:
 			// Refused: the order exists.
-			o.create, o.order = true, mine[rng.IntN(len(mine))]
+			o.Create, o.Order = true, mine[rng.IntN(len(mine))]
 		case dice < 34 && len(mine) > 0:
 			// Refused: the order has no such version.
-			o.order, ifMatch = mine[rng.IntN(len(mine))], `"1000000"`
+			o.Order, o.IfMatch = mine[rng.IntN(len(mine))], `"1000000"`
 		case dice < 36:
 			// Refused: too many items.
-			o.create, o.order = true, fmt.Sprintf("invalid-%d-%d", n, len(mine))
+			o.Create, o.Order = true, fmt.Sprintf("invalid-%d-%d", n, len(mine))
 		case dice < 60 || len(mine) == 0:
-			o.create, o.order = true, fmt.Sprintf("order-%d-%d", n, len(mine))
-			mine = append(mine, o.order)
+			o.Create, o.Order = true, fmt.Sprintf("order-%d-%d", n, len(mine))
+			mine = append(mine, o.Order)
 		default:
-			o.order = mine[rng.IntN(len(mine))]
+			o.Order = mine[rng.IntN(len(mine))]
 		}
 		key := ""
 		if rng.IntN(2) == 0 {
-			key = fmt.Sprintf("key-%d-%s-%d", n, o.order, rng.Uint64())
+			key = fmt.Sprintf("key-%d-%s-%d", n, o.Order, rng.Uint64())
 		}
-		l.operate(&o, key, ifMatch, rng)
+		l.operate(&o, key, rng)
 		l.add(o)
-		if o.outcome == accepted && rng.IntN(3) == 0 {
+		if o.Outcome == faults.Accepted && rng.IntN(3) == 0 {
 			select {
-			case news <- lookup{order: o.order, version: o.version}:
+			case news <- faults.Lookup{Order: o.Order, Version: o.Version}:
 			default:
 				// All followers are waiting for Order. This operation is not looked up.
 			}
@@ -177,19 +186,19 @@ func (l *load) requests(ctx context.Context, n int) {
 // operate carries an operation out. With an Idempotency-Key it repeats the request until it gets a
 // response that settles it. Without one, a lost response leaves the outcome unknown. The services are up
 // again before the test ends, so every operation ends too.
-func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
+func (l *load) operate(o *faults.Operation, key string, rng *rand.Rand) {
 	method, url, body := http.MethodPut, l.cart+"/Order/update-order",
-		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.order, o.status)
-	if o.create {
+		fmt.Sprintf(`{"orderId": %q, "status": %q}`, o.Order, o.Status)
+	if o.Create {
 		items := 1 + rng.IntN(l.items)
-		if o.order[0] == 'i' {
+		if o.Order[0] == 'i' {
 			items = 0
 		}
 		method, url, body = http.MethodPost, l.cart+"/Order/create-order",
-			fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.order, items)
+			fmt.Sprintf(`{"OrderId": %q, "ItemsNum": %d}`, o.Order, items)
 	}
-	o.begin = time.Now()
-	defer func() { o.end = time.Now() }()
+	o.Begin = time.Now()
+	defer func() { o.End = time.Now() }()
 	// An earlier request may have been carried out although no response came.
 	sent := false
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -198,8 +207,8 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 		if key != "" {
 			headers = append(headers, "Idempotency-Key", key)
 		}
-		if ifMatch != "" {
-			headers = append(headers, "If-Match", ifMatch)
+		if o.IfMatch != "" {
+			headers = append(headers, "If-Match", o.IfMatch)
 		}
 		got, err := sendBy(l.client, method, url, body, headers...)
 		if err != nil || got.status >= http.StatusInternalServerError {
@@ -209,7 +218,7 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 			// The request never reached the service.
 			continue
 		}
-		o.traces = append(o.traces, trace)
+		o.Traces = append(o.Traces, trace)
 		// Cart itself does not know whether PostgreSQL has committed when it died during the commit.
 		unclear := err != nil ||
 			got.status == http.StatusServiceUnavailable && strings.Contains(got.body, "not known whether")
@@ -219,42 +228,56 @@ func (l *load) operate(o *operation, key, ifMatch string, rng *rand.Rand) {
 		case unclear:
 			sent = true
 		case got.status == http.StatusOK:
-			o.outcome, o.version = accepted, got.version()
+			o.Outcome, o.Version = faults.Accepted, got.version()
 			return
 		case sent && got.header.Get("Retry-After") != "":
 			// This response does not show what became of the request before it.
 		default:
-			o.outcome = refused
+			o.Outcome, o.Code = faults.Refused, got.status
 			return
 		}
 	}
 	l.t.Errorf("%v got no response for two minutes", o)
 }
 
-// follow looks up what was accepted.
+// follow looks up what was accepted, and then the same order as it is.
 func (l *load) follow() {
 	for want := range l.news {
-		got, err := sendBy(l.client, http.MethodGet,
-			fmt.Sprintf("%s/order/order-details?orderId=%s&minVersion=%d", l.order, want.order, want.version), "",
-			"Prefer", fmt.Sprint("wait=", l.wait))
-		if err != nil || got.status != http.StatusOK {
-			l.fails("look-up of %s at version %d: %d %.200s %v", want.order, want.version, got.status, got.body, err)
-			// Order or Kafka is down. The state at the end is checked later.
-			continue
-		}
-		if got.version() < want.version {
-			l.t.Errorf("a look-up of %s at version %d or later returned %d", want.order, want.version, got.version())
-		}
+		l.lookUp(want.Order, want.Version)
+		l.lookUp(want.Order, 0)
+	}
+}
+
+// lookUp looks up an order, and waits for this version unless it is 0.
+func (l *load) lookUp(order string, version int64) {
+	target, headers := l.order+"/order/order-details?orderId="+order, []string(nil)
+	if version > 0 {
+		target = fmt.Sprintf("%s&minVersion=%d", target, version)
+		headers = []string{"Prefer", fmt.Sprint("wait=", l.wait)}
+	}
+	found := faults.Lookup{Order: order, Begin: time.Now()}
+	got, err := sendBy(l.client, http.MethodGet, target, "", headers...)
+	found.End = time.Now()
+	switch {
+	case err == nil && got.status == http.StatusOK:
 		var body struct {
 			OrderID, Status string
 			Version         int64
 		}
-		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != want.order ||
-			body.Version != got.version() {
-			l.t.Errorf("a look-up of %s, ETag %d, returned %s (%v)", want.order, got.version(), got.body, err)
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.OrderID != order ||
+			body.Version != got.version() || body.Version < version {
+			l.t.Errorf("a look-up of %s at version %d, ETag %d, returned %s (%v)", order, version, got.version(),
+				got.body, err)
 		}
-		l.mu.Lock()
-		l.lookups = append(l.lookups, lookup{body.OrderID, body.Version, body.Status})
-		l.mu.Unlock()
+		found.Version, found.Status = body.Version, body.Status
+	case err == nil && got.status == http.StatusNotFound && version == 0:
+		// It may not have come to Order yet.
+	default:
+		// Order or Kafka is down. The state at the end is checked later.
+		l.fails("look-up of %s at version %d: %d %.200s %v", order, version, got.status, got.body, err)
+		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lookups = append(l.lookups, found)
 }

@@ -65,7 +65,7 @@ func TestStalledMember(t *testing.T) {
 	stalled.stop()
 	cart.stop()
 	c, _ := cartStore(t, cart)
-	if o := orderStore(t, stalled, "").orders; hash(o) != hash(c) {
+	if o := orderStore(t, stalled, "").Orders; hash(o) != hash(c) {
 		t.Errorf("the member that slept ended with another state than Cart's: %d and %d orders", len(o), len(c))
 	}
 }

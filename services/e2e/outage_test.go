@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -62,11 +63,11 @@ func TestKafkaIsDown(t *testing.T) {
 	var versions []int64
 	for _, r := range readTopics(t, kafka.Addr) {
 		if string(r.Key) == "during" {
-			e, err := parse(&r)
+			e, err := faults.Parse(&r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			versions = append(versions, e.version)
+			versions = append(versions, e.Version)
 		}
 	}
 	if !slices.IsSorted(versions) || len(versions) != 52 {
@@ -140,7 +141,7 @@ func TestMissingTopics(t *testing.T) {
 func TestGracefulStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	kafka, cart, order := startSystem(t)
-	l := startLoad(t, cart.api, order.api, number(t, "E2E_SEED", 1), 16, time.Millisecond)
+	l := startLoad(t, cart.api, order.api, seedOf(t), 16, time.Millisecond)
 	defer l.end()
 	for range 3 {
 		before := cart.metric("cart_produce_ack_seconds_count")
@@ -173,16 +174,16 @@ func TestGracefulStopUnderLoad(t *testing.T) {
 
 	published := map[string]bool{}
 	for _, r := range readTopics(t, kafka.Addr) {
-		e, err := parse(&r)
+		e, err := faults.Parse(&r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		published[e.trace] = true
+		published[e.Trace] = true
 	}
 	for _, o := range l.operations {
 		// All requests of an operation but the last got no response.
-		failed := o.traces
-		if o.outcome != unknown {
+		failed := o.Traces
+		if o.Outcome != faults.Unknown {
 			failed = failed[:len(failed)-1]
 		}
 		for _, trace := range failed {

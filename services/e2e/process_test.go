@@ -85,6 +85,8 @@ type process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
+	// starts is how often it was started.
+	starts int
 }
 
 // newProcess prepares a program. When the test ends, it fails if the program logged a race or a
@@ -133,7 +135,13 @@ func newOrder(t testing.TB, kafka string, env ...string) *process {
 // until they are ready.
 func startSystem(t testing.TB) (kafka *localkafka.Broker, cart, order *process) {
 	t.Helper()
-	kafka = testenv.StartKafka(t)
+	return startSystemWith(t, localkafka.Options{})
+}
+
+// startSystemWith is startSystem with options of Kafka.
+func startSystemWith(t testing.TB, options localkafka.Options) (kafka *localkafka.Broker, cart, order *process) {
+	t.Helper()
+	kafka = testenv.StartKafkaWith(t, options)
 	declare(t, kafka.Addr)
 	cart, order = newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
 	cart.start().ready()
@@ -235,6 +243,7 @@ func (p *process) start() *process {
 		p.t.Fatal(err)
 	}
 	p.done = done
+	p.starts++
 	return p
 }
 
@@ -296,6 +305,16 @@ func (p *process) ends(within time.Duration) {
 // patience is how long a condition may take on a machine with busy processors. Only a test that fails
 // waits that long.
 const patience = 2 * time.Minute
+
+// listens waits until the service listens. Before that, it has not opened its store.
+func (p *process) listens() *process {
+	p.t.Helper()
+	eventually(p.t, patience, p.name+" listens", func() (bool, string) {
+		n := strings.Count(p.log(), `"msg":"listening"`)
+		return n == p.starts || !p.running(), fmt.Sprintf("%d of %d starts", n, p.starts)
+	})
+	return p
+}
 
 // ready waits until the service is ready.
 func (p *process) ready() *process {

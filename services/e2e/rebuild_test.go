@@ -51,9 +51,9 @@ func TestStoresAreRebuiltFromTheTopics(t *testing.T) {
 		cart.stop()
 		order.stop()
 		c, _ := cartStore(t, cart)
-		o := orderStore(t, order, "").orders
+		o := orderStore(t, order, "").Orders
 		for id, r := range o {
-			if k := c[id]; k.version != r.version || k.body != r.body {
+			if k := c[id]; k.Version != r.Version || k.Body != r.Body {
 				t.Errorf("order %s is %+v in Cart's store, %+v in Order's", id, k, r)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/inventory"
+	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
 
@@ -145,6 +146,68 @@ func testReconciliation(
 	}
 	order.sees("lost in Order", 2, "Shipped")
 	order.sees("lost in Kafka", 1, "new")
+	cart.stop()
+	order.stop()
+}
+
+// Kafka and Order come back with old copies of their disks, and Cart with what it has. One command brings all
+// of them to the same orders again, with nothing that was acknowledged missing.
+func TestRestoredCopiesAreBroughtBackToAgreement(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	kafka, cart, order := startSystemWith(t, localkafka.Options{Dir: dir})
+	const orders = 60
+	id := func(n int) string { return fmt.Sprint("order-", n) }
+	for n := range orders {
+		cart.create(id(n))
+	}
+	settle(t, kafka.Addr, cart, order)
+	stop := func() {
+		t.Helper()
+		cart.stop()
+		order.stop()
+		kafka.Stop()
+	}
+	start := func() {
+		t.Helper()
+		if err := kafka.StartAgain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		cart.start().ready()
+		order.start().ready()
+	}
+	stop()
+	oldKafka, oldOrder := copyOf(t, filepath.Join(dir, "data")), copyOf(t, order.dir)
+	start()
+	for n := range 2 * orders {
+		if n < orders {
+			cart.update(id(n), "Shipped")
+		} else {
+			cart.create(id(n))
+		}
+	}
+	settle(t, kafka.Addr, cart, order)
+	stop()
+	restore(t, oldKafka, filepath.Join(dir, "data"))
+	restore(t, oldOrder, order.dir)
+	start()
+
+	found := reconcile(t, kafka.Addr, cart, order, 0, "-repair")
+	if len(found) != 2*orders {
+		t.Errorf("%d orders differed, want %d", len(found), 2*orders)
+	}
+	for n := range 2 * orders {
+		want, version, status := "2/1/1 not-in-topics: repaired", int64(2), "Shipped"
+		if n >= orders {
+			want, version, status = "1/0/0 not-in-topics: repaired", 1, "new"
+		}
+		if found[id(n)] != want {
+			t.Errorf("%s: %s, want %s", id(n), found[id(n)], want)
+		}
+		order.sees(id(n), version, status)
+	}
+	noLetters(t, kafka.Addr)
+	sameAfterARebuild(t, kafka.Addr, cart, order)
 	cart.stop()
 	order.stop()
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -214,16 +215,16 @@ func readInSteps(t *testing.T, kafka string, order *process, ms ...contract.Mess
 // it has stored the records.
 func awaitRead(t testing.TB, kafka string, order *process) {
 	t.Helper()
-	ends := map[topicPartition]int64{}
+	ends := map[faults.TopicPartition]int64{}
 	for _, r := range readTopics(t, kafka) {
-		at := topicPartition{r.Topic, r.Partition}
+		at := faults.TopicPartition{Topic: r.Topic, Partition: r.Partition}
 		ends[at] = max(ends[at], r.Offset+1)
 	}
 	eventually(t, time.Minute, order.name+" has read everything", func() (bool, string) {
 		committed := testenv.CommittedOffsets(t, kafka, contract.GroupOrder)
 		for at, end := range ends {
-			if got := committed[at.topic][at.partition]; got < end {
-				return false, fmt.Sprintf("%s/%d: %d of %d", at.topic, at.partition, got, end)
+			if got := committed[at.Topic][at.Partition]; got < end {
+				return false, fmt.Sprintf("%s/%d: %d of %d", at.Topic, at.Partition, got, end)
 			}
 		}
 		return true, ""

@@ -2,20 +2,20 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"ordersystem.dev/services/contract"
 )
 
 // Any number of replicas is one service. Clients reach them through a plain balancer, which repeats
 // nothing, and record what they got. Nothing is lost, doubled or out of order, whatever happens to the
 // replicas and to the database. What is planned does not even fail a request.
 func TestReplicas(t *testing.T) {
-	seed := number(t, "E2E_SEED", rand.Uint64()>>1)
-	t.Logf("E2E_SEED=%d", seed)
-	d := deploy(t)
+	seed := seedOf(t)
+	d := deploy(t, contract.Topics())
 	d.scale(1)
 	l := startLoad(t, d.carts.url(), d.orders.url(), seed, 8, 10*time.Millisecond, func(l *load) { l.wait = 30 })
 	defer l.end()
@@ -114,14 +114,5 @@ func TestReplicas(t *testing.T) {
 
 	l.end()
 	d.settle()
-	all := append(d.carts.members(), d.orders.members()...)
-	for _, p := range all {
-		p.stop()
-	}
-	order := state{
-		"at the end", readOrders(t, d.db, "SELECT order_id, version, event_id, body FROM order_view.orders"),
-		readOffsets(t, d.db, "order_view.offsets"),
-	}
-	inCart := readOrders(t, d.db, "SELECT order_id, version, '', body FROM cart.orders")
-	l.verify(d.kafka, inCart, 0, order, nil, all...)
+	d.end(l)
 }

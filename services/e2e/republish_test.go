@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
-	"ordersystem.dev/services/internal/testenv"
 )
 
 // Kafka has lost everything, and both stores were kept. Cart says so, and one command publishes its
@@ -26,11 +26,7 @@ import (
 func TestOrdersArePublishedAgainAfterKafkaLostThem(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	kafka := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
-	declare(t, kafka.Addr)
-	cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
-	cart.start().ready()
-	order.start().ready()
+	kafka, cart, order := startSystemWith(t, localkafka.Options{Dir: dir})
 	const orders = 120
 	id := func(n int) string { return fmt.Sprint("order-", n) }
 	for n := range orders {
@@ -72,15 +68,14 @@ func TestOrdersArePublishedAgainAfterKafkaLostThem(t *testing.T) {
 	if !strings.Contains(cart.log(), "Kafka has lost records that were published") {
 		t.Error("the log of Cart does not say that records were lost")
 	}
-	c := &checker{evidence: evidence{records: readTopics(t, kafka.Addr)}, byOrder: map[string][]*event{}}
-	c.read()
-	if len(c.byOrder) != orders {
-		t.Errorf("%d orders are in the topics, want %d", len(c.byOrder), orders)
+	c := faults.NewChecker(faults.Evidence{Records: readTopics(t, kafka.Addr)})
+	if len(c.ByOrder) != orders {
+		t.Errorf("%d orders are in the topics, want %d", len(c.ByOrder), orders)
 	}
 	// The versions before the newest are gone.
-	c.byOrder = nil
-	c.topics()
-	for _, v := range c.found {
+	c.ByOrder = nil
+	c.Topics()
+	for _, v := range c.Found {
 		t.Error(v)
 	}
 	noLetters(t, kafka.Addr)
@@ -305,13 +300,13 @@ func updateAll(t *testing.T, cart *process, orders int, id func(int) string) (st
 // that were kept.
 func sameAfterARebuild(t *testing.T, kafka string, cart, order *process) {
 	t.Helper()
-	both := func() (inCart, inOrder map[string]storedOrder) {
+	both := func() (inCart, inOrder map[string]faults.StoredOrder) {
 		t.Helper()
 		settle(t, kafka, cart, order)
 		cart.stop()
 		order.stop()
 		inCart, _ = cartStore(t, cart)
-		return inCart, orderStore(t, order, "").orders
+		return inCart, orderStore(t, order, "").Orders
 	}
 	wantCart, wantOrder := both()
 	for _, p := range []*process{cart, order} {
@@ -328,7 +323,7 @@ func sameAfterARebuild(t *testing.T, kafka string, cart, order *process) {
 		t.Errorf("Order was rebuilt with %d orders that are not the %d that were kept", len(gotOrder), len(wantOrder))
 	}
 	for id, r := range gotOrder {
-		if k := gotCart[id]; k.version != r.version || k.body != r.body {
+		if k := gotCart[id]; k.Version != r.Version || k.Body != r.Body {
 			t.Errorf("order %s is %+v in Cart's store, %+v in Order's", id, k, r)
 		}
 	}

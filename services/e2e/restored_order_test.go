@@ -29,7 +29,7 @@ func TestARestoredOrderReadsOnFromItsCopy(t *testing.T) {
 	cart.create("new")
 	settle(t, kafka.Addr, cart, order)
 	order.stop()
-	want := orderStore(t, order, "before the restore").orders
+	want := orderStore(t, order, "before the restore").Orders
 	restore(t, backup, order.dir)
 
 	order.start().ready()
@@ -38,7 +38,7 @@ func TestARestoredOrderReadsOnFromItsCopy(t *testing.T) {
 	order.sees("new", 1, contract.StatusNew)
 	noLetters(t, kafka.Addr)
 	order.stop()
-	if got := orderStore(t, order, "after the restore").orders; hash(got) != hash(want) {
+	if got := orderStore(t, order, "after the restore").Orders; hash(got) != hash(want) {
 		t.Errorf("the restored Order has %d orders, which are not the %d that it had", len(got), len(want))
 	}
 	cart.stop()

@@ -16,6 +16,7 @@ import (
 	_ "github.com/mattn/go-sqlite3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -77,7 +78,7 @@ func openStore(t testing.TB, p *process) *sql.DB {
 }
 
 // cartStore returns the orders of Cart's store, and the number of rows in its outbox.
-func cartStore(t testing.TB, p *process) (orders map[string]storedOrder, outbox int) {
+func cartStore(t testing.TB, p *process) (orders map[string]faults.StoredOrder, outbox int) {
 	t.Helper()
 	db := openStore(t, p)
 	if err := db.QueryRow("SELECT count(*) FROM outbox").Scan(&outbox); err != nil {
@@ -87,29 +88,29 @@ func cartStore(t testing.TB, p *process) (orders map[string]storedOrder, outbox 
 }
 
 // orderStore returns the content of Order's store.
-func orderStore(t testing.TB, p *process, when string) state {
+func orderStore(t testing.TB, p *process, when string) faults.State {
 	t.Helper()
 	return orderState(t, openStore(t, p), when)
 }
 
-func orderState(t testing.TB, db *sql.DB, when string) state {
+func orderState(t testing.TB, db *sql.DB, when string) faults.State {
 	t.Helper()
 	orders := readOrders(t, db, "SELECT order_id, version, event_id, body FROM orders")
-	return state{when, orders, readOffsets(t, db, "offsets")}
+	return faults.State{When: when, Orders: orders, Offsets: readOffsets(t, db, "offsets")}
 }
 
-func readOrders(t testing.TB, db *sql.DB, query string) map[string]storedOrder {
+func readOrders(t testing.TB, db *sql.DB, query string) map[string]faults.StoredOrder {
 	t.Helper()
 	rows, err := db.Query(query)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	orders := map[string]storedOrder{}
+	orders := map[string]faults.StoredOrder{}
 	for rows.Next() {
 		var id string
-		var r storedOrder
-		if err := rows.Scan(&id, &r.version, &r.eventID, &r.body); err != nil {
+		var r faults.StoredOrder
+		if err := rows.Scan(&id, &r.Version, &r.EventID, &r.Body); err != nil {
 			t.Fatal(err)
 		}
 		orders[id] = r
@@ -120,22 +121,22 @@ func readOrders(t testing.TB, db *sql.DB, query string) map[string]storedOrder {
 	return orders
 }
 
-func readOffsets(t testing.TB, db *sql.DB, table string) map[topicPartition]int64 {
+func readOffsets(t testing.TB, db *sql.DB, table string) map[faults.TopicPartition]int64 {
 	t.Helper()
 	rows, err := db.Query("SELECT topic, partition, next_offset FROM " + table)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	offsets := map[topicPartition]int64{}
+	offsets := map[faults.TopicPartition]int64{}
 	for rows.Next() {
-		var p topicPartition
+		var p faults.TopicPartition
 		var next int64
-		if err := rows.Scan(&p.topic, &p.partition, &next); err != nil {
+		if err := rows.Scan(&p.Topic, &p.Partition, &next); err != nil {
 			t.Fatal(err)
 		}
 		if _, twice := offsets[p]; twice {
-			t.Errorf("%s/%d has two offsets", p.topic, p.partition)
+			t.Errorf("%s/%d has two offsets", p.Topic, p.Partition)
 		}
 		offsets[p] = next
 	}
@@ -146,11 +147,11 @@ func readOffsets(t testing.TB, db *sql.DB, table string) map[topicPartition]int6
 }
 
 // hash returns the same text for stores that hold the same orders.
-func hash(orders map[string]storedOrder) string {
+func hash(orders map[string]faults.StoredOrder) string {
 	sum := sha256.New()
 	for _, id := range slices.Sorted(maps.Keys(orders)) {
 		r := orders[id]
-		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, r.version, len(r.body), r.body)
+		fmt.Fprintf(sum, "%d %s %d %d %s\n", len(id), id, r.Version, len(r.Body), r.Body)
 	}
 	return hex.EncodeToString(sum.Sum(nil))
 }

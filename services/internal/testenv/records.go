@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,6 +85,85 @@ func Read(ctx context.Context, addr, topic string, opts ...kgo.Opt) ([]Record, e
 	}
 	slices.SortStableFunc(records, func(a, b Record) int { return cmp.Compare(a.Partition, b.Partition) })
 	return records, nil
+}
+
+// Tail has the records that were in some topics at any time since it was started, also those that compaction
+// has removed meanwhile, unless that came sooner than the Tail.
+type Tail struct {
+	t      testing.TB
+	addr   string
+	topics []string
+
+	mu   sync.Mutex
+	read map[place]Record
+}
+
+// place is where a record is.
+type place struct {
+	topic     string
+	partition int32
+	offset    int64
+}
+
+// StartTail reads topics from their start until the test ends, as their records come.
+func StartTail(t testing.TB, addr string, topics ...string) *Tail {
+	t.Helper()
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(addr), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeTopics(topics...),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := &Tail{t: t, addr: addr, topics: topics, read: make(map[place]Record)}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for {
+			fetches := client.PollFetches(context.Background())
+			if fetches.IsClientClosed() {
+				return
+			}
+			// Errors pass: while Kafka is away, the client tries again.
+			for r := range fetches.RecordsAll() {
+				tail.add(newRecord(r))
+			}
+		}
+	})
+	t.Cleanup(func() {
+		client.Close()
+		reading.Wait()
+	})
+	return tail
+}
+
+func (l *Tail) add(r Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.read[place{r.Topic, r.Partition, r.Offset}] = r
+}
+
+// Seen returns how many records it has read so far.
+func (l *Tail) Seen() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.read)
+}
+
+// Records returns the committed records that it has read so far and those that the topics hold now, ordered by
+// topic, partition and offset.
+func (l *Tail) Records() []Record {
+	l.t.Helper()
+	for _, topic := range l.topics {
+		for _, r := range ReadAll(l.t, l.addr, topic) {
+			l.add(r)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.SortedFunc(maps.Values(l.read), func(a, b Record) int {
+		return cmp.Or(strings.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition),
+			cmp.Compare(a.Offset, b.Offset))
+	})
 }
 
 // bounds returns the end of each partition that is not empty, and the offset at which to start.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -40,6 +41,30 @@ func TestReadAll(t *testing.T) {
 		messages = append(messages, contract.Message{Topic: topic, Key: []byte("key1")}, message(topic, "key2", ""))
 		want := byPartition(Produce(t, addr, messages...))
 		if diff := cmp.Diff(want, ReadAll(t, addr, topic), ignoreTime); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// What is gone meanwhile was seen before.
+func TestTail(t *testing.T) {
+	onBoth(t, func(t *testing.T, addr string) {
+		topic := "tail-" + uuid.NewString()
+		if err := localkafka.CreateTopics(t.Context(), addr, []contract.Topic{{Name: topic, Partitions: 1}},
+			1); err != nil {
+			t.Fatal(err)
+		}
+		tail := StartTail(t, addr, topic)
+		want := Produce(t, addr, message(topic, "a", "deleted"), message(topic, "a", "kept"))
+		for deadline := time.Now().Add(ioPatience); tail.Seen() < 2; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("it has seen %d records", tail.Seen())
+			}
+		}
+		transact(t, addr, message(topic, "a", "aborted"), kgo.TryAbort)
+		DeleteRecords(t, addr, topic, map[int32]int64{0: 1})
+		want = append(want, Produce(t, addr, message(topic, "b", "last"))...)
+		if diff := cmp.Diff(want, tail.Records(), ignoreTime); diff != "" {
 			t.Errorf("records (-want +got):\n%s", diff)
 		}
 	})

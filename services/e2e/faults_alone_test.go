@@ -1,0 +1,207 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"ordersystem.dev/services/e2e/faults"
+	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/testenv"
+)
+
+// aloneKinds are the faults of a system with one process of each kind.
+var aloneKinds = []faults.Kind{
+	{Name: "kill cart", Longest: 300 * time.Millisecond},
+	{Name: "kill order", Longest: 300 * time.Millisecond},
+	{Name: "kill both", Longest: time.Second},
+	{Name: "restart cart"},
+	{Name: "restart order"},
+	{Name: "freeze cart", Longest: 4 * time.Second},
+	{Name: "freeze order", Longest: 4 * time.Second},
+	{Name: "stop kafka", Longest: 2 * time.Second},
+	{Name: "kill kafka", Longest: time.Second},
+	{Name: "freeze kafka", Longest: 4 * time.Second},
+	{Name: "kill all", Longest: 500 * time.Millisecond},
+	{Name: "kill cart as kafka comes back", Longest: time.Second},
+	{Name: "delete order's store"},
+	{Name: "restore order's store"},
+	{Name: "no requests to kafka", Longest: 4 * time.Second},
+	{Name: "no responses of kafka", Longest: 4 * time.Second},
+	{Name: "a request that outlives cart", Longest: time.Second},
+}
+
+// alone is a system with one process of each kind. The services have SQLite.
+type alone struct {
+	*testing.T
+	kafka    *localkafka.Broker
+	kafkaDir string
+	// network is between the services and Kafka.
+	network     *network
+	cart, order *process
+	// crashes are Order's store as each kill has left it. What each has follows from the topics up to the
+	// offsets in it.
+	crashes []faults.State
+	// backup is a copy of Order's store.
+	backup string
+}
+
+func startAlone(t *testing.T) faulty {
+	t.Helper()
+	f := &alone{T: t, kafkaDir: t.TempDir(), network: newNetwork(t)}
+	f.kafka = testenv.StartKafkaWith(t, localkafka.Options{Dir: f.kafkaDir, Settings: map[string]string{
+		"advertised.listeners":   "PLAINTEXT://" + f.network.addr(),
+		"log.cleaner.backoff.ms": "100",
+	}})
+	f.network.serve(f.kafka.Addr)
+	declare(t, f.kafka.Addr, compactedSoon()...)
+	f.cart, f.order = newCart(t, f.network.addr()), newOrder(t, f.network.addr())
+	f.cart.start()
+	f.order.start()
+	f.ready()
+	return f
+}
+
+func (f *alone) urls() (cart, order string) { return f.cart.api, f.order.api }
+
+func (f *alone) kafkaAddr() string { return f.kafka.Addr }
+
+func (f *alone) republishAlways() (stop func() int) { return f.cart.republishAlways() }
+
+func (f *alone) ready() {
+	f.Helper()
+	f.cart.ready()
+	f.order.ready()
+}
+
+func (f *alone) verify(l *load) {
+	f.Helper()
+	settle(f, f.kafka.Addr, f.cart, f.order)
+	eventually(f, patience, "Order's dead letters are published", func() (bool, string) {
+		rows := f.order.metric("order_outbox_rows")
+		return rows == 0, fmt.Sprint(rows)
+	})
+	l.audits = audits(f, f.order.api)
+	if found := reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0); len(found) > 0 {
+		f.Errorf("the stores and the topics differ: %v", found)
+	}
+	sameAfterARebuild(f.T, f.kafka.Addr, f.cart, f.order)
+	f.cart.stop()
+	f.order.stop()
+	verify(f, f.kafka.Addr, l, f.cart, f.order, f.crashes)
+}
+
+func (f *alone) do(fault faults.Fault) {
+	f.Helper()
+	pause := func() { time.Sleep(fault.For) }
+	switch fault.Name {
+	case "kill cart":
+		f.cart.kill()
+		pause()
+		f.cart.start()
+	case "kill order":
+		f.killOrder()
+		pause()
+		f.order.start()
+	case "kill both":
+		f.cart.kill()
+		f.killOrder()
+		pause()
+		f.order.start()
+		f.cart.start()
+	case "restart cart":
+		f.cart.listens().stop()
+		f.cart.start()
+	case "restart order":
+		f.order.listens().stop()
+		f.order.start()
+	case "freeze cart":
+		freeze(f, f.cart.cmd.Process.Pid, pause)
+	case "freeze order":
+		freeze(f, f.order.cmd.Process.Pid, pause)
+	case "stop kafka":
+		f.kafka.Stop()
+		pause()
+		f.kafkaAgain()
+	case "kill kafka":
+		f.kafka.Kill()
+		pause()
+		f.kafkaAgain()
+	case "freeze kafka":
+		freeze(f, brokerPID(f, f.kafkaDir), pause)
+	case "kill all":
+		f.kafka.Kill()
+		f.cart.kill()
+		f.killOrder()
+		// Cart's store is complete, so Cart accepts orders without Kafka.
+		f.cart.start()
+		pause()
+		f.cart.kill()
+		f.kafkaAgain()
+		f.cart.start()
+		f.order.start()
+	case "kill cart as kafka comes back":
+		// Cart dies while it publishes what piled up. It then repeats some of these records.
+		f.kafka.Stop()
+		pause()
+		f.kafkaAgain()
+		time.Sleep(fault.For / 20)
+		f.cart.kill()
+		f.cart.start()
+	case "delete order's store":
+		f.order.listens().stop()
+		f.replaceOrder("")
+	case "restore order's store":
+		f.order.listens().stop()
+		// The first one leaves its copy to the next one.
+		backup := f.backup
+		f.backup = copyOf(f.T, f.order.dir)
+		if backup == "" {
+			f.order.start()
+			break
+		}
+		f.replaceOrder(backup)
+	case "no requests to kafka":
+		f.network.requests.hold(pause)
+	case "no responses of kafka":
+		f.network.responses.hold(pause)
+	case "a request that outlives cart":
+		late := f.network.holdNextProduce()
+		select {
+		case <-late.held:
+		case <-time.After(patience):
+			f.Fatal("Cart publishes nothing")
+		}
+		f.cart.kill()
+		f.cart.start()
+		pause()
+		late.deliver(f.T)
+	default:
+		f.Fatalf("nothing does the fault %q", fault.Name)
+	}
+}
+
+func (f *alone) killOrder() {
+	f.Helper()
+	f.order.kill()
+	f.crashes = append(f.crashes, orderStore(f, f.order, fmt.Sprintf("crash %d", len(f.crashes)+1)))
+}
+
+func (f *alone) kafkaAgain() {
+	f.Helper()
+	if err := f.kafka.StartAgain(f.Context()); err != nil {
+		f.Fatal(err)
+	}
+}
+
+// replaceOrder starts Order with a copy of its store, or without any.
+func (f *alone) replaceOrder(backup string) {
+	f.Helper()
+	if backup != "" {
+		restore(f.T, backup, f.order.dir)
+	} else if err := os.RemoveAll(f.order.dir); err != nil {
+		f.Fatal(err)
+	}
+	f.order.start()
+}
