@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -306,7 +307,7 @@ func trait(r testenv.Record) string {
 // timeline writes a page with the history of a run, which outlives the test.
 func timeline(t testing.TB, e faults.Evidence, spans []faults.Span, found []faults.Violation) (path string) {
 	t.Helper()
-	page, err := os.CreateTemp("", "faults-*.html")
+	page, err := os.Create(filepath.Join(os.TempDir(), fmt.Sprintf("faults-%d.html", time.Now().UnixNano())))
 	if err != nil {
 		t.Fatal(err)
 	}

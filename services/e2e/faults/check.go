@@ -18,11 +18,11 @@ import (
 type Outcome int
 
 const (
-	// Unknown: the connection broke before a response came, or the response was that it is unknown.
+	// Unknown means that the connection broke before a response came, or the response was that it is unknown.
 	Unknown Outcome = iota
-	// Accepted: the response was 200.
+	// Accepted means that the response was 200.
 	Accepted
-	// Refused: the response was anything else.
+	// Refused means that the response was anything else.
 	Refused
 )
 

@@ -25,7 +25,7 @@ func TestASeedGivesTheSameSchedule(t *testing.T) {
 		t.Error("another seed gives the same schedule")
 	}
 	var took time.Duration
-	for i := 0; i < len(s); i++ {
+	for i := range s {
 		took += s[i].After + s[i].For
 		if i%3 == 0 && i+3 <= len(s) {
 			round := []string{s[i].Name, s[i+1].Name, s[i+2].Name}
