@@ -80,7 +80,6 @@ func TestInstallation(t *testing.T) {
 		{"services are ready within a second of their topics and their pods at the next probe", i.readyWithTopics},
 		{"helm test passes", i.helmTest},
 		{"the Postman requests pass through kubectl port-forward", i.postman},
-		{"the runbooks' Jobs find what is to be found", i.runJobs},
 		{"users may do what they need and nothing else",
 			func(t *testing.T) { usersMayDoWhatTheyNeedAndNothingElse(t, i.strimzi) }},
 		{"the lag operator sees a group that keeps its objective", i.installLagOperator},

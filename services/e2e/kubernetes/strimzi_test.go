@@ -277,14 +277,9 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 func (s *strimzi) allow(t *testing.T) {
 	t.Helper()
 	for _, u := range s.users {
-		s.allowUser(t, u)
-	}
-}
-
-func (s *strimzi) allowUser(t *testing.T, u resource) {
-	t.Helper()
-	for _, a := range u.Spec.Authorization.ACLs {
-		s.grant(t, u.Metadata.Name, a)
+		for _, a := range u.Spec.Authorization.ACLs {
+			s.grant(t, u.Metadata.Name, a)
+		}
 	}
 }
 
@@ -346,19 +341,13 @@ func (s *strimzi) writeSecrets(t *testing.T) (names []string) {
 	s.cluster.secret(t, "orders-cluster-ca-cert", map[string][]byte{"ca.crt": s.clusterCA.PEM})
 	names = append(names, "orders-cluster-ca-cert")
 	for _, u := range s.users {
-		s.writeSecret(t, u)
+		cert, key := s.clientsCA.Issue(t, u.Metadata.Name)
+		s.cluster.secret(t, u.Metadata.Name,
+			map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
 		names = append(names, u.Metadata.Name)
+		s.isReady(t, u, map[string]any{"username": "CN=" + u.Metadata.Name, "secret": u.Metadata.Name})
 	}
 	return names
-}
-
-// writeSecret writes the Secret of a user.
-func (s *strimzi) writeSecret(t *testing.T, u resource) {
-	t.Helper()
-	cert, key := s.clientsCA.Issue(t, u.Metadata.Name)
-	s.cluster.secret(t, u.Metadata.Name,
-		map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
-	s.isReady(t, u, map[string]any{"username": "CN=" + u.Metadata.Name, "secret": u.Metadata.Name})
 }
 
 // createTopics creates the named topics, as the Topic Operator does. It returns when the broker has
