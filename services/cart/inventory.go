@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/inventory"
 )
 
@@ -30,16 +29,9 @@ func awaitEmptied(ctx context.Context, s *store, r *reconciler) error {
 	if err != nil {
 		return err
 	}
-	for {
-		published, err := s.box.Published(patient, head)
-		if err != nil || published {
-			return err
-		}
-		if err := r.err(); err != nil {
-			return err
-		}
-		if !backoff.Sleep(patient, republishPoll) {
-			return fmt.Errorf("%w: waited %s", errUnpublished, inventory.Patience)
-		}
+	err = r.awaitPublished(patient, head, func(string) {})
+	if patient.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: waited %s", errUnpublished, inventory.Patience)
 	}
+	return err
 }

@@ -115,6 +115,24 @@ func (r *reconciler) compared() error {
 	}
 }
 
+// awaitPublished waits until Kafka has the outbox up to a message, and calls say again and again meanwhile. It
+// returns a *conflictError if the store may not be published.
+func (r *reconciler) awaitPublished(ctx context.Context, message int64, say func(waits string)) error {
+	for {
+		published, err := r.store.box.Published(ctx, message)
+		if err != nil || published {
+			return err
+		}
+		if err := r.err(); err != nil {
+			return err
+		}
+		say("; the relay has not published them yet")
+		if !backoff.Sleep(ctx, republishPoll) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // run reads what the topics have behind the published positions of the store, and adopts it. No
 // other Cart may publish meanwhile: the relay has taken the transactional ID. It returns a
 // *conflictError if the store has an order that it cannot adopt.

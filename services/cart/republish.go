@@ -215,7 +215,7 @@ func (p *republisher) publish(
 		case page.orders == 0 && roomy:
 			return page, nil
 		case roomy:
-			if err := p.await(ctx, page.lastMessage, say); err != nil {
+			if err := p.reconciler.awaitPublished(ctx, page.lastMessage, say); err != nil {
 				return repeated{}, err
 			}
 			return page, nil
@@ -223,23 +223,6 @@ func (p *republisher) publish(
 		say("; the outbox or the disk has no room now")
 		if !backoff.Sleep(ctx, republishReport/10) {
 			return repeated{}, context.Cause(ctx)
-		}
-	}
-}
-
-// await waits until Kafka has the outbox up to a message.
-func (p *republisher) await(ctx context.Context, message int64, say func(waits string)) error {
-	for {
-		published, err := p.store.box.Published(ctx, message)
-		if err != nil || published {
-			return err
-		}
-		if err := p.reconciler.err(); err != nil {
-			return err
-		}
-		say("; the relay has not published them yet")
-		if !backoff.Sleep(ctx, republishPoll) {
-			return context.Cause(ctx)
 		}
 	}
 }

@@ -254,7 +254,7 @@ func (s *store) restore(ctx context.Context, orders map[string]orderState) error
 		if _, err := s.lockAsHolder(tx); err != nil {
 			return err
 		}
-		_, err := restoreIn(tx, orders)
+		_, _, err := restoreIn(tx, orders)
 		return err
 	})
 }
@@ -269,27 +269,29 @@ func (s *store) lockAsHolder(tx *sqldb.Tx) (*outbox.Ledger, error) {
 	return ledger, s.box.Guard(tx)
 }
 
-// restoreIn does the work of restore in its transaction, and returns how many orders it wrote.
-func restoreIn(tx *sqldb.Tx, orders map[string]orderState) (int, error) {
-	newer := maps.Clone(orders)
+// restoreIn does the work of restore in its transaction. It returns how many orders it wrote, and the versions
+// that the store then has of all of them.
+func restoreIn(tx *sqldb.Tx, orders map[string]orderState) (written int, stored map[string]int64, err error) {
+	newer, stored := maps.Clone(orders), make(map[string]int64, len(orders))
 	ids := make([]any, 0, len(orders))
-	for id := range orders {
-		ids = append(ids, id)
+	for id, order := range orders {
+		ids, stored[id] = append(ids, id), order.version
 	}
-	err := tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "",
+	err = tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "",
 		func(rows *sql.Rows) error {
 			var id string
 			var version int64
 			err := rows.Scan(&id, &version)
 			if version >= orders[id].version {
 				delete(newer, id)
+				stored[id] = version
 			}
 			return err
 		})
 	if err != nil {
-		return 0, fmt.Errorf("read orders: %w", err)
+		return 0, nil, fmt.Errorf("read orders: %w", err)
 	}
-	return len(newer), writeOrders(tx, newer)
+	return len(newer), stored, writeOrders(tx, newer)
 }
 
 // newestVersions returns the newest version of each order among events.
@@ -369,7 +371,8 @@ func (s *store) adopt(
 		if err := ledger.Discard(published); err != nil {
 			return err
 		}
-		if adopted, err = restoreIn(tx, newest); err != nil {
+		var stored map[string]int64
+		if adopted, stored, err = restoreIn(tx, newest); err != nil {
 			return err
 		}
 		last := make(map[string]int64)
@@ -378,31 +381,15 @@ func (s *store) adopt(
 				last[e.Order.OrderID] = e.Order.Version
 			}
 		}
-		overtaken, err = olderThanStored(tx, last)
-		return err
+		overtaken = nil
+		for id, version := range last {
+			if version < stored[id] {
+				overtaken = append(overtaken, id)
+			}
+		}
+		return nil
 	})
 	return adopted, conflicts, overtaken, err
-}
-
-// olderThanStored returns those of the orders of which the store has a newer version.
-func olderThanStored(tx *sqldb.Tx, versions map[string]int64) (older []string, err error) {
-	ids := make([]any, 0, len(versions))
-	for id := range versions {
-		ids = append(ids, id)
-	}
-	err = tx.QueryIn("SELECT order_id, version FROM orders WHERE order_id IN ", ids, "", func(rows *sql.Rows) error {
-		var id string
-		var version int64
-		err := rows.Scan(&id, &version)
-		if version > versions[id] {
-			older = append(older, id)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the versions of %d orders: %w", len(ids), err)
-	}
-	return older, nil
 }
 
 // repeated is a page of orders that were put into the outbox to be published again.

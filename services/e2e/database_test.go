@@ -70,10 +70,14 @@ func (d *withDatabase) exec(text string) {
 	}
 }
 
+// cutConnections ends the connections of both services.
+const cutConnections = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity " +
+	"WHERE application_name IN ('cart', 'order_view')"
+
 // cut ends the connections of both services.
 func (d *withDatabase) cut() {
 	d.Helper()
-	d.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ('cart', 'order_view')")
+	d.exec(cutConnections)
 }
 
 // refuses checks that both services refuse what needs the database.

@@ -136,7 +136,9 @@ func (f *shared) do(fault faults.Fault) {
 			f.Fatal(err)
 		}
 	case "cut the connections to the database":
-		f.cut()
+		if _, err := f.db.ExecContext(f.Context(), cutConnections); err != nil {
+			f.Fatal(err)
+		}
 	case "fail over":
 		if f.standby == nil {
 			break
@@ -163,14 +165,5 @@ func (f *shared) again(brokers ...*localkafka.Broker) {
 		if err := <-failed; err != nil {
 			f.Fatal(err)
 		}
-	}
-}
-
-// cut ends the connections of the services.
-func (f *shared) cut() {
-	f.Helper()
-	if _, err := f.db.ExecContext(f.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "+
-		"WHERE application_name IN ('cart', 'order_view')"); err != nil {
-		f.Fatal(err)
 	}
 }
