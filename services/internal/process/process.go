@@ -15,8 +15,8 @@ import (
 )
 
 // Main calls run with a context that ends on SIGINT or SIGTERM, and returns the exit code of the
-// process: 2 if run returned an *env.Error, 1 for any other error, and 0 without one. A second
-// signal ends the process at once.
+// process: 2 if run returned an *env.Error, 1 for any other error, and 0 without one, or if a signal
+// ended what run waited for. A second signal ends the process at once.
 func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -28,6 +28,10 @@ func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int
 		if _, wrong := errors.AsType[*env.Error](err); wrong {
 			fmt.Fprintf(os.Stderr, "The configuration is wrong:\n%v\n", err)
 			return 2
+		}
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			log.Info("stopped by a signal", "meanwhile", err)
+			return 0
 		}
 		log.Error("stopped by an error", "err", err)
 		return 1

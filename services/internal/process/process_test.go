@@ -3,6 +3,7 @@ package process_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"syscall"
@@ -14,6 +15,13 @@ import (
 
 func TestExitCodes(t *testing.T) {
 	t.Setenv("LIMIT", "none")
+	signalled := func(ctx context.Context) error {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	for name, c := range map[string]struct {
 		run  func(context.Context, *env.Env, *slog.Logger) error
 		want int
@@ -25,12 +33,18 @@ func TestExitCodes(t *testing.T) {
 			return e.Err()
 		}, 2},
 		"a signal": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
-			if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			if err := signalled(ctx); !errors.Is(err, context.Canceled) {
 				return err
 			}
-			<-ctx.Done()
 			return nil
 		}, 0},
+		"a signal while it waits": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
+			return fmt.Errorf("open the store: %w", signalled(ctx))
+		}, 0},
+		"a failure after a signal": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
+			_ = signalled(ctx)
+			return errors.New("disk is gone")
+		}, 1},
 	} {
 		if got := process.Main(c.run); got != c.want {
 			t.Errorf("%s: exit code %d, want %d", name, got, c.want)
