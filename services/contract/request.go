@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/big"
 	"net/url"
 	"slices"
 	"strconv"
@@ -154,21 +155,25 @@ func textField(name string, raw json.RawMessage, parse func(string) (string, err
 	return parse(s)
 }
 
-// itemsNum decodes a whole number. It refuses 3.0 and 1e2, which are whole but not written so.
+// itemsNum decodes a whole number, however it is written: 3.0 and 3e0 are integers too (JSON Schema
+// validation, section 6.1.1), and some clients write them so.
 func itemsNum(raw json.RawMessage) (int, error) {
 	if missing(raw) {
 		return 0, fmt.Errorf("itemsNum is missing, must be a whole number from 1 to %d", MaxItems)
 	}
-	n, err := strconv.Atoi(string(raw))
+	near, err := strconv.ParseFloat(string(raw), 64)
 	switch {
-	case errors.Is(err, strconv.ErrRange):
-		return 0, fmt.Errorf("itemsNum is out of range, must be from 1 to %d", MaxItems)
-	case err != nil:
+	case err != nil && !errors.Is(err, strconv.ErrRange):
 		return 0, fmt.Errorf("itemsNum must be a whole number from 1 to %d, not %.20s", MaxItems, raw)
-	case n < 1 || n > MaxItems:
-		return 0, fmt.Errorf("itemsNum is %d, must be from 1 to %d", n, MaxItems)
+	case near < 1 || near > MaxItems:
+		return 0, fmt.Errorf("itemsNum is %.20s, must be from 1 to %d", raw, MaxItems)
 	}
-	return n, nil
+	// near may be rounded. Beyond the limits above, an exact number could take any time and memory.
+	exact, ok := new(big.Rat).SetString(string(raw))
+	if !ok || !exact.IsInt() {
+		return 0, fmt.Errorf("itemsNum must be a whole number from 1 to %d, not %.20s", MaxItems, raw)
+	}
+	return int(exact.Num().Int64()), nil
 }
 
 // missing reports whether a field is absent or null.

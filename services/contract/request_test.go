@@ -130,7 +130,7 @@ func TestDecodeCreateOrder(t *testing.T) {
 		},
 		{name: "ID a list", body: `{"orderId":["a"],"itemsNum":1}`, err: `orderId must be a string, not ["a"]`},
 		{name: "no items", body: `{"orderId":"a","itemsNum":0}`, err: "itemsNum is 0, must be from 1 to 1000"},
-		{name: "minus zero", body: `{"orderId":"a","itemsNum":-0}`, err: "itemsNum is 0, must be from 1 to 1000"},
+		{name: "minus zero", body: `{"orderId":"a","itemsNum":-0}`, err: "itemsNum is -0, must be from 1 to 1000"},
 		{name: "negative", body: `{"orderId":"a","itemsNum":-3}`, err: "itemsNum is -3, must be from 1 to 1000"},
 		{
 			name: "over the cap", body: `{"orderId":"a","itemsNum":1001}`,
@@ -138,19 +138,25 @@ func TestDecodeCreateOrder(t *testing.T) {
 		},
 		{
 			name: "beyond any integer", body: `{"orderId":"a","itemsNum":` + strings.Repeat("9", 40) + `}`,
-			err: "itemsNum is out of range, must be from 1 to 1000",
+			err: "itemsNum is 99999999999999999999, must be from 1 to 1000",
 		},
 		{
 			name: "a fraction", body: `{"orderId":"a","itemsNum":2.5}`,
 			err: "itemsNum must be a whole number from 1 to 1000, not 2.5",
 		},
+		{name: "written as a fraction", body: `{"orderId":"a","itemsNum":3.0}`, want: CreateOrder{"a", 3}},
+		{name: "an exponent", body: `{"orderId":"a","itemsNum":0.1E2}`, want: CreateOrder{"a", 10}},
 		{
-			name: "written as a fraction", body: `{"orderId":"a","itemsNum":3.0}`,
-			err: "itemsNum must be a whole number from 1 to 1000, not 3.0",
+			name: "nearly whole", body: `{"orderId":"a","itemsNum":3.00000000000000000000001}`,
+			err: "itemsNum must be a whole number from 1 to 1000, not 3.000000000000000000",
 		},
 		{
-			name: "an exponent", body: `{"orderId":"a","itemsNum":1e2}`,
-			err: "itemsNum must be a whole number from 1 to 1000, not 1e2",
+			name: "an exponent beyond any float", body: `{"orderId":"a","itemsNum":1e999999999}`,
+			err: "itemsNum is 1e999999999, must be from 1 to 1000",
+		},
+		{
+			name: "a small exponent beyond any float", body: `{"orderId":"a","itemsNum":1e-999999999}`,
+			err: "itemsNum is 1e-999999999, must be from 1 to 1000",
 		},
 		{
 			name: "number a string", body: `{"orderId":"a","itemsNum":"3"}`,
