@@ -5,15 +5,13 @@ import (
 
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/sqldb"
 )
 
 // Config is the configuration of the Cart service.
 type Config struct {
-	// HTTPAddr is the address of the API.
-	HTTPAddr env.Addr
-	// OpsAddr is the address of the operations endpoints.
-	OpsAddr env.Addr
+	service.Endpoints
 	// DataDir is where the store is. It must outlive the service.
 	DataDir string
 	// DatabaseURL is where the store is instead, if it is not empty.
@@ -27,10 +25,8 @@ type Config struct {
 
 // ConfigFromEnv reads the configuration from the environment. It reports every mistake to e.
 func ConfigFromEnv(e *env.Env) Config {
-	http := e.Addr("HTTP_ADDR", ":5000")
 	return Config{
-		HTTPAddr:    http,
-		OpsAddr:     e.Addr("OPS_ADDR", http.Next()),
+		Endpoints:   service.EndpointsFromEnv(e, ":5000"),
 		DataDir:     e.String("DATA_DIR", "data/cart"),
 		DatabaseURL: sqldb.URLFromEnv(e),
 		MaxBacklog:  e.Int("MAX_BACKLOG", 1_000_000, 1, 1_000_000_000),
@@ -44,7 +40,8 @@ func ConfigFromEnv(e *env.Env) Config {
 // LogValue returns the configuration for the log. The part for Kafka masks its secrets.
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
+		// Without a name its parts are parts of this group.
+		slog.Any("", c.Endpoints),
 		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
 		slog.Int("max_backlog", c.MaxBacklog),
 		slog.Int("max_backlog_bytes", c.MaxBacklogBytes), slog.Any("kafka", c.Kafka),

@@ -22,7 +22,7 @@ import (
 // it with the addresses once both are bound.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
 	svc, err := service.New(service.Config{
-		API: cfg.HTTPAddr, Ops: cfg.OpsAddr, OpenAPI: contract.CartOpenAPI, AsyncAPI: contract.AsyncAPI,
+		Endpoints: cfg.Endpoints, OpenAPI: contract.CartOpenAPI, AsyncAPI: contract.AsyncAPI,
 	}, log)
 	if err != nil {
 		return err
@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	}
 	defer admin.Close()
 
-	srv := &server{commits: commits, log: log}
+	srv := &server{commits: commits, auth: svc.Auth, log: log}
 	handler := srv.handler(svc.Registry)
 	reconciler := newReconciler(cfg.Kafka, admin, store, log, svc.Registry)
 	svc.Ready.AddCheck(reconciler.err)

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/bearer"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
 )
@@ -28,7 +29,9 @@ import (
 // server serves the HTTP API.
 type server struct {
 	commits *committer
-	log     *slog.Logger
+	// auth is nil if the API takes no tokens.
+	auth *bearer.Guard
+	log  *slog.Logger
 	// open is true once the store is rebuilt. An order that it does not hold then does not exist.
 	open atomic.Bool
 }
@@ -36,8 +39,8 @@ type server struct {
 // handler returns the routes of the API and registers their metrics.
 func (s *server) handler(reg prometheus.Registerer) http.Handler {
 	return web.Routes{
-		{Method: http.MethodPost, Path: "/order/create-order", Handler: s.create},
-		{Method: http.MethodPut, Path: "/order/update-order", Handler: s.update},
+		{Method: http.MethodPost, Path: "/order/create-order", Handler: s.auth.Require(bearer.ScopeWrite, s.create)},
+		{Method: http.MethodPut, Path: "/order/update-order", Handler: s.auth.Require(bearer.ScopeWrite, s.update)},
 	}.Handler(reg)
 }
 
@@ -140,6 +143,9 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (c
 	}
 	c, err := decode(body, continueTrace(r.Header.Get("Traceparent")))
 	c.key = key
+	if err == nil {
+		err = bearer.Cover(r.Context(), c.orderID)
+	}
 	return c, err
 }
 
@@ -170,6 +176,8 @@ func problem(err error, orderID string) web.Problem {
 		return web.Problem{Status: http.StatusPreconditionFailed, Text: unmet(e, orderID)}
 	}
 	switch {
+	case errors.Is(err, bearer.ErrNotCovered):
+		return bearer.NotCovered
 	case errors.Is(err, contract.ErrTooLarge):
 		return web.Problem{Status: http.StatusBadRequest, Text: "Invalid input fields. " + err.Error() + "."}
 	case errors.Is(err, errExists):

@@ -15,10 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/google/uuid"
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // Every response of the running services is one that the OpenAPI documents describe, to the last
@@ -26,10 +28,15 @@ import (
 func TestDocumentsDescribeTheServices(t *testing.T) {
 	t.Parallel()
 	_, cart, order := startSystem(t)
+	issuer := testenv.NewIssuer(t)
+	key := issuer.Publish(t, "key")
+	powerless := "Bearer " + testenv.SignToken(t, key, jose.ES256, map[string]any{"scope": ""})
 	nowhere := local(freePorts(1))
 	lonelyCart, lonelyOrder := newCart(t, nowhere), newOrder(t, nowhere) // without Kafka
-	lonelyCart.start()
-	lonelyOrder.start()
+	strictCart, strictOrder := newCart(t, nowhere, issuer.Env()...), newOrder(t, nowhere, issuer.Env()...)
+	for _, p := range []*process{lonelyCart, lonelyOrder, strictCart, strictOrder} {
+		p.start()
+	}
 	inCart, inOrder := newDocument(t, contract.CartOpenAPI), newDocument(t, contract.OrderOpenAPI)
 
 	const createPath, updatePath = "/Order/create-order", "/Order/update-order"
@@ -58,6 +65,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inCart, cart, "POST", createPath, "", big, nil, 413},
 		{inCart, cart, "POST", createPath, "", `{}`, []string{"Sec-Fetch-Site", "cross-site"}, 403},
 		{inCart, cart, "POST", createPath, "", `{}`, []string{"Content-Encoding", "gzip"}, 415},
+		{inCart, strictCart, "POST", createPath, "", "", nil, 401},
+		{inCart, strictCart, "POST", createPath, "", "", []string{"Authorization", powerless}, 403},
 		{inCart, cart, "DELETE", createPath, "", "", nil, 405},
 		{inCart, lonelyCart, "POST", createPath, "", `{"OrderId": "A %d", "ItemsNum": 3}`, nil, 503},
 
@@ -75,6 +84,8 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inCart, cart, "PUT", updatePath, "", big, nil, 413},
 		{inCart, cart, "PUT", updatePath, "", `{}`, []string{"Sec-Fetch-Site", "cross-site"}, 403},
 		{inCart, cart, "PUT", updatePath, "", `{}`, []string{"Content-Encoding", "gzip"}, 415},
+		{inCart, strictCart, "PUT", updatePath, "", "", nil, 401},
+		{inCart, strictCart, "PUT", updatePath, "", "", []string{"Authorization", powerless}, 403},
 		{inCart, cart, "GET", updatePath, "", "", nil, 405},
 		{inCart, lonelyCart, "PUT", updatePath, "", `{"orderId": "A %d", "status": "Shipped"}`, nil, 503},
 
@@ -86,12 +97,16 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inOrder, order, "GET", detailsPath, "?orderId=nobody", "", nil, 404},
 		{inOrder, order, "GET", detailsPath, "?orderId=nobody", "", []string{"Prefer", "wait=1"}, 404},
 		{inOrder, order, "PUT", detailsPath, "", "", nil, 405},
+		{inOrder, strictOrder, "GET", detailsPath, "", "", nil, 401},
+		{inOrder, strictOrder, "GET", detailsPath, "", "", []string{"Authorization", powerless}, 403},
 		{inOrder, lonelyOrder, "GET", detailsPath, "?orderId=A+%d", "", nil, 503},
 
 		{inOrder, order, "GET", auditPath, created, "", nil, 200},
 		{inOrder, order, "GET", auditPath, updated, "", []string{"Cache-Control", "no-cache"}, 200},
 		{inOrder, order, "GET", auditPath, "?topicName=" + contract.TopicDeadLetter, "", nil, 400},
 		{inOrder, order, "POST", auditPath, "", "", nil, 405},
+		{inOrder, strictOrder, "GET", auditPath, "", "", nil, 401},
+		{inOrder, strictOrder, "GET", auditPath, "", "", []string{"Authorization", powerless}, 403},
 		{inOrder, lonelyOrder, "GET", auditPath, updated, "", nil, 503},
 	} {
 		// An operation that responds in two forms gets an order for each.
@@ -142,6 +157,7 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1001}`, false},
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": -1}`, false},
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1.5}`, false},
+		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1.0}`, false},
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": 1e400}`, false},
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": "1"}`, false},
 		{inCart, cart, createPath, "", `{"orderId": "plain", "itemsNum": null}`, false},
@@ -300,7 +316,7 @@ func (d *document) covers(t *testing.T, path string, got reply) {
 	}
 	d.seen[name] = true
 	headers := d.follow(response, "headers")
-	for _, h := range []string{"Allow", "ETag", "Preference-Applied", "Retry-After"} {
+	for _, h := range []string{"Allow", "ETag", "Preference-Applied", "Retry-After", "WWW-Authenticate"} {
 		value := got.header.Get(h)
 		if value == "" {
 			continue

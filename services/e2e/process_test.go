@@ -46,7 +46,7 @@ func buildWith(name string, flags ...string) (dir string, err error) {
 	dir = filepath.Join(buildDir, name)
 	args := slices.Concat([]string{"build"}, flags,
 		[]string{"-o", dir + "/", "../cmd/cart", "../cmd/order", "../cmd/demo", "../cmd/lag-collector",
-			"../cmd/orderctl"})
+			"../cmd/orderctl", "../cmd/check"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

@@ -5,15 +5,13 @@ import (
 
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/sqldb"
 )
 
 // Config is the configuration of the service.
 type Config struct {
-	// HTTPAddr is the address of the API.
-	HTTPAddr env.Addr
-	// OpsAddr is the address of the probes and metrics.
-	OpsAddr env.Addr
+	service.Endpoints
 	// DataDir holds the store and the indexes of the audit.
 	DataDir string
 	// DatabaseURL is where the store is instead, if it is not empty.
@@ -24,13 +22,11 @@ type Config struct {
 	Kafka broker.Config
 }
 
-// ConfigFromEnv reads HTTP_ADDR, OPS_ADDR (by default the port of the API + 1), DATA_DIR,
-// DATABASE_URL, AUDIT_CACHE_BYTES and KAFKA_*. e.Err returns what is wrong.
+// ConfigFromEnv reads the variables of service.EndpointsFromEnv, DATA_DIR, DATABASE_URL,
+// AUDIT_CACHE_BYTES and KAFKA_*. e.Err returns what is wrong.
 func ConfigFromEnv(e *env.Env) Config {
-	http := e.Addr("HTTP_ADDR", ":7000")
 	return Config{
-		HTTPAddr:        http,
-		OpsAddr:         e.Addr("OPS_ADDR", http.Next()),
+		Endpoints:       service.EndpointsFromEnv(e, ":7000"),
 		DataDir:         e.String("DATA_DIR", "data/order"),
 		DatabaseURL:     sqldb.URLFromEnv(e),
 		AuditCacheBytes: e.Int("AUDIT_CACHE_BYTES", 0, 0, 1<<50),
@@ -41,7 +37,8 @@ func ConfigFromEnv(e *env.Env) Config {
 // LogValue returns the configuration as the log shows it. The part of Kafka masks its secrets.
 func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.String("http_addr", c.HTTPAddr.Value), slog.String("ops_addr", c.OpsAddr.Value),
+		// Without a name its parts are parts of this group.
+		slog.Any("", c.Endpoints),
 		slog.String("data_dir", c.DataDir), slog.String("database_url", sqldb.Redacted(c.DatabaseURL)),
 		slog.Int("audit_cache_bytes", c.AuditCacheBytes), slog.Any("kafka", c.Kafka),
 		slog.String("kafka_prefix", c.Kafka.Prefix),

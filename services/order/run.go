@@ -34,7 +34,7 @@ var auditPace = web.Pace{Grace: 30 * time.Second, ShortGrace: 2 * time.Second, R
 // it with the addresses once both are bound.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, ops net.Addr)) (err error) {
 	svc, err := service.New(service.Config{
-		API: cfg.HTTPAddr, Ops: cfg.OpsAddr, OpenAPI: contract.OrderOpenAPI, AsyncAPI: contract.AsyncAPI,
+		Endpoints: cfg.Endpoints, OpenAPI: contract.OrderOpenAPI, AsyncAPI: contract.AsyncAPI,
 	}, log)
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 				defer end()
 				defer context.AfterFunc(ctx, func() { time.AfterFunc(stopPatience, end) })()
 				api := &server{
-					store: store, catchUp: catching, waiters: lookups, auditor: auditor, log: log,
+					store: store, catchUp: catching, waiters: lookups, auditor: auditor, auth: svc.Auth, log: log,
 					stopping: stopping, pace: auditPace,
 				}
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))

@@ -22,6 +22,7 @@ import (
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/kafkaconfig"
 	"ordersystem.dev/services/internal/localkafka"
+	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/ordertest"
 )
@@ -55,7 +56,7 @@ func TestConfigFromEnv(t *testing.T) {
 			t.Parallel()
 			e := env.New(func(name string) string { return tt.env[name] })
 			cfg := ConfigFromEnv(e)
-			if cfg.HTTPAddr.Value != tt.api || cfg.OpsAddr.Value != tt.ops || cfg.DataDir != tt.dir {
+			if cfg.API.Value != tt.api || cfg.Ops.Value != tt.ops || cfg.DataDir != tt.dir {
 				t.Errorf("config = %+v", cfg)
 			}
 			for variable := range strings.FieldsSeq(tt.errs) {
@@ -99,9 +100,11 @@ func startOn(t testing.TB, kafka broker.Config, at database) *instance {
 	ctx, stop := context.WithCancel(t.Context())
 	s := &instance{stop: stop, done: make(chan error, 1)}
 	cfg := Config{
-		HTTPAddr: env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"},
-		OpsAddr:  env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
-		DataDir:  at.dir, DatabaseURL: at.url, Kafka: kafka,
+		Endpoints: service.Endpoints{
+			API: env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"},
+			Ops: env.Addr{Value: "127.0.0.1:0", Variable: "OPS_ADDR"},
+		},
+		DataDir: at.dir, DatabaseURL: at.url, Kafka: kafka,
 	}
 	bound := make(chan struct{})
 	go func() {
@@ -476,8 +479,8 @@ func TestSecondServiceOnTheSameStoreWaits(t *testing.T) {
 		}
 	})
 	err := Run(ctx, Config{
-		HTTPAddr: env.Addr{Value: "127.0.0.1:0"}, OpsAddr: env.Addr{Value: "127.0.0.1:0"},
-		DataDir: dir, Kafka: plaintext(kafka),
+		Endpoints: service.Endpoints{API: env.Addr{Value: "127.0.0.1:0"}, Ops: env.Addr{Value: "127.0.0.1:0"}},
+		DataDir:   dir, Kafka: plaintext(kafka),
 	}, slog.New(slog.NewTextHandler(log, nil)), func(_, _ net.Addr) {
 		t.Error("the second runs on the store of the first")
 		stop()

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/contract"
+	"ordersystem.dev/services/internal/bearer"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
@@ -37,7 +38,9 @@ type server struct {
 	catchUp *catchUp
 	waiters *waiters
 	auditor *audit.Auditor
-	log     *slog.Logger
+	// auth is nil if the API takes no tokens.
+	auth *bearer.Guard
+	log  *slog.Logger
 	// stopping ends soon after the service was asked to stop. Requests that wait are then ended with
 	// errStopping.
 	stopping context.Context
@@ -48,9 +51,11 @@ type server struct {
 // handler returns the handler of the API. It registers the metrics of the requests, so it is called
 // once.
 func (s *server) handler(reg prometheus.Registerer) http.Handler {
+	details := s.auth.Require(bearer.ScopeRead, s.respond(s.details))
+	audits := s.auth.Require(bearer.ScopeRead, s.respond(s.audit))
 	return web.Routes{
-		{Method: http.MethodGet, Path: "/order/order-details", Handler: s.respond(s.details)},
-		{Method: http.MethodGet, Path: "/order/getallorderidsfromtopic", Handler: s.respond(s.audit)},
+		{Method: http.MethodGet, Path: "/order/order-details", Handler: details},
+		{Method: http.MethodGet, Path: "/order/getallorderidsfromtopic", Handler: audits},
 	}.Handler(reg)
 }
 
@@ -83,6 +88,9 @@ func (s *server) details(w http.ResponseWriter, r *http.Request) error {
 	id, err := contract.ParseOrderID(q.Get("orderid"))
 	if err != nil {
 		return invalidError{err}
+	}
+	if err := bearer.Cover(r.Context(), id); err != nil {
+		return err
 	}
 	has := parseIfNoneMatch(r.Header.Values("If-None-Match"))
 	least := int64(1)
@@ -215,6 +223,9 @@ func (s *server) audit(w http.ResponseWriter, r *http.Request) error {
 	if !contract.IsOrderTopic(topic) {
 		return errTopicName
 	}
+	if err := bearer.Cover(r.Context(), ""); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
@@ -315,6 +326,8 @@ func problem(err error) web.Problem {
 		}
 	}
 	switch {
+	case errors.Is(err, bearer.ErrNotCovered):
+		return bearer.NotCovered
 	case errors.Is(err, errStopping):
 		return unavailable("The Order service is stopping; ask again.", time.Second)
 	case errors.Is(err, errTopicName):

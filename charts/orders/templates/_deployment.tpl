@@ -84,6 +84,9 @@ spec:
                   resource: requests.memory
             {{- end }}
             {{- include "orders.kafka.env" . | nindent 12 }}
+            {{- with include "orders.api.env" . | trim }}
+            {{- . | nindent 12 }}
+            {{- end }}
             {{- with $v.extraEnv }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
@@ -168,6 +171,7 @@ spec:
 {{- define "orders.volumeMounts" -}}
 {{- include "orders.store.volumeMounts" . }}
 {{ include "orders.kafka.volumeMounts" . }}
+{{ include "orders.api.volumeMounts" . | trim }}
 {{- with (index .root.Values .component).volumeMounts }}
 {{ toYaml . }}
 {{- end }}
@@ -176,6 +180,7 @@ spec:
 {{- define "orders.volumes" -}}
 {{- include "orders.store.volumes" . }}
 {{ include "orders.kafka.volumes" . }}
+{{ include "orders.api.volumes" . | trim }}
 {{- with (index .root.Values .component).volumes }}
 {{ toYaml . }}
 {{- end }}

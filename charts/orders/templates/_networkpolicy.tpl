@@ -1,6 +1,6 @@
 {{/*
 Ingress to a service is allowed to its API and its metrics, from the peers in the values. Egress is allowed
-to DNS, Kafka and the database.
+to DNS, Kafka, the database and the issuer of tokens.
 */}}
 {{- define "orders.networkPolicy" -}}
 {{- $policy := .root.Values.networkPolicy }}
@@ -59,6 +59,15 @@ spec:
           protocol: TCP
         {{- end }}
       {{- with $policy.database.to }}
+      to:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+    {{- end }}
+    {{- if .root.Values.auth.issuer }}
+    - ports:
+        - port: {{ include "orders.issuer.port" . }}
+          protocol: TCP
+      {{- with $policy.issuer.to }}
       to:
         {{- toYaml . | nindent 8 }}
       {{- end }}

@@ -52,7 +52,7 @@ spec:
     - name: http
       port: {{ int $service.port }}
       targetPort: http
-      appProtocol: http
+      appProtocol: {{ include "orders.api.scheme" . }}
     {{- if eq $service.type "ClusterIP" }}
     - name: ops
       port: {{ add .port 1 }}

@@ -3,9 +3,13 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,19 +29,30 @@ type checker struct {
 }
 
 // newChecker makes a run. Its client keeps a connection for each order under way.
-func newChecker(o options, stdout, stderr io.Writer) *checker {
+func newChecker(o options, stdout, stderr io.Writer) (*checker, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, mostUnderWay
+	if o.ca != "" {
+		text, err := os.ReadFile(o.ca)
+		if err != nil {
+			return nil, fmt.Errorf("-ca: %w", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("-ca: %s has no certificate in PEM", o.ca)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	}
 	c := &checker{
 		options: o,
-		client:  client{http: &http.Client{Transport: transport}},
+		client:  client{http: &http.Client{Transport: transport}, token: o.token},
 		report:  newReport(stdout, stderr),
 	}
 	if o.id != "" && !o.steps[stepPlace] {
 		// The caller promises that the order was placed before.
 		c.report.expectPlaced(o.id)
 	}
-	return c
+	return c, nil
 }
 
 // run takes all orders through their steps, audits them and returns the exit code. After the end of

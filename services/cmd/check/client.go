@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,7 +24,9 @@ const tryFor = 10 * time.Second
 // client sends requests, and sends them again after temporary failures. Every request may be sent
 // again: those that write carry an Idempotency-Key.
 type client struct {
-	http    *http.Client
+	http *http.Client
+	// token is a file with the bearer token; empty: none is sent.
+	token   string
 	retried atomic.Int64
 }
 
@@ -106,6 +109,14 @@ func (c *client) try(ctx context.Context, patience time.Duration, r request, rea
 	}
 	for name, value := range r.header {
 		req.Header.Set(name, value)
+	}
+	if c.token != "" {
+		// A token lives for minutes, and a run may take longer.
+		token, err := os.ReadFile(c.token)
+		if err != nil {
+			return fmt.Errorf("read the bearer token: %w", err)
+		}
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -28,9 +28,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
+	var c *checker
+	if err == nil {
+		c, err = newChecker(o, stdout, stderr)
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "check: %v\ncheck -h shows the usage\n", err)
 		return 2
 	}
-	return newChecker(o, stdout, stderr).run(ctx)
+	return c.run(ctx)
 }

@@ -48,6 +48,10 @@ type options struct {
 	steps map[string]bool
 	// cart and order are URLs without a slash at the end.
 	cart, order string
+	// ca is a file with the certificates that are trusted; empty: those of the system.
+	ca string
+	// token is a file with the bearer token; empty: none is sent.
+	token string
 	// prefix begins the IDs of new orders.
 	prefix string
 	// id is the only order of the run; empty for new orders.
@@ -76,6 +80,10 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 		"`URL` of Cart; CART_URL sets the default")
 	flags.StringVar(&o.order, "order", cmp.Or(getenv("ORDER_URL"), "http://localhost:7000"),
 		"`URL` of Order; ORDER_URL sets the default")
+	flags.StringVar(&o.ca, "ca", getenv("CHECK_CA"),
+		"`file` with the certificates to trust, instead of the system's; CHECK_CA sets the default")
+	flags.StringVar(&o.token, "token", getenv("CHECK_TOKEN"),
+		"`file` with a bearer token, which is read for each request; CHECK_TOKEN sets the default")
 	flags.StringVar(&o.prefix, "prefix", "check-", "`text` at the beginning of the IDs of new orders")
 	flags.StringVar(&o.id, "id", "", "`ID` of the one order to check, instead of new orders")
 	flags.IntVar(&o.n, "n", 1, "number of orders")

@@ -17,7 +17,8 @@ var anyPort = env.Addr{Value: "127.0.0.1:0", Variable: "HTTP_ADDR"}
 
 func newService(t *testing.T) *Service {
 	t.Helper()
-	s, err := New(Config{API: anyPort, Ops: anyPort}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	s, err := New(Config{Endpoints: Endpoints{API: anyPort, Ops: anyPort}}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +149,8 @@ func TestNewBindsBothAddressesOrNone(t *testing.T) {
 	}
 	free.Close()
 	api := env.Addr{Value: free.Addr().String(), Variable: "HTTP_ADDR"}
-	if _, err := New(Config{API: api, Ops: taken}, s.log); err == nil || !strings.Contains(err.Error(), "OPS_ADDR") {
+	_, err = New(Config{Endpoints: Endpoints{API: api, Ops: taken}}, s.log)
+	if err == nil || !strings.Contains(err.Error(), "OPS_ADDR") {
 		t.Errorf("with a port that is taken: %v, want an error that names OPS_ADDR", err)
 	}
 	again, err := net.Listen("tcp", api.Value)

@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -175,7 +176,7 @@ func (l *limitListener) Close() error {
 
 // connState notes since when a connection waits for a request. It is an http.Server's ConnState.
 func (l *limitListener) connState(conn net.Conn, state http.ConnState) {
-	c := conn.(*limitedConn)
+	c := limitedOf(conn)
 	if state == http.StateNew || state == http.StateIdle {
 		c.waitForClient()
 	} else {
@@ -188,7 +189,15 @@ type connKey struct{}
 
 // connContext is an http.Server's ConnContext.
 func (l *limitListener) connContext(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, conn)
+	return context.WithValue(ctx, connKey{}, limitedOf(conn))
+}
+
+// limitedOf returns the connection of a limitListener that an http.Server has, also below TLS.
+func limitedOf(conn net.Conn) *limitedConn {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	return conn.(*limitedConn)
 }
 
 // handler lets a client give its connection up after the response while another one waits, or once the

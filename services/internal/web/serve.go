@@ -4,6 +4,7 @@ package web
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,6 +45,8 @@ type Server struct {
 	Log *slog.Logger
 	// Registry gets the metrics of the connections, unless it is nil.
 	Registry prometheus.Registerer
+	// Certificate makes it a server of HTTPS, unless it is nil.
+	Certificate *Certificate
 	// Connections is how many connections there are at most.
 	Connections int
 	// Linger is how long a client may leave a connection idle and still be sure that a stop does not
@@ -59,7 +62,11 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 	if s.Registry != nil {
 		limited.register(s.Registry)
 	}
+	// A stop and the limit of connections end a connection with a response, as HTTP/1 can.
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
 	srv := &http.Server{
+		Protocols:         protocols,
 		Handler:           limited.handler(h),
 		ConnState:         limited.connState,
 		ConnContext:       limited.connContext,
@@ -70,6 +77,14 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 		WriteTimeout:   60 * time.Second,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: mostHeaderBytes,
+	}
+	serve := srv.Serve
+	if s.Certificate != nil {
+		srv.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.Certificate.get}
+		serve = func(ln net.Listener) error { return srv.ServeTLS(ln, "", "") }
+		if s.Registry != nil {
+			s.Certificate.register(s.Registry)
+		}
 	}
 	var g errgroup.Group
 	served := make(chan struct{})
@@ -89,7 +104,7 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 	})
 	g.Go(func() error {
 		defer close(served)
-		if err := srv.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(limited); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 		}
 		return nil

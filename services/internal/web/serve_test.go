@@ -3,6 +3,7 @@ package web_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -14,11 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/env"
+	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/internal/web"
 )
 
@@ -78,6 +79,7 @@ func TestAStopLosesNoRequestOnItsWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	const linger = 20 * time.Second
+	connect := overTLS(false).connect
 	server := web.Server{Log: slog.New(slog.DiscardHandler), Connections: 10, Linger: linger}
 	entered, finish := make(chan struct{}), make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
@@ -127,42 +129,18 @@ func TestAStopLosesNoRequestOnItsWay(t *testing.T) {
 	}
 }
 
-// limited serves on so many connections that respond with "done", and returns the address and the
-// metrics. A request for /held is under way until the test ends, one for /endless has a response
-// without an end, and one for /read reads its body first.
-func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Registry) {
+// serve runs a server until the test ends, and returns its address and metrics.
+func serve(t *testing.T, server web.Server) (addr string, metrics *prometheus.Registry) {
 	t.Helper()
 	metrics = prometheus.NewRegistry()
+	server.Registry = metrics
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/held":
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			<-r.Context().Done()
-			return
-		case "/endless":
-			for block := make([]byte, 1<<20); ; {
-				if _, err := w.Write(block); err != nil {
-					return
-				}
-			}
-		case "/read":
-			if _, err := io.ReadAll(r.Body); err != nil {
-				return
-			}
-		}
-		web.WriteText(w, 200, "done")
-	})
 	ctx, stop := context.WithCancel(context.Background())
 	var served errgroup.Group
-	served.Go(func() error {
-		server := web.Server{Log: slog.New(slog.DiscardHandler), Registry: metrics, Connections: connections}
-		return server.Serve(ctx, ln, handler)
-	})
+	served.Go(func() error { return server.Serve(ctx, ln, http.HandlerFunc(respond)) })
 	t.Cleanup(func() {
 		stop()
 		if err := served.Wait(); err != nil {
@@ -170,6 +148,59 @@ func limited(t *testing.T, connections int) (addr string, metrics *prometheus.Re
 		}
 	})
 	return ln.Addr().String(), metrics
+}
+
+// respond responds with "done". A request for /held is under way until the test ends, one for /endless
+// has a response without an end, and one for /read reads its body first.
+func respond(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/held":
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return
+	case "/endless":
+		for block := make([]byte, 1<<20); ; {
+			if _, err := w.Write(block); err != nil {
+				return
+			}
+		}
+	case "/read":
+		if _, err := io.ReadAll(r.Body); err != nil {
+			return
+		}
+	}
+	web.WriteText(w, 200, "done")
+}
+
+// overTLS is how a client of the server connects.
+type overTLS bool
+
+// server returns a server with so many connections.
+func (secure overTLS) server(t *testing.T, connections int) web.Server {
+	t.Helper()
+	s := web.Server{Log: slog.New(slog.DiscardHandler), Connections: connections}
+	if secure {
+		s.Certificate = issue(t, testenv.NewAuthority(t, "ca"), "orders").load(t, s.Log)
+	}
+	return s
+}
+
+// connect opens a connection and sends text, which may be part of a request.
+func (secure overTLS) connect(t *testing.T, addr, text string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if secure && text != "" {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
 
 // gauges returns the gauges in reg by name.
@@ -184,20 +215,6 @@ func gauges(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		values[f.GetName()] = f.GetMetric()[0].GetGauge().GetValue()
 	}
 	return values
-}
-
-// connect opens a connection and sends text, which may be part of a request.
-func connect(t *testing.T, addr, text string) net.Conn {
-	t.Helper()
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	if _, err := io.WriteString(conn, text); err != nil {
-		t.Fatal(err)
-	}
-	return conn
 }
 
 // responds waits for a response, and returns whether the server keeps the connection.
@@ -217,7 +234,17 @@ const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 // with a request under way keep theirs.
 func TestSlowConnectionsGiveTheirPlaceUp(t *testing.T) {
 	t.Parallel()
-	addr, metrics := limited(t, 6)
+	for name, secure := range map[string]overTLS{"HTTP": false, "HTTPS": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			secure.slowGiveUp(t)
+		})
+	}
+}
+
+func (secure overTLS) slowGiveUp(t *testing.T) {
+	connect := secure.connect
+	addr, metrics := serve(t, secure.server(t, 6))
 	held := connect(t, addr, "GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
 	if !responds(t, held) {
 		t.Error("a connection is not kept while there is room")
@@ -231,10 +258,12 @@ func TestSlowConnectionsGiveTheirPlaceUp(t *testing.T) {
 		"body not read": connect(t, addr, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"),
 		"reads nothing": connect(t, addr, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n"),
 	}
-	all := map[string]float64{"http_connections": 6, "http_connections_limit": 6}
-	for start := time.Now(); !cmp.Equal(all, gauges(t, metrics)); time.Sleep(time.Millisecond) {
+	if limit := gauges(t, metrics)["http_connections_limit"]; limit != 6 {
+		t.Errorf("http_connections_limit is %v, want 6", limit)
+	}
+	for start := time.Now(); gauges(t, metrics)["http_connections"] != 6; time.Sleep(time.Millisecond) {
 		if time.Since(start) > 10*time.Second {
-			t.Fatalf("metrics with all places taken (-want +got):\n%s", cmp.Diff(all, gauges(t, metrics)))
+			t.Fatalf("http_connections is %v with all places taken", gauges(t, metrics)["http_connections"])
 		}
 	}
 	// Many more than there are places.
@@ -256,7 +285,8 @@ func TestSlowConnectionsGiveTheirPlaceUp(t *testing.T) {
 // While a connection waits, a client learns with its response that it loses its own.
 func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
 	t.Parallel()
-	addr, _ := limited(t, 1)
+	connect := overTLS(false).connect
+	addr, _ := serve(t, overTLS(false).server(t, 1))
 	busy := connect(t, addr, "GET / HTTP/1.1\r\n")
 	waiting := connect(t, addr, request)
 	// It takes a moment until the second one waits.
