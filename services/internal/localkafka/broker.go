@@ -216,7 +216,11 @@ func (b *Broker) java(ctx context.Context, class string, args ...string) *exec.C
 		"-Dkafka.log="+b.logFile(),
 		// Kafka unpacks native libraries there, and leaves them behind when it is killed.
 		"-Djava.io.tmpdir="+b.options.Dir)
-	return b.installation.command(ctx, flags, class, args...)
+	cmd := b.installation.command(ctx, flags, class, args...)
+	// The folder in which this program was started may go. A JVM does not start in one that is gone, and a
+	// broker may outlive this program.
+	cmd.Dir = b.options.Dir
+	return cmd
 }
 
 // await waits until the broker serves, or fails as soon as its process ends.
