@@ -95,8 +95,10 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 		release := make(chan struct{})
 		blocked := make(chan struct{})
 		// A transaction is under way, so that requests queue up as they do during a slow fsync.
+		// PostgreSQL may end it, and then it runs again.
+		begins := sync.OnceFunc(func() { close(blocked) })
 		go func() {
-			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { begins(); <-release; return nil })
 		}()
 		<-blocked
 		var wg, begun sync.WaitGroup
@@ -164,8 +166,10 @@ func TestASecondRequestWithAKeyUnderWayIsRefused(t *testing.T) {
 		c, _ := open(100)
 		release := make(chan struct{})
 		blocked := make(chan struct{})
+		// PostgreSQL may end it, and then it runs again.
+		begins := sync.OnceFunc(func() { close(blocked) })
 		go func() {
-			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { close(blocked); <-release; return nil })
+			_ = c.store.db.Tx(t.Context(), func(*sqldb.Tx) error { begins(); <-release; return nil })
 		}()
 		<-blocked
 		first := make(chan error)
