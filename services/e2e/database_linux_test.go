@@ -70,7 +70,7 @@ func TestTheDatabaseServesNobody(t *testing.T) {
 	thaw()
 	d.works("it responds again")
 
-	disk := testenv.SmallDisk(t)
+	disk := testenv.SmallDisk(t, 20)
 	d.exec("CREATE TABLESPACE small LOCATION '" + disk + "'")
 	d.exec("ALTER TABLE cart.orders SET TABLESPACE small")
 	filler := filepath.Join(filepath.Dir(disk), "filler")

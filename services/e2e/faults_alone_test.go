@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,25 +15,36 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
+// mountsDisks reports whether Cart can have a small disk of its own: only root mounts one.
+func mountsDisks() bool { return runtime.GOOS == "linux" && os.Geteuid() == 0 }
+
 // aloneKinds are the faults of a system with one process of each kind.
-var aloneKinds = []faults.Kind{
-	{Name: "kill cart", Longest: 300 * time.Millisecond},
-	{Name: "kill order", Longest: 300 * time.Millisecond},
-	{Name: "kill both", Longest: time.Second},
-	{Name: "restart cart"},
-	{Name: "restart order"},
-	{Name: "freeze cart", Longest: 4 * time.Second},
-	{Name: "freeze order", Longest: 4 * time.Second},
-	{Name: "stop kafka", Longest: 2 * time.Second},
-	{Name: "kill kafka", Longest: time.Second},
-	{Name: "freeze kafka", Longest: 4 * time.Second},
-	{Name: "kill all", Longest: 500 * time.Millisecond},
-	{Name: "kill cart as kafka comes back", Longest: time.Second},
-	{Name: "delete order's store"},
-	{Name: "restore order's store"},
-	{Name: "no requests to kafka", Longest: 4 * time.Second},
-	{Name: "no responses of kafka", Longest: 4 * time.Second},
-	{Name: "a request that outlives cart", Longest: time.Second},
+func aloneKinds() []faults.Kind {
+	kinds := []faults.Kind{
+		{Name: "kill cart", Longest: 300 * time.Millisecond},
+		{Name: "kill order", Longest: 300 * time.Millisecond},
+		{Name: "kill both", Longest: time.Second},
+		{Name: "restart cart"},
+		{Name: "restart order"},
+		{Name: "freeze cart", Longest: 4 * time.Second},
+		{Name: "freeze order", Longest: 4 * time.Second},
+		{Name: "stop kafka", Longest: 2 * time.Second},
+		{Name: "kill kafka", Longest: time.Second},
+		{Name: "freeze kafka", Longest: 4 * time.Second},
+		{Name: "kill all", Longest: 500 * time.Millisecond},
+		{Name: "kill cart as kafka comes back", Longest: time.Second},
+		{Name: "delete order's store"},
+		{Name: "restore order's store"},
+		{Name: "no requests to kafka", Longest: 4 * time.Second},
+		{Name: "no responses of kafka", Longest: 4 * time.Second},
+		{Name: "a request that outlives cart", Longest: time.Second},
+		{Name: "restore cart's store"},
+		{Name: "a failed fsync of cart"},
+	}
+	if mountsDisks() {
+		kinds = append(kinds, faults.Kind{Name: "cart's disk is full", Longest: 2 * time.Second})
+	}
+	return kinds
 }
 
 // alone is a system with one process of each kind. The services have SQLite.
@@ -43,8 +58,10 @@ type alone struct {
 	// crashes are Order's store as each kill has left it. What each has follows from the topics up to the
 	// offsets in it.
 	crashes []faults.State
-	// backup is a copy of Order's store.
-	backup string
+	// backup and cartBackup are copies of the stores.
+	backup, cartBackup string
+	// failFsync has the next checkpoint of Cart's store fail.
+	failFsync func()
 }
 
 func startAlone(t *testing.T) faulty {
@@ -56,7 +73,17 @@ func startAlone(t *testing.T) faulty {
 	}})
 	f.network.serve(f.kafka.Addr)
 	declare(t, f.kafka.Addr, compactedSoon()...)
-	f.cart, f.order = newCart(t, f.network.addr()), newOrder(t, f.network.addr())
+	if mountsDisks() {
+		disk := testenv.SmallDisk(t, 256)
+		f.cart = newCart(t, f.network.addr(), "DATA_DIR="+disk)
+		f.cart.dir = disk
+	} else {
+		f.cart = newCart(t, f.network.addr())
+	}
+	var preload []string
+	preload, f.failFsync = testenv.FailFsync(t, filepath.Join(f.cart.dir, "cart.db"))
+	f.cart.env = append(f.cart.env, preload...)
+	f.order = newOrder(t, f.network.addr())
 	f.cart.start()
 	f.order.start()
 	f.ready()
@@ -92,7 +119,7 @@ func (f *alone) verify(l *load) {
 	verify(f, f.kafka.Addr, l, f.cart, f.order, f.crashes)
 }
 
-func (f *alone) do(fault faults.Fault) {
+func (f *alone) do(fault faults.Fault, l *load) {
 	f.Helper()
 	pause := func() { time.Sleep(fault.For) }
 	switch fault.Name {
@@ -162,6 +189,29 @@ func (f *alone) do(fault faults.Fault) {
 			break
 		}
 		f.replaceOrder(backup)
+	case "restore cart's store":
+		// What Cart has accepted must be in the topics, and no client may repeat a request: the copy knows
+		// neither.
+		l.paused(func() {
+			f.ready()
+			settle(f, f.kafka.Addr, f.cart, f.order)
+			f.cart.stop()
+			backup := f.cartBackup
+			f.cartBackup = copyOf(f.T, f.cart.dir)
+			if backup != "" {
+				restore(f.T, backup, f.cart.dir)
+			}
+			f.cart.start()
+		})
+	case "a failed fsync of cart":
+		// The next commits fill the log, and the checkpoint after that fails.
+		f.failFsync()
+		f.cart.ends(patience)
+		f.cart.start()
+	case "cart's disk is full":
+		free := fill(f, filepath.Dir(f.cart.dir))
+		pause()
+		free()
 	case "no requests to kafka":
 		f.network.requests.hold(pause)
 	case "no responses of kafka":
@@ -184,7 +234,12 @@ func (f *alone) do(fault faults.Fault) {
 
 func (f *alone) killOrder() {
 	f.Helper()
+	opened := f.order.listening()
 	f.order.kill()
+	if !opened {
+		// The store is as it was before, or is not made yet.
+		return
+	}
 	f.crashes = append(f.crashes, orderStore(f, f.order, fmt.Sprintf("crash %d", len(f.crashes)+1)))
 }
 
@@ -192,6 +247,26 @@ func (f *alone) kafkaAgain() {
 	f.Helper()
 	if err := f.kafka.StartAgain(f.Context()); err != nil {
 		f.Fatal(err)
+	}
+}
+
+// fill takes all room of a disk until free is called.
+func fill(t testing.TB, disk string) (free func()) {
+	t.Helper()
+	file, err := os.Create(filepath.Join(disk, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 1<<20); err == nil; {
+		_, err = file.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := errors.Join(file.Close(), os.Remove(file.Name())); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func (f *shared) verify(l *load) {
 	f.end(l)
 }
 
-func (f *shared) do(fault faults.Fault) {
+func (f *shared) do(fault faults.Fault, _ *load) {
 	f.Helper()
 	pause := func() { time.Sleep(fault.For) }
 	// The schedule decides which one it is, so that it is the same when the schedule is repeated.

@@ -61,7 +61,7 @@ var foreignKinds = []faults.Kind{
 // faulty is a system to which faults are done.
 type faulty interface {
 	// do does a fault, and mends what it has broken.
-	do(fault faults.Fault)
+	do(fault faults.Fault, l *load)
 	// kafkaAddr is for clients that are none of the services.
 	kafkaAddr() string
 	// urls are those of both services.
@@ -90,7 +90,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 		name  string
 		kinds []faults.Kind
 		start func(*testing.T) faulty
-	}{{"sqlite", aloneKinds, startAlone}, {"postgres", sharedKinds, startShared}} {
+	}{{"sqlite", aloneKinds(), startAlone}, {"postgres", sharedKinds, startShared}} {
 		kinds := slices.Concat(system.kinds, foreignKinds)
 		t.Run(system.name, func(t *testing.T) {
 			if system.name == "postgres" && os.Getenv("E2E_DURATION") == "" {
@@ -142,7 +142,7 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) 
 				Topic: contract.TopicUpdated, Key: []byte(key), Value: []byte("{"),
 			})
 		default:
-			f.do(fault)
+			f.do(fault, l)
 		}
 		span.End = time.Now()
 		l.faults = append(l.faults, span)
@@ -199,7 +199,7 @@ func brokerPID(t testing.TB, dir string) int {
 // settle waits until Cart has published everything and Order has read it.
 func settle(t testing.TB, kafka string, cart, order *process) {
 	t.Helper()
-	eventually(t, time.Minute, "Cart's outbox is empty", func() (bool, string) {
+	eventually(t, patience, "Cart's outbox is empty", func() (bool, string) {
 		rows := cart.metric("cart_outbox_rows")
 		return rows == 0, fmt.Sprint(rows)
 	})

@@ -39,6 +39,8 @@ type load struct {
 	followers sync.WaitGroup
 	news      chan faults.Lookup
 	count     atomic.Int64
+	// underWay is locked for reading by each operation.
+	underWay sync.RWMutex
 
 	mu sync.Mutex
 	// faults are those that were done, poison has the keys of records that are no orders, and audits how many
@@ -89,6 +91,13 @@ func (l *load) end() {
 		l.news = nil
 	}
 	l.followers.Wait()
+}
+
+// paused calls do while no operation is under way.
+func (l *load) paused(do func()) {
+	l.underWay.Lock()
+	defer l.underWay.Unlock()
+	do()
 }
 
 // accepted returns how many operations have been accepted so far.
@@ -167,7 +176,9 @@ func (l *load) requests(ctx context.Context, n int) {
 		if rng.IntN(2) == 0 {
 			key = fmt.Sprintf("key-%d-%s-%d", n, o.Order, rng.Uint64())
 		}
+		l.underWay.RLock()
 		l.operate(&o, key, rng)
+		l.underWay.RUnlock()
 		l.add(o)
 		if o.Outcome == faults.Accepted && rng.IntN(3) == 0 {
 			select {

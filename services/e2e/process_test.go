@@ -306,12 +306,14 @@ func (p *process) ends(within time.Duration) {
 // waits that long.
 const patience = 2 * time.Minute
 
-// listens waits until the service listens. Before that, it has not opened its store.
+// listening reports whether the service listens. Before that, it has not opened its store.
+func (p *process) listening() bool { return strings.Count(p.log(), `"msg":"listening"`) == p.starts }
+
+// listens waits until the service listens.
 func (p *process) listens() *process {
 	p.t.Helper()
 	eventually(p.t, patience, p.name+" listens", func() (bool, string) {
-		n := strings.Count(p.log(), `"msg":"listening"`)
-		return n == p.starts || !p.running(), fmt.Sprintf("%d of %d starts", n, p.starts)
+		return p.listening() || !p.running(), p.log()
 	})
 	return p
 }

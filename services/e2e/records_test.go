@@ -220,7 +220,7 @@ func awaitRead(t testing.TB, kafka string, order *process) {
 		at := faults.TopicPartition{Topic: r.Topic, Partition: r.Partition}
 		ends[at] = max(ends[at], r.Offset+1)
 	}
-	eventually(t, time.Minute, order.name+" has read everything", func() (bool, string) {
+	eventually(t, patience, order.name+" has read everything", func() (bool, string) {
 		committed := testenv.CommittedOffsets(t, kafka, contract.GroupOrder)
 		for at, end := range ends {
 			if got := committed[at.Topic][at.Partition]; got < end {

@@ -411,7 +411,7 @@ func TestAFullDiskOfPostgresRefusesAndRecovers(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	db := openConfig(t, server(url))
-	disk := testenv.SmallDisk(t)
+	disk := testenv.SmallDisk(t, 20)
 	admin := session(t, url)
 	space := filepath.Base(filepath.Dir(disk))
 	sqlExec(t, admin, fmt.Sprintf("CREATE TABLESPACE %q LOCATION '%s'", space, disk))

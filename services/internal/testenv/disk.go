@@ -38,15 +38,17 @@ func FailFsync(t testing.TB, file string) (env []string, fail func()) {
 	}
 }
 
-// SmallDisk mounts a disk of 20 MiB and returns a folder in it that belongs to the user who runs PostgreSQL.
-func SmallDisk(t testing.TB) (folder string) {
+// SmallDisk mounts a disk of so many MiB and returns a folder in it that belongs to the user who runs
+// PostgreSQL.
+func SmallDisk(t testing.TB, mib int) (folder string) {
 	t.Helper()
 	disk, err := os.MkdirTemp("", "disk-") //nolint:usetesting // The server's user cannot enter that of the test.
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Remove(disk) })
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", disk).
+	options := fmt.Sprintf("size=%dm,mode=755", mib)
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", options, "tmpfs", disk).
 		CombinedOutput(); err != nil {
 		CannotRun(t, fmt.Sprintf("a small disk cannot be mounted: %v: %s", err, out))
 	}
