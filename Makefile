@@ -10,6 +10,7 @@ KAFKA_PORT    ?= 9092
 DOCKER        ?= docker
 REGISTRY      ?= ghcr.io
 VERSION       ?= $(shell sed -n 's/^appVersion: *"*\([^"]*\)"*$$/\1/p' charts/orders/Chart.yaml)
+VULNDB        ?= https://vuln.go.dev
 CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
@@ -55,6 +56,10 @@ lint: ## Check the code, the imports and go.mod
 	$(GO) fix -diff ./...
 	$(GO) vet ./...
 	$(GOLANGCI_LINT) run
+
+.PHONY: vulnerabilities
+vulnerabilities: ## Look for calls of code with known vulnerabilities (VULNDB=file:///copy for another database)
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 -db $(VULNDB) ./...
 
 .PHONY: fmt
 fmt: ## Format the code and modernise it
