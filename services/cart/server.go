@@ -146,6 +146,10 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, decode decoder) (c
 	if err == nil {
 		err = bearer.Cover(r.Context(), c.orderID)
 	}
+	if prefix := bearer.Prefix(r.Context()); prefix != "" && key != "" {
+		// Those who have tokens for different orders do not know each other's keys. No key has a line break.
+		c.key = prefix + "\n" + key
+	}
 	return c, err
 }
 

@@ -83,6 +83,15 @@ func TestAPIsWithCertificatesAndTokens(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(authority.PEM)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	// Shops do not know each other's Idempotency-Keys.
+	for _, shop := range []string{"shop-1/", "shop-2/"} {
+		token := testenv.SignToken(t, key, jose.ES256, map[string]any{"order_prefix": shop})
+		got, err := sendBy(client, http.MethodPost, cart.api+"/order/create-order",
+			`{"orderId": "`+shop+`keyed", "itemsNum": 1}`, "Authorization", "Bearer "+token, "Idempotency-Key", "1")
+		if err != nil || got.status != http.StatusOK {
+			t.Errorf("the first order of %s with key 1: %d %q, %v; want 200", shop, got.status, got.body, err)
+		}
+	}
 	for url, want := range map[string]int{
 		cart.api + "/order/create-order":   http.StatusUnauthorized,
 		order.api + "/order/order-details": http.StatusUnauthorized,

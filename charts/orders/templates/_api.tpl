@@ -1,6 +1,6 @@
 {{/*
 How clients reach the API of a service: by HTTPS with a certificate, and with a token. Secrets are mounted
-as directories, because the kubelet updates only these. The service reads a renewed certificate itself.
+as directories, because the kubelet updates only these. The service reads what was renewed itself.
 */}}
 {{- define "orders.api.env" -}}
 {{- $auth := .root.Values.auth }}

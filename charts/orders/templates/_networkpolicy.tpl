@@ -65,8 +65,10 @@ spec:
     {{- end }}
     {{- if .root.Values.auth.issuer }}
     - ports:
-        - port: {{ include "orders.issuer.port" . }}
+        {{- range $policy.issuer.ports | default (list (include "orders.issuer.port" .)) }}
+        - port: {{ int . }}
           protocol: TCP
+        {{- end }}
       {{- with $policy.issuer.to }}
       to:
         {{- toYaml . | nindent 8 }}

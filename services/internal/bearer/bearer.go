@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/internal/web"
 )
@@ -44,8 +45,8 @@ type Guard struct {
 	now  func() time.Time
 }
 
-// New returns the guard for a configuration; nil if it asks for no tokens.
-func New(cfg Config, log *slog.Logger) (*Guard, error) {
+// New returns the guard for a configuration, and registers its metric; nil if it asks for no tokens.
+func New(cfg Config, reg prometheus.Registerer, log *slog.Logger) (*Guard, error) {
 	if cfg == (Config{}) {
 		return nil, nil
 	}
@@ -53,6 +54,10 @@ func New(cfg Config, log *slog.Logger) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "auth_keys_read_timestamp_seconds",
+		Help: "Unix time at which the issuer's keys were read last; 0: not yet. They are read every 5 minutes.",
+	}, func() float64 { return float64(keys.read.Load()) }))
 	return &Guard{cfg: cfg, keys: keys, log: log, now: time.Now}, nil
 }
 
@@ -87,7 +92,10 @@ func (g *Guard) Require(scope string, h http.HandlerFunc) http.HandlerFunc {
 			refuse(w, r, err)
 			return
 		}
-		h(w, r.WithContext(context.WithValue(r.Context(), prefixKey{}, c.OrderPrefix)))
+		if c.OrderPrefix != nil {
+			r = r.WithContext(context.WithValue(r.Context(), prefixKey{}, *c.OrderPrefix))
+		}
+		h(w, r)
 	}
 }
 
@@ -103,10 +111,16 @@ var NotCovered = web.Problem{
 	Text:   "This token is not for this order: its claim order_prefix says how the IDs of its orders begin.",
 }
 
+// Prefix returns the claim order_prefix of a request's token; empty: it may be about any order.
+func Prefix(ctx context.Context) string {
+	prefix, _ := ctx.Value(prefixKey{}).(string)
+	return prefix
+}
+
 // Cover returns ErrNotCovered if the token of a request has a claim order_prefix and the order's ID does
 // not begin with it. The ID of a request about all orders is empty.
 func Cover(ctx context.Context, orderID string) error {
-	if prefix, _ := ctx.Value(prefixKey{}).(string); !strings.HasPrefix(orderID, prefix) {
+	if !strings.HasPrefix(orderID, Prefix(ctx)) {
 		return ErrNotCovered
 	}
 	return nil
@@ -119,8 +133,8 @@ type claims struct {
 	// Scope is that of RFC 8693. Some issuers call it scp.
 	Scope scopes `json:"scope"`
 	Scp   scopes `json:"scp"`
-	// OrderPrefix is how the IDs of the orders begin that the token is for; empty: all orders.
-	OrderPrefix string `json:"order_prefix"`
+	// OrderPrefix is how the IDs of the orders begin that the token is for; nil: all orders.
+	OrderPrefix *string `json:"order_prefix"`
 }
 
 // scopes is a list, or a string of words.
@@ -165,6 +179,9 @@ func (g *Guard) check(r *http.Request) (claims, error) {
 	switch {
 	case err == nil && c.Expiry == nil:
 		return claims{}, invalidError{"it does not say when it expires (exp)", nil}
+	case err == nil && c.OrderPrefix != nil && *c.OrderPrefix == "":
+		// It was meant to limit the token.
+		return claims{}, invalidError{"its claim order_prefix is empty", nil}
 	case errors.Is(err, jwt.ErrExpired):
 		return claims{}, invalidError{"it has expired (exp)", err}
 	case errors.Is(err, jwt.ErrNotValidYet), errors.Is(err, jwt.ErrIssuedInTheFuture):

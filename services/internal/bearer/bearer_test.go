@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/testenv"
@@ -19,7 +20,7 @@ import (
 func newGuard(t *testing.T, i *testenv.Issuer) *Guard {
 	t.Helper()
 	g, err := New(Config{Issuer: testenv.IssuerName, Audience: testenv.Audience, KeysURL: i.KeysURL},
-		slog.New(slog.NewTextHandler(t.Output(), nil)))
+		prometheus.NewRegistry(), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +130,7 @@ func TestWhichTokensCount(t *testing.T) {
 
 func TestWithoutAConfigurationEverybodyIsLetIn(t *testing.T) {
 	t.Parallel()
-	g, err := New(Config{}, slog.New(slog.DiscardHandler))
+	g, err := New(Config{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil || g.Err() != nil {
 		t.Fatal(err, g.Err())
 	}
@@ -167,6 +168,17 @@ func TestNewKeysAreReadWhenATokenNeedsThem(t *testing.T) {
 	}
 }
 
+// A JWK Set may have keys of kinds that are not known here. The others count.
+func TestUnknownKindsOfKeysAreLeftOut(t *testing.T) {
+	t.Parallel()
+	i := testenv.NewIssuer(t)
+	key := i.Publish(t, "a")
+	i.More.Store(`{"kty": "OKP", "crv": "Ed448", "kid": "b", "x": "AA"}`)
+	if w := ask(t, newGuard(t, i), "order", "Bearer "+testenv.SignToken(t, key, jose.ES256, nil)); w.Code != 200 {
+		t.Errorf("a token of a known key beside an unknown one: %d %q, want 200", w.Code, w.Body)
+	}
+}
+
 // Nobody knows whether a token counts while the issuer's keys cannot be read, unless its key is known.
 func TestTheIssuerIsAway(t *testing.T) {
 	t.Parallel()
@@ -188,7 +200,7 @@ func TestTheIssuerIsAway(t *testing.T) {
 		t.Fatalf("after the first answer: %d %q, %v; want 200", w.Code, w.Body, g.Err())
 	}
 	i.Status.Store(http.StatusBadGateway)
-	if err := g.keys.read(t.Context(), 0); err == nil {
+	if err := g.keys.refresh(t.Context(), 0); err == nil {
 		t.Fatal("the issuer is not away")
 	}
 	if w := ask(t, g, "order", token); w.Code != http.StatusOK || g.Err() != nil {

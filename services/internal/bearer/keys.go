@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// refresh is how often the keys are read. An issuer publishes a new key some time before it signs
-	// with it, and a removed one counts no longer than this.
-	refresh = 5 * time.Minute
+	// every is how often the keys are read. An issuer publishes a new key some time before it signs
+	// with it, and a removed one counts no longer than this, unless the keys cannot be read.
+	every = 5 * time.Minute
 	// settled is how long an answer of the issuer counts for a token with an unknown key. So unknown
 	// keys, which anybody can name, cost the issuer one request in that time.
 	settled = 10 * time.Second
@@ -35,10 +35,13 @@ const (
 
 // keySet is the public keys of an issuer (RFC 7517).
 type keySet struct {
-	url    string
-	client *http.Client
+	// url is where they are, and ca a file with the certificates that are trusted there; empty: those of
+	// the system.
+	url, ca string
 	// last is the last answer; nil before the first one.
 	last atomic.Pointer[jose.JSONWebKeySet]
+	// read is the Unix time of that answer.
+	read atomic.Int64
 
 	// mu is held while the keys are read: who needs them meanwhile waits for that answer.
 	mu sync.Mutex
@@ -48,19 +51,28 @@ type keySet struct {
 }
 
 func newKeySet(cfg Config) (*keySet, error) {
+	s := &keySet{url: cfg.KeysURL, ca: cfg.KeysCA}
+	// A mistake in the file shows at the start.
+	_, err := s.client()
+	return s, err
+}
+
+// client returns a client for one request. The CA may have changed since the one before.
+func (s *keySet) client() (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	if cfg.KeysCA != "" {
-		text, err := os.ReadFile(cfg.KeysCA)
+	transport.DisableKeepAlives = true
+	if s.ca != "" {
+		text, err := os.ReadFile(s.ca)
 		if err != nil {
 			return nil, fmt.Errorf("read AUTH_JWKS_CA: %w", err)
 		}
 		roots := x509.NewCertPool()
 		if !roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("AUTH_JWKS_CA=%s has no certificate in PEM", cfg.KeysCA)
+			return nil, fmt.Errorf("AUTH_JWKS_CA=%s has no certificate in PEM", s.ca)
 		}
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	}
-	return &keySet{url: cfg.KeysURL, client: &http.Client{Transport: transport, Timeout: readTimeout}}, nil
+	return &http.Client{Transport: transport, Timeout: readTimeout}, nil
 }
 
 // known reports whether the keys were read once.
@@ -76,7 +88,7 @@ func (s *keySet) find(ctx context.Context, id string) (*jose.JSONWebKey, error) 
 		return key, nil
 	}
 	// The answer is for all requests, and not only for this one.
-	if err := s.read(context.WithoutCancel(ctx), settled); err != nil {
+	if err := s.refresh(context.WithoutCancel(ctx), settled); err != nil {
 		return nil, errors.Join(errNoKeys, err)
 	}
 	if key := s.get(id); key != nil {
@@ -103,11 +115,11 @@ func (s *keySet) get(id string) *jose.JSONWebKey {
 func (s *keySet) follow(ctx context.Context, log *slog.Logger) {
 	failed := backoff.Backoff{Min: time.Second, Max: time.Minute}
 	for wait := time.Duration(0); backoff.Sleep(ctx, wait); {
-		err := s.read(ctx, 0)
+		err := s.refresh(ctx, 0)
 		switch {
 		case err == nil:
 			failed.Reset()
-			wait = refresh
+			wait = every
 		case ctx.Err() != nil:
 			return
 		default:
@@ -118,8 +130,8 @@ func (s *keySet) follow(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// read reads the keys, unless the last answer is younger than age.
-func (s *keySet) read(ctx context.Context, age time.Duration) error {
+// refresh reads the keys, unless the last answer is younger than age.
+func (s *keySet) refresh(ctx context.Context, age time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.tried.IsZero() && time.Since(s.tried) < age {
@@ -128,6 +140,7 @@ func (s *keySet) read(ctx context.Context, age time.Duration) error {
 	keys, err := s.fetch(ctx)
 	if err == nil {
 		s.last.Store(keys)
+		s.read.Store(time.Now().Unix())
 	}
 	s.tried, s.err = time.Now(), err
 	return err
@@ -138,7 +151,11 @@ func (s *keySet) fetch(ctx context.Context) (*jose.JSONWebKeySet, error) {
 	if err != nil {
 		return nil, err
 	}
-	response, err := s.client.Do(r)
+	client, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(r)
 	if err != nil {
 		return nil, err
 	}
@@ -146,12 +163,20 @@ func (s *keySet) fetch(ctx context.Context) (*jose.JSONWebKeySet, error) {
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: status %d", s.url, response.StatusCode)
 	}
-	var keys jose.JSONWebKeySet
-	if err := json.NewDecoder(io.LimitReader(response.Body, mostKeyBytes)).Decode(&keys); err != nil {
+	var set struct{ Keys []json.RawMessage }
+	if err := json.NewDecoder(io.LimitReader(response.Body, mostKeyBytes)).Decode(&set); err != nil {
 		return nil, fmt.Errorf("%s: no JWK Set: %w", s.url, err)
 	}
-	if len(keys.Keys) == 0 {
-		return nil, fmt.Errorf("%s: a JWK Set without a key", s.url)
+	keys := &jose.JSONWebKeySet{}
+	for _, text := range set.Keys {
+		var key jose.JSONWebKey
+		// Keys of an unknown kind are left out (RFC 7517 section 5).
+		if err := json.Unmarshal(text, &key); err == nil {
+			keys.Keys = append(keys.Keys, key)
+		}
 	}
-	return &keys, nil
+	if len(keys.Keys) == 0 {
+		return nil, fmt.Errorf("%s: none of the %d keys in the JWK Set is of a known kind", s.url, len(set.Keys))
+	}
+	return keys, nil
 }

@@ -99,7 +99,7 @@ func New(cfg Config, log *slog.Logger) (*Service, error) {
 			return nil, err
 		}
 	}
-	if s.Auth, err = bearer.New(cfg.Auth, log); err != nil {
+	if s.Auth, err = bearer.New(cfg.Auth, s.Registry, log); err != nil {
 		return nil, err
 	}
 	s.Ready.AddCheck(s.Auth.Err)

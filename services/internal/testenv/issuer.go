@@ -30,6 +30,8 @@ type Issuer struct {
 	Asked atomic.Int64
 	// Status is the status of the server's responses.
 	Status atomic.Int64
+	// More is one more key as JSON, if it is set.
+	More atomic.Value
 
 	keys atomic.Pointer[jose.JSONWebKeySet]
 }
@@ -43,7 +45,14 @@ func NewIssuer(t testing.TB) *Issuer {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		i.Asked.Add(1)
 		w.WriteHeader(int(i.Status.Load()))
-		if err := json.NewEncoder(w).Encode(i.keys.Load()); err != nil {
+		all := []any{}
+		for _, key := range i.keys.Load().Keys {
+			all = append(all, key)
+		}
+		if more, ok := i.More.Load().(string); ok {
+			all = append(all, json.RawMessage(more))
+		}
+		if err := json.NewEncoder(w).Encode(map[string]any{"keys": all}); err != nil {
 			t.Error(err)
 		}
 	}))

@@ -18,16 +18,21 @@ type Certificate struct {
 	log       *slog.Logger
 
 	mu     sync.Mutex
-	loaded *tls.Certificate
-	// seen are the times at which the files that were read last had changed.
-	seen [2]time.Time
+	loaded tls.Certificate
+	// of are the times at which the files of loaded had changed, and failed those of files that could not
+	// be read.
+	of, failed [2]time.Time
 }
 
 // NewCertificate reads a certificate with its chain, and its key. Both files are in PEM.
 func NewCertificate(cert, key string, log *slog.Logger) (*Certificate, error) {
 	c := &Certificate{cert: cert, key: key, log: log}
-	if err := c.reload(); err != nil {
-		return nil, err
+	// Before the files are read: a change meanwhile shows later.
+	c.of = c.changed()
+	var err error
+	c.loaded, err = tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate of the API from %s and %s: %w", cert, key, err)
 	}
 	return c, nil
 }
@@ -48,31 +53,30 @@ func (c *Certificate) register(reg prometheus.Registerer) {
 func (c *Certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.reload(); err != nil {
-		c.log.Warn("the certificate of the API has changed and cannot be read; the one before stays in use",
-			"err", err)
+	changed := c.changed()
+	if changed == c.of {
+		loaded := c.loaded
+		return &loaded, nil
 	}
-	return c.loaded, nil
+	// The two files are not replaced in one moment: after the first one they may not belong together.
+	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
+	if err == nil {
+		c.loaded, c.of = pair, changed
+	} else if changed != c.failed {
+		c.failed = changed
+		c.log.Warn("the certificate of the API has changed and cannot be read; the one before stays in use",
+			"cert", c.cert, "key", c.key, "err", err)
+	}
+	loaded := c.loaded
+	return &loaded, nil
 }
 
-// reload reads the files if they have changed since it was called last. The two are not replaced in one
-// moment: after the first one they may not belong together.
-func (c *Certificate) reload() error {
-	var changed [2]time.Time
+// changed returns when the files had changed last.
+func (c *Certificate) changed() (at [2]time.Time) {
 	for i, file := range []string{c.cert, c.key} {
-		info, err := os.Stat(file)
-		if err == nil {
-			changed[i] = info.ModTime()
+		if info, err := os.Stat(file); err == nil {
+			at[i] = info.ModTime()
 		}
 	}
-	if changed == c.seen && c.loaded != nil {
-		return nil
-	}
-	c.seen = changed
-	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-	if err != nil {
-		return fmt.Errorf("read the certificate of the API from %s and %s: %w", c.cert, c.key, err)
-	}
-	c.loaded = &pair
-	return nil
+	return at
 }

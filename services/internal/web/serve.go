@@ -3,10 +3,12 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -70,7 +72,7 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 		Handler:           limited.handler(h),
 		ConnState:         limited.connState,
 		ConnContext:       limited.connContext,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
+		ErrorLog:          stdlog.New(errorLog{s.Log}, "", 0),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		// Longer than a look-up may wait. A long response moves its own deadline: see PacedWriter.
@@ -110,6 +112,21 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 		return nil
 	})
 	return g.Wait()
+}
+
+// errorLog writes what an http.Server reports to a log.
+type errorLog struct{ log *slog.Logger }
+
+// Write is part of io.Writer.
+func (l errorLog) Write(line []byte) (int, error) {
+	level := slog.LevelError
+	// Anybody who connects can cause these: a load balancer's probe, a client that speaks plain HTTP. Only
+	// the text tells them apart.
+	if bytes.HasPrefix(line, []byte("http: TLS handshake error")) {
+		level = slog.LevelDebug
+	}
+	l.log.Log(context.Background(), level, string(bytes.TrimSpace(line)))
+	return len(line), nil
 }
 
 // ServeOps serves the operations endpoints until ctx ends. See [Ops].
