@@ -168,8 +168,13 @@ func itemsNum(raw json.RawMessage) (int, error) {
 	case near < 1 || near > MaxItems:
 		return 0, fmt.Errorf("itemsNum is %.20s, must be from 1 to %d", raw, MaxItems)
 	}
-	// near may be rounded. Beyond the limits above, an exact number could take any time and memory.
-	exact, ok := new(big.Rat).SetString(string(raw))
+	// near may be rounded. An exact number could take any time and memory, but for the limits above and one
+	// on the digits.
+	const mostDigits = 64
+	exact, ok := new(big.Rat), len(raw) <= mostDigits
+	if ok {
+		_, ok = exact.SetString(string(raw))
+	}
 	if !ok || !exact.IsInt() {
 		return 0, fmt.Errorf("itemsNum must be a whole number from 1 to %d, not %.20s", MaxItems, raw)
 	}

@@ -151,6 +151,11 @@ func TestDecodeCreateOrder(t *testing.T) {
 			err: "itemsNum must be a whole number from 1 to 1000, not 3.000000000000000000",
 		},
 		{
+			name: "more digits than anybody needs",
+			body: `{"orderId":"a","itemsNum":3.` + strings.Repeat("7", 60_000) + `}`,
+			err:  "itemsNum must be a whole number from 1 to 1000, not 3.777777777777777777",
+		},
+		{
 			name: "an exponent beyond any float", body: `{"orderId":"a","itemsNum":1e999999999}`,
 			err: "itemsNum is 1e999999999, must be from 1 to 1000",
 		},
