@@ -31,7 +31,11 @@ const (
 
 func main() {
 	os.Exit(process.Main(func(ctx context.Context, e *env.Env, log *slog.Logger) error {
-		return run(ctx, e, log, os.Stdout)
+		err := run(ctx, e, log, os.Stdout)
+		if err != nil && ctx.Err() != nil {
+			return errors.New("interrupted before the record was found in its topic")
+		}
+		return err
 	}))
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"ordersystem.dev/services/internal/env"
@@ -29,7 +30,7 @@ func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int
 			fmt.Fprintf(os.Stderr, "The configuration is wrong:\n%v\n", err)
 			return 2
 		}
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		if ctx.Err() != nil && onlyCanceled(err) {
 			log.Info("stopped by a signal", "meanwhile", err)
 			return 0
 		}
@@ -37,6 +38,18 @@ func Main(run func(ctx context.Context, e *env.Env, log *slog.Logger) error) int
 		return 1
 	}
 	return 0
+}
+
+// onlyCanceled reports whether an error says that a context has ended, and nothing else.
+func onlyCanceled(err error) bool {
+	joined, ok := errors.AsType[interface {
+		error
+		Unwrap() []error
+	}](err)
+	if !ok {
+		return errors.Is(err, context.Canceled)
+	}
+	return !slices.ContainsFunc(joined.Unwrap(), func(part error) bool { return !onlyCanceled(part) })
 }
 
 // logger returns a logger to standard error at LOG_LEVEL. It writes text on a terminal and JSON

@@ -41,6 +41,9 @@ func TestExitCodes(t *testing.T) {
 		"a signal while it waits": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
 			return fmt.Errorf("open the store: %w", signalled(ctx))
 		}, 0},
+		"a failure beside the end of a wait": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
+			return errors.Join(fmt.Errorf("open the store: %w", signalled(ctx)), errors.New("disk is gone"))
+		}, 1},
 		"a failure after a signal": {func(ctx context.Context, _ *env.Env, _ *slog.Logger) error {
 			_ = signalled(ctx)
 			return errors.New("disk is gone")
