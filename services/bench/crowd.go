@@ -94,7 +94,8 @@ func (b *bench) good(ctx context.Context, cart *service, prefix string) (p99, mi
 	return stats.Percentile(l.Milliseconds(), 99), mib, nil
 }
 
-// amid calls do while a crowd holds as many connections as it can, and returns how many these are.
+// amid calls do while a crowd holds as many connections as it can, and returns how many these are at least,
+// before and after.
 func (b *bench) amid(ctx context.Context, cart *service, do func() error) (held float64, err error) {
 	limit, err := cart.metric(ctx, "http_connections_limit")
 	if err != nil {
@@ -114,5 +115,9 @@ func (b *bench) amid(ctx context.Context, cart *service, do func() error) (held 
 	}); err != nil {
 		return 0, err
 	}
-	return held, do()
+	if err := do(); err != nil {
+		return 0, err
+	}
+	after, err := cart.metric(ctx, "http_connections")
+	return min(held, after), err
 }

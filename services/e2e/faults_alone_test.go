@@ -1,11 +1,11 @@
 package e2e
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -15,36 +15,29 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
-// mountsDisks reports whether Cart can have a small disk of its own: only root mounts one.
-func mountsDisks() bool { return runtime.GOOS == "linux" && os.Geteuid() == 0 }
-
 // aloneKinds are the faults of a system with one process of each kind.
-func aloneKinds() []faults.Kind {
-	kinds := []faults.Kind{
-		{Name: "kill cart", Longest: 300 * time.Millisecond},
-		{Name: "kill order", Longest: 300 * time.Millisecond},
-		{Name: "kill both", Longest: time.Second},
-		{Name: "restart cart"},
-		{Name: "restart order"},
-		{Name: "freeze cart", Longest: 4 * time.Second},
-		{Name: "freeze order", Longest: 4 * time.Second},
-		{Name: "stop kafka", Longest: 2 * time.Second},
-		{Name: "kill kafka", Longest: time.Second},
-		{Name: "freeze kafka", Longest: 4 * time.Second},
-		{Name: "kill all", Longest: 500 * time.Millisecond},
-		{Name: "kill cart as kafka comes back", Longest: time.Second},
-		{Name: "delete order's store"},
-		{Name: "restore order's store"},
-		{Name: "no requests to kafka", Longest: 4 * time.Second},
-		{Name: "no responses of kafka", Longest: 4 * time.Second},
-		{Name: "a request that outlives cart", Longest: time.Second},
-		{Name: "restore cart's store"},
-		{Name: "a failed fsync of cart"},
-	}
-	if mountsDisks() {
-		kinds = append(kinds, faults.Kind{Name: "cart's disk is full", Longest: 2 * time.Second})
-	}
-	return kinds
+var aloneKinds = []faults.Kind{
+	{Name: "kill cart", Longest: 300 * time.Millisecond},
+	{Name: "kill order", Longest: 300 * time.Millisecond},
+	{Name: "kill both", Longest: time.Second},
+	{Name: "restart cart"},
+	{Name: "restart order"},
+	{Name: "freeze cart", Longest: 4 * time.Second},
+	{Name: "freeze order", Longest: 4 * time.Second},
+	{Name: "stop kafka", Longest: 2 * time.Second},
+	{Name: "kill kafka", Longest: time.Second},
+	{Name: "freeze kafka", Longest: 4 * time.Second},
+	{Name: "kill all", Longest: 500 * time.Millisecond},
+	{Name: "kill cart as kafka comes back", Longest: time.Second},
+	{Name: "delete order's store"},
+	{Name: "restore order's store"},
+	{Name: "no requests to kafka", Longest: 4 * time.Second},
+	{Name: "no responses of kafka", Longest: 4 * time.Second},
+	{Name: "a request that outlives cart", Longest: time.Second},
+	{Name: "restore cart's store"},
+	{Name: "a failed fsync of cart"},
+	// Only where a small disk can be mounted: as root on Linux.
+	{Name: "cart's disk is full", Longest: 2 * time.Second},
 }
 
 // alone is a system with one process of each kind. The services have SQLite.
@@ -58,7 +51,9 @@ type alone struct {
 	// crashes are Order's store as each kill has left it. What each has follows from the topics up to the
 	// offsets in it.
 	crashes []faults.State
-	// backup and cartBackup are copies of the stores.
+	// disk is Cart's folder on a small disk, if there can be one.
+	disk string
+	// backup and cartBackup are copies of the stores, as they were before the last restore or at the start.
 	backup, cartBackup string
 	// failFsync has the next checkpoint of Cart's store fail.
 	failFsync func()
@@ -73,17 +68,23 @@ func startAlone(t *testing.T) faulty {
 	}})
 	f.network.serve(f.kafka.Addr)
 	declare(t, f.kafka.Addr, compactedSoon()...)
-	if mountsDisks() {
-		disk := testenv.SmallDisk(t, 256)
-		f.cart = newCart(t, f.network.addr(), "DATA_DIR="+disk)
-		f.cart.dir = disk
-	} else {
-		f.cart = newCart(t, f.network.addr())
+	var dir []string
+	if testenv.MountsDisks() {
+		f.disk = testenv.SmallDisk(t, 256)
+		dir = []string{"DATA_DIR=" + f.disk}
 	}
+	f.cart = newCart(t, f.network.addr(), dir...)
+	f.cart.dir = cmp.Or(f.disk, f.cart.dir)
 	var preload []string
 	preload, f.failFsync = testenv.FailFsync(t, filepath.Join(f.cart.dir, "cart.db"))
 	f.cart.env = append(f.cart.env, preload...)
 	f.order = newOrder(t, f.network.addr())
+	f.cart.start()
+	f.order.start()
+	f.ready()
+	f.cart.stop()
+	f.order.stop()
+	f.cartBackup, f.backup = copyOf(t, f.cart.dir), copyOf(t, f.order.dir)
 	f.cart.start()
 	f.order.start()
 	f.ready()
@@ -181,13 +182,8 @@ func (f *alone) do(fault faults.Fault, l *load) {
 		f.replaceOrder("")
 	case "restore order's store":
 		f.order.listens().stop()
-		// The first one leaves its copy to the next one.
 		backup := f.backup
 		f.backup = copyOf(f.T, f.order.dir)
-		if backup == "" {
-			f.order.start()
-			break
-		}
 		f.replaceOrder(backup)
 	case "restore cart's store":
 		// What Cart has accepted must be in the topics, and no client may repeat a request: the copy knows
@@ -198,9 +194,7 @@ func (f *alone) do(fault faults.Fault, l *load) {
 			f.cart.stop()
 			backup := f.cartBackup
 			f.cartBackup = copyOf(f.T, f.cart.dir)
-			if backup != "" {
-				restore(f.T, backup, f.cart.dir)
-			}
+			restore(f.T, backup, f.cart.dir)
 			f.cart.start()
 		})
 	case "a failed fsync of cart":
@@ -209,7 +203,11 @@ func (f *alone) do(fault faults.Fault, l *load) {
 		f.cart.ends(patience)
 		f.cart.start()
 	case "cart's disk is full":
-		free := fill(f, filepath.Dir(f.cart.dir))
+		if f.disk == "" {
+			f.Log("there is no small disk: only root on Linux mounts one")
+			break
+		}
+		free := fill(f, filepath.Dir(f.disk))
 		pause()
 		free()
 	case "no requests to kafka":

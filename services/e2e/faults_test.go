@@ -90,7 +90,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 		name  string
 		kinds []faults.Kind
 		start func(*testing.T) faulty
-	}{{"sqlite", aloneKinds(), startAlone}, {"postgres", sharedKinds, startShared}} {
+	}{{"sqlite", aloneKinds, startAlone}, {"postgres", sharedKinds, startShared}} {
 		kinds := slices.Concat(system.kinds, foreignKinds)
 		t.Run(system.name, func(t *testing.T) {
 			if system.name == "postgres" && os.Getenv("E2E_DURATION") == "" {

@@ -33,7 +33,9 @@ func TestGeneratedRequests(t *testing.T) {
 					"run", filepath.Join(folder, "../contract/openapi-"+document+".yaml"), "--url", api,
 					"--include-path-regex", "(?i)^/order/", "--checks", "all",
 					"--phases", "examples,coverage,fuzzing", "--max-examples", "50", "--seed", seed,
-					"--continue-on-failure", "--no-color")
+					"--continue-on-failure", "--no-color",
+					// On a busy machine.
+					"--suppress-health-check", "all", "--request-timeout", "60")
 				// It leaves files where it runs.
 				cmd.Dir = t.TempDir()
 				if out, err := cmd.CombinedOutput(); err != nil {

@@ -3,10 +3,13 @@ package load
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"ordersystem.dev/services/internal/backoff"
 )
 
 // Crowd holds connections to the API at addr as slow clients do, until ctx ends: each sends the headers
@@ -27,19 +30,29 @@ func Crowd(ctx context.Context, addr string, connections int) {
 // dawdle holds one connection until the server closes it or ctx ends.
 func dawdle(ctx context.Context, addr string) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	if err == nil {
-		defer conn.Close()
-		defer context.AfterFunc(ctx, func() { conn.Close() })()
-		_, err = fmt.Fprintf(conn, "POST /order/create-order HTTP/1.1\r\nHost: %s\r\n", addr)
+	if err != nil {
+		backoff.Sleep(ctx, time.Second)
+		return
 	}
-	for n := 0; ctx.Err() == nil; n++ {
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-		if err != nil {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_, _ = io.Copy(io.Discard, conn)
+	}()
+	// The reader ends with the connection.
+	defer func() { conn.Close(); <-closed }()
+	line := fmt.Sprintf("POST /order/create-order HTTP/1.1\r\nHost: %s\r\n", addr)
+	for {
+		if _, err := io.WriteString(conn, line); err != nil {
 			return
 		}
-		_, err = fmt.Fprintf(conn, "X-%d: slow\r\n", n)
+		line = "X-Slow: 1\r\n"
+		select {
+		case <-ctx.Done():
+			return
+		case <-closed:
+			return
+		case <-time.After(time.Second):
+		}
 	}
 }

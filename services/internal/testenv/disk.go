@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 )
 
@@ -37,6 +38,16 @@ func FailFsync(t testing.TB, file string) (env []string, fail func()) {
 		}
 	}
 }
+
+// MountsDisks reports whether there can be a [SmallDisk].
+var MountsDisks = sync.OnceValue(func() bool {
+	dir, err := os.MkdirTemp("", "disk-")
+	if err != nil {
+		return false
+	}
+	defer os.Remove(dir)
+	return exec.Command("mount", "-t", "tmpfs", "tmpfs", dir).Run() == nil && exec.Command("umount", dir).Run() == nil
+})
 
 // SmallDisk mounts a disk of so many MiB and returns a folder in it that belongs to the user who runs
 // PostgreSQL.
