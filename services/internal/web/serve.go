@@ -125,7 +125,7 @@ func (l errorLog) Write(line []byte) (int, error) {
 	if bytes.HasPrefix(line, []byte("http: TLS handshake error")) {
 		level = slog.LevelDebug
 	}
-	l.log.Log(context.Background(), level, string(bytes.TrimSpace(line)))
+	l.log.Log(context.Background(), level, "http server", "says", string(bytes.TrimSpace(line)))
 	return len(line), nil
 }
 
