@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"net/http"
 	"os"
 	"os/exec"
@@ -80,9 +79,7 @@ func TestAPIsWithCertificatesAndTokens(t *testing.T) {
 		}
 	}
 
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(authority.PEM)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Roots()}}}
 	// Shops do not know each other's Idempotency-Keys.
 	for _, shop := range []string{"shop-1/", "shop-2/"} {
 		token := testenv.SignToken(t, key, jose.ES256, map[string]any{"order_prefix": shop})

@@ -847,7 +847,7 @@ func TestLeaderChange(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	first, second := newScript(), newScript()
-	log := &lines{}
+	log := &testenv.Lines{}
 	one := start(t, a.config(), slog.New(slog.NewTextHandler(log, nil)), a.kube, first)
 	first.leads(t)
 	two := start(t, a.config(), testLog(t), a.kube, second)
@@ -1083,7 +1083,7 @@ func TestLeastRBAC(t *testing.T) {
 		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + a.namespace, "system:authenticated"}}
 	cfg := a.config()
 	cfg.Clusters[0].KafkaTopics = config.KafkaTopics{Namespace: a.namespace, Cluster: "main"}
-	log := &lines{}
+	log := &testenv.Lines{}
 	r := start(t, cfg, slog.New(slog.NewTextHandler(log, nil)), kube, s)
 	s.leads(t)
 	cg := a.consumerGroup(t, "orders", "a")
@@ -1110,24 +1110,6 @@ func TestLeastRBAC(t *testing.T) {
 	if lease := kubectl(t, a, "get", "lease", "lag-operator", "-o", "jsonpath={.spec.holderIdentity}"); lease != "" {
 		t.Errorf("the lease is still held by %q", lease)
 	}
-}
-
-// lines is a log to which several goroutines may write.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // Without an API server the operator ends with an error.

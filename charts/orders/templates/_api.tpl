@@ -65,6 +65,12 @@ as directories, because the kubelet updates only these. The service reads what w
 {{- empty (index .root.Values .component).tlsSecret | ternary "http" "https" }}
 {{- end }}
 
+{{/* The URL of the API in the cluster, with the name that its certificate has. */}}
+{{- define "orders.api.url" -}}
+{{- $port := int (index .root.Values .component).service.port }}
+{{- include "orders.api.scheme" . }}://{{ include "orders.componentName" . }}.{{ .root.Release.Namespace }}.svc:{{ $port }}
+{{- end }}
+
 {{/* The port of the issuer's server. */}}
 {{- define "orders.issuer.port" -}}
 {{- $url := urlParse .root.Values.auth.jwksURL }}

@@ -4,17 +4,16 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
-	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/trust"
 )
 
 // mostUnderWay limits the orders under way at a rate. Beyond it a new order has to wait, and the
@@ -32,17 +31,11 @@ type checker struct {
 func newChecker(o options, stdout, stderr io.Writer) (*checker, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, mostUnderWay
-	if o.ca != "" {
-		text, err := os.ReadFile(o.ca)
-		if err != nil {
-			return nil, fmt.Errorf("-ca: %w", err)
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("-ca: %s has no certificate in PEM", o.ca)
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	_, roots, err := trust.Read(o.ca)
+	if err != nil {
+		return nil, fmt.Errorf("-ca: %w", err)
 	}
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	c := &checker{
 		options: o,
 		client:  client{http: &http.Client{Transport: transport}, token: o.token},

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -392,8 +391,7 @@ func (s *strimzi) as(t *testing.T, user string) []kgo.Opt {
 }
 
 func (s *strimzi) with(certificates ...tls.Certificate) []kgo.Opt {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(s.clusterCA.PEM)
+	roots := s.clusterCA.Roots()
 	return []kgo.Opt{kgo.SeedBrokers(s.bootstrap()),
 		kgo.Dialer(func(ctx context.Context, network, broker string) (net.Conn, error) {
 			host, _, err := net.SplitHostPort(broker)

@@ -42,7 +42,6 @@ type Guard struct {
 	cfg  Config
 	keys *keySet
 	log  *slog.Logger
-	now  func() time.Time
 }
 
 // New returns the guard for a configuration, and registers its metric; nil if it asks for no tokens.
@@ -57,8 +56,8 @@ func New(cfg Config, reg prometheus.Registerer, log *slog.Logger) (*Guard, error
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "auth_keys_read_timestamp_seconds",
 		Help: "Unix time at which the issuer's keys were read last; 0: not yet. They are read every 5 minutes.",
-	}, func() float64 { return float64(keys.read.Load()) }))
-	return &Guard{cfg: cfg, keys: keys, log: log, now: time.Now}, nil
+	}, keys.readAt))
+	return &Guard{cfg: cfg, keys: keys, log: log}, nil
 }
 
 // Run keeps the keys of the issuer up to date until ctx ends.
@@ -173,9 +172,8 @@ func (g *Guard) check(r *http.Request) (claims, error) {
 	if err := token.Claims(key, &c); err != nil {
 		return claims{}, invalidError{"its signature or its claims are wrong", err}
 	}
-	err = c.ValidateWithLeeway(jwt.Expected{
-		Issuer: g.cfg.Issuer, AnyAudience: jwt.Audience{g.cfg.Audience}, Time: g.now(),
-	}, leeway)
+	err = c.ValidateWithLeeway(
+		jwt.Expected{Issuer: g.cfg.Issuer, AnyAudience: jwt.Audience{g.cfg.Audience}}, leeway)
 	switch {
 	case err == nil && c.Expiry == nil:
 		return claims{}, invalidError{"it does not say when it expires (exp)", nil}

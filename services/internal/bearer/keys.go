@@ -3,14 +3,12 @@ package bearer
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"ordersystem.dev/services/internal/backoff"
+	"ordersystem.dev/services/internal/trust"
 )
 
 const (
@@ -39,15 +38,19 @@ type keySet struct {
 	// the system.
 	url, ca string
 	// last is the last answer; nil before the first one.
-	last atomic.Pointer[jose.JSONWebKeySet]
-	// read is the Unix time of that answer.
-	read atomic.Int64
+	last atomic.Pointer[answer]
 
 	// mu is held while the keys are read: who needs them meanwhile waits for that answer.
 	mu sync.Mutex
 	// tried is when they were read last, and err why that failed.
 	tried time.Time
 	err   error
+}
+
+// answer is what the issuer's server said at a time.
+type answer struct {
+	keys *jose.JSONWebKeySet
+	at   time.Time
 }
 
 func newKeySet(cfg Config) (*keySet, error) {
@@ -61,22 +64,24 @@ func newKeySet(cfg Config) (*keySet, error) {
 func (s *keySet) client() (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DisableKeepAlives = true
-	if s.ca != "" {
-		text, err := os.ReadFile(s.ca)
-		if err != nil {
-			return nil, fmt.Errorf("read AUTH_JWKS_CA: %w", err)
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("AUTH_JWKS_CA=%s has no certificate in PEM", s.ca)
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	_, roots, err := trust.Read(s.ca)
+	if err != nil {
+		return nil, fmt.Errorf("AUTH_JWKS_CA: %w", err)
 	}
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	return &http.Client{Transport: transport, Timeout: readTimeout}, nil
 }
 
 // known reports whether the keys were read once.
 func (s *keySet) known() bool { return s.last.Load() != nil }
+
+// readAt returns the Unix time at which the keys were read last; 0: not yet.
+func (s *keySet) readAt() float64 {
+	if last := s.last.Load(); last != nil {
+		return float64(last.at.Unix())
+	}
+	return 0
+}
 
 // find returns the key with an ID. It reads the keys again if it does not know it, but not if it has
 // just done that. Its errors are an invalidError and errNoKeys.
@@ -103,7 +108,7 @@ func (s *keySet) get(id string) *jose.JSONWebKey {
 	if last == nil {
 		return nil
 	}
-	for _, key := range last.Key(id) {
+	for _, key := range last.keys.Key(id) {
 		if key.IsPublic() && key.Use != "enc" {
 			return &key
 		}
@@ -138,11 +143,10 @@ func (s *keySet) refresh(ctx context.Context, age time.Duration) error {
 		return s.err
 	}
 	keys, err := s.fetch(ctx)
-	if err == nil {
-		s.last.Store(keys)
-		s.read.Store(time.Now().Unix())
-	}
 	s.tried, s.err = time.Now(), err
+	if err == nil {
+		s.last.Store(&answer{keys, s.tried})
+	}
 	return err
 }
 

@@ -204,7 +204,7 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 		t.Errorf("read %q of the damaged partition, want %q", got, want)
 	}
 
-	var lines lockedBuffer
+	var lines testenv.Lines
 	ctx, cancel := context.WithCancel(t.Context())
 	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic)
 	if err != nil {
@@ -359,22 +359,4 @@ func flip(t *testing.T, path string) {
 	if err := file.Close(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// lockedBuffer is a bytes.Buffer for several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -24,23 +24,19 @@ func userConfig(u *testenv.User) Config {
 
 // lines is a log that the test can search.
 type lines struct {
-	t    testing.TB
-	mu   sync.Mutex
-	text strings.Builder
+	testenv.Lines
+
+	t testing.TB
 }
 
 func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text.Write(p)
+	_, _ = l.Lines.Write(p)
 	return l.t.Output().Write(p)
 }
 
 // count returns how many lines hold text.
 func (l *lines) count(text string) (n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(l.text.String()) {
+	for line := range strings.Lines(l.String()) {
 		if strings.Contains(line, text) {
 			n++
 		}
@@ -390,7 +386,7 @@ func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	var lines lockedBuffer
+	var lines testenv.Lines
 	c, stop := startWith(t, NewConsumer(cfg, cc, a, slog.New(slog.NewTextHandler(&lines, nil))), m)
 	defer stop()
 	write := func(topic string, n int) {

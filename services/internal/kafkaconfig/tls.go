@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+
+	"ordersystem.dev/services/internal/trust"
 )
 
 // TLS is what the TLS files of a Client held at one moment.
@@ -26,7 +28,7 @@ func (c Client) HasTLSFiles() bool { return c.CA != "" || c.Cert != "" || c.Key 
 // ReadTLS reads the TLS files as one set. A certificate and a key that do not belong together are
 // an error: one of them was read before a change of the files, and the other after it.
 func (c Client) ReadTLS() (TLS, error) {
-	trusted, roots, err := readCA(c.CA)
+	trusted, roots, err := trust.Read(c.CA)
 	if err != nil {
 		return TLS{}, err
 	}

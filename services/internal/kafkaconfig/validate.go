@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ordersystem.dev/services/internal/trust"
 )
 
 // Field names a field of Client. Its text is the name in an error when the caller has no other.
@@ -106,7 +108,7 @@ func isAddress(broker string) bool {
 const certificates = "a file of PEM certificates, or a directory with *.crt files of them: "
 
 func (v *validation) tlsFiles(c Client) {
-	if _, _, err := readCA(c.CA); err != nil {
+	if _, _, err := trust.Read(c.CA); err != nil {
 		v.wrong(FieldCA, c.CA, certificates+err.Error())
 	}
 	cert, certRead := v.read(FieldCert, c.Cert)
@@ -208,7 +210,7 @@ func (v *validation) tokenEndpoint(c Client) {
 		// The URL is in the log.
 		v.wrong(FieldEndpoint, u.Redacted(), "a URL without a user and a password")
 	}
-	if _, _, err := readCA(c.TokenCA); err != nil {
+	if _, _, err := trust.Read(c.TokenCA); err != nil {
 		v.wrong(FieldTokenCA, c.TokenCA, certificates+err.Error())
 	}
 }

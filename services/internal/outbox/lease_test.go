@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,32 +24,14 @@ import (
 // replica is one of several processes that use a database. Its relay runs until stop.
 type replica struct {
 	*Box
-	log  *logged
+	log  *testenv.Lines
 	stop func()
-}
-
-// logged is a log that can be read.
-type logged struct {
-	mu    sync.Mutex
-	lines bytes.Buffer
-}
-
-func (l *logged) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lines.Write(line)
-}
-
-func (l *logged) has(text string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.lines.String(), text)
 }
 
 // newReplica returns a replica that does not publish yet.
 func newReplica(t *testing.T, database string) *replica {
 	t.Helper()
-	r := &replica{Box: openAt(t, sqldb.Config{URL: database}), log: &logged{}}
+	r := &replica{Box: openAt(t, sqldb.Config{URL: database}), log: &testenv.Lines{}}
 	r.Box.log = slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), r.log), nil))
 	r.lease.log = r.Box.log
 	return r
@@ -178,7 +159,7 @@ func TestOneReplicaPublishesAndAnotherOneTakesOver(t *testing.T) {
 		t.Error("the first replica still holds a lease that has expired")
 	}
 	cut.frozen.Unlock()
-	eventually(t, "the first one waits", func() bool { return first.log.has("waiting for its lease") })
+	eventually(t, "the first one waits", func() bool { return first.log.Has("waiting for its lease") })
 
 	// An orderly stop hands over at once, and not when the lease expires.
 	second.stop()
@@ -202,7 +183,7 @@ func TestAReplicaThatStallsInATransactionIsReplaced(t *testing.T) {
 	first := newReplica(t, cut.url).publish(t, addr, topic)
 	eventually(t, "the first replica holds the lease", first.Leads)
 	second := newReplica(t, database).publish(t, addr, topic)
-	eventually(t, "the second one waits", func() bool { return second.log.has("waiting for its lease") })
+	eventually(t, "the second one waits", func() bool { return second.log.Has("waiting for its lease") })
 	locked, release := make(chan struct{}), make(chan struct{})
 	once := sync.OnceFunc(func() { close(locked) })
 	var stalled sync.WaitGroup
@@ -258,11 +239,11 @@ func TestAReplicaThatWakesUpPublishesNothing(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	eventually(t, "Kafka has refused the stalled replica", func() bool {
-		return stalled.log.has("another replica has taken the transactional IDs") ||
-			stalled.log.has("the lease of the outbox is lost")
+		return stalled.log.Has("another replica has taken the transactional IDs") ||
+			stalled.log.Has("the lease of the outbox is lost")
 	})
 	close(release)
-	eventually(t, "the stalled replica waits", func() bool { return stalled.log.has("waiting for its lease") })
+	eventually(t, "the stalled replica waits", func() bool { return stalled.log.Has("waiting for its lease") })
 	eventually(t, "all is published", empty(t, clients.Box))
 	// The message that was not deleted comes twice, as after any takeover.
 	want := byKey(numbered(topic, 0, 50))

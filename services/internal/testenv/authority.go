@@ -35,6 +35,13 @@ func NewAuthority(t testing.TB, name string) *Authority {
 	return a
 }
 
+// Roots returns a pool with the authority alone.
+func (a *Authority) Roots() *x509.CertPool {
+	roots := x509.NewCertPool()
+	roots.AddCert(a.cert)
+	return roots
+}
+
 // Intermediate makes an authority whose certificates are trusted where this one is.
 func (a *Authority) Intermediate(t testing.TB, name string) *Authority {
 	t.Helper()

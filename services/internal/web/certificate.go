@@ -18,7 +18,7 @@ type Certificate struct {
 	log       *slog.Logger
 
 	mu     sync.Mutex
-	loaded tls.Certificate
+	loaded *tls.Certificate
 	// of are the times at which the files of loaded had changed, and failed those of files that could not
 	// be read.
 	of, failed [2]time.Time
@@ -29,11 +29,11 @@ func NewCertificate(cert, key string, log *slog.Logger) (*Certificate, error) {
 	c := &Certificate{cert: cert, key: key, log: log}
 	// Before the files are read: a change meanwhile shows later.
 	c.of = c.changed()
-	var err error
-	c.loaded, err = tls.LoadX509KeyPair(cert, key)
+	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate of the API from %s and %s: %w", cert, key, err)
 	}
+	c.loaded = &pair
 	return c, nil
 }
 
@@ -55,20 +55,18 @@ func (c *Certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer c.mu.Unlock()
 	changed := c.changed()
 	if changed == c.of {
-		loaded := c.loaded
-		return &loaded, nil
+		return c.loaded, nil
 	}
 	// The two files are not replaced in one moment: after the first one they may not belong together.
 	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
 	if err == nil {
-		c.loaded, c.of = pair, changed
+		c.loaded, c.of = &pair, changed
 	} else if changed != c.failed {
 		c.failed = changed
 		c.log.Warn("the certificate of the API has changed and cannot be read; the one before stays in use",
 			"cert", c.cert, "key", c.key, "err", err)
 	}
-	loaded := c.loaded
-	return &loaded, nil
+	return c.loaded, nil
 }
 
 // changed returns when the files had changed last.

@@ -1,16 +1,13 @@
 package web_test
 
 import (
-	"bytes"
 	"crypto/tls"
-	"crypto/x509"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -66,17 +63,15 @@ func (c certificate) load(t *testing.T, log *slog.Logger) *web.Certificate {
 func TestARenewedCertificateNeedsNoRestart(t *testing.T) {
 	t.Parallel()
 	authority := testenv.NewAuthority(t, "ca")
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(authority.PEM)
 	files := issue(t, authority, "first")
-	var log synced
+	var log testenv.Lines
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	addr, metrics := serve(t, web.Server{Log: logger, Certificate: files.load(t, logger), Connections: 8})
 	// named asks on a new connection, and returns the name in the certificate.
 	named := func() string {
 		t.Helper()
 		client := &http.Client{Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{RootCAs: authority.Roots()}, DisableKeepAlives: true,
 			// A client that could use HTTP/2 gets HTTP/1.1.
 			ForceAttemptHTTP2: true,
 		}}
@@ -132,22 +127,4 @@ func TestACertificateThatCannotBeReadIsAnError(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), other.key) {
 		t.Errorf("err = %v, want it to name %s", err, other.key)
 	}
-}
-
-// synced is a buffer that several goroutines use.
-type synced struct {
-	mu     sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (s *synced) Write(text []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buffer.Write(text)
-}
-
-func (s *synced) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buffer.String()
 }

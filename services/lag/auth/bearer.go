@@ -17,6 +17,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	"ordersystem.dev/services/internal/kafkaconfig"
+	"ordersystem.dev/services/internal/trust"
 )
 
 // bearer is OAUTHBEARER. It gets a token for the client's own credentials (RFC 6749, section 4.4).
@@ -79,14 +80,14 @@ func (b *bearer) fetch(ctx context.Context) (token string, expires time.Time, er
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	trusted, err := kafkaconfig.Client{CA: b.client.TokenCA}.ReadTLS()
+	_, roots, err := trust.Read(b.client.TokenCA)
 	if err != nil {
 		return "", time.Time{}, err
 	}
 	client := &http.Client{
 		Transport: &http.Transport{
 			Proxy:             http.ProxyFromEnvironment,
-			TLSClientConfig:   &tls.Config{RootCAs: trusted.Roots, MinVersion: tls.VersionTLS12},
+			TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			DisableKeepAlives: true,
 		},
 		// The secret is for this server only.

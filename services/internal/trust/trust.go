@@ -1,4 +1,5 @@
-package kafkaconfig
+// Package trust reads the certificates that a client trusts.
+package trust
 
 import (
 	"bytes"
@@ -9,10 +10,10 @@ import (
 	"path/filepath"
 )
 
-// readCA returns the PEM text of a file, or of every *.crt file in a directory, and the certificates
+// Read returns the PEM text of a file, or of every *.crt file in a directory, and the certificates
 // in it: while Strimzi renews its authority, two are valid. Without a path it returns neither. A file
 // that ends within a certificate is an error, because it is still being written.
-func readCA(path string) (string, *x509.CertPool, error) {
+func Read(path string) (string, *x509.CertPool, error) {
 	if path == "" {
 		return "", nil, nil
 	}
