@@ -296,11 +296,7 @@ func TestADatabaseThatIsAway(t *testing.T) {
 	if got := s.details(t, "orderId=A"); got.Status != http.StatusOK {
 		t.Errorf("before: %+v", got)
 	}
-	waits := make(chan response, 1)
-	go func() { waits <- s.details(t, "orderId=A&minVersion=2") }()
-	ordertest.Eventually(t, "a look-up that waits", func() bool {
-		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
-	})
+	waits := s.waiting(t, "orderId=A&minVersion=2")
 	server.Kill()
 	begin := time.Now()
 	for what, got := range map[string]response{

@@ -23,8 +23,9 @@ import (
 )
 
 // stopPatience is how long requests may still wait when the service stops. The order of a look-up mostly
-// comes within milliseconds, and within seconds while partitions move to another member.
-const stopPatience = web.Drain / 2
+// comes within milliseconds, within seconds while partitions move to another member, and at the latest
+// after the session of a member that was killed. What is left of Drain is for the responses.
+const stopPatience = web.Drain - 2*time.Second
 
 // auditPace is how fast a client must take the result of an audit: 1 MiB a second after 30 s, and
 // after 2 s if another audit waits. A client on a bad network needs that time for lost packets.

@@ -160,6 +160,17 @@ func (s *instance) details(t testing.TB, query string) response {
 	return get(t, s.api+"/order/order-details?"+query, "Prefer", "wait=30")
 }
 
+// waiting returns the response to a look-up that waits when this call returns.
+func (s *instance) waiting(t testing.TB, query string) <-chan response {
+	t.Helper()
+	got := make(chan response, 1)
+	go func() { got <- s.details(t, query) }()
+	ordertest.Eventually(t, "a look-up that waits", func() bool {
+		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
+	})
+	return got
+}
+
 // message is an event as Cart produces it.
 func message(t testing.TB, id string, version int64, eventID string) contract.Message {
 	t.Helper()
@@ -314,11 +325,7 @@ func theWholeWay(t *testing.T, kafka string, user broker.Config) {
 	}
 
 	// A stop ends look-ups that wait. The next start goes on where the last one ended.
-	waiting := make(chan response, 1)
-	go func() { waiting <- s.details(t, "orderId=never") }()
-	ordertest.Eventually(t, "a look-up that waits", func() bool {
-		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
-	})
+	waiting := s.waiting(t, "orderId=never")
 	s.end(t)
 	if got := <-waiting; got.Status != 503 {
 		t.Errorf("a look-up while the service stops: %+v", got)
@@ -464,6 +471,23 @@ func TestServiceReportsWhatItWaitsFor(t *testing.T) {
 	// Requests may drain for 10 s. The rest is for a slow machine.
 	if took := time.Since(begin); took > 15*time.Second {
 		t.Errorf("without Kafka it took %s to stop", took)
+	}
+}
+
+// While a service stops, the partitions of a member that was killed may still be with nobody. Look-ups
+// that wait get the orders of those too.
+func TestAStopWaitsForOrdersThatComeLate(t *testing.T) {
+	t.Parallel()
+	kafka := testenv.Fake(t)
+	s := start(t, kafka, t.TempDir())
+	s.ready(t)
+	waiting := s.waiting(t, "orderId=A")
+	s.stop()
+	// The session of a killed member, on brokers with the declared settings.
+	time.Sleep(6 * time.Second)
+	testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
+	if got := <-waiting; got.Status != http.StatusOK {
+		t.Errorf("an order that came 6 s after the stop: %+v", got)
 	}
 }
 
