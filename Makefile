@@ -11,6 +11,7 @@ DOCKER        ?= docker
 REGISTRY      ?= ghcr.io
 VERSION       ?= $(shell sed -n 's/^appVersion: *"*\([^"]*\)"*$$/\1/p' charts/orders/Chart.yaml)
 VULNDB        ?= https://vuln.go.dev
+SBOM_DIR      ?= bin/sboms
 CART_URL      ?= http://localhost:5000
 ORDER_URL     ?= http://localhost:7000
 
@@ -129,6 +130,17 @@ images: ## Build the images (PLATFORM=linux/arm64 for another platform, BASE and
 .PHONY: image-names
 image-names: ## Print the names of the images
 	@for program in $(PROGRAMS); do echo $(IMAGE); done
+
+.PHONY: sbom
+sbom: ## Write an SBOM of the program in each image, with its C libraries, into ./bin/sboms
+	@mkdir -p $(SBOM_DIR)
+	@set -e; for program in $(PROGRAMS); do \
+		container=$$($(DOCKER) create --network=none $(IMAGE)); \
+		$(DOCKER) cp $$container:/app $(SBOM_DIR)/$$program; \
+		$(DOCKER) rm $$container >/dev/null; \
+		$(GO) run ./services/cmd/sbom $(SBOM_DIR)/$$program >$(SBOM_DIR)/$$program.cdx.json; \
+		rm $(SBOM_DIR)/$$program; \
+	done
 
 .PHONY: push
 push: ## Build the images for amd64 and arm64 and push them to REGISTRY (needs Docker's buildx)

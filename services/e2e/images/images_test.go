@@ -7,10 +7,12 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"crypto/x509"
 	"debug/elf"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -87,6 +89,57 @@ func TestImageStarts(t *testing.T) {
 			exit, ok := errors.AsType[*exec.ExitError](err)
 			if !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), says) {
 				t.Errorf("got %v and %q, want exit code 2 and %q", err, out, says)
+			}
+		})
+	}
+}
+
+// A scanner finds the Go modules in a program by itself, but not the C libraries.
+func TestSBOMHasTheCLibrariesOfTheProgram(t *testing.T) {
+	testenv.RequireBuildKit(t)
+	const client = "github.com/confluentinc/confluent-kafka-go/v2"
+	all := []string{"curl", "librdkafka", "lz4", "musl", "openssl", "sqlite", "zlib", "zstd"}
+	for program, want := range map[string][]string{
+		"cart": all, "order": all, "orderctl": all,
+		"check": {"musl"}, "lag-collector": {"musl"}, "lag-operator": {"musl"},
+	} {
+		t.Run(program, func(t *testing.T) {
+			app := open(t, build(t, program, "")).files["app"].content
+			dir := t.TempDir()
+			run(t, "make", "-s", "-C", root, "PROGRAMS="+program, "SBOM_DIR="+dir, "sbom")
+			b, err := os.ReadFile(filepath.Join(dir, program+".cdx.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sbom struct {
+				Metadata struct {
+					Component struct{ Hashes []struct{ Content string } }
+				}
+				Components []struct{ Name, Version, PURL string }
+			}
+			decode(t, b, &sbom)
+
+			hash := fmt.Sprintf("%x", sha256.Sum256(app))
+			if got := sbom.Metadata.Component.Hashes; len(got) != 1 || got[0].Content != hash {
+				t.Errorf("the SBOM is of the file %v, want %s", got, hash)
+			}
+			var modules, libraries []string
+			for _, c := range sbom.Components {
+				if c.Version == "" {
+					t.Errorf("%s has no version", c.Name)
+				}
+				if strings.HasPrefix(c.PURL, "pkg:golang/") {
+					modules = append(modules, c.Name)
+				} else {
+					libraries = append(libraries, c.Name)
+				}
+			}
+			slices.Sort(libraries)
+			if diff := cmp.Diff(want, libraries); diff != "" {
+				t.Error(diff)
+			}
+			if slices.Contains(modules, client) != slices.Contains(want, "librdkafka") {
+				t.Errorf("the Go modules do not go with the C libraries: %v", modules)
 			}
 		})
 	}
