@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"ordersystem.dev/services/contract"
@@ -20,13 +19,9 @@ const (
 	republishBytes  = 1 << 20
 	// republishPoll is the pause while the relay publishes a page.
 	republishPoll = 5 * time.Millisecond
-	// republishReport is the time between two lines of the response, and republishPatience how long
-	// the client may take for one.
-	republishReport   = time.Second
-	republishPatience = 10 * time.Second
+	// republishReport is the time between two lines of the response.
+	republishReport = time.Second
 )
-
-var errBusy = errors.New("orders are being published again already")
 
 // republisher publishes the newest version of orders again: of all of them after Kafka has lost records, or
 // of some. The relay publishes the pages in order with all other events. The next page waits until Kafka has
@@ -38,33 +33,20 @@ type republisher struct {
 	page, limit room
 	log         *slog.Logger
 
-	// one is held during a republication, and for good once the service stops.
-	one sync.Mutex
-	// stopping ends the one that is under way.
-	stopping context.Context
-	stop     context.CancelCauseFunc
+	command *web.Command
 }
 
 // newRepublisher returns one. limit is how many events and bytes may wait for Kafka.
 func newRepublisher(s *store, r *reconciler, limit room, log *slog.Logger) *republisher {
-	p := &republisher{
+	return &republisher{
 		store: s, reconciler: r, limit: limit, log: log,
 		// Half of what may wait is left to requests.
 		page: room{
 			events: max(1, min(republishOrders, limit.events/2)),
 			bytes:  max(1, min(republishBytes, limit.bytes/2)),
 		},
+		command: web.NewCommand("orders are being published again already"),
 	}
-	p.stopping, p.stop = context.WithCancelCause(context.Background())
-	return p
-}
-
-// run waits until ctx ends, then ends the republication that is under way. The relay runs longer.
-func (p *republisher) run(ctx context.Context) error {
-	<-ctx.Done()
-	p.stop(errStopping)
-	p.one.Lock()
-	return nil
 }
 
 // ServeHTTP publishes orders again: those of the parameters orderId, or all if there is none. The response
@@ -76,30 +58,18 @@ func (p *republisher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusBadRequest, err)
 		return
 	}
-	if err := p.begin(); err != nil {
-		status := http.StatusServiceUnavailable
-		if errors.Is(err, errBusy) {
-			status = http.StatusConflict
-		}
-		refuse(status, err)
+	if err := p.reconciler.compared(); err != nil {
+		refuse(http.StatusServiceUnavailable, err)
 		return
 	}
-	defer p.one.Unlock()
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	defer context.AfterFunc(p.stopping, func() { cancel(context.Cause(p.stopping)) })()
-
-	control := http.NewResponseController(w)
-	// The time to read a request would end the wait for the end of the connection too.
-	_ = control.SetReadDeadline(time.Time{})
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	report := func(format string, args ...any) {
-		_ = control.SetWriteDeadline(time.Now().Add(republishPatience))
-		_, err := fmt.Fprintf(w, format+"\n", args...)
-		if err = errors.Join(err, control.Flush()); err != nil {
-			cancel(err)
-		}
+	response, begun := p.command.Begin(w, r)
+	if !begun {
+		return
 	}
+	defer response.End()
+	ctx := response.Context()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	report := func(format string, args ...any) { fmt.Fprintf(response, format+"\n", args...) }
 	trace := continueTrace(r.Header.Get("Traceparent"))
 	var total int64
 	if len(ids) > 0 {
@@ -128,20 +98,6 @@ func (p *republisher) wanted(r *http.Request) ([]string, error) {
 			"each order, or nothing for all orders")
 	}
 	return contract.ParseOrderIDs(r.URL.RawQuery, int(p.page.events))
-}
-
-// begin reports why no republication can begin now. After nil, one is held.
-func (p *republisher) begin() error {
-	if err := p.reconciler.compared(); err != nil {
-		return err
-	}
-	if err := context.Cause(p.stopping); err != nil {
-		return err
-	}
-	if !p.one.TryLock() {
-		return errBusy
-	}
-	return nil
 }
 
 // all publishes every order again, page after page. It returns how many orders Kafka has.

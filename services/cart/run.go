@@ -75,7 +75,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			func(ctx context.Context) error { return svc.ServeAPI(ctx, handler) },
 			func(ctx context.Context) error { return preparation.run(ctx, svc.Ready, srv.openAPI) },
 			preparation.follow,
-			republisher.run,
+			republisher.command.Run,
 			reconciler.watch,
 		},
 		// The committer writes what is queued.
