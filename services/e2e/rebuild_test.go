@@ -215,3 +215,62 @@ func TestRecordsThatReplaceAnOrderAreNotSilent(t *testing.T) {
 	cart.stop()
 	order.stop()
 }
+
+// Somebody has changed Order's view. orderctl shows how it differs from the topics, and has Order put it right
+// while clients go on.
+func TestAWrongViewIsRebuiltWhileClientsGoOn(t *testing.T) {
+	t.Parallel()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		kafka, cart, order := startSystem(t)
+		testRebuild(t, kafka.Addr, cart, order, func(statements string) {
+			order.stop()
+			execute(t, order, statements)
+			order.start().ready()
+		})
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		d := startWithDatabase(t, map[string]string{})
+		d.cart.start().ready()
+		d.order.start().ready()
+		testRebuild(t, d.kafka, d.cart, d.order, func(statements string) {
+			d.exec("SET search_path = order_view; " + statements)
+		})
+	})
+}
+
+// testRebuild is the test on one kind of database. change changes Order's store.
+func testRebuild(t *testing.T, kafka string, cart, order *process, change func(statements string)) {
+	t.Helper()
+	rebuild := func(wantCode int, want string, args ...string) {
+		t.Helper()
+		code, stdout, stderr := orderctl(t, kafka, append([]string{"rebuild", "-order", order.ops}, args...)...)
+		if code != wantCode || !strings.Contains(stdout, want) {
+			t.Errorf("rebuild %s: exit code %d, want %d and %q:\n%s%s", args, code, wantCode, want, stdout, stderr)
+		}
+	}
+	const busy = 60
+	id := func(n int) string { return fmt.Sprint("busy-", n) }
+	for n := range busy {
+		cart.create(id(n))
+	}
+	cart.create("deleted")
+	cart.create("changed")
+	cart.update("changed", "Shipped")
+	settle(t, kafka, cart, order)
+	rebuild(0, "no differences\n")
+	change(`DELETE FROM orders WHERE order_id = 'deleted';
+		UPDATE orders SET version = 1, total = 0 WHERE order_id = 'changed'`)
+	stop := updateAll(t, cart, busy, id)
+	const found = "all: 1 different, 1 only-in-topics"
+	rebuild(1, found+"\n")
+	rebuild(0, found+". The view now has what the topics have\n", "-swap")
+	t.Logf("%d updates meanwhile", stop())
+	order.sees("deleted", 1, "new")
+	order.sees("changed", 2, "Shipped")
+	settle(t, kafka, cart, order)
+	rebuild(0, "no differences\n")
+	cart.stop()
+	order.stop()
+}

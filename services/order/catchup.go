@@ -110,12 +110,12 @@ func (c *catchUp) follow(ctx context.Context, s *store, kafka ends, shares *shar
 			away, err = true, errDatabase
 		}
 		if err == nil && (end == nil || recreated(at, end)) {
-			if first, end, err = kafka.bounds(ctx, s.topics...); err != nil {
+			if first, end, err = kafka.bounds(ctx, s.topics...); err == nil {
+				// The consumer notices it when it takes the partition over.
+				err = ahead(at, end)
+			}
+			if err != nil {
 				end = nil
-			} else if p, ok := ahead(at, end); ok {
-				// The offsets were read before the ends, so the log has lost its end. The consumer
-				// notices when it takes the partition over.
-				end, err = nil, fmt.Errorf("the view is ahead of %s/%d: Kafka has lost records", p.Topic, p.Number)
 			}
 		}
 		if err == nil {
@@ -184,14 +184,15 @@ func (c *catchUp) offsetsMoved() {
 	}
 }
 
-// ahead returns a partition whose offset lies behind its end.
-func ahead(at, end map[broker.Partition]int64) (broker.Partition, bool) {
+// ahead returns an error if an offset lies behind the end of its partition. The offsets were read before the
+// ends, so the log has lost its end.
+func ahead(at, end map[broker.Partition]int64) error {
 	for p, last := range end {
 		if at[p] > last {
-			return p, true
+			return fmt.Errorf("the view is ahead of %s/%d: Kafka has lost records", p.Topic, p.Number)
 		}
 	}
-	return broker.Partition{}, false
+	return nil
 }
 
 // recreated reports whether a topic was deleted and created again since its ends were listed. Those

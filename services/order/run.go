@@ -16,6 +16,7 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/inventory"
 	"ordersystem.dev/services/internal/outbox"
+	"ordersystem.dev/services/internal/rebuild"
 	"ordersystem.dev/services/internal/service"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
@@ -83,6 +84,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	svc.Registry.MustRegister(memberMetrics{member, shares})
 
 	svc.Listings = map[string]http.Handler{inventory.Path: newInventory(store, catching, admin, log)}
+	rebuilder := newRebuilder(store, catching, lookups, admin.Bounds, source.Read, log)
+	svc.Commands = map[string]http.Handler{rebuild.Path: rebuilder}
 
 	// Once it has caught up, the service stays ready, even if the consumer or the database fails.
 	svc.Ready.Set(nil)
@@ -109,6 +112,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 				return svc.ServeAPI(ctx, api.handler(svc.Registry))
 			},
 			func(ctx context.Context) error { return catching.run(ctx, admin, store, letters, shares, log) },
+			rebuilder.command.Run,
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{

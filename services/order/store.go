@@ -217,17 +217,13 @@ func (s *store) apply(ctx context.Context, batch []fold.Decoded, moves []move, n
 // applyIn does the work of apply in its transaction. It locks the offsets first: from there on, no
 // other member can write the same partitions.
 func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now time.Time) (fold.Result, error) {
-	room, err := tx.Room()
-	if err != nil {
+	if err := hasRoom(tx); err != nil {
 		return fold.Result{}, err
-	}
-	if room <= 0 {
-		return fold.Result{}, errNearlyFull
 	}
 	if err := lockOffsets(tx, moves); err != nil {
 		return fold.Result{}, err
 	}
-	marks, err := readMarks(tx, batch)
+	marks, err := readMarks(tx, liveTable, batch)
 	if err != nil {
 		return fold.Result{}, fmt.Errorf("read the known versions: %w", err)
 	}
@@ -248,11 +244,28 @@ func (s *store) applyIn(tx *sqldb.Tx, batch []fold.Decoded, moves []move, now ti
 	if err := moveOffsets(tx, moves); err != nil {
 		return fold.Result{}, err
 	}
-	return result, upsert(tx, result.Winners)
+	return result, upsert(tx, liveTable, result.Winners)
 }
 
-// readMarks returns what is known of the orders of a batch.
-func readMarks(tx *sqldb.Tx, batch []fold.Decoded) (map[string]fold.Mark, error) {
+// hasRoom returns errNearlyFull if the disk has room only for deletions.
+func hasRoom(tx *sqldb.Tx) error {
+	room, err := tx.Room()
+	if err == nil && room <= 0 {
+		err = errNearlyFull
+	}
+	return err
+}
+
+// The tables of orders.
+const (
+	// liveTable has the view that look-ups read.
+	liveTable = "orders"
+	// shadowTable has a second one, while a command rebuilds the first: see shadow.
+	shadowTable = "orders_shadow"
+)
+
+// readMarks returns what a table knows of the orders of a batch.
+func readMarks(tx *sqldb.Tx, table string, batch []fold.Decoded) (map[string]fold.Mark, error) {
 	ids := make([]any, 0, len(batch))
 	for i := range batch {
 		if batch[i].Err == nil {
@@ -260,7 +273,7 @@ func readMarks(tx *sqldb.Tx, batch []fold.Decoded) (map[string]fold.Mark, error)
 		}
 	}
 	marks := make(map[string]fold.Mark, len(ids))
-	err := tx.QueryIn("SELECT order_id, version, event_id FROM orders WHERE order_id IN ", ids, "",
+	err := tx.QueryIn("SELECT order_id, version, event_id FROM "+table+" WHERE order_id IN ", ids, "",
 		func(rows *sql.Rows) error {
 			var id string
 			var m fold.Mark
@@ -271,10 +284,18 @@ func readMarks(tx *sqldb.Tx, batch []fold.Decoded) (map[string]fold.Mark, error)
 	return marks, err
 }
 
-// upsert writes the new versions of orders, or returns a *sqldb.CountError. A version never goes
-// back: the condition guards what was decided from the marks, and an order that it holds back is an
+// The parts of a statement that writes orders into a table.
+const (
+	orderColumns = "order_id, version, event_id, total, body"
+	// replaceOrders makes it replace those that the table has.
+	replaceOrders = ` ON CONFLICT (order_id) DO UPDATE
+		SET version = excluded.version, event_id = excluded.event_id, total = excluded.total, body = excluded.body`
+)
+
+// upsert writes the new versions of orders into a table, or returns a *sqldb.CountError. A version never
+// goes back: the condition guards what was decided from the marks, and an order that it holds back is an
 // error. The rows are in the order of their IDs, so that no two members wait for each other.
-func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
+func upsert(tx *sqldb.Tx, table string, winners []*fold.Decoded) error {
 	byID := slices.SortedFunc(slices.Values(winners), func(a, b *fold.Decoded) int {
 		return strings.Compare(a.Event.Order.OrderID, b.Event.Order.OrderID)
 	})
@@ -284,10 +305,8 @@ func upsert(tx *sqldb.Tx, winners []*fold.Decoded) error {
 		o := &d.Event.Order
 		args = append(args, o.OrderID, o.Version, d.Event.ID, int64(o.TotalAmount), d.Body)
 	}
-	return tx.WriteRows("write orders", "INSERT INTO orders(order_id, version, event_id, total, body) VALUES ", columns,
-		` ON CONFLICT (order_id) DO UPDATE
-		SET version = excluded.version, event_id = excluded.event_id, total = excluded.total, body = excluded.body
-		WHERE excluded.version > orders.version`, args)
+	return tx.WriteRows("write orders", "INSERT INTO "+table+"("+orderColumns+") VALUES ", columns,
+		replaceOrders+" WHERE excluded.version > "+table+".version", args)
 }
 
 // lockOffsets is the first half of a compare-and-set of all offsets. It returns broker.ErrFenced if one of
@@ -381,20 +400,38 @@ func (s *store) versions(ctx context.Context, ids []string) (map[string]int64, e
 	return known, nil
 }
 
-// offsets returns how far the topics are in the store, for each partition that any member was ever
-// assigned.
-func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error) {
-	all := map[broker.Partition]int64{}
-	const query = "SELECT topic, topic_id, partition, next_offset FROM offsets"
-	err := s.db.Query(ctx, query, func(rows *sql.Rows) error {
+// readOffsets reads the offsets of all partitions, for scanOffset.
+const readOffsets = "SELECT topic, topic_id, partition, next_offset FROM offsets"
+
+// scanOffset returns what adds a row to all.
+func scanOffset(all map[broker.Partition]int64) func(*sql.Rows) error {
+	return func(rows *sql.Rows) error {
 		var p broker.Partition
 		var next int64
 		err := rows.Scan(&p.Topic, &p.TopicID, &p.Number, &next)
 		all[p] = next
 		return err
-	})
-	if err != nil {
+	}
+}
+
+// offsets returns how far the topics are in the store, for each partition that any member was ever
+// assigned.
+func (s *store) offsets(ctx context.Context) (map[broker.Partition]int64, error) {
+	all := map[broker.Partition]int64{}
+	if err := s.db.Query(ctx, readOffsets, scanOffset(all)); err != nil {
 		return nil, fmt.Errorf("read the offsets: %w", err)
+	}
+	return all, nil
+}
+
+// lockAllOffsets is offsets in a transaction. Until its end, no member can move one of them. Offsets of
+// partitions that no member has had before may still be added.
+func lockAllOffsets(tx *sqldb.Tx) (map[broker.Partition]int64, error) {
+	all := map[broker.Partition]int64{}
+	// Each member takes the rows in the same order.
+	err := tx.Query(readOffsets+" ORDER BY topic_id, partition"+tx.ForUpdate(), scanOffset(all))
+	if err != nil {
+		return nil, fmt.Errorf("lock the offsets: %w", err)
 	}
 	return all, nil
 }

@@ -432,7 +432,7 @@ func TestVersionNeverGoesBack(t *testing.T) {
 					ordertest.Event(t, "A", version, "e"),
 					ordertest.Event(t, "B", 10-version, "e"),
 				})
-				return upsert(tx, []*fold.Decoded{&decoded[0], &decoded[1]})
+				return upsert(tx, liveTable, []*fold.Decoded{&decoded[0], &decoded[1]})
 			})
 		}
 		if err := write(3); err != nil {

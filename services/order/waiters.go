@@ -105,6 +105,15 @@ func (w *waiters) wake(changed []*fold.Decoded) {
 	}
 }
 
+// wakeAll ends all waits: any order may have changed.
+func (w *waiters) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.by {
+		w.end(id)
+	}
+}
+
 // end ends the wait for an order. The caller holds mu.
 func (w *waiters) end(id string) {
 	if on := w.by[id]; on != nil {

@@ -88,7 +88,7 @@ func (m *meter) add(units int) {
 		return
 	}
 	m.shown = time.Now()
-	if m.all == 0 {
+	if m.all == 0 || m.done == 0 {
 		fmt.Fprintf(m.to, "%s: %d %s\n", m.what, m.done, m.unit)
 		return
 	}

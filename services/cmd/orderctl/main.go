@@ -1,5 +1,5 @@
 // Command orderctl repairs what the services cannot repair by themselves. It looks at the dead letters, and
-// compares the stores with the topics. What it finds, it has Cart publish again.
+// compares the stores with the topics. What it finds, it has Cart publish again, or Order rebuild its view.
 package main
 
 import (
@@ -28,18 +28,22 @@ const (
 )
 
 const usage = `orderctl looks at the dead letters of the order topics, and compares the stores of Cart and Order with
-the topics. What is wrong with an order, it repairs by having Cart publish the newest version again.
+the topics. What is wrong with an order, it repairs by having Cart publish the newest version again. A view of
+Order that is wrong although the topics are right, it has Order rebuild.
 
   orderctl dead-letters list                      a line for each letter
   orderctl dead-letters show PARTITION/OFFSET     one letter, whole
   orderctl dead-letters redrive                   what would be published again, and what would not
   orderctl reconcile                              a line for each order that is not the same everywhere
   orderctl reconcile -repair                      the same, and has Cart publish those orders again
+  orderctl rebuild                                how Order's view differs from the topics
+  orderctl rebuild -swap                          the same, and has Order make its view what the topics have
 
 Kafka is that of the environment, as for the services: KAFKA_BROKERS, KAFKA_SECURITY_PROTOCOL,
 KAFKA_PREFIX and so on (docs/configuration.md). redrive needs Cart's operations port, and reconcile
-needs Order's too. Cart publishes only for a caller on its own host; on Kubernetes, that is
-kubectl port-forward deployment/orders-cart 5001. The services go on meanwhile.
+needs Order's too. rebuild needs only Order's, and no Kafka. Cart publishes and Order rebuilds only for a
+caller on its own host; on Kubernetes, that is kubectl port-forward deployment/orders-cart 5001, or
+deployment/orders-order 7001. The services go on meanwhile.
 The exit code is 0 if all was done and all is well, 1 if something failed, was refused or differs,
 and 2 if the command or the environment is wrong.
 `
@@ -70,8 +74,10 @@ func parse(args []string) (command, error) {
 		return parseLetters(args[1:])
 	case args[0] == "reconcile":
 		return parseReconcile(args[1:])
+	case args[0] == "rebuild":
+		return parseRebuild(args[1:])
 	default:
-		return nil, usageError{fmt.Errorf("there is no command %q: use dead-letters or reconcile", args[0])}
+		return nil, usageError{fmt.Errorf("there is no command %q: use dead-letters, reconcile or rebuild", args[0])}
 	}
 }
 
@@ -87,6 +93,20 @@ func newFlags(asJSON *bool) *flag.FlagSet {
 // cartFlag adds the address of Cart.
 func cartFlag(flags *flag.FlagSet, addr *string) {
 	flags.StringVar(addr, "cart", "http://localhost:5001", "the `address` of Cart's operations endpoints")
+}
+
+// orderFlag adds the address of Order.
+func orderFlag(flags *flag.FlagSet, addr *string) {
+	flags.StringVar(addr, "order", "http://localhost:7001", "the `address` of Order's operations endpoints")
+}
+
+// parseOnlyFlags is parseFlags for a command that takes no arguments.
+func parseOnlyFlags(command string, flags *flag.FlagSet, args []string) error {
+	rest, err := parseFlags(flags, args)
+	if err == nil && len(rest) > 0 {
+		err = usageError{fmt.Errorf("%s takes no argument %q", command, rest[0])}
+	}
+	return err
 }
 
 // parseFlags returns the arguments that are no flags.
@@ -105,7 +125,11 @@ func help(to io.Writer) {
 	for _, of := range []struct {
 		command string
 		flags   *flag.FlagSet
-	}{{"list and redrive", (&lettersOptions{}).flags()}, {"reconcile", (&reconcileOptions{}).flags()}} {
+	}{
+		{"list and redrive", (&lettersOptions{}).flags()},
+		{"reconcile", (&reconcileOptions{}).flags()},
+		{"rebuild", (&rebuildOptions{}).flags()},
+	} {
 		fmt.Fprintf(to, "\nThe flags of %s:\n", of.command)
 		of.flags.SetOutput(to)
 		of.flags.PrintDefaults()
@@ -124,7 +148,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		e := env.New(getenv)
 		cfg := broker.ConfigFromEnv(e)
 		cfg.ClientID = "orderctl"
-		if err = e.Err(); err == nil {
+		// It is Order that reads Kafka for a rebuild.
+		_, elsewhere := c.(*rebuildOptions)
+		if err = e.Err(); err == nil || elsewhere {
 			err = c.run(ctx, &kafka{cfg, log, stderr}, stdout)
 		}
 	}

@@ -243,6 +243,9 @@ func TestUsage(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                                      "no command is given",
 		"letters":                               `there is no command "letters"`,
+		"reconcile all":                         `reconcile takes no argument "all"`,
+		"rebuild all":                           `rebuild takes no argument "all"`,
+		"rebuild -drop":                         "-drop is for -swap",
 		"dead-letters":                          "needs list, show or redrive",
 		"dead-letters drop":                     "there is no dead-letters drop",
 		"dead-letters list now":                 `list takes no argument "now"`,
@@ -265,7 +268,7 @@ func TestUsage(t *testing.T) {
 		if code != 0 {
 			t.Errorf("%v: exit code %d", args, code)
 		}
-		has(stdout, "orderctl dead-letters redrive", "-confirm")
+		has(stdout, "orderctl dead-letters redrive", "-confirm", "orderctl rebuild -swap", "-drop")
 	}
 	code, _, stderr := s.run("dead-letters", "show", "0/99")
 	if code != 1 {

@@ -35,18 +35,14 @@ type reconcileOptions struct {
 // parseReconcile reads what follows reconcile. The error is flag.ErrHelp or a usageError.
 func parseReconcile(args []string) (*reconcileOptions, error) {
 	o := &reconcileOptions{}
-	rest, err := parseFlags(o.flags(), args)
-	if err == nil && len(rest) > 0 {
-		err = usageError{fmt.Errorf("reconcile takes no argument %q", rest[0])}
-	}
-	return o, err
+	return o, parseOnlyFlags("reconcile", o.flags(), args)
 }
 
 // flags returns the flags, which set o.
 func (o *reconcileOptions) flags() *flag.FlagSet {
 	flags := newFlags(&o.json)
 	cartFlag(flags, &o.cart)
-	flags.StringVar(&o.order, "order", "http://localhost:7001", "the `address` of Order's operations endpoints")
+	orderFlag(flags, &o.order)
 	flags.BoolVar(&o.repair, "repair", false, "have Cart publish the orders again for which that is enough")
 	return flags
 }

@@ -177,15 +177,8 @@ func (db *postgres) prepare(ctx context.Context, cfg Config) error {
 	if err := db.makeSchema(ctx); err != nil {
 		return err
 	}
-	if err := db.transact(ctx, migrationTimeout, func(tx *Tx) error {
-		// An index of a large table takes long. The locks that it needs must not be waited for as long:
-		// what comes behind would wait too.
-		patience := fmt.Sprintf("SET LOCAL statement_timeout = %d", migrationTimeout.Milliseconds())
-		if err := tx.script(patience); err != nil {
-			return err
-		}
-		return migrate(tx, files, db.log)
-	}); err != nil {
+	// An index of a large table takes long.
+	if err := db.LongTx(ctx, migrationTimeout, func(tx *Tx) error { return migrate(tx, files, db.log) }); err != nil {
 		return err
 	}
 	var waits string
@@ -254,6 +247,17 @@ func (db *postgres) Shared() bool { return true }
 // was cut before its commit, is run again.
 func (db *postgres) Tx(ctx context.Context, fn func(*Tx) error) error {
 	return db.transact(ctx, txTimeout, fn)
+}
+
+// LongTx is part of engine. The locks that its statements need are not waited for as long: what comes
+// behind would wait too.
+func (db *postgres) LongTx(ctx context.Context, limit time.Duration, fn func(*Tx) error) error {
+	return db.transact(ctx, limit, func(tx *Tx) error {
+		if err := tx.script(fmt.Sprintf("SET LOCAL statement_timeout = %d", limit.Milliseconds())); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
 }
 
 // transact runs fn within timeout. The wait for its turn counts: while the server does not respond, each

@@ -1,8 +1,10 @@
 package sqldb_test
 
 import (
+	"database/sql"
 	"strings"
 	"testing"
+	"time"
 
 	"ordersystem.dev/services/internal/env"
 	"ordersystem.dev/services/internal/localpostgres"
@@ -41,6 +43,25 @@ func TestDatabaseURL(t *testing.T) {
 		if shown := err + sqldb.Redacted(url); strings.Contains(shown, "secret") {
 			t.Errorf("%s: the password is shown: %s", url, shown)
 		}
+	}
+}
+
+// Work that takes longer than a statement of a request may take gets a limit of its own, for its transaction
+// only.
+func TestALongTransactionHasALimitOfItsOwn(t *testing.T) {
+	t.Parallel()
+	db := openConfig(t, server(testenv.Postgres(t)+"&statement_timeout=1000"))
+	work := func(tx *sqldb.Tx) error {
+		return tx.Query("SELECT 1 FROM pg_sleep(1.5)", func(*sql.Rows) error { return nil })
+	}
+	if err := db.LongTx(t.Context(), time.Minute, work); err != nil {
+		t.Errorf("a long transaction: %v", err)
+	}
+	if err := db.Tx(t.Context(), work); err == nil {
+		t.Error("the limit of a long transaction is in force after it")
+	}
+	if err := db.LongTx(t.Context(), 50*time.Millisecond, work); !sqldb.IsUnavailable(err) {
+		t.Errorf("a long transaction beyond its limit: %v", err)
 	}
 }
 

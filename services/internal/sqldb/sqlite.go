@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	_ "github.com/mattn/go-sqlite3"
 )
@@ -163,6 +164,11 @@ func (db *sqlite) Tx(ctx context.Context, fn func(*Tx) error) error {
 	// What was committed stays committed, also if the checkpoint fails.
 	db.checkpoint(s)
 	return nil
+}
+
+// LongTx is part of engine. No transaction has a limit here.
+func (db *sqlite) LongTx(ctx context.Context, _ time.Duration, fn func(*Tx) error) error {
+	return db.Tx(ctx, fn)
 }
 
 // session returns what runs statements on the connection for writing. The caller holds db.mu.
