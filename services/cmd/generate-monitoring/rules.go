@@ -244,6 +244,16 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 				"{{ $value }} instances of "+jobName+" cannot use its database, and respond with 503. "+
 					"No restart mends that. The log of a pod has the reason."),
 		}),
+		alertRule(warning, "", rulefmt.Rule{
+			Alert: "AuthKeysOld",
+			// 0 is a pod that has never read them. It is not ready.
+			Expr: fmt.Sprintf("time() - min by (namespace, job) (auth_keys_read_timestamp_seconds > 0) > %d",
+				authKeysOld),
+			For: minute,
+			Annotations: texts(jobName+" cannot read the keys of its tokens' issuer.",
+				jobName+" read the issuer's keys {{ $value | humanizeDuration }} ago, and should every 5 minutes. "+
+					"Tokens of a new key are refused with 503, and a key that the issuer has withdrawn still counts."),
+		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",
 			Expr: fmt.Sprintf("max by (namespace, job) "+

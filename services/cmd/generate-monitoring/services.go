@@ -282,6 +282,15 @@ func requestRow(job string) row {
 				legend: "{{pod}}",
 			}},
 		},
+		{
+			kind: "timeseries", title: "Age of the issuer's keys", width: 6, unit: "s",
+			alert: "AuthKeysOld",
+			about: "Since they were read last. They are read every 5 minutes, if the API asks for tokens.",
+			queries: []query{{
+				expr: "time() - (auth_keys_read_timestamp_seconds{" + of(job) + "} > 0)", legend: "{{pod}}",
+			}},
+			limits: bad(authKeysOld),
+		},
 	}}
 }
 

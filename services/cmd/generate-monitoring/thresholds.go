@@ -33,6 +33,8 @@ const (
 	headroomLow = 0.1
 	// collectorOld is the age in seconds of the collector's last poll of a cluster.
 	collectorOld = 120
+	// authKeysOld is the age in seconds of the keys of the tokens' issuer: six times as old as they should get.
+	authKeysOld = 1800
 	// outboxOld is how long, in seconds, an order waits for Kafka.
 	outboxOld = 60
 	// withheldLong is how long, in seconds, a transaction withholds records. Cart's end after 10 s at
