@@ -32,7 +32,7 @@ func TestGeneratedRequests(t *testing.T) {
 					"--config-file", filepath.Join(folder, "schemathesis.toml"),
 					"run", filepath.Join(folder, "../contract/openapi-"+document+".yaml"), "--url", api,
 					"--include-path-regex", "(?i)^/order/", "--checks", "all",
-					"--phases", "examples,coverage,fuzzing", "--max-examples", "50", "--seed", seed,
+					"--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--seed", seed,
 					"--continue-on-failure", "--no-color",
 					// On a busy machine.
 					"--suppress-health-check", "all", "--request-timeout", "60")
