@@ -175,16 +175,16 @@ func TestAnAuditLeavesTheStoreItsRoom(t *testing.T) {
 func TestAFailedFsyncEndsCart(t *testing.T) {
 	t.Parallel()
 	cart := newCart(t, testenv.Fake(t))
-	env, fail := testenv.FailFsync(t, filepath.Join(cart.dir, "cart.db"))
+	disk := testenv.NewFaultyDisk(t, filepath.Join(cart.dir, "cart.db"))
 	before := cart.env
-	cart.env = append(slices.Clone(before), env...)
+	cart.env = append(slices.Clone(before), disk.Env...)
 	cart.start().ready()
 	// What is on the disk for sure.
 	synced, err := os.ReadFile(filepath.Join(cart.dir, "cart.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	fail()
+	disk.Fail()
 	var taken []string
 	for n := range 1000 {
 		id := fmt.Sprint("order-", n)

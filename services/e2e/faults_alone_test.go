@@ -36,6 +36,7 @@ var aloneKinds = []faults.Kind{
 	{Name: "a request that outlives cart", Longest: time.Second},
 	{Name: "restore cart's store"},
 	{Name: "a failed fsync of cart"},
+	{Name: "cart's disk is slow", Longest: 4 * time.Second},
 	// Only where a small disk can be mounted: as root on Linux.
 	{Name: "cart's disk is full", Longest: 2 * time.Second},
 }
@@ -51,12 +52,13 @@ type alone struct {
 	// crashes are Order's store as each kill has left it. What each has follows from the topics up to the
 	// offsets in it.
 	crashes []faults.State
-	// disk is Cart's folder on a small disk, if there can be one.
-	disk string
+	// small is Cart's folder on a small disk, if there can be one.
+	small string
+	// disk is the disk as Cart sees it.
+	disk *testenv.FaultyDisk
 	// backup and cartBackup are copies of the stores, as they were before the last restore or at the start.
-	backup, cartBackup string
-	// failFsync has the next checkpoint of Cart's store fail.
-	failFsync func()
+	// kafkaBackup is a copy of Kafka's disk as it was at the start.
+	backup, cartBackup, kafkaBackup string
 }
 
 func startAlone(t *testing.T) faulty {
@@ -70,21 +72,22 @@ func startAlone(t *testing.T) faulty {
 	declare(t, f.kafka.Addr, compactedSoon()...)
 	var dir []string
 	if testenv.MountsDisks() {
-		f.disk = testenv.SmallDisk(t, 256)
-		dir = []string{"DATA_DIR=" + f.disk}
+		f.small = testenv.SmallDisk(t, 256)
+		dir = []string{"DATA_DIR=" + f.small}
 	}
 	f.cart = newCart(t, f.network.addr(), dir...)
-	f.cart.dir = cmp.Or(f.disk, f.cart.dir)
-	var preload []string
-	preload, f.failFsync = testenv.FailFsync(t, filepath.Join(f.cart.dir, "cart.db"))
-	f.cart.env = append(f.cart.env, preload...)
+	f.cart.dir = cmp.Or(f.small, f.cart.dir)
+	f.disk = testenv.NewFaultyDisk(t, filepath.Join(f.cart.dir, "cart.db"))
+	f.cart.env = append(f.cart.env, f.disk.Env...)
 	f.order = newOrder(t, f.network.addr())
 	f.cart.start()
 	f.order.start()
 	f.ready()
 	f.cart.stop()
 	f.order.stop()
-	f.cartBackup, f.backup = copyOf(t, f.cart.dir), copyOf(t, f.order.dir)
+	f.kafka.Stop()
+	f.cartBackup, f.backup, f.kafkaBackup = copyOf(t, f.cart.dir), copyOf(t, f.order.dir), copyOf(t, f.kafkaData())
+	f.kafkaAgain()
 	f.cart.start()
 	f.order.start()
 	f.ready()
@@ -94,6 +97,9 @@ func startAlone(t *testing.T) faulty {
 func (f *alone) urls() (cart, order string) { return f.cart.api, f.order.api }
 
 func (f *alone) kafkaAddr() string { return f.kafka.Addr }
+
+// kafkaData is the folder of the broker's log.
+func (f *alone) kafkaData() string { return filepath.Join(f.kafkaDir, "data") }
 
 func (f *alone) republishAlways() (stop func() int) { return f.cart.republishAlways() }
 
@@ -114,10 +120,41 @@ func (f *alone) verify(l *load) {
 	if found := reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)
 	}
+	rebuildView(f.T, f.order, 0, "no differences\n")
 	sameAfterARebuild(f.T, f.kafka.Addr, f.cart, f.order)
 	f.cart.stop()
 	f.order.stop()
 	verify(f, f.kafka.Addr, l, f.cart, f.order, f.crashes)
+	f.repair()
+}
+
+// repair has Kafka and Order come back with old copies of their disks, and orderctl bring them to what Cart
+// has.
+func (f *alone) repair() {
+	f.Helper()
+	want, _ := cartStore(f, f.cart)
+	f.kafka.Stop()
+	restore(f.T, f.kafkaBackup, f.kafkaData())
+	restore(f.T, f.backup, f.order.dir)
+	f.kafkaAgain()
+	f.cart.start()
+	f.order.start()
+	f.ready()
+	reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0, "-repair")
+	if found := reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0); len(found) > 0 {
+		f.Errorf("after the repair, the stores and the topics differ: %v", found)
+	}
+	f.cart.stop()
+	f.order.stop()
+	for id, stored := range orderStore(f, f.order, "after the repair").Orders {
+		if in := want[id]; in.Version != stored.Version || in.Body != stored.Body {
+			f.Errorf("after the repair, Order has %+v of order %s, and Cart had %+v", stored, id, in)
+		}
+		delete(want, id)
+	}
+	if len(want) > 0 {
+		f.Errorf("after the repair, Order lacks %d orders of Cart", len(want))
+	}
 }
 
 func (f *alone) do(fault faults.Fault, l *load) {
@@ -199,15 +236,17 @@ func (f *alone) do(fault faults.Fault, l *load) {
 		})
 	case "a failed fsync of cart":
 		// The next commits fill the log, and the checkpoint after that fails.
-		f.failFsync()
+		f.disk.Fail()
 		f.cart.ends(patience)
 		f.cart.start()
+	case "cart's disk is slow":
+		f.disk.Slow(pause)
 	case "cart's disk is full":
-		if f.disk == "" {
+		if f.small == "" {
 			f.Log("there is no small disk: only root on Linux mounts one")
 			break
 		}
-		free := fill(f, filepath.Dir(f.disk))
+		free := fill(f, filepath.Dir(f.small))
 		pause()
 		free()
 	case "no requests to kafka":

@@ -19,6 +19,7 @@ var sharedKinds = []faults.Kind{
 	{Name: "kill the relay", Longest: 4 * time.Second},
 	// Longer than its lease.
 	{Name: "freeze the relay", Longest: 6 * time.Second},
+	{Name: "steal the lease"},
 	{Name: "freeze an order", Longest: 6 * time.Second},
 	{Name: "restart the carts"},
 	{Name: "restart the orders"},
@@ -74,6 +75,7 @@ func (f *shared) verify(l *load) {
 	if found := reconcile(f.T, f.kafka, f.carts.members()[0], f.orders.members()[0], 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)
 	}
+	rebuildView(f.T, f.orders.members()[0], 0, "no differences\n")
 	f.end(l)
 }
 
@@ -98,6 +100,12 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 		restart(f.relay())
 	case "freeze the relay":
 		freeze(f.T, f.relay().cmd.Process.Pid, pause)
+	case "steal the lease":
+		// The relay goes on, while it may be another one's turn.
+		const steal = "UPDATE cart.relay SET owner = '', epoch = epoch + 1, expires_at = 0"
+		if _, err := f.db.ExecContext(f.Context(), steal); err != nil {
+			f.Fatal(err)
+		}
 	case "freeze an order":
 		freeze(f.T, one(f.orders).cmd.Process.Pid, pause)
 	case "restart the carts":

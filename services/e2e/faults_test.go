@@ -125,6 +125,7 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) 
 	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond, func(l *load) { l.tail = tail })
 	defer l.end()
 	republished := f.republishAlways()
+	lag := watchLag(t, f.kafkaAddr())
 	begin := time.Now()
 	for _, fault := range schedule {
 		time.Sleep(fault.After)
@@ -155,6 +156,7 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) 
 	})
 	l.end()
 	t.Logf("the orders were published again %d times", republished())
+	lag.check()
 	f.verify(l)
 }
 

@@ -120,11 +120,16 @@ func (l *load) add(o faults.Operation) {
 	l.operations = append(l.operations, o)
 }
 
-// fails notes a failed request.
-func (l *load) fails(format string, args ...any) {
+// fails notes a failed request. Whatever is done to a service, it knows what is wrong: a response of 500 fails
+// the test.
+func (l *load) fails(got reply, err error, format string, args ...any) {
+	text := fmt.Sprintf("%s: %d %.200s %v", fmt.Sprintf(format, args...), got.status, got.body, err)
+	if got.status == http.StatusInternalServerError {
+		l.t.Error(text)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.failed = append(l.failed, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+	l.failed = append(l.failed, time.Now().Format("15:04:05.000 ")+text)
 }
 
 // failures returns the failed requests since it was called last.
@@ -223,7 +228,7 @@ func (l *load) operate(o *faults.Operation, key string, rng *rand.Rand) {
 		}
 		got, err := sendBy(l.client, method, url, body, headers...)
 		if err != nil || got.status >= http.StatusInternalServerError {
-			l.fails("%v: %d %.200s %v", o, got.status, got.body, err)
+			l.fails(got, err, "%v", o)
 		}
 		if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
 			// The request never reached the service.
@@ -285,7 +290,7 @@ func (l *load) lookUp(order string, version int64) {
 		// It may not have come to Order yet.
 	default:
 		// Order or Kafka is down. The state at the end is checked later.
-		l.fails("look-up of %s at version %d: %d %.200s %v", order, version, got.status, got.body, err)
+		l.fails(got, err, "look-up of %s at version %d", order, version)
 		return
 	}
 	l.mu.Lock()

@@ -240,16 +240,19 @@ func TestAWrongViewIsRebuiltWhileClientsGoOn(t *testing.T) {
 	})
 }
 
+// rebuildView runs orderctl rebuild, and checks its exit code and that it prints what is wanted.
+func rebuildView(t *testing.T, order *process, wantCode int, want string, args ...string) {
+	t.Helper()
+	// It needs no Kafka of its own.
+	code, stdout, stderr := orderctl(t, "", append([]string{"rebuild", "-order", order.ops}, args...)...)
+	if code != wantCode || !strings.Contains(stdout, want) {
+		t.Errorf("rebuild %s: exit code %d, want %d and %q:\n%s%s", args, code, wantCode, want, stdout, stderr)
+	}
+}
+
 // testRebuild is the test on one kind of database. change changes Order's store.
 func testRebuild(t *testing.T, kafka string, cart, order *process, change func(statements string)) {
 	t.Helper()
-	rebuild := func(wantCode int, want string, args ...string) {
-		t.Helper()
-		code, stdout, stderr := orderctl(t, kafka, append([]string{"rebuild", "-order", order.ops}, args...)...)
-		if code != wantCode || !strings.Contains(stdout, want) {
-			t.Errorf("rebuild %s: exit code %d, want %d and %q:\n%s%s", args, code, wantCode, want, stdout, stderr)
-		}
-	}
 	const busy = 60
 	id := func(n int) string { return fmt.Sprint("busy-", n) }
 	for n := range busy {
@@ -259,18 +262,18 @@ func testRebuild(t *testing.T, kafka string, cart, order *process, change func(s
 	cart.create("changed")
 	cart.update("changed", "Shipped")
 	settle(t, kafka, cart, order)
-	rebuild(0, "no differences\n")
+	rebuildView(t, order, 0, "no differences\n")
 	change(`DELETE FROM orders WHERE order_id = 'deleted';
 		UPDATE orders SET version = 1, total = 0 WHERE order_id = 'changed'`)
 	stop := updateAll(t, cart, busy, id)
 	const found = "all: 1 different, 1 only-in-topics"
-	rebuild(1, found+"\n")
-	rebuild(0, found+". The view now has what the topics have\n", "-swap")
+	rebuildView(t, order, 1, found+"\n")
+	rebuildView(t, order, 0, found+". The view now has what the topics have\n", "-swap")
 	t.Logf("%d updates meanwhile", stop())
 	order.sees("deleted", 1, "new")
 	order.sees("changed", 2, "Shipped")
 	settle(t, kafka, cart, order)
-	rebuild(0, "no differences\n")
+	rebuildView(t, order, 0, "no differences\n")
 	cart.stop()
 	order.stop()
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -101,12 +100,6 @@ func TestReplicas(t *testing.T) {
 		for _, p := range services {
 			if !p.running() {
 				t.Errorf("%s has ended: %v", p.name, p.cmd.ProcessState)
-			}
-		}
-		for _, f := range l.failures() {
-			// 503 or a connection that broke with its replica.
-			if strings.Contains(f, ": 500 ") {
-				t.Error(f)
 			}
 		}
 	})

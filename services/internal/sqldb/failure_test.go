@@ -72,9 +72,9 @@ func TestAFailedFsyncEndsTheUse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "t.db")
-			env, fail := testenv.FailFsync(t, path+c.file)
+			disk := testenv.NewFaultyDisk(t, path+c.file)
 			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAFailedFsyncEndsTheUse$")
-			child.Env = append(append(os.Environ(), env...),
+			child.Env = append(append(os.Environ(), disk.Env...),
 				"FAILURE_TEST_PATH="+path, "FAILURE_TEST_SYNC="+string(c.sync))
 			in, err := child.StdinPipe()
 			out, err2 := child.StdoutPipe()
@@ -90,7 +90,7 @@ func TestAFailedFsyncEndsTheUse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			fail()
+			disk.Fail()
 			fmt.Fprintln(in)
 			_, err = fmt.Fscan(out, &rows)
 			if code := child.Wait(); err != nil || child.ProcessState.ExitCode() != 3 {

@@ -14,28 +14,54 @@ import (
 	"testing"
 )
 
-//go:embed testdata/failfsync.c
-var failFsync []byte
+//go:embed testdata/faultydisk.c
+var faultyDisk []byte
 
-// FailFsync returns the environment of a child process in which the next fsync of file fails with
-// EIO, once fail was called. The file may be made later.
-func FailFsync(t testing.TB, file string) (env []string, fail func()) {
+// FaultyDisk is the disk as one child process sees it.
+type FaultyDisk struct {
+	// Env is for the environment of that process.
+	Env           []string
+	t             testing.TB
+	failing, slow string
+}
+
+// NewFaultyDisk returns a disk of which an fsync of file can fail. The file may be made later.
+func NewFaultyDisk(t testing.TB, file string) *FaultyDisk {
 	t.Helper()
 	RequireProgram(t, "cc", "a C compiler")
 	dir := t.TempDir()
-	source, library, trigger := filepath.Join(dir, "f.c"), filepath.Join(dir, "f.so"), filepath.Join(dir, "fail")
-	if err := os.WriteFile(source, failFsync, 0o600); err != nil {
+	source, library := filepath.Join(dir, "f.c"), filepath.Join(dir, "f.so")
+	d := &FaultyDisk{t: t, failing: filepath.Join(dir, "failing"), slow: filepath.Join(dir, "slow")}
+	d.Env = []string{
+		"LD_PRELOAD=" + library, "FAIL_FSYNC_OF=" + file, "FAIL_FSYNC_IF=" + d.failing, "SLOW_FSYNC_WHILE=" + d.slow,
+	}
+	if err := os.WriteFile(source, faultyDisk, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-o", library, source, "-ldl").
 		CombinedOutput(); err != nil {
-		t.Fatalf("compile failfsync.c: %v\n%s", err, out)
+		t.Fatalf("compile faultydisk.c: %v\n%s", err, out)
 	}
-	env = []string{"LD_PRELOAD=" + library, "FAIL_FSYNC_OF=" + file, "FAIL_FSYNC_IF=" + trigger}
-	return env, func() {
-		if err := os.WriteFile(trigger, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	return d
+}
+
+// Fail lets the next fsync of the file fail with EIO.
+func (d *FaultyDisk) Fail() {
+	d.t.Helper()
+	if err := os.WriteFile(d.failing, nil, 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Slow calls during. Meanwhile each fsync takes 200 ms longer.
+func (d *FaultyDisk) Slow(during func()) {
+	d.t.Helper()
+	if err := os.WriteFile(d.slow, nil, 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	during()
+	if err := os.Remove(d.slow); err != nil {
+		d.t.Fatal(err)
 	}
 }
 

@@ -309,24 +309,17 @@ func Produce(t testing.TB, addr string, messages ...contract.Message) []Record {
 // CommittedOffsets returns the offsets that a consumer group has committed, by topic and partition.
 func CommittedOffsets(t testing.TB, addr, group string) map[string]map[int32]int64 {
 	t.Helper()
-	var fetched kadm.OffsetResponses
+	var offsets map[string]map[int32]int64
 	withAdmin(t, addr, "fetch the offsets of group "+group, func(ctx context.Context, admin *kadm.Client) (err error) {
-		fetched, err = fetchOffsets(ctx, admin, group)
+		offsets, err = fetchOffsets(ctx, admin, group)
 		return err
 	})
-	offsets := make(map[string]map[int32]int64)
-	for topic, partitions := range fetched {
-		offsets[topic] = make(map[int32]int64)
-		for p, o := range partitions {
-			offsets[topic][p] = o.At
-		}
-	}
 	return offsets
 }
 
-// fetchOffsets returns the group's offsets, or nil for a group that does not exist. It waits for
-// the group's coordinator: a broker makes the topic behind it only at the first request.
-func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.OffsetResponses, error) {
+// fetchOffsets returns the group's offsets by topic and partition, none for a group that does not exist. It
+// waits for the group's coordinator: a broker makes the topic behind it only at the first request.
+func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (map[string]map[int32]int64, error) {
 	for {
 		fetched, err := admin.FetchOffsets(ctx, group)
 		if err == nil {
@@ -334,9 +327,18 @@ func fetchOffsets(ctx context.Context, admin *kadm.Client, group string) (kadm.O
 		}
 		switch {
 		case errors.Is(err, kerr.GroupIDNotFound):
-			return nil, nil
+			return map[string]map[int32]int64{}, nil
+		case err == nil:
+			offsets := make(map[string]map[int32]int64)
+			for topic, partitions := range fetched {
+				offsets[topic] = make(map[int32]int64)
+				for p, o := range partitions {
+					offsets[topic][p] = o.At
+				}
+			}
+			return offsets, nil
 		case !kerr.IsRetriable(err):
-			return fetched, err
+			return nil, err
 		}
 		if !backoff.Sleep(ctx, 50*time.Millisecond) {
 			return nil, err

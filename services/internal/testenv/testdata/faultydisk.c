@@ -1,5 +1,6 @@
 // A library for LD_PRELOAD. If the file FAIL_FSYNC_IF exists, the next fsync of the file
-// FAIL_FSYNC_OF removes it and fails with EIO.
+// FAIL_FSYNC_OF removes it and fails with EIO. While the file SLOW_FSYNC_WHILE exists, each fsync of
+// any file takes 200 ms longer.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,6 +16,9 @@ static int fails(int fd) {
 }
 
 static int call(const char *name, int fd) {
+	const char *slow = getenv("SLOW_FSYNC_WHILE");
+	if (slow && !access(slow, F_OK))
+		usleep(200000);
 	if (fails(fd)) {
 		errno = EIO;
 		return -1;
