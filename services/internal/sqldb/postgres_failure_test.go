@@ -540,8 +540,8 @@ func TestADeadlockIsRunAgain(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- update(one, 1, 2, &runsOne) }()
 	err := update(other, 2, 1, &runsOther)
-	if err := errors.Join(err, <-ended); err != nil || runsOne+runsOther != 3 {
-		t.Errorf("%v after %d and %d runs, want one run more", err, runsOne, runsOther)
+	if err := errors.Join(err, <-ended); err != nil || runsOne+runsOther < 3 {
+		t.Errorf("%v after %d and %d runs, want one run more at least", err, runsOne, runsOther)
 	}
 }
 
