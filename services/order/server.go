@@ -181,7 +181,8 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 	}
 	timeUp := time.NewTimer(wait)
 	defer timeUp.Stop()
-	for {
+	var stops error
+	for waiting := true; waiting; {
 		// Before reading, so that no change falls in between.
 		changed, leave := s.waiters.watch(id, least)
 		found, err := s.store.get(ctx, id)
@@ -191,17 +192,22 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 		}
 		select {
 		case <-changed:
-			leave()
-			continue
 		case <-timeUp.C:
+			waiting = false
 		case <-ctx.Done():
+			waiting = false
 		case <-s.stopping.Done():
 			// Not as it is: the wait is not over, and the next service may well find the order.
-			err = errStopping
+			waiting, stops = false, errStopping
 		}
 		leave()
-		return found, err
 	}
+	// It may have changed without waking anybody, such as by another member a moment ago.
+	found, err := s.store.get(ctx, id)
+	if err == nil && found.version < least {
+		err = stops
+	}
+	return found, err
 }
 
 // withShippingCost adds the shipping cost at the end of the order's JSON.

@@ -310,8 +310,8 @@ func TestLookUpWaitsForItsOrder(t *testing.T) {
 	a.watched(t, 0)
 }
 
-// However a look-up and the order's event fall together, the look-up sees the event. One that does
-// not returns an old version when its wait is over.
+// However a look-up and the order's event fall together, the look-up is woken by the event, and has not to wait
+// until its time is up.
 func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -319,10 +319,11 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	const rounds, lookUps = 100, 50
 	for round := range int64(rounds) {
 		want := round + 2
+		inTime, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		var wg sync.WaitGroup
 		for range lookUps {
 			wg.Go(func() {
-				found, err := s.await(t.Context(), "A", want, 20*time.Second)
+				found, err := s.await(inTime, "A", want, time.Hour)
 				if err != nil || found.version != want {
 					t.Errorf("version %d: got %d, %v", want, found.version, err)
 				}
@@ -332,6 +333,26 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		r.Offset = round
 		a.mustApply(t, batch(r))
 		wg.Wait()
+		cancel()
+	}
+}
+
+// Nobody woke these look-ups. They find the order all the same when their wait is over, or the service stops.
+func TestLookUpHasTheOrderAsItIsAtItsEnd(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	timeUp := a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=2")
+	stopped := a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=30")
+	a.watched(t, 2)
+	silent := *a.topicConsumer
+	silent.waiters = newWaiters(1, prometheus.NewRegistry())
+	silent.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1")))
+	if got := <-timeUp; got.Status != 200 || got.Header.Get("ETag") != `"1"` {
+		t.Errorf("when the time was up: %+v", got)
+	}
+	a.stop()
+	if got := <-stopped; got.Status != 200 || got.Header.Get("ETag") != `"1"` {
+		t.Errorf("when the service stopped: %+v", got)
 	}
 }
 

@@ -13,8 +13,12 @@ import (
 	"ordersystem.dev/services/order/fold"
 )
 
-// askStore is how often a shared store is asked for the orders that look-ups wait for.
-const askStore = 5 * time.Millisecond
+const (
+	// askStore is how often a shared store is asked for the orders that look-ups wait for.
+	askStore = 5 * time.Millisecond
+	// askSlowStore is how often it is asked at least.
+	askSlowStore = 250 * time.Millisecond
+)
 
 // waiters are the look-ups that wait for an order to change. It is safe for concurrent use.
 type waiters struct {
@@ -133,9 +137,8 @@ func (w *waiters) follow(ctx context.Context, s *store) error {
 			return nil
 		case <-w.began:
 		}
-		// Waits that this process ends by itself are often shorter than the first pause. A slow store is
-		// not asked for more than a fifth of the time.
-		for took := time.Duration(0); backoff.Sleep(ctx, max(askStore, 4*took)); {
+		// Waits that this process ends by itself are often shorter than the first pause.
+		for took := time.Duration(0); backoff.Sleep(ctx, pauseAfter(took)); {
 			least := w.awaited()
 			if len(least) == 0 {
 				break
@@ -152,6 +155,13 @@ func (w *waiters) follow(ctx context.Context, s *store) error {
 			w.mu.Unlock()
 		}
 	}
+}
+
+// pauseAfter returns when to ask the store again after a query that took so long. A slow store is not asked for
+// more than a fifth of the time. A query that took seconds says nothing about the next one: this process or
+// the database has stood still.
+func pauseAfter(took time.Duration) time.Duration {
+	return min(max(askStore, 4*took), askSlowStore)
 }
 
 // awaited returns the lowest version that look-ups wait for, by the ID of the order.

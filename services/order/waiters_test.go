@@ -62,6 +62,21 @@ func TestWaiters(t *testing.T) {
 	}
 }
 
+// A process that stood still for ten seconds once had its look-ups wait for forty more.
+func TestAStoreThatStoodStillIsAskedAgainSoon(t *testing.T) {
+	t.Parallel()
+	for took, want := range map[time.Duration]time.Duration{
+		0:                     askStore,
+		time.Millisecond:      askStore,
+		20 * time.Millisecond: 80 * time.Millisecond,
+		10 * time.Second:      askSlowStore,
+	} {
+		if got := pauseAfter(took); got != want {
+			t.Errorf("after a query of %s the pause is %s, want %s", took, got, want)
+		}
+	}
+}
+
 // Another member writes the orders, so that nothing in this process wakes its look-ups.
 func TestWaitsEndWhenAnotherMemberWrites(t *testing.T) {
 	t.Parallel()
