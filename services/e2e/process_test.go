@@ -85,8 +85,8 @@ type process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
-	// starts is how often it was started.
-	starts int
+	// logged is how long its log was when it was started.
+	logged int
 }
 
 // newProcess prepares a program. When the test ends, it fails if the program logged a race or a
@@ -226,6 +226,7 @@ func (p *process) start() *process {
 	}
 	defer stdout.Close()
 	p.cmd.Stderr, p.cmd.Stdout = stderr, stdout
+	p.logged = len(p.log())
 	done, started := make(chan struct{}), make(chan error, 1)
 	go func() {
 		// The parent-death signal is sent when the thread that forked ends, and Go ends idle
@@ -243,7 +244,6 @@ func (p *process) start() *process {
 		p.t.Fatal(err)
 	}
 	p.done = done
-	p.starts++
 	return p
 }
 
@@ -307,7 +307,7 @@ func (p *process) ends(within time.Duration) {
 const patience = 2 * time.Minute
 
 // listening reports whether the service listens. Before that, it has not opened its store.
-func (p *process) listening() bool { return strings.Count(p.log(), `"msg":"listening"`) == p.starts }
+func (p *process) listening() bool { return strings.Contains(p.log()[p.logged:], `"msg":"listening"`) }
 
 // listens waits until the service listens.
 func (p *process) listens() *process {
