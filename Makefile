@@ -138,7 +138,8 @@ sbom: ## Write an SBOM of the program in each image, with its C libraries, into 
 		container=$$($(DOCKER) create --network=none $(IMAGE)); \
 		$(DOCKER) cp $$container:/app $(SBOM_DIR)/$$program; \
 		$(DOCKER) rm $$container >/dev/null; \
-		$(GO) run ./services/cmd/sbom $(SBOM_DIR)/$$program >$(SBOM_DIR)/$$program.cdx.json; \
+		$(GO) run ./services/cmd/sbom $(SBOM_DIR)/$$program >$(SBOM_DIR)/$$program.tmp; \
+		mv $(SBOM_DIR)/$$program.tmp $(SBOM_DIR)/$$program.cdx.json; \
 		rm $(SBOM_DIR)/$$program; \
 	done
 
