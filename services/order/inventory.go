@@ -9,6 +9,7 @@ import (
 	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/inventory"
+	"ordersystem.dev/services/order/audit"
 )
 
 // viewPoll is the pause while the view comes to the end of the topics.
@@ -22,17 +23,17 @@ func newInventory(s *store, c *catchUp, admin *broker.Admin, log *slog.Logger) *
 			if err := c.ready(); err != nil {
 				return err
 			}
-			return awaitEnd(ctx, s, admin)
+			return awaitEnd(ctx, s, admin.Bounds)
 		},
 		Log: log,
 	}
 }
 
 // awaitEnd waits until the view has come to where the topics end now.
-func awaitEnd(ctx context.Context, s *store, admin *broker.Admin) error {
+func awaitEnd(ctx context.Context, s *store, bounds audit.BoundsFunc) error {
 	patient, cancel := context.WithTimeout(ctx, inventory.Patience)
 	defer cancel()
-	first, end, err := admin.Bounds(patient, s.topics...)
+	first, end, err := bounds(patient, s.topics...)
 	if err != nil {
 		return err
 	}

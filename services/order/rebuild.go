@@ -157,6 +157,12 @@ func (b *rebuilder) begin(ctx context.Context, sh *shadow, o rebuild.Options) er
 	if space.Left < needed {
 		return fmt.Errorf("the volume has %d MiB left, and a second view may need %d", space.Left>>20, needed>>20)
 	}
+	if o.Drop {
+		// Compaction may have removed what the view has read in favour of what it has not.
+		if err := awaitEnd(ctx, b.store, b.bounds); err != nil {
+			return err
+		}
+	}
 	at, err := b.store.offsets(ctx)
 	if err != nil {
 		return err
@@ -227,7 +233,7 @@ func (b *rebuilder) finishIn(
 	if err != nil {
 		return nil, err
 	}
-	found, err := compare(tx)
+	found, err := compare(tx, o.Swap)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +243,11 @@ func (b *rebuilder) finishIn(
 		return nil, err
 	}
 	if o.Swap && found.Differ() > 0 {
-		if found.Refused = found.refusal(o); found.Refused == "" {
+		room, err := tx.Room()
+		if err != nil {
+			return nil, err
+		}
+		if found.Refused = found.refusal(o, room); found.Refused == "" {
 			if err := found.swap(tx); err != nil {
 				return nil, err
 			}

@@ -195,7 +195,9 @@ func (s *server) await(ctx context.Context, id string, least int64, wait time.Du
 		case <-timeUp.C:
 			waiting = false
 		case <-ctx.Done():
-			waiting = false
+			// The client has gone.
+			leave()
+			return found, nil
 		case <-s.stopping.Done():
 			// Not as it is: the wait is not over, and the next service may well find the order.
 			waiting, stops = false, errStopping

@@ -337,6 +337,24 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	}
 }
 
+// It is counted with the response that it would have got, not as a failure of the service.
+func TestAClientThatGoesIsNoFailure(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	s := &server{store: a.store, waiters: a.waiters, stopping: t.Context()}
+	ctx, leave := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.await(ctx, "A", 1, time.Hour)
+		ended <- err
+	}()
+	a.watched(t, 1)
+	leave()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // Nobody woke these look-ups. They find the order all the same when their wait is over, or the service stops.
 func TestLookUpHasTheOrderAsItIsAtItsEnd(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,8 @@ const (
 	// claimTime is for how long a command has the shadow after each batch. One that was killed holds up the
 	// next one by this.
 	claimTime = time.Minute
+	// closePatience is what the last transaction of a command may take.
+	closePatience = 5 * time.Second
 	// longest is what a transaction about the whole view may take. Batches of the consumer wait meanwhile.
 	longest = 2 * time.Minute
 	// mostExamples is how many orders of each difference are named.
@@ -33,8 +35,8 @@ const (
 var (
 	errClaimed = fmt.Errorf(
 		"another process rebuilds the view, or one that did was killed less than %s ago", claimTime)
-	errClaimLost = fmt.Errorf(
-		"another command to rebuild the view has begun: this one has stood still for more than %s", claimTime)
+	errClaimLost = errors.New("another command to rebuild the view has begun, or the database has lost what this " +
+		"one has written: repeat the command")
 	errPartitions = errors.New(
 		"meanwhile a topic was recreated, or got partitions, or is read again: repeat the command")
 )
@@ -46,6 +48,9 @@ type shadow struct {
 	db *sqldb.DB
 	// owner is the name of the command.
 	owner string
+	// expires is when its claim ends, as its last transaction has written it. It grows each time, and is
+	// compared: a database that has lost a transaction, such as after a failover, has an earlier one.
+	expires int64
 	// read is how far the topics are in the shadow. It has the partitions that the live view has.
 	read map[broker.Partition]int64
 	// unusable counts the records that take no effect. Their dead letters are the consumer's.
@@ -62,15 +67,17 @@ func newShadow(ctx context.Context, db *sqldb.DB) (*shadow, error) {
 		if err != nil {
 			return err
 		}
+		expires := now.Add(claimTime).UnixMilli()
 		claimed, err := tx.Exec(`INSERT INTO rebuild(key, owner, expires_at) VALUES (0, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
-			WHERE rebuild.expires_at <= ?`, sh.owner, now.Add(claimTime).UnixMilli(), now.UnixMilli())
+			WHERE rebuild.expires_at <= ?`, sh.owner, expires, now.UnixMilli())
 		if err == nil && claimed == 0 {
 			err = errClaimed
 		}
 		if err != nil {
 			return err
 		}
+		tx.AfterCommit(func() { sh.expires = expires })
 		return empty(tx)
 	})
 	if err != nil {
@@ -85,9 +92,10 @@ func empty(tx *sqldb.Tx) error {
 	return err
 }
 
-// close empties the shadow, and lets the next command begin, unless it has begun already.
+// close empties the shadow, and lets the next command begin, unless it has begun already. A database that does
+// not respond must not hold up the end of the service: the next command empties the shadow too.
 func (sh *shadow) close(ctx context.Context) error {
-	return sh.db.LongTx(context.WithoutCancel(ctx), longest, func(tx *sqldb.Tx) error {
+	return sh.db.LongTx(context.WithoutCancel(ctx), closePatience, func(tx *sqldb.Tx) error {
 		released, err := tx.Exec("UPDATE rebuild SET expires_at = 0 WHERE key = 0 AND owner = ?", sh.owner)
 		if err != nil || released == 0 {
 			return err
@@ -103,12 +111,17 @@ func (sh *shadow) hold(tx *sqldb.Tx) error {
 	if err != nil {
 		return err
 	}
-	held, err := tx.Exec("UPDATE rebuild SET expires_at = ? WHERE key = 0 AND owner = ?",
-		now.Add(claimTime).UnixMilli(), sh.owner)
+	expires := max(now.Add(claimTime).UnixMilli(), sh.expires+1)
+	held, err := tx.Exec("UPDATE rebuild SET expires_at = ? WHERE key = 0 AND owner = ? AND expires_at = ?",
+		expires, sh.owner, sh.expires)
 	if err == nil && held == 0 {
 		err = errClaimLost
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	tx.AfterCommit(func() { sh.expires = expires })
+	return nil
 }
 
 // begin sets where reading begins: at the first offsets, in the partitions that end where end says. The live
@@ -187,17 +200,21 @@ func addIn(tx *sqldb.Tx, batch []fold.Decoded) (unusable int64, err error) {
 type comparison struct {
 	rebuild.Result
 	// surplus are the IDs of the orders that only the live view has, and others those of all else that
-	// differs, mostSwapped at most.
+	// differs, mostSwapped at most. There are none unless they are to be swapped.
 	surplus, others []any
+	swaps           bool
+	// bytes is what a swap writes at most.
+	bytes int64
 }
 
-// compare compares the live view with the shadow.
-func compare(tx *sqldb.Tx) (*comparison, error) {
-	c := &comparison{}
+// compare compares the live view with the shadow, for a swap if that is wanted.
+func compare(tx *sqldb.Tx, swaps bool) (*comparison, error) {
+	c := &comparison{swaps: swaps}
 	c.Differing, c.Examples = make(map[rebuild.Difference]int64), []rebuild.Order{}
 	err := tx.Query("SELECT count(*) FROM "+shadowTable, func(rows *sql.Rows) error { return rows.Scan(&c.Orders) })
 	if err == nil {
-		err = tx.Query(`SELECT coalesce(v.order_id, t.order_id), v.version, t.version
+		err = tx.Query(`SELECT coalesce(v.order_id, t.order_id), v.version, t.version,
+				v.event_id IS DISTINCT FROM t.event_id, coalesce(length(t.body), 0)
 			FROM `+liveTable+` v FULL JOIN `+shadowTable+` t ON t.order_id = v.order_id
 			WHERE v.version IS DISTINCT FROM t.version OR v.event_id IS DISTINCT FROM t.event_id
 			OR v.total IS DISTINCT FROM t.total OR v.body IS DISTINCT FROM t.body`, c.scan)
@@ -209,11 +226,14 @@ func compare(tx *sqldb.Tx) (*comparison, error) {
 	return c, nil
 }
 
-// scan takes a row of an order that differs: its ID and both versions.
+// scan takes a row of an order that differs: its ID, both versions, whether they are of different events, and
+// the size of its contents in the topics.
 func (c *comparison) scan(rows *sql.Rows) error {
 	var o rebuild.Order
 	var view, topics sql.NullInt64
-	if err := rows.Scan(&o.OrderID, &view, &topics); err != nil {
+	var otherEvent bool
+	var size int
+	if err := rows.Scan(&o.OrderID, &view, &topics, &otherEvent, &size); err != nil {
 		return err
 	}
 	o.View, o.Topics = view.Int64, topics.Int64
@@ -225,25 +245,32 @@ func (c *comparison) scan(rows *sql.Rows) error {
 		o.Difference = rebuild.OnlyInTopics
 	case o.View > o.Topics:
 		o.Difference = rebuild.NewerInView
+	case o.View == o.Topics && otherEvent:
+		// The first of two events with one version counts. Compaction may have left the other one.
+		o.Difference = rebuild.OtherEventInView
 	default:
 		o.Difference = rebuild.Different
 	}
 	if c.Differing[o.Difference]++; c.Differing[o.Difference] <= mostExamples {
 		c.Examples = append(c.Examples, o)
 	}
-	if len(c.surplus)+len(c.others) < mostSwapped {
+	if c.swaps && len(c.surplus)+len(c.others) < mostSwapped {
 		*ids = append(*ids, o.OrderID)
+		c.bytes += sqldb.Cost(size)
 	}
 	return nil
 }
 
-// refusal returns why the view must not be swapped, or "".
-func (c *comparison) refusal(o rebuild.Options) string {
-	lost := c.Differing[rebuild.OnlyInView] + c.Differing[rebuild.NewerInView]
+// refusal returns why the view must not be swapped, or "". room is how many bytes may be written.
+func (c *comparison) refusal(o rebuild.Options, room int64) string {
+	lost := c.Differing[rebuild.OnlyInView] + c.Differing[rebuild.NewerInView] + c.Differing[rebuild.OtherEventInView]
 	switch {
 	case lost > 0 && !o.Drop:
 		return fmt.Sprintf("nothing is changed: of %d orders, only the view has the newest version. If they are to "+
 			"be lost, use drop=true (orderctl rebuild -swap -drop)", lost)
+	case c.bytes > room:
+		return fmt.Sprintf("nothing is changed: the volume has room for %d MiB more, and the swap may write %d",
+			max(0, room)>>20, c.bytes>>20)
 	case c.Differ() > mostSwapped:
 		return fmt.Sprintf("nothing is changed: %d orders differ, and a swap takes %d at most. Delete the store "+
 			"instead (docs/operations.md, Storage)", c.Differ(), mostSwapped)

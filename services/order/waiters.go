@@ -157,9 +157,9 @@ func (w *waiters) follow(ctx context.Context, s *store) error {
 	}
 }
 
-// pauseAfter returns when to ask the store again after a query that took so long. A slow store is not asked for
-// more than a fifth of the time. A query that took seconds says nothing about the next one: this process or
-// the database has stood still.
+// pauseAfter returns when to ask the store again after a query that took so long. A store that takes longer is
+// asked less often, up to a point: a query that took seconds says nothing about the next one, because this
+// process or the database has stood still.
 func pauseAfter(took time.Duration) time.Duration {
 	return min(max(askStore, 4*took), askSlowStore)
 }

@@ -22,10 +22,9 @@ type Partition struct {
 	Number  int32
 }
 
-// Compare orders partitions by topic, topic ID and number.
+// Compare orders partitions by topic ID and number, as the stores do.
 func (p Partition) Compare(q Partition) int {
-	return cmp.Or(
-		strings.Compare(p.Topic, q.Topic), strings.Compare(p.TopicID, q.TopicID), cmp.Compare(p.Number, q.Number))
+	return cmp.Or(strings.Compare(p.TopicID, q.TopicID), cmp.Compare(p.Number, q.Number))
 }
 
 // Place is where a batch is stored: by the offset of its first record.

@@ -66,12 +66,14 @@ func (o Options) query() string {
 // Difference is a way in which an order of the view is not what the topics say.
 type Difference string
 
-// The differences. The topics do not have what the first two name.
+// The differences. The topics do not have what the first three name.
 const (
 	// OnlyInView: the topics do not have the order.
 	OnlyInView Difference = "only-in-view"
 	// NewerInView: the topics have an older version.
 	NewerInView Difference = "newer-in-view"
+	// OtherEventInView: the topics have another event with the same version.
+	OtherEventInView Difference = "other-event-in-view"
 	// OnlyInTopics: the view lacks the order.
 	OnlyInTopics Difference = "only-in-topics"
 	// Different: the view has an older version, or other contents.
