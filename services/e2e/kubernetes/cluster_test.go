@@ -90,25 +90,16 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// loadImages loads images into the cluster: those that the charts and the Jobs of the runbooks name, as
-// `make images` built them, and the test's broker.
+// loadImages loads images into the cluster: those that the charts name, as `make images` built
+// them, and the test's broker.
 func loadImages(t *testing.T, c *cluster) {
 	t.Helper()
-	var manifests []string
-	for _, chart := range []string{"charts/orders", "charts/lag-operator"} {
-		manifests = append(manifests, c.run(t, "helm", "template", "release", chart))
-	}
-	for _, job := range []string{"dead-letters.yaml", "reconcile.yaml"} {
-		text, err := os.ReadFile(filepath.Join(root, runbooks, job))
-		if err != nil {
-			t.Fatal(err)
-		}
-		manifests = append(manifests, string(text))
-	}
 	var images []string
-	for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(
-		strings.Join(manifests, "\n"), -1) {
-		images = append(images, m[1])
+	for _, chart := range []string{"charts/orders", "charts/lag-operator"} {
+		for _, m := range regexp.MustCompile(`(?m)^ *(?:- )?image: *"?([^"\s]+)`).FindAllStringSubmatch(
+			c.run(t, "helm", "template", "release", chart), -1) {
+			images = append(images, m[1])
+		}
 	}
 	slices.Sort(images)
 	images = slices.Compact(images)

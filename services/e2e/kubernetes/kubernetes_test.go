@@ -10,15 +10,10 @@ package kubernetes
 import (
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/contract"
 )
@@ -94,9 +89,7 @@ func TestInstallation(t *testing.T) {
 		{"no order is lost when the broker is deleted and comes back", i.disturbBroker},
 		{"renewed certificates are used without a restart", i.renewCertificates},
 		{"an Order store whose volume is gone is rebuilt from Kafka", i.rebuild},
-		{"the runbook's Job finds the stores and the topics alike", i.reconcile},
 		{"a missing right is named, and nothing is lost over it", i.missRights},
-		{"the runbook's Job lists the dead letter", i.listDeadLetters},
 		{"the lag operator came through all that", i.lagIsRightAtTheEnd},
 		{"uninstalling the lag operator leaves what was declared", i.uninstallLagOperator},
 		{"uninstalling leaves the data and what is not the release's", i.uninstall},
@@ -323,57 +316,6 @@ func (i *installation) rebuild(t *testing.T) {
 	i.helm(t, "upgrade", "orders", "charts/orders")
 	i.rollout(t)
 	i.finds(t, i.placed)
-}
-
-// runbooks is where the manifests of the runbooks are. They are for the namespace orders.
-const runbooks = "docs/runbooks/"
-
-// runbook returns a manifest of the runbooks, for this namespace.
-func (i *installation) runbook(t *testing.T, file string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, runbooks, file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.ReplaceAll(string(text), "namespace: orders\n", "namespace: "+i.namespace+"\n")
-}
-
-// job runs the Job of a runbook as the user of tools.yaml, deletes what it needed, and returns its log.
-func (i *installation) job(t *testing.T, name string) (log string) {
-	t.Helper()
-	declared, _, _ := strings.Cut(i.runbook(t, "tools.yaml"), "\n---\n")
-	var user resource
-	if err := yaml.Unmarshal([]byte(declared), &user); err != nil {
-		t.Fatal(err)
-	}
-	i.strimzi.grantAll(t, user)
-	i.strimzi.writeSecret(t, user)
-	manifest := i.runbook(t, name+".yaml")
-	i.apply(t, manifest)
-	i.kubectl(t, "wait", "job/"+name, "--for=condition=Complete", "--timeout=2m")
-	// An attempt before it may have failed.
-	pod := i.kubectl(t, "get", "pods", "-l", "job-name="+name, "--field-selector=status.phase=Succeeded",
-		"-o", "jsonpath={.items[0].metadata.name}")
-	log = i.kubectl(t, "logs", pod)
-	if _, err := i.try(t.Context(), manifest, "kubectl", "delete", "--cascade=foreground", "-f", "-"); err != nil {
-		t.Fatal(err)
-	}
-	i.kubectl(t, "delete", "secret", user.Metadata.Name)
-	return log
-}
-
-func (i *installation) reconcile(t *testing.T) {
-	log := i.job(t, "reconcile")
-	if !regexp.MustCompile(`[1-9][0-9]* orders compared, 0 differ`).MatchString(log) {
-		t.Errorf("the stores and the topics were not compared, or differ: %s", log)
-	}
-}
-
-// listDeadLetters looks for the one that missRights has caused.
-func (i *installation) listDeadLetters(t *testing.T) {
-	if log := i.job(t, "dead-letters"); !strings.Contains(log, `"reason":"undecodable"`) {
-		t.Errorf("no dead letter is listed: %s", log)
-	}
 }
 
 // missRights revokes rights of the services while they work, and grants them again.

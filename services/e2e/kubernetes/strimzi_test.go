@@ -262,8 +262,7 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
 		fmt.Fprintf(&file, "%s=%s\n", name, properties[name])
 	}
-	// Among the names that Strimzi gives a broker.
-	cert, key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker, "orders-kafka-bootstrap",
+	cert, key := s.clusterCA.Issue(t, "orders-kafka", "localhost", broker,
 		fmt.Sprintf("orders-kafka-bootstrap.%s.svc", ns))
 	s.cluster.secret(t, "orders-dual-role-0", map[string][]byte{
 		"server.properties": file.Bytes(),
@@ -277,15 +276,9 @@ func (s *strimzi) prepareKafka(t *testing.T) {
 func (s *strimzi) allow(t *testing.T) {
 	t.Helper()
 	for _, u := range s.users {
-		s.grantAll(t, u)
-	}
-}
-
-// grantAll creates the rights that a KafkaUser declares.
-func (s *strimzi) grantAll(t *testing.T, user resource) {
-	t.Helper()
-	for _, a := range user.Spec.Authorization.ACLs {
-		s.grant(t, user.Metadata.Name, a)
+		for _, a := range u.Spec.Authorization.ACLs {
+			s.grant(t, u.Metadata.Name, a)
+		}
 	}
 }
 
@@ -347,19 +340,13 @@ func (s *strimzi) writeSecrets(t *testing.T) (names []string) {
 	s.cluster.secret(t, "orders-cluster-ca-cert", map[string][]byte{"ca.crt": s.clusterCA.PEM})
 	names = append(names, "orders-cluster-ca-cert")
 	for _, u := range s.users {
-		s.writeSecret(t, u)
+		cert, key := s.clientsCA.Issue(t, u.Metadata.Name)
+		s.cluster.secret(t, u.Metadata.Name,
+			map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
 		names = append(names, u.Metadata.Name)
 		s.isReady(t, u, map[string]any{"username": "CN=" + u.Metadata.Name, "secret": u.Metadata.Name})
 	}
 	return names
-}
-
-// writeSecret writes the Secret of a user.
-func (s *strimzi) writeSecret(t *testing.T, user resource) {
-	t.Helper()
-	cert, key := s.clientsCA.Issue(t, user.Metadata.Name)
-	s.cluster.secret(t, user.Metadata.Name,
-		map[string][]byte{"user.crt": cert, "user.key": key, "ca.crt": s.clientsCA.PEM})
 }
 
 // createTopics creates the named topics, as the Topic Operator does. It returns when the broker has
