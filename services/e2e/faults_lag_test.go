@@ -4,8 +4,6 @@ import (
 	"context"
 	"math"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,16 +42,7 @@ type lagShown struct {
 // watchLag starts a collector, and to compare it with Kafka.
 func watchLag(t testing.TB, kafka string) *lagWatch {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	text := "clusters: [{name: orders, bootstrapServers: '" + kafka + "', discover: " + contract.GroupOrder + "}]\n" +
-		"interval: 1s\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	addr := local(freePorts(1))
-	w := &lagWatch{t: t, collector: newProcess(t, "lag-collector", "CONFIG_FILE="+file, "OPS_ADDR="+addr)}
-	w.collector.ops = "http://" + addr
-	w.collector.start().ready()
+	w := &lagWatch{t: t, collector: startCollector(t, kafka, contract.GroupOrder, "")}
 	w.offsets = testenv.WatchOffsets(t, kafka, contract.GroupOrder, contract.OrderTopics()...)
 	ctx, stop := context.WithCancel(t.Context())
 	w.stop = stop

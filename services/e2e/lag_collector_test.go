@@ -11,6 +11,21 @@ import (
 	"ordersystem.dev/services/internal/testenv"
 )
 
+// startCollector starts a collector of the groups that a pattern matches, with more lines in its file.
+func startCollector(t testing.TB, kafka, groups, more string) *process {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	text := "clusters: [{name: orders, bootstrapServers: '" + kafka + "', discover: " + groups + "}]\n" +
+		"interval: 1s\n" + more
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr := local(freePorts(1))
+	collector := newProcess(t, "lag-collector", "CONFIG_FILE="+file, "OPS_ADDR="+addr)
+	collector.ops = "http://" + addr
+	return collector.start().ready()
+}
+
 // The collector shows groups that are behind, and whether it can read Kafka. It needs nothing but its
 // file.
 func TestLagCollectorWithoutKubernetes(t *testing.T) {
@@ -22,16 +37,7 @@ func TestLagCollectorWithoutKubernetes(t *testing.T) {
 	for _, id := range []string{"a", "b", "c"} {
 		cart.create(id)
 	}
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	text := "clusters: [{name: orders, bootstrapServers: '" + kafka.Addr + "', discover: order-.*}]\n" +
-		"interval: 1s\nwatchNamespaces: [orders]\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	addr := local(freePorts(1))
-	collector := newProcess(t, "lag-collector", "CONFIG_FILE="+file, "OPS_ADDR="+addr)
-	collector.ops = "http://" + addr
-	collector.start().ready()
+	collector := startCollector(t, kafka.Addr, "order-.*", "watchNamespaces: [orders]\n")
 
 	eventually(t, patience, "the unread orders are lag", func() (bool, string) {
 		// The markers of transactions count too. No other group matches.
