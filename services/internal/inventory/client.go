@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"ordersystem.dev/services/internal/web"
 )
 
 // errCut is an inventory without its last line.
@@ -22,20 +24,11 @@ func Read(ctx context.Context, addr string, ids []string, entry func(Entry)) err
 	if len(ids) > 0 {
 		target += "?" + url.Values{"orderId": ids}.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := web.Ask(ctx, http.MethodGet, target)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		// A text for a person, not a page of some other server.
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return fmt.Errorf("the answer is %s: %s", resp.Status, strings.TrimSpace(string(text)))
-	}
 	var orders int64
 	for decoder := json.NewDecoder(bufio.NewReaderSize(resp.Body, 64<<10)); ; {
 		var l line

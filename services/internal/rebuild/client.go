@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
+
+	"ordersystem.dev/services/internal/web"
 )
 
 // errCut is a response without its last line.
@@ -20,20 +21,11 @@ func Run(ctx context.Context, addr string, o Options, progress func(Progress)) (
 	if query := o.query(); query != "" {
 		target += "?" + query
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := web.Ask(ctx, http.MethodPost, target)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		// A text for a person, not a page of some other server.
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return nil, fmt.Errorf("the answer is %s: %s", resp.Status, strings.TrimSpace(string(text)))
-	}
 	var result *Result
 	for decoder := json.NewDecoder(resp.Body); ; {
 		var l Line

@@ -1,5 +1,5 @@
 // Package web is what the HTTP servers of all services share: listening and draining, routes that
-// ignore case, problems as responses, request metrics, and the operations endpoints.
+// ignore case, problems as responses, request metrics, and the operations endpoints with their client.
 package web
 
 import (
