@@ -25,7 +25,7 @@ type Config struct {
 
 // ConfigFromEnv reads the configuration from the environment. It reports every mistake to e.
 func ConfigFromEnv(e *env.Env) Config {
-	return Config{
+	c := Config{
 		Endpoints:   service.EndpointsFromEnv(e, ":5000"),
 		DataDir:     e.String("DATA_DIR", "data/cart"),
 		DatabaseURL: sqldb.URLFromEnv(e),
@@ -35,6 +35,9 @@ func ConfigFromEnv(e *env.Env) Config {
 		MaxBacklogBytes: e.Int("MAX_BACKLOG_BYTES", 1<<30, 1, 1<<50),
 		Kafka:           broker.ConfigFromEnv(e),
 	}
+	// Cart meets a damaged batch when it rebuilds its store, which can hold no note of it then.
+	c.Kafka.SkipDamaged = broker.SkipDamagedFromEnv(e)
+	return c
 }
 
 // LogValue returns the configuration for the log. The part for Kafka masks its secrets.

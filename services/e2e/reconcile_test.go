@@ -20,13 +20,19 @@ import (
 // orderctl runs orderctl and returns its exit code and what it prints.
 func orderctl(t *testing.T, kafka string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return orderctlWith(t, []string{"KAFKA_BROKERS=" + kafka}, args...)
+}
+
+// orderctlWith is orderctl with an environment.
+func orderctlWith(t *testing.T, env []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	programs, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out, errs strings.Builder
 	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "orderctl"), args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"KAFKA_BROKERS=" + kafka}, &out, &errs
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, &out, &errs
 	err = cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode(), out.String(), errs.String()

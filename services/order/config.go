@@ -18,7 +18,7 @@ type Config struct {
 	DatabaseURL string
 	// AuditCacheBytes is how large the indexes of the audit may be together; 0: as the disk allows.
 	AuditCacheBytes int
-	// Kafka is how to reach the cluster. Run sets its client ID and statistics.
+	// Kafka is how to reach the cluster. Run sets its client ID and statistics, and what it skips.
 	Kafka broker.Config
 }
 

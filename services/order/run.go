@@ -18,6 +18,7 @@ import (
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/rebuild"
 	"ordersystem.dev/services/internal/service"
+	"ordersystem.dev/services/internal/skip"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/order/audit"
@@ -56,6 +57,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
+	// Whoever meets a damaged batch asks the store: see skipper.
+	cfg.Kafka.SkipDamaged = store.skips
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)
 	if err != nil {
@@ -85,7 +88,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	svc.Listings = map[string]http.Handler{inventory.Path: newInventory(store, catching, admin, log)}
 	rebuilder := newRebuilder(store, catching, lookups, admin.Bounds, source.Read, log)
-	svc.Commands = map[string]http.Handler{rebuild.Path: rebuilder}
+	skipper := newSkipper(store, func(
+		ctx context.Context, p broker.Partition, offset int64,
+	) (*broker.DamagedError, error) {
+		return broker.FindDamage(ctx, cfg.Kafka, p, offset)
+	}, log)
+	svc.Commands = map[string]http.Handler{rebuild.Path: rebuilder, skip.Path: skipper}
 
 	// Once it has caught up, the service stays ready, even if the consumer or the database fails.
 	svc.Ready.Set(nil)
@@ -113,6 +121,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 			},
 			func(ctx context.Context) error { return catching.run(ctx, admin, store, letters, shares, log) },
 			rebuilder.command.Run,
+			skipper.command.Run,
 		},
 		// The consumer finishes its batch, and the relay publishes the dead letters that it can.
 		service.Stage{

@@ -41,16 +41,11 @@ func parseLetters(args []string) (*lettersOptions, error) {
 	if !slices.Contains([]string{"list", "show", "redrive"}, o.verb) {
 		return nil, usageError{fmt.Errorf("there is no dead-letters %s: use list, show or redrive", o.verb)}
 	}
-	// Flags may follow the letter, too.
-	var arguments []string
-	if o.verb == "show" && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		arguments, args = args[:1], args[1:]
-	}
-	rest, err := parseFlags(o.flags(), args)
+	arguments, err := parseFlags(o.flags(), args)
 	if err != nil {
 		return nil, err
 	}
-	return o, o.check(append(arguments, rest...))
+	return o, o.check(arguments)
 }
 
 // flags returns the flags, which set o.

@@ -1,5 +1,6 @@
 // Command orderctl repairs what the services cannot repair by themselves. It looks at the dead letters, and
-// compares the stores with the topics. What it finds, it has Cart publish again, or Order rebuild its view.
+// compares the stores with the topics. What it finds, it has Cart publish again, or Order rebuild its view. What
+// no client can read any more, it has Order skip.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 
 	"ordersystem.dev/services/internal/broker"
@@ -29,7 +31,8 @@ const (
 
 const usage = `orderctl looks at the dead letters of the order topics, and compares the stores of Cart and Order with
 the topics. What is wrong with an order, it repairs by having Cart publish the newest version again. A view of
-Order that is wrong although the topics are right, it has Order rebuild.
+Order that is wrong although the topics are right, it has Order rebuild. A damaged batch that holds Order up, and
+of which no whole copy is left, it has Order skip.
 
   orderctl dead-letters list                      a line for each letter
   orderctl dead-letters show PARTITION/OFFSET     one letter, whole
@@ -38,12 +41,15 @@ Order that is wrong although the topics are right, it has Order rebuild.
   orderctl reconcile -repair                      the same, and has Cart publish those orders again
   orderctl rebuild                                how Order's view differs from the topics
   orderctl rebuild -swap                          the same, and has Order make its view what the topics have
+  orderctl skip TOPIC/PARTITION/OFFSET            whether that is a damaged batch which Order could skip
+  orderctl skip TOPIC/PARTITION/OFFSET -confirm   the same, and has Order skip it
 
 Kafka is that of the environment, as for the services: KAFKA_BROKERS, KAFKA_SECURITY_PROTOCOL,
 KAFKA_PREFIX and so on (docs/configuration.md). redrive needs Cart's operations port, and reconcile
-needs Order's too. rebuild needs only Order's, and no Kafka. Cart publishes and Order rebuilds only for a
-caller on its own host; on Kubernetes, that is kubectl port-forward deployment/orders-cart 5001, or
-deployment/orders-order 7001. The services go on meanwhile.
+needs Order's too. rebuild and skip need only Order's, and no Kafka. Cart publishes and Order rebuilds and skips
+only for a caller on its own host; on Kubernetes, that is kubectl port-forward deployment/orders-cart 5001, or
+deployment/orders-order 7001. The services go on meanwhile. Where a batch is damaged, reconcile waits for it, unless
+KAFKA_SKIP_DAMAGED has its place.
 The exit code is 0 if all was done and all is well, 1 if something failed, was refused or differs,
 and 2 if the command or the environment is wrong.
 `
@@ -76,8 +82,12 @@ func parse(args []string) (command, error) {
 		return parseReconcile(args[1:])
 	case args[0] == "rebuild":
 		return parseRebuild(args[1:])
+	case args[0] == "skip":
+		return parseSkip(args[1:])
 	default:
-		return nil, usageError{fmt.Errorf("there is no command %q: use dead-letters, reconcile or rebuild", args[0])}
+		return nil, usageError{
+			fmt.Errorf("there is no command %q: use dead-letters, reconcile, rebuild or skip", args[0]),
+		}
 	}
 }
 
@@ -109,14 +119,18 @@ func parseOnlyFlags(command string, flags *flag.FlagSet, args []string) error {
 	return err
 }
 
-// parseFlags returns the arguments that are no flags.
+// parseFlags returns the arguments that are no flags. One may come before them.
 func parseFlags(flags *flag.FlagSet, args []string) ([]string, error) {
+	var arguments []string
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		arguments, args = args[:1:1], args[1:]
+	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil, err
 	} else if err != nil {
 		return nil, usageError{err}
 	}
-	return flags.Args(), nil
+	return append(arguments, flags.Args()...), nil
 }
 
 // help prints how to use the program.
@@ -129,6 +143,7 @@ func help(to io.Writer) {
 		{"list and redrive", (&lettersOptions{}).flags()},
 		{"reconcile", (&reconcileOptions{}).flags()},
 		{"rebuild", (&rebuildOptions{}).flags()},
+		{"skip", (&skipOptions{}).flags()},
 	} {
 		fmt.Fprintf(to, "\nThe flags of %s:\n", of.command)
 		of.flags.SetOutput(to)
@@ -147,9 +162,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		e := env.New(getenv)
 		cfg := broker.ConfigFromEnv(e)
-		cfg.ClientID = "orderctl"
-		// It is Order that reads Kafka for a rebuild.
-		_, elsewhere := c.(*rebuildOptions)
+		cfg.ClientID, cfg.SkipDamaged = "orderctl", broker.SkipDamagedFromEnv(e)
+		elsewhere := false
+		switch c.(type) {
+		case *rebuildOptions, *skipOptions:
+			// It is Order that reads Kafka for these.
+			elsewhere = true
+		}
 		if err = e.Err(); err == nil || elsewhere {
 			err = c.run(ctx, &kafka{cfg, log, stderr}, stdout)
 		}

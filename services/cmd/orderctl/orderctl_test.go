@@ -246,6 +246,9 @@ func TestUsage(t *testing.T) {
 		"reconcile all":                         `reconcile takes no argument "all"`,
 		"rebuild all":                           `rebuild takes no argument "all"`,
 		"rebuild -drop":                         "-drop is for -swap",
+		"skip":                                  "skip needs one TOPIC/PARTITION/OFFSET",
+		"skip orders/3/17 orders/3/18":          "skip needs one TOPIC/PARTITION/OFFSET",
+		"skip orders/3":                         `"orders/3" is no topic/partition/offset`,
 		"dead-letters":                          "needs list, show or redrive",
 		"dead-letters drop":                     "there is no dead-letters drop",
 		"dead-letters list now":                 `list takes no argument "now"`,
@@ -268,7 +271,8 @@ func TestUsage(t *testing.T) {
 		if code != 0 {
 			t.Errorf("%v: exit code %d", args, code)
 		}
-		has(stdout, "orderctl dead-letters redrive", "-confirm", "orderctl rebuild -swap", "-drop")
+		has(stdout, "orderctl dead-letters redrive", "-confirm", "orderctl rebuild -swap", "-drop",
+			"orderctl skip TOPIC/PARTITION/OFFSET -confirm")
 	}
 	code, _, stderr := s.run("dead-letters", "show", "0/99")
 	if code != 1 {

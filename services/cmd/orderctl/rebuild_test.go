@@ -9,9 +9,11 @@ import (
 	"testing"
 )
 
-// rebuilds runs orderctl rebuild without a Kafka, against an Order that responds with these lines. It returns
+// commands runs a command of orderctl without a Kafka, against an Order that responds with these lines. It returns
 // what Order was asked for.
-func rebuilds(t *testing.T, status int, lines string, args ...string) (code int, asked, stdout, stderr string) {
+func commands(
+	t *testing.T, command string, status int, lines string, args ...string,
+) (code int, asked, stdout, stderr string) {
 	t.Helper()
 	order := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = r.Method + " " + r.URL.String()
@@ -20,7 +22,7 @@ func rebuilds(t *testing.T, status int, lines string, args ...string) (code int,
 	}))
 	defer order.Close()
 	var out, errs bytes.Buffer
-	args = append([]string{"rebuild", "-order", order.URL + "/"}, args...)
+	args = append([]string{command, "-order", order.URL + "/"}, args...)
 	code = run(t.Context(), args, func(string) string { return "" }, &out, &errs)
 	return code, asked, out.String(), errs.String()
 }
@@ -74,7 +76,7 @@ all: 1 different, 30 only-in-view`
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			code, asked, stdout, stderr := rebuilds(t, tt.status, tt.lines, strings.Fields(tt.args)...)
+			code, asked, stdout, stderr := commands(t, "rebuild", tt.status, tt.lines, strings.Fields(tt.args)...)
 			if code != tt.code || asked != tt.asked || stdout != tt.stdout || !strings.Contains(stderr, tt.stderr) {
 				t.Errorf("exit code %d, Order was asked %q, printed:\n%s%s\nwant %d, %q, %q, %q",
 					code, asked, stdout, stderr, tt.code, tt.asked, tt.stdout, tt.stderr)

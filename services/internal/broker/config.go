@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -21,9 +20,9 @@ type Config struct {
 	// transactional IDs. It may be empty.
 	Prefix string
 
-	// SkipDamaged has the damaged batches that readers pass, because no whole copy is left. The
-	// reader of a damaged batch that is not in it waits.
-	SkipDamaged map[Place]bool
+	// SkipDamaged reports whether readers pass a damaged batch, because no whole copy is left. The
+	// reader of any other damaged batch waits, and asks again every second. nil passes none.
+	SkipDamaged func(ctx context.Context, at Place) (bool, error)
 
 	// Stats makes metrics of the clients. It is nil where they are not wanted.
 	Stats *Stats
@@ -73,7 +72,7 @@ func ConfigFromEnv(e *env.Env) Config {
 		}
 		e.Invalid(name, mistake.Value, mistake.Want)
 	}
-	return Config{Client: c, Prefix: prefix(e), SkipDamaged: skipDamaged(e), files: newTLSFiles(c)}
+	return Config{Client: c, Prefix: prefix(e), files: newTLSFiles(c)}
 }
 
 // longestPrefix is in bytes. A topic's name may have 249.
@@ -117,27 +116,24 @@ func CheckStore(positions map[Partition]int64, topics []string) error {
 	return nil
 }
 
-// skipDamaged reads KAFKA_SKIP_DAMAGED: places as topic/partition/offset, separated by commas.
-func skipDamaged(e *env.Env) map[Place]bool {
+// SkipDamagedFromEnv reads KAFKA_SKIP_DAMAGED, places that are separated by commas. It returns a
+// Config.SkipDamaged for programs that have nowhere else to keep them.
+func SkipDamagedFromEnv(e *env.Env) func(context.Context, Place) (bool, error) {
 	const name = "KAFKA_SKIP_DAMAGED"
 	list := e.String(name, "")
 	if list == "" {
 		return nil
 	}
 	skip := make(map[Place]bool)
-	for place := range strings.SplitSeq(list, ",") {
-		parts := strings.Split(strings.TrimSpace(place), "/")
-		if len(parts) == 3 {
-			partition, err := strconv.ParseUint(parts[1], 10, 31)
-			offset, bad := strconv.ParseUint(parts[2], 10, 63)
-			if parts[0] != "" && err == nil && bad == nil {
-				skip[Place{parts[0], int32(partition), int64(offset)}] = true
-				continue
-			}
+	for text := range strings.SplitSeq(list, ",") {
+		at, err := ParsePlace(strings.TrimSpace(text))
+		if err != nil {
+			e.Invalid(name, text, placeForm)
+			continue
 		}
-		e.Invalid(name, place, "topic/partition/offset, such as order-created-topic/3/1234")
+		skip[at] = true
 	}
-	return skip
+	return func(_ context.Context, at Place) (bool, error) { return skip[at], nil }
 }
 
 // ConsumerConfig is what a Consumer reads, and as a member of which group.

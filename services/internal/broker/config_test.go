@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -258,26 +257,38 @@ func TestTroubleIsLoggedOnce(t *testing.T) {
 func TestDamagedBatchesToSkip(t *testing.T) {
 	for _, test := range []struct {
 		list string
-		want map[Place]bool
+		want []Place
 		err  string
 	}{
 		{"", nil, ""},
-		{"orders/3/17", map[Place]bool{{"orders", 3, 17}: true}, ""},
-		{" orders/3/17, b/0/0 ", map[Place]bool{{"orders", 3, 17}: true, {"b", 0, 0}: true}, ""},
+		{"orders/3/17", []Place{{"orders", 3, 17}}, ""},
+		{" orders/3/17, b/0/0 ", []Place{{"orders", 3, 17}, {"b", 0, 0}}, ""},
 		{"orders/3", nil, `KAFKA_SKIP_DAMAGED="orders/3": must be topic/partition/offset`},
 		{"orders/-1/17", nil, "must be topic/partition/offset"},
 		{"orders/3/9223372036854775808", nil, "must be topic/partition/offset"},
+		{"/3/17", nil, "must be topic/partition/offset"},
 	} {
 		e := env.New(func(name string) string {
 			return map[string]string{"KAFKA_BROKERS": "a:1", "KAFKA_SKIP_DAMAGED": test.list}[name]
 		})
-		cfg := ConfigFromEnv(e)
+		skip := SkipDamagedFromEnv(e)
 		if err := e.Err(); test.err != "" {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Errorf("%q: error %v, want %q", test.list, err, test.err)
 			}
-		} else if err != nil || !maps.Equal(cfg.SkipDamaged, test.want) {
-			t.Errorf("%q: %v, error %v", test.list, cfg.SkipDamaged, err)
+			continue
+		}
+		if err := e.Err(); err != nil || (skip == nil) != (test.want == nil) {
+			t.Errorf("%q: something is to be skipped: %t, error %v", test.list, skip != nil, err)
+		}
+		for _, at := range test.want {
+			behind := at
+			behind.Offset++
+			for place, want := range map[Place]bool{at: true, behind: false} {
+				if got, err := skip(t.Context(), place); got != want || err != nil {
+					t.Errorf("%q: %s is skipped: %t, want %t; error %v", test.list, place, got, want, err)
+				}
+			}
 		}
 	}
 }

@@ -41,7 +41,12 @@ func (e *UnreachableError) Error() string {
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // DamagedError means that a broker has stored a batch whose CRC is wrong: its disk has changed it.
-type DamagedError struct{ Place }
+type DamagedError struct {
+	Place
+	// Records and Bytes are the size of the batch, as far as it can be believed.
+	Records int32
+	Bytes   int
+}
 
 func (e *DamagedError) Error() string {
 	return fmt.Sprintf("%s/%d is damaged at offset %d: the batch's CRC is wrong", e.Topic, e.Partition, e.Offset)

@@ -112,6 +112,24 @@ func (x *examiner) examine(ctx context.Context, offsets map[topicPartition]int64
 	return found, nil
 }
 
+// FindDamage returns the damaged batch that holds up a reader at an offset of a partition, whatever
+// SkipDamaged says of it. It returns nil if there is none: the reader can go on.
+func FindDamage(ctx context.Context, cfg Config, p Partition, offset int64) (*DamagedError, error) {
+	cfg.SkipDamaged = nil
+	x := examiner{cfg: cfg}
+	found, err := x.examine(ctx, map[topicPartition]int64{{p.Topic, p.Number}: offset}, false)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s/%d has no leader at present", p.Topic, p.Number)
+	}
+	if damaged, ok := errors.AsType[*DamagedError](found[0].err); ok {
+		return damaged, nil
+	}
+	return nil, found[0].err
+}
+
 // due reports whether partitions that cannot be read should be examined again.
 func (x *examiner) due() bool { return time.Since(x.at) >= examineAgain }
 
@@ -138,8 +156,8 @@ type storedPartition struct {
 	client *kgo.Client
 	at     topicPartition
 	topic  kmsg.MetadataResponseTopic
-	// skip has the damaged batches that count as one record with a Fault.
-	skip map[Place]bool
+	// skip reports whether a damaged batch counts as one record with a Fault. It may be nil.
+	skip func(ctx context.Context, at Place) (bool, error)
 }
 
 // storedBatch is one batch as it is stored.
@@ -311,8 +329,15 @@ func (s *storedPartition) decodeDamaged(
 	ctx context.Context, b *storedBatch, offset int64,
 ) (records []Record, next int64, err error) {
 	place := Place{s.at.topic, s.at.number, b.FirstOffset}
-	damaged := &DamagedError{place}
-	if !s.skip[place] {
+	damaged := &DamagedError{place, b.NumRecords, len(b.all)}
+	if s.skip == nil {
+		return nil, 0, damaged
+	}
+	skipped, err := s.skip(ctx, place)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w; whether it is to be skipped is not known: %w", damaged, err)
+	}
+	if !skipped {
 		return nil, 0, damaged
 	}
 	if next, err = s.after(ctx, b, offset); err != nil {

@@ -175,8 +175,7 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 	produceBatch(t, k.Addr, topic, testenv.None, append([]byte("damaged"), inside...), []byte("the same batch"))
 	produceBatch(t, k.Addr, topic, testenv.None, []byte("after"))
 	place := Place{topic, 0, 1}
-	file := filepath.Join(dir, "data", topic+"-0", "00000000000000000000.log")
-	flip(t, file)
+	testenv.FlipBatch(t, dir, place.Topic, place.Partition, place.Offset)
 
 	m := newMember(newStore())
 	cc := group(topic, other)
@@ -240,14 +239,33 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 	cancel()
 	reading.Wait()
 
-	skipping := config(k.Addr)
-	skipping.SkipDamaged = map[Place]bool{place: true}
+	// A reader that waits asks again.
+	skipping, asked := config(k.Addr), 0
+	skipping.SkipDamaged = func(_ context.Context, at Place) (bool, error) {
+		switch asked++; asked {
+		case 1:
+			return false, nil
+		case 2:
+			return false, errors.New("the store is away")
+		default:
+			return at == place, nil
+		}
+	}
 	values, err := read(t.Context(), skipping)
 	if want := []string{"beforefalse", "true", "afterfalse"}; err != nil || !slices.Equal(values, want) {
 		t.Errorf("a reader that skips has read %q, want %q; error %v", values, want, err)
 	}
+	if want := "whether it is to be skipped is not known: the store is away"; !strings.Contains(lines.String(), want) {
+		t.Errorf("the log does not have %q:\n%s", want, lines.String())
+	}
+	for offset, want := range map[int64]*Place{0: nil, 1: &place, 2: &place, 3: nil} {
+		found, err := FindDamage(t.Context(), skipping, Partition{Topic: topic}, offset)
+		if err != nil || (found == nil) != (want == nil) || found != nil && found.Place != *want {
+			t.Errorf("a reader at offset %d is held up by %v, want %v; error %v", offset, found, want, err)
+		}
+	}
 
-	flip(t, file)
+	testenv.FlipBatch(t, dir, place.Topic, place.Partition, place.Offset)
 	m.await(t, "all records, after the batch is whole again", func() bool { return m.count() == others+24 })
 	poll(t, "no trouble is left", func() bool { return c.Err() == nil })
 	stop()
@@ -298,9 +316,9 @@ func TestOnlyTheDamagedBatchIsSkippedAtTheEndOfItsSegment(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(segments, "00000000000000000004.log")); err != nil {
 		t.Fatalf("the damaged batch is not the last one of its segment: %v", err)
 	}
-	flip(t, filepath.Join(segments, "00000000000000000000.log"))
+	testenv.FlipBatch(t, dir, topic.Name, 0, 2)
 	cfg := config(k.Addr)
-	cfg.SkipDamaged = map[Place]bool{{topic.Name, 0, 2}: true}
+	cfg.SkipDamaged = func(_ context.Context, at Place) (bool, error) { return at == Place{topic.Name, 0, 2}, nil }
 	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic.Name)
 	if err != nil {
 		t.Fatal(err)
@@ -339,24 +357,4 @@ func TestAPartitionCanBeReadAgainOnceTheLogHasLostItsPosition(t *testing.T) {
 			}
 		}
 	})
-}
-
-// flip changes a bit of the value "damaged…" in a file, or changes it back.
-func flip(t *testing.T, path string) {
-	t.Helper()
-	stored, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := max(bytes.Index(stored, []byte("damaged")), bytes.Index(stored, []byte("eamaged")))
-	file, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := file.WriteAt([]byte{stored[at] ^ 1}, int64(at)); err != nil {
-		t.Fatal(err)
-	}
-	if err := file.Close(); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -2,8 +2,10 @@ package broker
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -33,6 +35,25 @@ type Place struct {
 	Partition int32
 	Offset    int64
 }
+
+// placeForm is what ParsePlace reads, for errors.
+const placeForm = "topic/partition/offset, such as order-created-topic/3/1234"
+
+// ParsePlace reads what String returns.
+func ParsePlace(text string) (Place, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) == 3 && parts[0] != "" {
+		partition, err := strconv.ParseUint(parts[1], 10, 31)
+		offset, bad := strconv.ParseUint(parts[2], 10, 63)
+		if err == nil && bad == nil {
+			return Place{parts[0], int32(partition), int64(offset)}, nil
+		}
+	}
+	return Place{}, fmt.Errorf("%q is no %s", text, placeForm)
+}
+
+// String returns the place as topic/partition/offset.
+func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Partition, p.Offset) }
 
 // topicPartition is a partition as librdkafka knows it: by the name of its topic.
 type topicPartition struct {

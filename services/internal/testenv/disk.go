@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	_ "embed"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,45 @@ import (
 	"sync"
 	"testing"
 )
+
+// FlipBatch changes a bit of a batch that a broker has stored, as a broken disk does, or changes it back. dir
+// is the Dir of the broker's options, and offset is that of the first record of the batch.
+func FlipBatch(t testing.TB, dir, topic string, partition int32, offset int64) {
+	t.Helper()
+	const (
+		// The length of a batch comes after its offset, and does not count these two.
+		prefix = 12
+		// The bit is in the first record, or in the compressed ones. The CRC covers it.
+		header, within = 61, 12
+	)
+	segments, err := filepath.Glob(filepath.Join(dir, "data", fmt.Sprintf("%s-%d", topic, partition), "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, segment := range segments {
+		stored, err := os.ReadFile(segment)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at, size := 0, 0; at+prefix <= len(stored); at += size {
+			size = prefix + int(binary.BigEndian.Uint32(stored[at+8:]))
+			if int64(binary.BigEndian.Uint64(stored[at:])) != offset || size <= header+within {
+				continue
+			}
+			file, err := os.OpenFile(segment, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at += header + within
+			_, err = file.WriteAt([]byte{stored[at] ^ 1}, int64(at))
+			if err := errors.Join(err, file.Close()); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("no batch begins at %s/%d/%d", topic, partition, offset)
+}
 
 //go:embed testdata/faultydisk.c
 var faultyDisk []byte
