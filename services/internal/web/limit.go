@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// mostConnections is how many connections an API has at most. One that does nothing takes some
-	// 20 KiB. One whose client sends the largest headers and the largest body, slowly, takes some 100
+	// mostConnections is how many connections an API has at most. One that is kept takes some 20 KiB, one
+	// that has sent no whole request less than 4 KiB (see [limitListener.run]). One whose client sends the largest headers and the largest body, slowly, takes some 100
 	// KiB: so all of them fit into the memory limit of the charts.
 	mostConnections = 2048
 	// mostHeaderBytes is the size of the headers of a request. net/http adds 4 KiB.
@@ -49,7 +49,11 @@ func APIConnections() int {
 // others wait in the queue of the kernel.
 type limitListener struct {
 	net.Listener
+	// plain is whether requests can be read here, and not only behind TLS.
+	plain  bool
 	places chan struct{}
+	// arrived has what Accept returns.
+	arrived chan arrival
 	// waits is true while a connection waits for a place.
 	waits atomic.Bool
 	// retires is true once the server stops.
@@ -62,9 +66,9 @@ type limitListener struct {
 	open map[*limitedConn]bool
 }
 
-func newLimitListener(ln net.Listener, connections int) *limitListener {
+func newLimitListener(ln net.Listener, connections int, plain bool) *limitListener {
 	return &limitListener{
-		Listener: ln, places: make(chan struct{}, connections),
+		Listener: ln, plain: plain, places: make(chan struct{}, connections), arrived: make(chan arrival),
 		closed: make(chan struct{}), open: map[*limitedConn]bool{},
 	}
 }
@@ -83,9 +87,9 @@ func (l *limitListener) register(reg prometheus.Registerer) {
 	)
 }
 
-// Accept is part of net.Listener. It waits for a place with a connection in its hand, so that no
+// take accepts a connection. It waits for a place with the connection in its hand, so that no
 // connection is closed while there is nobody to take its place.
-func (l *limitListener) Accept() (net.Conn, error) {
+func (l *limitListener) take() (*limitedConn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
@@ -94,6 +98,8 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		return nil, errors.Join(net.ErrClosed, conn.Close())
 	}
 	c := &limitedConn{Conn: conn, listener: l}
+	c.arrives.Store(l.plain)
+	c.waitForClient()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open[c] = true
@@ -174,13 +180,14 @@ func (l *limitListener) Close() error {
 	return l.Listener.Close()
 }
 
-// connState notes since when a connection waits for a request. It is an http.Server's ConnState.
+// connState notes since when a connection waits for its next request. It is an http.Server's ConnState.
 func (l *limitListener) connState(conn net.Conn, state http.ConnState) {
-	c := limitedOf(conn)
-	if state == http.StateNew || state == http.StateIdle {
-		c.waitForClient()
-	} else {
-		c.readsSince.Store(0)
+	switch state {
+	case http.StateNew: // It has waited since it was accepted.
+	case http.StateIdle:
+		limitedOf(conn).waitForClient()
+	default:
+		limitedOf(conn).readsSince.Store(0)
 	}
 }
 
@@ -245,7 +252,11 @@ type limitedConn struct {
 	// writesSince is the time in Unix nanoseconds since which the client has to take a part of a
 	// response; 0: it does not.
 	writesSince atomic.Int64
-	closeOnce   sync.Once
+	// arrives is true until the server can have the connection.
+	arrives atomic.Bool
+	// head is the beginning of the first request: what the server has not read of it.
+	head      []byte
+	closeOnce sync.Once
 }
 
 // waitForClient notes that the connection waits for its client from now on.
@@ -268,6 +279,18 @@ func (c *limitedConn) unread() bool {
 		n, _, _ = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
 	})
 	return err == nil && n > 0
+}
+
+// Read is part of net.Conn.
+func (c *limitedConn) Read(b []byte) (int, error) {
+	if len(c.head) == 0 {
+		return c.Conn.Read(b)
+	}
+	n := copy(b, c.head)
+	if c.head = c.head[n:]; len(c.head) == 0 {
+		c.head = nil
+	}
+	return n, nil
 }
 
 // Write is part of net.Conn. It waits while the client does not take what was written before.

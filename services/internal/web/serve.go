@@ -60,7 +60,7 @@ type Server struct {
 // long as one was idle for less than Linger. At last it stops accepting and waits for the requests
 // under way, at most Drain. It closes ln.
 func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
-	limited := newLimitListener(ln, s.Connections)
+	limited := newLimitListener(ln, s.Connections, s.Certificate == nil)
 	if s.Registry != nil {
 		limited.register(s.Registry)
 	}
@@ -73,7 +73,7 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 		ConnState:         limited.connState,
 		ConnContext:       limited.connContext,
 		ErrorLog:          stdlog.New(errorLog{s.Log}, "", 0),
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       15 * time.Second,
 		// Longer than a look-up may wait. A long response moves its own deadline: see PacedWriter.
 		WriteTimeout:   60 * time.Second,
@@ -102,6 +102,10 @@ func (s Server) Serve(ctx context.Context, ln net.Listener, h http.Handler) erro
 		if err := srv.Shutdown(final); err != nil {
 			return errors.Join(fmt.Errorf("drain %s: %w", ln.Addr(), err), srv.Close())
 		}
+		return nil
+	})
+	g.Go(func() error {
+		limited.run()
 		return nil
 	})
 	g.Go(func() error {

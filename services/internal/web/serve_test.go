@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -299,6 +300,124 @@ func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
 	}
 	if !responds(t, waiting) {
 		t.Error("the connection is not kept although none waits")
+	}
+}
+
+// A request may come in any pieces. One that can only be refused is refused before its end.
+func TestRequestsArriveInPieces(t *testing.T) {
+	t.Parallel()
+	addr, _ := serve(t, overTLS(false).server(t, 20))
+	const headers = "POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+	for name, test := range map[string]struct {
+		pieces []string
+		want   []int
+	}{
+		"byte by byte":               {strings.Split(request, ""), []int{200}},
+		"body in a piece of its own": {[]string{headers + "\r\n", "body"}, []int{200}},
+		"headers and half a body":    {[]string{headers + "\r\nbo", "dy"}, []int{200}},
+		"two at once":                {[]string{headers + "\r\nbody" + request}, []int{200, 200}},
+		"one, and half of another":   {[]string{request + request[:9], request[9:]}, []int{200, 200}},
+		"lines without CR":           {[]string{"GET / HTTP/1.1\nHost: x\n\n"}, []int{200}},
+		"large headers":              {[]string{headers, "X: " + strings.Repeat("x", 9000), "\r\n\r\nbody"}, []int{200}},
+		"too large headers":          {[]string{headers, "X: " + strings.Repeat("x", 30_000)}, []int{431}},
+		"no HTTP":                    {[]string{"EHLO x\r\n"}, []int{400}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := overTLS(false).connect(t, addr, "")
+			for n, piece := range test.pieces {
+				if n > 0 {
+					// Nothing shows that the server has read a piece: two of them may come at once.
+					time.Sleep(2 * time.Millisecond)
+				}
+				if _, err := io.WriteString(conn, piece); err != nil {
+					t.Fatal(err)
+				}
+			}
+			conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+			responses := bufio.NewReader(conn)
+			for _, want := range test.want {
+				resp, err := http.ReadResponse(responses, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// A server that refuses a request may reset the connection under the rest of its response.
+				_, _ = io.Copy(io.Discard, resp.Body)
+				if resp.StatusCode != want {
+					t.Errorf("responded with %d, want %d", resp.StatusCode, want)
+				}
+			}
+		})
+	}
+}
+
+// Clients that never end a request take little memory. The test runs alone, as it measures all of it.
+func TestHalfARequestTakesLittleMemory(t *testing.T) {
+	const connections = 200
+	addr, metrics := serve(t, overTLS(false).server(t, 2*connections))
+	// growth returns how much memory each of many connections takes after they have sent text.
+	growth := func(text string, then func(net.Conn)) float64 {
+		t.Helper()
+		open := gauges(t, metrics)["http_connections"]
+		before := memory()
+		for range connections {
+			then(overTLS(false).connect(t, addr, text))
+		}
+		for start := time.Now(); gauges(t, metrics)["http_connections"] < open+connections; {
+			if time.Sleep(time.Millisecond); time.Since(start) > 10*time.Second {
+				t.Fatal("not all connections are accepted")
+			}
+		}
+		// Nothing shows that the server has read what was sent.
+		time.Sleep(100 * time.Millisecond)
+		return (memory() - before) / connections
+	}
+	half := growth(request[:len(request)-2], func(net.Conn) {})
+	whole := growth(request, func(conn net.Conn) { responds(t, conn) })
+	t.Logf("half a request: %.1f KiB, kept after a request: %.1f KiB", half/1024, whole/1024)
+	if half > whole/2 {
+		t.Errorf("a connection with half a request takes %.1f KiB, one after a request %.1f KiB: want half of it at most",
+			half/1024, whole/1024)
+	}
+}
+
+// memory returns how many bytes the heap and the stacks take.
+func memory() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc + m.StackInuse)
+}
+
+// A stop waits neither for a connection that sends nothing nor for one that never ends its request.
+func TestAStopClosesWhatHasNotArrived(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var served errgroup.Group
+	served.Go(func() error {
+		return overTLS(false).server(t, 3).Serve(ctx, ln, http.HandlerFunc(respond))
+	})
+	silent := overTLS(false).connect(t, ln.Addr().String(), "")
+	half := overTLS(false).connect(t, ln.Addr().String(), "GET / HTTP/1.1\r\n")
+	responds(t, overTLS(false).connect(t, ln.Addr().String(), request))
+	begin := time.Now()
+	stop()
+	if err := served.Wait(); err != nil {
+		t.Error(err)
+	}
+	// net/http alone waits for five seconds.
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+	for name, conn := range map[string]net.Conn{"silent": silent, "half": half} {
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) || err == nil {
+			t.Errorf("the %s connection is open after the stop: %v", name, err)
+		}
 	}
 }
 
