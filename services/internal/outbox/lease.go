@@ -45,6 +45,17 @@ type holder struct {
 	epoch, expires int64
 }
 
+// left returns for how long the lease is held after now, which is by the database's clock. It is not positive if
+// the lease is not held. One that lasts for longer than any lease is from before that clock went back, and nobody
+// may wait for its end. A holder that is there renews it within a second.
+func (h holder) left(now time.Time) time.Duration {
+	left := time.UnixMilli(h.expires).Sub(now)
+	if h.owner == "" || left > leaseTime {
+		return 0
+	}
+	return left
+}
+
 // take waits until it has taken the lease. The lease is valid until a time of this process, unless it is
 // renewed. The error is not nil if ctx ends before.
 func (l *lease) take(ctx context.Context) (epoch int64, until time.Time, err error) {
@@ -107,7 +118,7 @@ func (l *lease) tryTake(ctx context.Context) (epoch int64, until time.Time, left
 		if err != nil {
 			return err
 		}
-		if left = time.UnixMilli(h.expires).Sub(now); h.owner != "" && left > 0 {
+		if left = h.left(now); left > 0 {
 			return nil
 		}
 		epoch, left = h.epoch+1, 0
@@ -226,13 +237,14 @@ func (l *lease) agreement(ctx context.Context) (begun, agreed bool, err error) {
 		if err != nil {
 			return err
 		}
-		return tx.Query("SELECT owner <> '' AND expires_at > ?, begun = epoch, agreed = epoch FROM relay WHERE key = 0",
+		return tx.Query("SELECT owner, expires_at, begun = epoch, agreed = epoch FROM relay WHERE key = 0",
 			func(r *sql.Rows) error {
-				var held bool
-				err := r.Scan(&held, &begun, &agreed)
+				var h holder
+				err := r.Scan(&h.owner, &h.expires, &begun, &agreed)
+				held := h.left(now) > 0
 				begun, agreed = begun && held, agreed && held
 				return err
-			}, now.UnixMilli())
+			})
 	})
 	return begun, agreed, err
 }

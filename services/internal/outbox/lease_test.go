@@ -174,6 +174,40 @@ func TestOneReplicaPublishesAndAnotherOneTakesOver(t *testing.T) {
 	}
 }
 
+// The database's clock goes back by an hour, or a standby takes over whose clock is behind. A holder that is
+// there keeps its lease. One that is gone does not keep the outbox for that hour.
+func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
+	addr, database := testenv.SharedKafka(t).Addr, testenv.Postgres(t)
+	topic := testenv.NewTopic(t, addr, 1)
+	clients := newReplica(t, database)
+	const back = "UPDATE relay SET expires_at = expires_at + 3600000 WHERE key = 0"
+
+	first := newReplica(t, database).publish(t, addr, topic)
+	eventually(t, "the first replica holds the lease", first.Leads)
+	second := newReplica(t, database).publish(t, addr, topic)
+	eventually(t, "the second one waits", func() bool { return second.log.Has("waiting for its lease") })
+	exec(t, clients.Box, back)
+	for range 100 {
+		if !first.Leads() || second.Leads() {
+			t.Fatal("the second replica has taken the lease of one that renews it")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+
+	first.stop()
+	second.stop()
+	exec(t, clients.Box, "UPDATE relay SET owner = 'gone', agreed = epoch, begun = epoch WHERE key = 0")
+	exec(t, clients.Box, back)
+	begun, agreed, err := clients.Agreement(t.Context())
+	if begun || agreed || err != nil {
+		t.Errorf("a holder that is gone counts: %t, %t, %v", begun, agreed, err)
+	}
+	add(t, clients.Box, numbered(topic, 0, 1)...)
+	begin := time.Now()
+	newReplica(t, database).publish(t, addr, topic)
+	within(t, 5*time.Second, begin, "another replica publishes", empty(t, clients.Box))
+}
+
 // A holder that stalls inside a transaction has locked the lease. PostgreSQL ends that transaction.
 func TestAReplicaThatStallsInATransactionIsReplaced(t *testing.T) {
 	addr, database := testenv.SharedKafka(t).Addr, testenv.Postgres(t)
