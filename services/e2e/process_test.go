@@ -33,6 +33,15 @@ var (
 	build = sync.OnceValues(func() (dir string, err error) { return buildWith("tested", raceFlags...) })
 	// buildLean makes the programs once, without the race detector.
 	buildLean = sync.OnceValues(func() (dir string, err error) { return buildWith("lean") })
+	// buildJumping makes the programs once, with a time of day that can jump. As that is a part of Go, all of
+	// Go is compiled once more. The next test run finds it in Go's build cache.
+	buildJumping = sync.OnceValues(func() (dir string, err error) {
+		overlay, err := testenv.ClockOverlay(buildDir)
+		if err != nil {
+			return "", err
+		}
+		return buildWith("jumping", slices.Concat(raceFlags, []string{"-overlay", overlay})...)
+	})
 )
 
 // buildWith builds the programs into a directory below buildDir.
@@ -82,6 +91,8 @@ type process struct {
 	attributes *syscall.SysProcAttr
 	// disk is where the test finds DATA_DIR if the program has a disk of its own.
 	disk string
+	// clock is its own one, or nil.
+	clock *testenv.Clock
 
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -197,7 +208,21 @@ func (p *process) log() string {
 // lean uses the program without the race detector, which needs a multiple of its memory and time.
 func (p *process) lean() *process {
 	p.t.Helper()
-	programs, err := buildLean()
+	return p.from(buildLean)
+}
+
+// jumping gives the program a clock of its own.
+func (p *process) jumping() *process {
+	p.t.Helper()
+	p.clock = testenv.NewClock(p.t, filepath.Join(p.home, "clock"))
+	p.env = append(p.env, p.clock.Env...)
+	return p.from(buildJumping)
+}
+
+// from uses the program of another build.
+func (p *process) from(build func() (dir string, err error)) *process {
+	p.t.Helper()
+	programs, err := build()
 	if err != nil {
 		p.t.Fatal(err)
 	}

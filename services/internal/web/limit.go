@@ -33,6 +33,13 @@ const (
 	patience = time.Second
 )
 
+// started is when this process began. How long a connection waits is measured by it, on the monotonic clock:
+// the time of day may jump. A jump back would otherwise let slow clients keep all others out for as long.
+var started = time.Now()
+
+// uptime returns how long this process has run, in nanoseconds.
+func uptime() int64 { return int64(time.Since(started)) }
+
 // APIConnections returns how many connections an API may have, so that the limit on file
 // descriptors leaves enough for all else. A low limit is halved.
 func APIConnections() int {
@@ -132,7 +139,7 @@ func (l *limitListener) takePlace() bool {
 // closeSlowest closes the connection that has waited for its client for the longest time. It reports
 // whether there is one that has waited for long enough.
 func (l *limitListener) closeSlowest() bool {
-	longest, since := (*limitedConn)(nil), time.Now().Add(-patience).UnixNano()
+	longest, since := (*limitedConn)(nil), uptime()-int64(patience)
 	l.mu.Lock()
 	for c := range l.open {
 		if at := c.writesSince.Load(); at > 0 && at <= since {
@@ -163,7 +170,7 @@ func (l *limitListener) retire(linger time.Duration) {
 
 // fresh reports whether a connection has a request under way, or was idle for less than linger.
 func (l *limitListener) fresh(linger time.Duration) bool {
-	since := time.Now().Add(-linger).UnixNano()
+	since := uptime() - int64(linger)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.open {
@@ -234,7 +241,7 @@ type arrivingBody struct {
 
 // Read is part of io.Reader.
 func (b *arrivingBody) Read(p []byte) (int, error) {
-	b.conn.readsSince.CompareAndSwap(0, time.Now().UnixNano())
+	b.conn.readsSince.CompareAndSwap(0, uptime())
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
 		b.conn.readsSince.Store(0)
@@ -246,11 +253,10 @@ func (b *arrivingBody) Read(p []byte) (int, error) {
 type limitedConn struct {
 	net.Conn
 	listener *limitListener
-	// readsSince is the time in Unix nanoseconds since which the connection waits for a request or for
-	// its body; 0: it does not.
+	// readsSince is the uptime since which the connection waits for a request or for its body; 0: it does
+	// not.
 	readsSince atomic.Int64
-	// writesSince is the time in Unix nanoseconds since which the client has to take a part of a
-	// response; 0: it does not.
+	// writesSince is the uptime since which the client has to take a part of a response; 0: it does not.
 	writesSince atomic.Int64
 	// arrives is true until the server can have the connection.
 	arrives atomic.Bool
@@ -260,7 +266,7 @@ type limitedConn struct {
 }
 
 // waitForClient notes that the connection waits for its client from now on.
-func (c *limitedConn) waitForClient() { c.readsSince.Store(time.Now().UnixNano()) }
+func (c *limitedConn) waitForClient() { c.readsSince.Store(uptime()) }
 
 // unread reports whether the client has sent something that this process has not read yet. Then the
 // service is slow, and not the client.
@@ -295,7 +301,7 @@ func (c *limitedConn) Read(b []byte) (int, error) {
 
 // Write is part of net.Conn. It waits while the client does not take what was written before.
 func (c *limitedConn) Write(b []byte) (int, error) {
-	c.writesSince.Store(time.Now().UnixNano())
+	c.writesSince.Store(uptime())
 	defer c.writesSince.Store(0)
 	return c.Conn.Write(b)
 }
