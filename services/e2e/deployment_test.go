@@ -6,7 +6,10 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -154,17 +157,26 @@ func (r *replicas) ready() {
 	}
 }
 
+// server is a PostgreSQL on a machine of its own.
+type server struct {
+	*localpostgres.Server
+	machine *testenv.Machine
+}
+
 // database is a PostgreSQL with a synchronous standby, at one address that always leads to the primary.
 type database struct {
-	t                testing.TB
-	primary, standby *localpostgres.Server
+	t testing.TB
+	// primary takes writes. standby is nil once it has become the primary.
+	primary, standby *server
 	address          *balancer
 }
 
 func newDatabase(t testing.TB) *database {
 	t.Helper()
-	d := &database{t: t, primary: testenv.StartPostgres(t, localpostgres.Options{}), address: newBalancer(t)}
-	d.standby = testenv.StartStandby(t, d.primary)
+	one, other := testenv.NewMachine(t), testenv.NewMachine(t)
+	d := &database{t: t, address: newBalancer(t)}
+	d.primary = &server{testenv.StartPostgres(t, localpostgres.Options{Env: one.Env}), one}
+	d.standby = &server{testenv.StartStandby(t, d.primary.Server, localpostgres.Options{Env: other.Env}), other}
 	d.address.use(d.primary.Addr())
 	return d
 }
@@ -188,6 +200,7 @@ func (d *database) fail() {
 		d.t.Fatal(err)
 	}
 	d.address.use(d.standby.Addr())
+	d.primary, d.standby = d.standby, nil
 }
 
 func (d *database) open() *sql.DB {
@@ -203,8 +216,10 @@ func (d *database) open() *sql.DB {
 // deployment is the system with replicas that share a database.
 type deployment struct {
 	t testing.TB
-	// brokers have their directories in kafkaDir, by their IDs. kafka is the address of one of them.
+	// brokers have their directories in kafkaDir, by their IDs, and each has a clock. kafka is the address of
+	// one of them.
 	brokers       []*localkafka.Broker
+	clocks        []*testenv.Clock
 	kafkaDir      string
 	kafka         string
 	database      *database
@@ -217,8 +232,17 @@ func deploy(t testing.TB, topics []contract.Topic) *deployment {
 	t.Helper()
 	// Debian's PostgreSQL starts faster than Kafka, and is what may be missing.
 	d := &deployment{t: t, database: newDatabase(t), kafkaDir: t.TempDir()}
+	for id := 1; id <= 3; id++ {
+		dir := filepath.Join(d.kafkaDir, strconv.Itoa(id))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		d.clocks = append(d.clocks, testenv.NewClock(t, filepath.Join(dir, "clock")))
+	}
 	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
 		Dir: d.kafkaDir, Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
+		// Each broker runs in its directory.
+		Env: append(testenv.NewMachine(t).Env, "CLOCK_AHEAD=clock"),
 	})
 	testenv.Require(t, err)
 	for _, b := range brokers {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -39,6 +40,8 @@ var aloneKinds = []faults.Kind{
 	{Name: "cart's disk is slow", Longest: 4 * time.Second},
 	// Only where a small disk can be mounted: as root on Linux.
 	{Name: "cart's disk is full", Longest: 2 * time.Second},
+	{Name: "cart's clock jumps"},
+	{Name: "order's clock jumps"},
 }
 
 // alone is a system with one process of each kind. The services have SQLite.
@@ -75,11 +78,11 @@ func startAlone(t *testing.T) faulty {
 		f.small = testenv.SmallDisk(t, 256)
 		dir = []string{"DATA_DIR=" + f.small}
 	}
-	f.cart = newCart(t, f.network.addr(), dir...)
+	f.cart = newCart(t, f.network.addr(), dir...).jumping()
 	f.cart.dir = cmp.Or(f.small, f.cart.dir)
 	f.disk = testenv.NewFaultyDisk(t, filepath.Join(f.cart.dir, "cart.db"))
 	f.cart.env = append(f.cart.env, f.disk.Env...)
-	f.order = newOrder(t, f.network.addr())
+	f.order = newOrder(t, f.network.addr()).jumping()
 	f.cart.start()
 	f.order.start()
 	f.ready()
@@ -95,6 +98,8 @@ func startAlone(t *testing.T) faulty {
 }
 
 func (f *alone) urls() (cart, order string) { return f.cart.api, f.order.api }
+
+func (f *alone) client() *http.Client { return client }
 
 func (f *alone) kafkaAddr() string { return f.kafka.Addr }
 
@@ -116,7 +121,7 @@ func (f *alone) verify(l *load) {
 		rows := f.order.metric("order_outbox_rows")
 		return rows == 0, fmt.Sprint(rows)
 	})
-	l.audits = audits(f, f.order.api)
+	l.audit()
 	if found := reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)
 	}
@@ -264,6 +269,10 @@ func (f *alone) do(fault faults.Fault, l *load) {
 		f.cart.start()
 		pause()
 		late.deliver(f.T)
+	case "cart's clock jumps":
+		jump(f.T, f.cart.clock, fault)
+	case "order's clock jumps":
+		jump(f.T, f.order.clock, fault)
 	default:
 		f.Fatalf("nothing does the fault %q", fault.Name)
 	}

@@ -1,15 +1,20 @@
 package e2e
 
 import (
+	"bytes"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"ordersystem.dev/services/e2e/faults"
 	"ordersystem.dev/services/internal/localkafka"
-	"ordersystem.dev/services/internal/localpostgres"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 // sharedKinds are the faults of a system with replicas.
@@ -33,25 +38,75 @@ var sharedKinds = []faults.Kind{
 	{Name: "fail over"},
 	{Name: "no requests to the database", Longest: 4 * time.Second},
 	{Name: "no responses of the database", Longest: 4 * time.Second},
+	{Name: "a failed fsync of the database"},
+	{Name: "the database's disk is slow", Longest: 4 * time.Second},
+	{Name: "the database's clock jumps"},
+	{Name: "a cart's clock jumps"},
+	{Name: "an order's clock jumps"},
+	{Name: "a broker's clock jumps"},
+	{Name: "the certificates are renewed"},
 }
 
 // shared is a system with three brokers, a database with a standby, and replicas of both services.
 type shared struct {
 	*testing.T
 	*deployment
-	// primary is the server that takes writes. standby is nil once it has become the primary.
-	primary, standby *localpostgres.Server
+	// authority signs the certificates of the APIs, which are in certificate.
+	authority   *testenv.Authority
+	certificate testenv.Secret
 }
 
 func startShared(t *testing.T) faulty {
 	t.Helper()
-	f := &shared{T: t, deployment: deploy(t, compactedSoon())}
-	f.primary, f.standby = f.database.primary, f.database.standby
+	f := &shared{
+		T: t, deployment: deploy(t, compactedSoon()),
+		authority: testenv.NewAuthority(t, "ca"), certificate: testenv.Secret{Dir: t.TempDir()},
+	}
+	f.certify()
+	for _, r := range []*replicas{f.carts, f.orders} {
+		another := r.another
+		r.another = func() *process {
+			p := another().jumping()
+			p.env = append(p.env, "HTTP_TLS_CERT="+filepath.Join(f.certificate.Dir, "tls.crt"),
+				"HTTP_TLS_KEY="+filepath.Join(f.certificate.Dir, "tls.key"))
+			return p
+		}
+	}
 	f.scale(2)
 	return f
 }
 
-func (f *shared) urls() (cart, order string) { return f.carts.url(), f.orders.url() }
+// certify issues a new certificate for the APIs, and returns it.
+func (f *shared) certify() (cert []byte) {
+	f.Helper()
+	cert, key := f.authority.Issue(f.T, "orders")
+	f.certificate.Change(f.T, map[string][]byte{"tls.crt": cert, "tls.key": key})
+	return cert
+}
+
+// shows checks that new connections to an API get this certificate.
+func (f *shared) shows(p *process, cert []byte) {
+	f.Helper()
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(p.api, "http://"), &tls.Config{RootCAs: f.authority.Roots()})
+	if err != nil {
+		f.Errorf("connect to %s: %v", p.name, err)
+		return
+	}
+	defer conn.Close()
+	if block, _ := pem.Decode(cert); !bytes.Equal(block.Bytes, conn.ConnectionState().PeerCertificates[0].Raw) {
+		f.Errorf("%s shows another certificate than the one that was renewed", p.name)
+	}
+}
+
+func (f *shared) urls() (cart, order string) {
+	return "https://" + f.carts.balancer.addr(), "https://" + f.orders.balancer.addr()
+}
+
+func (f *shared) client() *http.Client {
+	transport := client.Transport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{RootCAs: f.authority.Roots()}
+	return &http.Client{Timeout: client.Timeout, Transport: transport}
+}
 
 func (f *shared) kafkaAddr() string { return f.kafka }
 
@@ -71,7 +126,7 @@ func (f *shared) verify(l *load) {
 		err := f.db.QueryRow("SELECT count(*) FROM order_view.outbox").Scan(&rows)
 		return err == nil && rows == 0, fmt.Sprint(rows, err)
 	})
-	l.audits = audits(f, f.orders.url())
+	l.audit()
 	if found := reconcile(f.T, f.kafka, f.carts.members()[0], f.orders.members()[0], 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)
 	}
@@ -86,6 +141,7 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 	which := int(fault.After.Milliseconds())
 	one := func(of *replicas) *process { return of.members()[which%len(of.members())] }
 	broker := f.brokers[which%len(f.brokers)]
+	primary, standby := f.database.primary, f.database.standby
 	restart := func(p *process) {
 		p.kill()
 		pause()
@@ -129,18 +185,18 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 		pause()
 		f.again(f.brokers...)
 	case "kill the database":
-		f.primary.Kill()
+		primary.Kill()
 		pause()
-		if err := f.primary.StartAgain(f.Context()); err != nil {
+		if err := primary.StartAgain(f.Context()); err != nil {
 			f.Fatal(err)
 		}
 	case "stop the standby":
-		if f.standby == nil {
+		if standby == nil {
 			break
 		}
-		f.standby.Stop()
+		standby.Stop()
 		pause()
-		if err := f.standby.StartAgain(f.Context()); err != nil {
+		if err := standby.StartAgain(f.Context()); err != nil {
 			f.Fatal(err)
 		}
 	case "cut the connections to the database":
@@ -148,18 +204,58 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 			f.Fatal(err)
 		}
 	case "fail over":
-		if f.standby == nil {
-			break
+		if standby != nil {
+			f.database.fail()
 		}
-		f.database.fail()
-		f.primary, f.standby = f.standby, nil
 	case "no requests to the database":
 		f.database.address.requests.hold(pause)
 	case "no responses of the database":
 		f.database.address.responses.hold(pause)
+	case "a failed fsync of the database":
+		f.failFsync()
+	case "the database's disk is slow":
+		primary.machine.Disk.Slow(pause)
+	case "the database's clock jumps":
+		jump(f.T, primary.machine.Clock, fault)
+	case "a cart's clock jumps":
+		jump(f.T, one(f.carts).clock, fault)
+	case "an order's clock jumps":
+		jump(f.T, one(f.orders).clock, fault)
+	case "a broker's clock jumps":
+		// By little: some of Kafka's own pauses end by the time of day, and compaction waits for 30 s of it
+		// before it removes what this test may not have read yet.
+		ahead := time.Duration(which/3%9-4) * time.Second
+		f.Logf("the clock of broker %d is %s ahead", broker.ID, ahead)
+		f.clocks[broker.ID-1].Jump(ahead)
+	case "the certificates are renewed":
+		f.ready()
+		cert := f.certify()
+		for _, p := range append(f.carts.members(), f.orders.members()...) {
+			f.shows(p, cert)
+		}
 	default:
 		f.Fatalf("nothing does the fault %q", fault.Name)
 	}
+}
+
+// failFsync lets an fsync of the primary fail. PostgreSQL does not know what is on its disk then, ends all
+// connections, and reads its log again.
+func (f *shared) failFsync() {
+	f.Helper()
+	// It is open until the server has noticed.
+	open, err := f.db.Conn(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer open.Close()
+	f.database.primary.machine.Disk.Fail()
+	eventually(f, patience, "the database ends its connections", func() (bool, string) {
+		return open.PingContext(f.Context()) != nil, "it does not"
+	})
+	eventually(f, patience, "the database serves again", func() (bool, string) {
+		err := f.db.PingContext(f.Context())
+		return err == nil, fmt.Sprint(err)
+	})
 }
 
 // again starts brokers again, all of them at once: one alone is no majority.

@@ -64,8 +64,9 @@ type faulty interface {
 	do(fault faults.Fault, l *load)
 	// kafkaAddr is for clients that are none of the services.
 	kafkaAddr() string
-	// urls are those of both services.
+	// urls are those of both services, and client trusts their certificates.
 	urls() (cart, order string)
+	client() *http.Client
 	// republishAlways publishes all orders again and again, until stop is called.
 	republishAlways() (stop func() int)
 	// ready waits until all is up again.
@@ -122,7 +123,9 @@ func TestFaultsUnderLoad(t *testing.T) {
 func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) {
 	cart, order := f.urls()
 	tail := testenv.StartTail(t, f.kafkaAddr(), contract.OrderTopics()...)
-	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond, func(l *load) { l.tail = tail })
+	l := startLoad(t, cart, order, seed, 8, 10*time.Millisecond, func(l *load) {
+		l.tail, l.client = tail, f.client()
+	})
 	defer l.end()
 	republished := f.republishAlways()
 	lag := watchLag(t, f.kafkaAddr())
@@ -160,20 +163,20 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) 
 	f.verify(l)
 }
 
-// audits returns how many orders Order finds in each topic.
-func audits(t testing.TB, order string) map[string]int {
+// audit notes how many orders Order finds in each topic.
+func (l *load) audit() {
+	t := l.t
 	t.Helper()
-	found := make(map[string]int)
+	l.audits = make(map[string]int)
 	for _, topic := range contract.OrderTopics() {
-		got := do(t, http.MethodGet, order+"/order/getAllOrderIdsFromTopic?topicName="+topic, "")
+		got, err := sendBy(l.client, http.MethodGet, l.order+"/order/getAllOrderIdsFromTopic?topicName="+topic, "")
 		_, count, _ := strings.Cut(got.body, "'"+topic+"': ")
-		n, err := strconv.Atoi(count[:max(0, strings.IndexByte(count, '"'))])
-		if got.status != http.StatusOK || err != nil {
-			t.Fatalf("the audit of %s: %d %.200s", topic, got.status, got.body)
+		n, noNumber := strconv.Atoi(count[:max(0, strings.IndexByte(count, '"'))])
+		if err != nil || got.status != http.StatusOK || noNumber != nil {
+			t.Fatalf("the audit of %s: %d %.200s, %v", topic, got.status, got.body, err)
 		}
-		found[topic] = n
+		l.audits[topic] = n
 	}
-	return found
 }
 
 // freeze stops a process for as long as pause takes.
@@ -186,6 +189,20 @@ func freeze(t testing.TB, pid int, pause func()) {
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// jumps are how far a clock may be ahead of that of this machine.
+var jumps = []time.Duration{
+	-time.Hour, -time.Minute, -5 * time.Second, 0, 5 * time.Second, time.Minute, time.Hour,
+}
+
+// jump lets a clock jump to where the schedule decides. It stays there until it jumps again. So other faults come
+// to machines whose clocks differ.
+func jump(t testing.TB, clock *testenv.Clock, fault faults.Fault) {
+	t.Helper()
+	ahead := jumps[int(fault.After.Milliseconds())%len(jumps)]
+	t.Logf("the clock is %s ahead", ahead)
+	clock.Jump(ahead)
 }
 
 // brokerPID returns the process of the broker in a directory.

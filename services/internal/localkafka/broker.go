@@ -47,6 +47,8 @@ type Options struct {
 	Settings map[string]string
 	// JVM holds the flags of the JVM. Nil is [QuickJVM], which is slow under load.
 	JVM []string
+	// Env is added to the environment of the broker, which runs in Dir.
+	Env []string
 	// Detached lets the broker survive this process.
 	Detached bool
 	// TLS adds a listener for TLS. Settings must have ssl.*.
@@ -137,6 +139,7 @@ func (b *Broker) startOnce(ctx context.Context) error {
 	begin := time.Now()
 	// The broker outlives ctx, which only limits the start.
 	cmd := b.java(context.WithoutCancel(ctx), "kafka.Kafka", b.file("server.properties"))
+	cmd.Env = append(os.Environ(), b.options.Env...)
 	console, err := os.Create(b.file("console.log"))
 	if err != nil {
 		return err

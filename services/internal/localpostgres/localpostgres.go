@@ -27,6 +27,8 @@ type Options struct {
 	Dir string
 	// Settings are added to PostgreSQL's own or replace them.
 	Settings map[string]string
+	// Env is added to the environment of the server, and not to that of the programs that prepare it.
+	Env []string
 	// Log reports the start. Nil is silent.
 	Log *slog.Logger
 }

@@ -134,6 +134,7 @@ func (s *Server) start(ctx context.Context) error {
 	begin := time.Now()
 	// The server outlives ctx, which only limits the start.
 	cmd := s.programs.command(context.WithoutCancel(ctx), "postgres", args...)
+	cmd.Env = append(cmd.Env, s.options.Env...)
 	// The server's children hold a pipe, and a file they would not. So the process has ended only when
 	// all of them have: until then, the server cannot start again.
 	cmd.Stderr = struct{ io.Writer }{log}

@@ -59,7 +59,7 @@ func TestPostgresStandby(t *testing.T) {
 	t.Parallel()
 	primary := testenv.StartPostgres(t, localpostgres.Options{})
 	exec(t, primary, "CREATE TABLE kept (n int)")
-	standby := testenv.StartStandby(t, primary)
+	standby := testenv.StartStandby(t, primary, localpostgres.Options{})
 
 	exec(t, primary, "INSERT INTO kept VALUES (1)")
 	standby.Kill()

@@ -251,7 +251,7 @@ func TestTooManyConnectionsPass(t *testing.T) {
 func TestAStandbyIsNotUsed(t *testing.T) {
 	t.Parallel()
 	s := testenv.StartPostgres(t, localpostgres.Options{Settings: quick})
-	standby := testenv.StartStandby(t, s)
+	standby := testenv.StartStandby(t, s, localpostgres.Options{})
 	unavailable(t, "a start", 5*time.Second, func() error {
 		_, err := sqldb.Open(t.Context(), server(standby.URL("postgres")), quiet)
 		if err != nil && !strings.Contains(err.Error(), "standby") {

@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"context"
-	_ "embed"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -54,9 +53,6 @@ func FlipBatch(t testing.TB, dir, topic string, partition int32, offset int64) {
 	t.Fatalf("no batch begins at %s/%d/%d", topic, partition, offset)
 }
 
-//go:embed testdata/faultydisk.c
-var faultyDisk []byte
-
 // FaultyDisk is the disk as one child process sees it.
 type FaultyDisk struct {
 	// Env is for the environment of that process.
@@ -68,24 +64,20 @@ type FaultyDisk struct {
 // NewFaultyDisk returns a disk of which an fsync of file can fail. The file may be made later.
 func NewFaultyDisk(t testing.TB, file string) *FaultyDisk {
 	t.Helper()
-	RequireProgram(t, "cc", "a C compiler")
-	dir := t.TempDir()
-	source, library := filepath.Join(dir, "f.c"), filepath.Join(dir, "f.so")
-	d := &FaultyDisk{t: t, failing: filepath.Join(dir, "failing"), slow: filepath.Join(dir, "slow")}
-	d.Env = []string{
-		"LD_PRELOAD=" + library, "FAIL_FSYNC_OF=" + file, "FAIL_FSYNC_IF=" + d.failing, "SLOW_FSYNC_WHILE=" + d.slow,
-	}
-	if err := os.WriteFile(source, faultyDisk, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-o", library, source, "-ldl").
-		CombinedOutput(); err != nil {
-		t.Fatalf("compile faultydisk.c: %v\n%s", err, out)
-	}
+	dir := openDir(t)
+	d := newDisk(t, dir)
+	d.Env = append(d.Env, "FAIL_FSYNC_OF="+file, preload(t, dir, faultyDisk))
 	return d
 }
 
-// Fail lets the next fsync of the file fail with EIO.
+// newDisk returns a disk whose faults are switched on by files in a directory.
+func newDisk(t testing.TB, dir string) *FaultyDisk {
+	d := &FaultyDisk{t: t, failing: filepath.Join(dir, "failing"), slow: filepath.Join(dir, "slow")}
+	d.Env = []string{"FAIL_FSYNC_IF=" + d.failing, "SLOW_FSYNC_WHILE=" + d.slow}
+	return d
+}
+
+// Fail lets the next fsync fail with EIO.
 func (d *FaultyDisk) Fail() {
 	d.t.Helper()
 	if err := os.WriteFile(d.failing, nil, 0o600); err != nil {

@@ -75,10 +75,12 @@ func StartPostgres(t testing.TB, options localpostgres.Options) *localpostgres.S
 	return startPostgres(t, options, localpostgres.Start)
 }
 
-// StartStandby starts a synchronous standby of a server for this test alone.
-func StartStandby(t testing.TB, primary *localpostgres.Server) *localpostgres.Server {
+// StartStandby starts a synchronous standby of a server for this test alone, as [StartPostgres] does.
+func StartStandby(
+	t testing.TB, primary *localpostgres.Server, options localpostgres.Options,
+) *localpostgres.Server {
 	t.Helper()
-	return startPostgres(t, localpostgres.Options{}, primary.StartStandby)
+	return startPostgres(t, options, primary.StartStandby)
 }
 
 func startPostgres(

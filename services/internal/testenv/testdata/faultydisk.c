@@ -1,6 +1,6 @@
-// A library for LD_PRELOAD. If the file FAIL_FSYNC_IF exists, the next fsync of the file
-// FAIL_FSYNC_OF removes it and fails with EIO. While the file SLOW_FSYNC_WHILE exists, each fsync of
-// any file takes 200 ms longer.
+// A library for LD_PRELOAD. If the file FAIL_FSYNC_IF exists, the next fsync removes it and fails with EIO.
+// With FAIL_FSYNC_OF, it is the next one of that file. While the file SLOW_FSYNC_WHILE exists, each fsync
+// of any file takes 200 ms longer.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -8,11 +8,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static int is(int fd, const char *file) {
+	struct stat a, b;
+	return !fstat(fd, &a) && !stat(file, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static int fails(int fd) {
 	const char *of = getenv("FAIL_FSYNC_OF"), *when = getenv("FAIL_FSYNC_IF");
-	struct stat a, b;
-	return of && when && !fstat(fd, &a) && !stat(of, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino &&
-		!unlink(when);
+	return when && (!of || is(fd, of)) && !unlink(when);
 }
 
 static int call(const char *name, int fd) {
