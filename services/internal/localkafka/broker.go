@@ -53,6 +53,9 @@ type Options struct {
 	Detached bool
 	// TLS adds a listener for TLS. Settings must have ssl.*.
 	TLS bool
+	// Groups lets root run each broker of a cluster as a group of its own, by which a packet filter tells
+	// what it sends: the sum of Groups and the broker's ID. Zero leaves them this process's group.
+	Groups uint32
 	// Log reports the installation and the start. Nil is silent.
 	Log *slog.Logger
 }
@@ -66,6 +69,8 @@ type Broker struct {
 	Addr string
 	// TLSAddr is the address of the TLS listener. It is empty without Options.TLS.
 	TLSAddr string
+	// ControllerAddr is where the other brokers of the cluster reach it as a controller.
+	ControllerAddr string
 
 	options      Options
 	installation installation
@@ -92,6 +97,9 @@ func (b *Broker) Stop() { b.process.Stop(syscall.SIGTERM, stopPatience) }
 
 // Kill ends the broker as a crash does (SIGKILL) and waits for its end.
 func (b *Broker) Kill() { b.process.Kill() }
+
+// Group returns the ID of the group as which the broker runs, if Options.Groups is set.
+func (b *Broker) Group() uint32 { return b.options.Groups + uint32(b.ID) }
 
 // Warnings returns the last warnings and errors of the broker's log.
 func (b *Broker) Warnings() string {
@@ -146,6 +154,9 @@ func (b *Broker) startOnce(ctx context.Context) error {
 	}
 	defer console.Close()
 	cmd.Stdout, cmd.Stderr = console, console
+	if b.options.Groups != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Gid: b.Group()}}
+	}
 	if b.process, err = child.Start(cmd, b.options.Detached); err != nil {
 		return err
 	}
@@ -158,7 +169,7 @@ func (b *Broker) startOnce(ctx context.Context) error {
 		log = log[min(len(before), len(log)):]
 		return fmt.Errorf("%w\n%s%s", err, tail(out, 20, ""), tail(log, 20, "ERROR|FATAL|Exception"))
 	}
-	b.Addr, b.TLSAddr = addr, tlsAddr
+	b.Addr, b.TLSAddr, b.ControllerAddr = addr, tlsAddr, controllers[b.ID-1]
 	took := time.Since(begin).Round(time.Millisecond)
 	b.options.Log.Info("kafka serves", "addr", addr, "dir", b.options.Dir, "took", took)
 	return nil

@@ -119,6 +119,57 @@ func TestKafkaCluster(t *testing.T) {
 	}
 }
 
+// A broker that neither reaches the others nor is reached by them leaves the replicas in sync. Clients still
+// reach it, and it does not know that. The others go on, and it is in sync with them again once it is back.
+func TestABrokerIsCutOff(t *testing.T) {
+	testenv.RequireCuts(t)
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
+		Dir: t.TempDir(), Groups: 60_000, Settings: map[string]string{"min.insync.replicas": "2"},
+	})
+	testenv.Require(t, err)
+	var addrs []string
+	for _, b := range brokers {
+		t.Cleanup(b.Kill)
+		addrs = append(addrs, b.Addr)
+	}
+	topic := contract.Topics()[0]
+	if err := localkafka.CreateTopics(t.Context(), addrs[0], []contract.Topic{topic}, 3); err != nil {
+		t.Fatal(err)
+	}
+	// inSync reports whether, as a broker knows it, each partition has these replicas in sync.
+	inSync := func(addr string, want ...int32) bool {
+		// The first request of a client goes to this address, and later ones to any broker.
+		topics, err := adminOf(t, addr).ListTopics(t.Context(), topic.Name)
+		if err == nil {
+			err = topics.Error()
+		}
+		for _, p := range topics[topic.Name].Partitions {
+			slices.Sort(p.ISR)
+			if !slices.Equal(p.ISR, want) {
+				return false
+			}
+		}
+		return err == nil
+	}
+	alone, others := brokers[0], brokers[1:]
+	await(t, "all replicas in sync", func() bool { return inSync(alone.Addr, 1, 2, 3) })
+	var ways []testenv.Way
+	for _, b := range others {
+		ways = append(ways, testenv.Between(alone, b), testenv.Between(b, alone))
+	}
+	testenv.Cut(t, func() {
+		for _, b := range others {
+			await(t, "replicas in sync without the first one", func() bool { return inSync(b.Addr, 2, 3) })
+		}
+		if !inSync(alone.Addr, 1, 2, 3) {
+			t.Error("the first broker knows what the others do")
+		}
+		testenv.Produce(t, others[0].Addr, contract.Message{Topic: topic.Name, Key: []byte("a"), Value: []byte("1")})
+	}, ways...)
+	testenv.AwaitNews(t, addrs...)
+	await(t, "all replicas in sync again", func() bool { return inSync(alone.Addr, 1, 2, 3) })
+}
+
 // A broker ends with the process that started it, even if that process is killed.
 func TestKafkaEndsWithItsOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {
