@@ -16,8 +16,15 @@ type balancer struct {
 	mu      sync.Mutex
 	targets []string
 	next    int
-	// requests and responses let both ways through.
-	requests, responses gate
+	ways
+}
+
+// ways are the two ways of connections.
+type ways struct{ requests, responses gate }
+
+// part holds back what goes either way, for as long as pause takes.
+func (w *ways) part(pause func()) {
+	w.requests.hold(func() { w.responses.hold(pause) })
 }
 
 // gate lets data through, or holds it back: neither side of a connection learns of that.

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +27,15 @@ import (
 	"ordersystem.dev/services/internal/localpostgres"
 	"ordersystem.dev/services/internal/testenv"
 )
+
+// Each broker and each replica has a group of its own, whose ID begins with these, so that it can be cut off.
+const (
+	brokerGroups  = 60_000
+	replicaGroups = 61_000
+)
+
+// madeReplicas counts the replicas of all tests.
+var madeReplicas atomic.Uint32
 
 // replicas are the processes of one service behind a balancer.
 type replicas struct {
@@ -43,9 +55,13 @@ type replicas struct {
 // ready, as a Kubernetes Service does.
 func newReplicas(t testing.TB, name, kafka string, env ...string) *replicas {
 	t.Helper()
-	r := &replicas{
-		t: t, name: name, balancer: newBalancer(t), leaving: map[*process]bool{},
-		another: func() *process { return newService(t, name, kafka, env...) },
+	r := &replicas{t: t, name: name, balancer: newBalancer(t), leaving: map[*process]bool{}}
+	r.another = func() *process {
+		p := newService(t, name, kafka, env...)
+		if testenv.CutsWays() {
+			p.attributes.Credential = &syscall.Credential{Gid: replicaGroups + madeReplicas.Add(1)}
+		}
+		return p
 	}
 	end := make(chan struct{})
 	var probing sync.WaitGroup
@@ -184,12 +200,35 @@ func newDatabase(t testing.TB) *database {
 // url is DATABASE_URL.
 func (d *database) url() string {
 	d.t.Helper()
+	return d.through(d.address)
+}
+
+// through returns the URL of the database for a client that reaches it through a balancer.
+func (d *database) through(b *balancer) string {
+	d.t.Helper()
 	u, err := url.Parse(d.primary.URL("postgres"))
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	u.Host = d.address.addr()
+	u.Host = b.addr()
 	return u.String()
+}
+
+// follow lets the standby reach the primary through a balancer, which it returns.
+func (d *database) follow() *balancer {
+	d.t.Helper()
+	b := newBalancer(d.t)
+	b.use(d.primary.Addr())
+	_, port, err := net.SplitHostPort(b.addr())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.standby.Wait(d.t.Context(), "ALTER SYSTEM SET primary_conninfo = '"+d.through(b)+"'",
+		"SELECT pg_reload_conf()",
+		"SELECT 1 / count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_port = "+port); err != nil {
+		d.t.Fatalf("lead the standby through a balancer: %v", err)
+	}
+	return b
 }
 
 // fail kills the primary. The standby takes its place.
@@ -217,11 +256,12 @@ func (d *database) open() *sql.DB {
 type deployment struct {
 	t testing.TB
 	// brokers have their directories in kafkaDir, by their IDs, and each has a clock. kafka is the address of
-	// one of them.
+	// one of them, and kafkaAddrs are those of all.
 	brokers       []*localkafka.Broker
 	clocks        []*testenv.Clock
 	kafkaDir      string
 	kafka         string
+	kafkaAddrs    []string
 	database      *database
 	db            *sql.DB
 	carts, orders *replicas
@@ -239,27 +279,36 @@ func deploy(t testing.TB, topics []contract.Topic) *deployment {
 		}
 		d.clocks = append(d.clocks, testenv.NewClock(t, filepath.Join(dir, "clock")))
 	}
-	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{
-		Dir: d.kafkaDir, Settings: map[string]string{"log.cleaner.backoff.ms": "100"},
+	options := localkafka.Options{
+		Dir: d.kafkaDir,
+		Settings: map[string]string{
+			"log.cleaner.backoff.ms": "100",
+			// As in production: what only one broker has is not acknowledged.
+			"min.insync.replicas":           "2",
+			"transaction.state.log.min.isr": "2",
+			// By default a broker that fetches nothing stays in sync for 30 s, for which nothing is acknowledged.
+			"replica.lag.time.max.ms": "3000",
+		},
 		// Each broker runs in its directory.
 		Env: append(testenv.NewMachine(t).Env, "CLOCK_AHEAD=clock"),
-	})
+	}
+	if testenv.CutsWays() {
+		options.Groups = brokerGroups
+	}
+	brokers, err := localkafka.StartCluster(t.Context(), 3, options)
 	testenv.Require(t, err)
 	for _, b := range brokers {
 		t.Cleanup(b.Kill)
+		d.kafkaAddrs = append(d.kafkaAddrs, b.Addr)
 	}
-	d.brokers, d.kafka = brokers, brokers[0].Addr
+	d.brokers, d.kafka = brokers, d.kafkaAddrs[0]
 	if err := localkafka.CreateTopics(t.Context(), d.kafka, topics, 3); err != nil {
 		t.Fatal(err)
 	}
-	var all []string
-	for _, b := range brokers {
-		all = append(all, b.Addr)
-	}
 	d.db = d.database.open()
 	address := "DATABASE_URL=" + d.database.url()
-	d.carts = newReplicas(t, "cart", strings.Join(all, ","), address)
-	d.orders = newReplicas(t, "order", strings.Join(all, ","), address)
+	d.carts = newReplicas(t, "cart", strings.Join(d.kafkaAddrs, ","), address)
+	d.orders = newReplicas(t, "order", strings.Join(d.kafkaAddrs, ","), address)
 	return d
 }
 

@@ -34,6 +34,9 @@ var aloneKinds = []faults.Kind{
 	{Name: "restore order's store"},
 	{Name: "no requests to kafka", Longest: 4 * time.Second},
 	{Name: "no responses of kafka", Longest: 4 * time.Second},
+	{Name: "part cart from kafka", Longest: 4 * time.Second},
+	// Longer than its session.
+	{Name: "part order from kafka", Longest: 8 * time.Second},
 	{Name: "a request that outlives cart", Longest: time.Second},
 	{Name: "restore cart's store"},
 	{Name: "a failed fsync of cart"},
@@ -258,6 +261,10 @@ func (f *alone) do(fault faults.Fault, l *load) {
 		f.network.requests.hold(pause)
 	case "no responses of kafka":
 		f.network.responses.hold(pause)
+	case "part cart from kafka":
+		f.network.of["cart"].part(pause)
+	case "part order from kafka":
+		f.network.of["order"].part(pause)
 	case "a request that outlives cart":
 		late := f.network.holdNextProduce()
 		select {

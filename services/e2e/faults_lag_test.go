@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -99,8 +100,9 @@ func labelOf(m *dto.Metric, name string) string {
 const moment = 3 * time.Second
 
 // check ends the collector and compares all that it has shown with Kafka. A poll reads the commits and the
-// ends of the logs one after the other, so what they were at some moment of it is right.
-func (w *lagWatch) check() {
+// ends of the logs one after the other, so what they were at some moment of it is right. While brokers are
+// parted, each has a state of its own, and nothing is compared.
+func (w *lagWatch) check(done []faults.Span) {
 	w.t.Helper()
 	offsets := w.offsets()
 	w.stop()
@@ -111,7 +113,10 @@ func (w *lagWatch) check() {
 		now := during(offsets, shown.poll, shown.seen)
 		// Order commits an early offset for a moment when its store is replaced. It may lie between two samples.
 		around := during(offsets, shown.poll.Add(-moment), shown.seen.Add(moment))
-		if now == nil || around == nil {
+		parted := slices.ContainsFunc(done, func(f faults.Span) bool {
+			return brokersApart[f.Name] != nil && f.Begin.Before(shown.seen) && f.End.After(shown.poll)
+		})
+		if now == nil || around == nil || parted {
 			continue
 		}
 		for at, lag := range shown.lag {

@@ -32,10 +32,24 @@ var sharedKinds = []faults.Kind{
 	{Name: "kill a broker", Longest: 2 * time.Second},
 	{Name: "freeze a broker", Longest: 6 * time.Second},
 	{Name: "kill all brokers", Longest: time.Second},
+	// Shorter or longer than the session of a broker, which is 3 s.
+	{Name: "part a broker from the others", Longest: 6 * time.Second},
+	{Name: "part two brokers", Longest: 6 * time.Second},
+	{Name: "no requests of a broker to another", Longest: 6 * time.Second},
+	{Name: "no requests of a broker to the others", Longest: 6 * time.Second},
+	{Name: "no requests of the others to a broker", Longest: 6 * time.Second},
+	{Name: "no requests of a cart to a broker", Longest: 6 * time.Second},
+	{Name: "no requests of an order to a broker", Longest: 6 * time.Second},
+	{Name: "no requests of a cart to kafka", Longest: 6 * time.Second},
+	// Longer than its session.
+	{Name: "no requests of an order to kafka", Longest: 8 * time.Second},
 	{Name: "kill the database", Longest: time.Second},
 	{Name: "stop the standby", Longest: 2 * time.Second},
 	{Name: "cut the connections to the database"},
-	{Name: "fail over"},
+	{Name: "no WAL to the standby", Longest: 4 * time.Second},
+	{Name: "no confirmations of the standby", Longest: 4 * time.Second},
+	// The standby lacks what the primary has not confirmed meanwhile.
+	{Name: "fail over", Longest: 2 * time.Second},
 	{Name: "no requests to the database", Longest: 4 * time.Second},
 	{Name: "no responses of the database", Longest: 4 * time.Second},
 	{Name: "a failed fsync of the database"},
@@ -45,6 +59,19 @@ var sharedKinds = []faults.Kind{
 	{Name: "an order's clock jumps"},
 	{Name: "a broker's clock jumps"},
 	{Name: "the certificates are renewed"},
+	// Longer than the lease.
+	{Name: "no requests of a cart to the database", Longest: 6 * time.Second},
+	{Name: "no requests of an order to the database", Longest: 6 * time.Second},
+}
+
+// brokersApart has the faults between brokers: who does not reach whom. The schedule decides which broker is
+// 0. Clients reach all of them.
+var brokersApart = map[string][][2]int{
+	"part a broker from the others":         {{0, 1}, {0, 2}, {1, 0}, {2, 0}},
+	"part two brokers":                      {{0, 1}, {1, 0}},
+	"no requests of a broker to another":    {{0, 1}},
+	"no requests of a broker to the others": {{0, 1}, {0, 2}},
+	"no requests of the others to a broker": {{1, 0}, {2, 0}},
 }
 
 // shared is a system with three brokers, a database with a standby, and replicas of both services.
@@ -54,6 +81,8 @@ type shared struct {
 	// authority signs the certificates of the APIs, which are in certificate.
 	authority   *testenv.Authority
 	certificate testenv.Secret
+	// replication is between the primary and its first standby.
+	replication *balancer
 }
 
 func startShared(t *testing.T) faulty {
@@ -62,6 +91,7 @@ func startShared(t *testing.T) faulty {
 		T: t, deployment: deploy(t, compactedSoon()),
 		authority: testenv.NewAuthority(t, "ca"), certificate: testenv.Secret{Dir: t.TempDir()},
 	}
+	f.replication = f.database.follow()
 	f.certify()
 	for _, r := range []*replicas{f.carts, f.orders} {
 		another := r.another
@@ -140,7 +170,8 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 	// The schedule decides which one it is, so that it is the same when the schedule is repeated.
 	which := int(fault.After.Milliseconds())
 	one := func(of *replicas) *process { return of.members()[which%len(of.members())] }
-	broker := f.brokers[which%len(f.brokers)]
+	brokerAt := func(n int) *localkafka.Broker { return f.brokers[(which+n)%len(f.brokers)] }
+	broker := brokerAt(0)
 	primary, standby := f.database.primary, f.database.standby
 	restart := func(p *process) {
 		p.kill()
@@ -184,6 +215,18 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 		}
 		pause()
 		f.again(f.brokers...)
+	case "no requests of a cart to a broker":
+		f.cut(pause, one(f.carts), broker.Addr)
+	case "no requests of an order to a broker":
+		f.cut(pause, one(f.orders), broker.Addr)
+	case "no requests of a cart to kafka":
+		f.cut(pause, one(f.carts), f.kafkaAddrs...)
+	case "no requests of an order to kafka":
+		f.cut(pause, one(f.orders), f.kafkaAddrs...)
+	case "no requests of a cart to the database":
+		f.cut(pause, one(f.carts), f.database.address.addr())
+	case "no requests of an order to the database":
+		f.cut(pause, one(f.orders), f.database.address.addr())
 	case "kill the database":
 		primary.Kill()
 		pause()
@@ -203,9 +246,20 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 		if _, err := f.db.ExecContext(f.Context(), cutConnections); err != nil {
 			f.Fatal(err)
 		}
+	case "no WAL to the standby":
+		if standby != nil {
+			f.replication.responses.hold(pause)
+		}
+	case "no confirmations of the standby":
+		if standby != nil {
+			f.replication.requests.hold(pause)
+		}
 	case "fail over":
 		if standby != nil {
-			f.database.fail()
+			f.replication.responses.hold(func() {
+				pause()
+				f.database.fail()
+			})
 		}
 	case "no requests to the database":
 		f.database.address.requests.hold(pause)
@@ -234,7 +288,20 @@ func (f *shared) do(fault faults.Fault, _ *load) {
 			f.shows(p, cert)
 		}
 	default:
-		f.Fatalf("nothing does the fault %q", fault.Name)
+		apart := brokersApart[fault.Name]
+		if apart == nil {
+			f.Fatalf("nothing does the fault %q", fault.Name)
+		}
+		if !f.cuts() {
+			break
+		}
+		var ways []testenv.Way
+		for _, way := range apart {
+			ways = append(ways, testenv.Between(brokerAt(way[0]), brokerAt(way[1])))
+		}
+		testenv.Cut(f, pause, ways...)
+		// Until then a broker may respond with what it knew before.
+		testenv.AwaitNews(f, f.kafkaAddrs...)
 	}
 }
 
@@ -256,6 +323,23 @@ func (f *shared) failFsync() {
 		err := f.db.PingContext(f.Context())
 		return err == nil, fmt.Sprint(err)
 	})
+}
+
+// cut drops what a replica sends to some addresses for as long as pause takes. The others still reach them.
+func (f *shared) cut(pause func(), p *process, addrs ...string) {
+	f.Helper()
+	if f.cuts() {
+		testenv.Cut(f, pause, testenv.Way{From: p.attributes.Credential.Gid, To: addrs})
+	}
+}
+
+// cuts reports whether there can be this fault.
+func (f *shared) cuts() bool {
+	if !testenv.CutsWays() {
+		f.Log("nothing is cut: only root on Linux can do that, with iptables")
+		return false
+	}
+	return true
 }
 
 // again starts brokers again, all of them at once: one alone is no majority.

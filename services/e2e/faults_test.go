@@ -75,8 +75,8 @@ type faulty interface {
 	verify(l *load)
 }
 
-// Processes are killed, frozen, stopped and started under load, databases fail over, and stores are lost, in
-// any order. Every acknowledged order is in its topic and in both stores, at its newest version. No operation
+// Processes are killed, frozen, stopped, parted and started under load, databases fail over, and stores are
+// lost, in any order. Every acknowledged order is in its topic and in both stores, at its newest version. No operation
 // takes effect twice, and no refused one takes any. What clients see of an order is as if each operation took
 // effect at one moment, and no look-up finds an older version than one before it. All orders are published
 // again meanwhile, which changes nothing. At the end, orderctl finds no difference.
@@ -159,7 +159,7 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule) 
 	})
 	l.end()
 	t.Logf("the orders were published again %d times", republished())
-	lag.check()
+	lag.check(l.faults)
 	f.verify(l)
 }
 

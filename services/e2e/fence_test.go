@@ -160,8 +160,9 @@ type network struct {
 	t        *testing.T
 	listener net.Listener
 	next     atomic.Pointer[lateRequest]
-	// requests and responses let both ways through.
-	requests, responses gate
+	// ways are those of all clients, and of has those of one service by its client ID.
+	ways
+	of map[string]*ways
 }
 
 // lateRequest is a request that the network holds back.
@@ -190,7 +191,7 @@ func newNetwork(t *testing.T) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &network{t: t, listener: listener}
+	return &network{t: t, listener: listener, of: map[string]*ways{"cart": {}, "order": {}}}
 }
 
 func (n *network) addr() string { return n.listener.Addr().String() }
@@ -228,6 +229,8 @@ func (n *network) serve(addr string) {
 // is gone.
 func (n *network) forward(client, broker net.Conn) {
 	var responses sync.WaitGroup
+	// own are the ways of the service that has this connection.
+	var own atomic.Pointer[ways]
 	// late is set when this connection has the request that was held back.
 	var late atomic.Pointer[lateRequest]
 	responses.Go(func() {
@@ -246,6 +249,9 @@ func (n *network) forward(client, broker net.Conn) {
 				close(l.answered)
 			}
 			n.responses.pass()
+			if w := own.Load(); w != nil {
+				w.responses.pass()
+			}
 			// A client that is gone gets no response.
 			_, _ = client.Write(response)
 		}
@@ -267,10 +273,26 @@ func (n *network) forward(client, broker net.Conn) {
 			}
 		}
 		n.requests.pass()
+		if w := n.of[clientID(request)]; w != nil {
+			own.Store(w)
+			w.requests.pass()
+		}
 		if _, err := broker.Write(request); err != nil {
 			return
 		}
 	}
+}
+
+// clientID returns the name that the client gives itself in a request.
+func clientID(request []byte) string {
+	// Before it come the length of all, what is asked for, its version, a number, and the length of the ID.
+	const begin = 4 + 2 + 2 + 4 + 2
+	if len(request) < begin {
+		return ""
+	}
+	// The length of none is -1.
+	size := int(int16(binary.BigEndian.Uint16(request[begin-2:])))
+	return string(request[begin:][:max(0, min(size, len(request)-begin))])
 }
 
 // frame reads one request or response of Kafka's protocol, with the length in front of it.
