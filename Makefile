@@ -6,6 +6,8 @@ PACKAGES      ?= ./...
 TEST_TIMEOUT  ?= 40m
 TEST_PARALLEL ?= 2
 FUZZ_RUNS     ?= 200000
+DURATION      ?= 10m
+SHRINK        ?= 1
 KAFKA_PORT    ?= 9092
 DOCKER        ?= docker
 REGISTRY      ?= ghcr.io
@@ -78,8 +80,8 @@ fuzz: ## Fuzz each decoder for a moment (FUZZ_RUNS=10000000 for longer)
 	done
 
 .PHONY: faults
-faults: ## Run the system under faults (DURATION=10m SEED=1; a run that fails is repeated with fewer)
-	E2E_SEED=$(SEED) E2E_DURATION=$(DURATION) E2E_SHRINK=1 \
+faults: ## Run the system under faults (DURATION=10m SEED=1; a run that fails is repeated with fewer: SHRINK)
+	E2E_SEED=$(SEED) E2E_DURATION=$(DURATION) E2E_SHRINK=$(SHRINK) \
 		$(GO) test ./services/e2e -count=1 -run='^TestFaultsUnderLoad$$' -v -timeout=0
 
 .PHONY: mutants

@@ -81,12 +81,15 @@ type faulty interface {
 // effect at one moment, and no look-up finds an older version than one before it. All orders are published
 // again meanwhile, which changes nothing. At the end, orderctl finds no difference.
 //
-// E2E_DURATION is how long the faults go on. E2E_SEED repeats the faults and requests of a run, and E2E_FAULTS
+// E2E_DURATION is how long the faults go on, on each kind of database at the same time. E2E_SEED repeats the faults and requests of a run, and E2E_FAULTS
 // a schedule of faults, but not their exact timing. With E2E_SHRINK=1, a run that fails is repeated with fewer
 // faults, to find out which of them are needed. A run that fails leaves a page with its history.
 func TestFaultsUnderLoad(t *testing.T) {
+	duration := setting(t, "E2E_DURATION", 0, time.ParseDuration)
+	if duration == 0 {
+		t.Skip("make faults runs it")
+	}
 	seed := seedOf(t)
-	duration := setting(t, "E2E_DURATION", 10*time.Second, time.ParseDuration)
 	for _, system := range []struct {
 		name  string
 		kinds []faults.Kind
@@ -94,9 +97,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	}{{"sqlite", aloneKinds, startAlone}, {"postgres", sharedKinds, startShared}} {
 		kinds := slices.Concat(system.kinds, foreignKinds)
 		t.Run(system.name, func(t *testing.T) {
-			if system.name == "postgres" && os.Getenv("E2E_DURATION") == "" {
-				t.Skip("make faults runs it, or E2E_DURATION; TestReplicas has most of these faults one by one")
-			}
+			t.Parallel()
 			rng := rand.New(rand.NewPCG(seed, 1<<32))
 			drawn := faults.Draw(rng, kinds, duration, 1500*time.Millisecond)
 			schedule := setting(t, "E2E_FAULTS", drawn, func(text string) (faults.Schedule, error) {
