@@ -66,7 +66,8 @@ func Cut(t testing.TB, during func(), ways ...Way) {
 
 // filter adds (-I) or deletes (-D) the rules that drop what goes these ways, all of them at once.
 func filter(ctx context.Context, change string, ways []Way) error {
-	text := "*filter\n"
+	var text strings.Builder
+	text.WriteString("*filter\n")
 	for _, way := range ways {
 		for _, addr := range way.To {
 			host, port, err := net.SplitHostPort(addr)
@@ -74,14 +75,15 @@ func filter(ctx context.Context, change string, ways []Way) error {
 				return err
 			}
 			rule := fmt.Sprintf("%s OUTPUT -p tcp -d %s --dport %s -m owner ", change, host, port)
-			text += rule + fmt.Sprintf("--gid-owner %d -j DROP\n", way.From)
+			fmt.Fprintf(&text, "%s--gid-owner %d -j DROP\n", rule, way.From)
 			// A connection that was closed meanwhile has no owner any more. The kernel still sends what was
 			// written before.
-			text += rule + "! --socket-exists -j DROP\n"
+			text.WriteString(rule + "! --socket-exists -j DROP\n")
 		}
 	}
 	cmd := exec.CommandContext(ctx, "iptables-restore", "--wait", "--noflush")
-	cmd.Stdin = strings.NewReader(text + "COMMIT\n")
+	text.WriteString("COMMIT\n")
+	cmd.Stdin = strings.NewReader(text.String())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("iptables-restore: %w: %s", err, out)
 	}
