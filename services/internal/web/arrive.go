@@ -2,7 +2,6 @@ package web
 
 import (
 	"bytes"
-	"errors"
 	"maps"
 	"net"
 	"slices"
@@ -34,12 +33,11 @@ func (l *limitListener) run() {
 	defer l.closeArriving()
 	for {
 		c, err := l.take()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
 		if err != nil {
-			// The server waits a moment before it takes the next one.
-			l.handOver(arrival{err: err})
+			// The server waits a moment before it takes the next one, or gives up and closes the listener.
+			if !l.handOver(arrival{err: err}) {
+				return
+			}
 			continue
 		}
 		arriving.Go(func() {
