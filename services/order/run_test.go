@@ -214,7 +214,7 @@ func TestServiceOnSecureKafka(t *testing.T) {
 		"transactional-id "+contract.TransactionalIDsDeadLetters[0]+" Write",
 		"transactional-id "+contract.TransactionalIDsDeadLetters[1]+" Write",
 		"topic "+contract.TopicCreated+" Read", "topic "+contract.TopicUpdated+" Read",
-		"topic "+contract.TopicDeadLetter+" Write",
+		"topic "+contract.TopicDeadLetter+" Read", "topic "+contract.TopicDeadLetter+" Write",
 		"group "+contract.GroupOrder+" Read", "group "+contract.GroupAudit+" Describe")
 	u := k.NewUser(t, "order")
 	cfg := broker.ConfigFromEnv(env.New(func(name string) string { return u.Env()[name] }))

@@ -33,7 +33,8 @@ var rights = map[string][]string{
 	"order": {
 		"Read topic order-created-topic", "Describe topic order-created-topic",
 		"Read topic order-updated-topic", "Describe topic order-updated-topic",
-		"Write topic order-dead-letter-topic", "Describe topic order-dead-letter-topic",
+		"Read topic order-dead-letter-topic", "Write topic order-dead-letter-topic",
+		"Describe topic order-dead-letter-topic",
 		"Read group order-service", "Describe group order-service",
 		"Describe group order-audit",
 		"Write transactionalId order-dead-letters", "Describe transactionalId order-dead-letters",

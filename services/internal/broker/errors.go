@@ -58,7 +58,7 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 	kafka.ErrClusterAuthorizationFailed: {"CLUSTER_AUTHORIZATION_FAILED", ""},
 	kafka.ErrTopicAuthorizationFailed: {
 		"TOPIC_AUTHORIZATION_FAILED",
-		"no permission on the topic: a producer needs the ACL Write, a consumer Read",
+		"no permission on the topic: a producer needs the ACL Write, a consumer Read, a relay both",
 	},
 	kafka.ErrTransactionalIDAuthorizationFailed: {
 		"TRANSACTIONAL_ID_AUTHORIZATION_FAILED",

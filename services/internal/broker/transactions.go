@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -41,8 +42,8 @@ type Transactions struct {
 	topics []string
 	// producers has the producer IDs of the transactional IDs.
 	producers map[int64]bool
-	// foreign has the partitions on which another program holds a transaction open.
-	foreign map[Partition]bool
+	// foreign is set while other programs hold a transaction open where the last look was.
+	foreign bool
 }
 
 // NewTransactions returns the Transactions of these topics, whether or not Kafka can be reached. They are
@@ -56,9 +57,7 @@ func NewTransactions(cfg Config, topics ...string) (*Transactions, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Transactions{
-		client: client, topics: topics, producers: make(map[int64]bool), foreign: make(map[Partition]bool),
-	}, nil
+	return &Transactions{client: client, topics: topics, producers: make(map[int64]bool)}, nil
 }
 
 // Close closes the connections.
@@ -95,7 +94,6 @@ func (t *Transactions) complete(ctx context.Context, transactionalID string) err
 		return err
 	}
 	t.producers[producer.ProducerID] = true
-	clear(t.foreign)
 	add := kmsg.NewPtrAddPartitionsToTxnRequest()
 	add.TransactionalID = transactionalID
 	add.ProducerID, add.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
@@ -169,36 +167,42 @@ func (t *Transactions) partitions(ctx context.Context) ([]kmsg.AddPartitionsToTx
 }
 
 // AwaitReadable waits until readers of committed records can read up to these offsets, which are those
-// after what was committed. The error is ErrUnreadable if that takes longer than readableWait because of
-// an earlier transaction of the IDs, which Complete ends. If another program holds a transaction open,
-// nothing is to be done and nothing lost: AwaitReadable leaves out that partition from then on.
+// after what was committed. The error is ErrUnreadable if that takes longer than readableWait: Complete
+// ends what was left open. It does not wait for partitions on which only other programs hold a transaction
+// open: what was committed there is safe.
 func (t *Transactions) AwaitReadable(ctx context.Context, next map[Partition]int64) error {
-	left := make(map[Partition]int64, len(next))
-	for p, offset := range next {
-		if !t.foreign[p] {
-			left[p] = offset
+	left := maps.Clone(next)
+	again := backoff.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
+	for begin := time.Now(); ; {
+		stable, err := t.stableOffsets(ctx, left)
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(left, func(p Partition, offset int64) bool { return stable[p] >= offset })
+		late := time.Since(begin) >= readableWait
+		// In most cases a marker is only a moment late, and who holds a transaction open is not asked.
+		if len(left) > 0 && (late || t.foreign) {
+			foreign, err := t.heldByOthers(ctx, left)
+			if err != nil {
+				return err
+			}
+			maps.DeleteFunc(left, func(p Partition, _ int64) bool { return foreign[p] })
+			t.foreign = len(foreign) > 0
+		}
+		switch {
+		case len(left) == 0:
+			return nil
+		case late:
+			return ErrUnreadable
+		case !again.Wait(ctx):
+			return context.Cause(ctx)
 		}
 	}
-	left, err := t.await(ctx, left)
-	if err != nil || len(left) == 0 {
-		return err
-	}
-	ours, err := t.open(ctx, left)
-	if err != nil {
-		return err
-	}
-	if ours {
-		return ErrUnreadable
-	}
-	for p := range left {
-		t.foreign[p] = true
-	}
-	return nil
 }
 
-// open reports whether a transaction of the IDs is open on one of the partitions. It needs the
-// permission to read them; without it, the answer is false.
-func (t *Transactions) open(ctx context.Context, on map[Partition]int64) (bool, error) {
+// heldByOthers returns those of the partitions on which other programs hold a transaction open, and the
+// IDs do not. It needs the permission to read them.
+func (t *Transactions) heldByOthers(ctx context.Context, on map[Partition]int64) (map[Partition]bool, error) {
 	byTopic := make(map[string][]int32)
 	for p := range on {
 		byTopic[p.Topic] = append(byTopic[p.Topic], p.Number)
@@ -211,45 +215,28 @@ func (t *Transactions) open(ctx context.Context, on map[Partition]int64) (bool, 
 	}
 	resp, err := req.RequestWith(ctx, t.client)
 	if err != nil {
-		return false, fmt.Errorf("look up open transactions: %w", err)
+		return nil, fmt.Errorf("look up open transactions: %w", err)
 	}
+	foreign := make(map[Partition]bool)
 	for _, topic := range resp.Topics {
 		for _, p := range topic.Partitions {
-			if p.ErrorCode != 0 && p.ErrorCode != kerr.TopicAuthorizationFailed.Code {
+			if p.ErrorCode != 0 {
 				err := kafka.NewError(kafka.ErrorCode(p.ErrorCode), "", false)
-				return false, fmt.Errorf("look up open transactions of %s/%d: %w",
+				return nil, fmt.Errorf("look up open transactions of %s/%d: %w",
 					topic.Topic, p.Partition, explain(err))
 			}
+			ours, others := false, false
 			for _, producer := range p.ActiveProducers {
-				if t.producers[producer.ProducerID] && producer.CurrentTxnStartOffset >= 0 {
-					return true, nil
-				}
+				open := producer.CurrentTxnStartOffset >= 0
+				ours = ours || open && t.producers[producer.ProducerID]
+				others = others || open && !t.producers[producer.ProducerID]
+			}
+			if others && !ours {
+				foreign[Partition{Topic: topic.Topic, Number: p.Partition}] = true
 			}
 		}
 	}
-	return false, nil
-}
-
-// await returns what cannot be read after readableWait.
-func (t *Transactions) await(ctx context.Context, next map[Partition]int64) (left map[Partition]int64, err error) {
-	left = next
-	again := backoff.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
-	for begin := time.Now(); len(left) > 0 && time.Since(begin) < readableWait; {
-		stable, err := t.stableOffsets(ctx, left)
-		if err != nil {
-			return nil, err
-		}
-		unread := make(map[Partition]int64)
-		for p, offset := range left {
-			if stable[p] < offset {
-				unread[p] = offset
-			}
-		}
-		if left = unread; len(left) > 0 && !again.Wait(ctx) {
-			return nil, context.Cause(ctx)
-		}
-	}
-	return left, nil
+	return foreign, nil
 }
 
 // stableOffsets returns the last stable offsets of partitions.

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"ordersystem.dev/services/internal/fakekafka"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -68,6 +69,96 @@ func TestAForeignTransactionIsNotWaitedFor(t *testing.T) {
 		if err := transactions.AwaitReadable(inTime(t), next); err != nil || time.Since(begin) >= readableWait {
 			t.Errorf("AwaitReadable again: %v after %s, want nothing at once", err, time.Since(begin))
 		}
+	})
+}
+
+// A foreign transaction that was seen hides nothing: neither while it is open nor after its end.
+func TestAForeignTransactionHidesNoLostMarker(t *testing.T) {
+	addr := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
+		"transaction.partition.verification.enable": "false",
+	}}).Addr
+	topic := testenv.NewTopic(t, addr, 2)
+	transactions, err := NewTransactions(config(addr), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transactions.Close()
+	lost := func() int64 {
+		t.Helper()
+		transactions.producers[produceWithoutCoordinator(t, addr, topic, "relay")] = true
+		return testenv.HighWatermarks(t, addr, topic)[0]
+	}
+	await := func(next int64) error {
+		return transactions.AwaitReadable(inTime(t), map[Partition]int64{{Topic: topic, Number: 0}: next})
+	}
+	abort := testenv.Hang(t, addr, topic, 0)
+	if err := await(1); err != nil {
+		t.Errorf("behind a foreign transaction: %v", err)
+	}
+	next := lost()
+	if err := await(next); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("a record without its marker behind a foreign transaction: %v, want ErrUnreadable", err)
+	}
+	if err := transactions.Complete(inTime(t), "relay"); err != nil {
+		t.Fatal(err)
+	}
+	if err := await(next); err != nil {
+		t.Errorf("after Complete, behind a foreign transaction: %v", err)
+	}
+	abort()
+	if err := await(lost()); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("a record without its marker after a foreign transaction: %v, want ErrUnreadable", err)
+	}
+}
+
+// A broker writes a marker late, and is asked for the open transactions when all of them have just ended.
+// Nobody else held one, so the records are not taken for safe.
+func TestALateMarkerIsNoForeignTransaction(t *testing.T) {
+	cluster, err := fakekafka.New("", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	addr := cluster.ListenAddrs()[0]
+	topic := testenv.NewTopic(t, addr, 1)
+	abort := testenv.Hang(t, addr, topic, 0)
+	cluster.ControlKey(int16(kmsg.DescribeProducers), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		resp := req.ResponseKind().(*kmsg.DescribeProducersResponse)
+		resp.Topics = []kmsg.DescribeProducersResponseTopic{{
+			Topic: topic, Partitions: []kmsg.DescribeProducersResponseTopicPartition{{}},
+		}}
+		return resp, nil, true
+	})
+	transactions, err := NewTransactions(config(addr), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transactions.Close()
+	defer abort()
+	next := map[Partition]int64{{Topic: topic, Number: 0}: 1}
+	if err := transactions.AwaitReadable(inTime(t), next); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("AwaitReadable: %v, want ErrUnreadable", err)
+	}
+}
+
+// Who may not read a topic cannot see whose transaction is open, and does not guess.
+func TestOpenTransactionsAreSeenWithTheRightToRead(t *testing.T) {
+	k := testenv.StartSecureKafka(t)
+	topic := newTopic(t, k.Addr, 1)
+	k.Allow(t, "u", "topic "+topic+" Write")
+	transactions, err := NewTransactions(userConfig(k.NewUser(t, "u")), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transactions.Close()
+	defer testenv.Hang(t, k.Addr, topic, 0)()
+	next := map[Partition]int64{{Topic: topic, Number: 0}: 1}
+	if err := transactions.AwaitReadable(inTime(t), next); Code(err) != "TOPIC_AUTHORIZATION_FAILED" {
+		t.Errorf("without the right: %v, want TOPIC_AUTHORIZATION_FAILED", err)
+	}
+	k.Allow(t, "u", "topic "+topic+" Read")
+	poll(t, "the foreign transaction is seen", func() bool {
+		return transactions.AwaitReadable(inTime(t), next) == nil
 	})
 }
 
