@@ -64,6 +64,14 @@ var meanings = map[kafka.ErrorCode]struct{ name, text string }{
 		"TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
 		"no permission on the transactional ID: a producer needs the ACLs Write and Describe",
 	},
+	kafka.ErrConcurrentTransactions: {
+		"CONCURRENT_TRANSACTIONS",
+		"Kafka cannot end an earlier transaction of this transactional ID: a partition has no leader",
+	},
+	kafka.ErrCoordinatorNotAvailable: {
+		"COORDINATOR_NOT_AVAILABLE",
+		"Kafka has no coordinator: __transaction_state or __consumer_offsets lacks replicas in sync",
+	},
 	kafka.ErrFenced:               {"_FENCED", ""},
 	kafka.ErrProducerFenced:       {"PRODUCER_FENCED", ""},
 	kafka.ErrInvalidProducerEpoch: {"INVALID_PRODUCER_EPOCH", ""},

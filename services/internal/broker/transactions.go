@@ -20,7 +20,9 @@ const (
 	// readableWait is how long a committed transaction may take to become readable. It takes
 	// milliseconds.
 	readableWait = 3 * time.Second
-	// coordinatorMin and coordinatorMax are the pauses while a coordinator is busy.
+	// busyWait is how long a coordinator may be busy. It takes milliseconds, and seconds while brokers start.
+	busyWait = 5 * time.Second
+	// coordinatorMin and coordinatorMax are the pauses meanwhile.
 	coordinatorMin = 5 * time.Millisecond
 	coordinatorMax = 500 * time.Millisecond
 )
@@ -40,6 +42,9 @@ var ErrUnreadable = errors.New("committed records cannot be read: Kafka has not 
 type Transactions struct {
 	client *kgo.Client
 	topics []string
+	// id is what was taken last, and taken is how.
+	id    string
+	taken *kmsg.InitProducerIDResponse
 	// producers has the producer IDs of the transactional IDs.
 	producers map[int64]bool
 	// foreign is set while other programs hold a transaction open where the last look was.
@@ -63,40 +68,41 @@ func NewTransactions(cfg Config, topics ...string) (*Transactions, error) {
 // Close closes the connections.
 func (t *Transactions) Close() { t.client.Close() }
 
-// Complete takes the transactional ID and commits a transaction without records on all partitions. Its
-// markers end what an earlier transaction of the ID has left open: the records of that one become
-// readable. It waits for Kafka until ctx ends. The error is ErrProducerFenced if another producer takes
-// the ID meanwhile.
-func (t *Transactions) Complete(ctx context.Context, transactionalID string) error {
-	again := backoff.Backoff{Min: coordinatorMin, Max: coordinatorMax}
-	for {
-		err := t.complete(ctx, transactionalID)
-		if err == nil {
-			return nil
-		}
-		if is(err, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
-			return fmt.Errorf("%w %s: %w", ErrProducerFenced, transactionalID, err)
-		}
-		_, refused := errors.AsType[kafka.Error](err)
-		// Without a response from Kafka it tries again. The producer logs what is wrong.
-		if refused || !again.Wait(ctx) {
-			return fmt.Errorf("complete transactions of %s: %w", transactionalID, explain(err))
-		}
-	}
-}
-
-func (t *Transactions) complete(ctx context.Context, transactionalID string) error {
+// Take takes the transactional ID. Kafka aborts the transaction that an earlier producer has left open. Take
+// waits for Kafka until ctx ends, but for a coordinator that is busy only for busyWait.
+func (t *Transactions) Take(ctx context.Context, transactionalID string) error {
 	init := kmsg.NewPtrInitProducerIDRequest()
 	init.TransactionalID, init.TransactionTimeoutMillis = &transactionalID, int32(transactionTimeout.Milliseconds())
-	producer, err := coordinate(ctx, t.client, init.RequestWith,
+	taken, err := coordinate(ctx, t.client, init.RequestWith,
 		func(resp *kmsg.InitProducerIDResponse) int16 { return resp.ErrorCode })
 	if err != nil {
-		return err
+		return fmt.Errorf("take transactional ID %s: %w", transactionalID, err)
 	}
-	t.producers[producer.ProducerID] = true
+	t.id, t.taken = transactionalID, taken
+	t.producers[taken.ProducerID] = true
+	return nil
+}
+
+// Complete commits a transaction without records on all partitions, with the transactional ID that was
+// taken last. Its markers end what an earlier transaction of the ID has left open: the records of that one
+// become readable. It waits as Take does. The error is ErrProducerFenced if another producer takes the ID
+// meanwhile.
+func (t *Transactions) Complete(ctx context.Context) error {
+	err := t.complete(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case is(err, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch):
+		return fmt.Errorf("%w %s: %w", ErrProducerFenced, t.id, err)
+	}
+	return fmt.Errorf("complete transactions of %s: %w", t.id, err)
+}
+
+func (t *Transactions) complete(ctx context.Context) error {
 	add := kmsg.NewPtrAddPartitionsToTxnRequest()
-	add.TransactionalID = transactionalID
-	add.ProducerID, add.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
+	add.TransactionalID = t.id
+	add.ProducerID, add.ProducerEpoch = t.taken.ProducerID, t.taken.ProducerEpoch
+	var err error
 	if add.Topics, err = t.partitions(ctx); err != nil || len(add.Topics) == 0 {
 		return err
 	}
@@ -113,31 +119,40 @@ func (t *Transactions) complete(ctx context.Context, transactionalID string) err
 		return err
 	}
 	end := kmsg.NewPtrEndTxnRequest()
-	end.TransactionalID, end.Commit = transactionalID, true
-	end.ProducerID, end.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
+	end.TransactionalID, end.Commit = t.id, true
+	end.ProducerID, end.ProducerEpoch = t.taken.ProducerID, t.taken.ProducerEpoch
 	_, err = coordinate(ctx, t.client, end.RequestWith,
 		func(resp *kmsg.EndTxnResponse) int16 { return resp.ErrorCode })
 	return err
 }
 
-// coordinate repeats a request to a coordinator that is busy or not there yet. code returns the error
-// code of a response.
+// coordinate repeats a request to a coordinator until that responds, and for busyWait while it is busy or
+// not there yet. All of these requests may be repeated. code returns the error code of a response.
 func coordinate[R any](
 	ctx context.Context, client kmsg.Requestor,
 	request func(context.Context, kmsg.Requestor) (R, error), code func(R) int16,
 ) (R, error) {
 	again := backoff.Backoff{Min: coordinatorMin, Max: coordinatorMax}
-	for {
+	for begin := time.Now(); ; {
 		resp, err := request(ctx, client)
-		if err != nil || code(resp) == 0 {
-			return resp, err
+		// The look-up of a coordinator has its error codes in err.
+		refused, _ := errors.AsType[*kerr.Error](err)
+		if err == nil {
+			if code(resp) == 0 {
+				return resp, nil
+			}
+			refused = kerr.TypedErrorForCode(code(resp))
 		}
-		failed := kerr.ErrorForCode(code(resp))
-		if !kerr.IsRetriable(failed) && !errors.Is(failed, kerr.ConcurrentTransactions) {
-			return resp, kafka.NewError(kafka.ErrorCode(code(resp)), failed.Error(), false)
+		switch {
+		case refused == nil:
+			// Kafka does not respond. The producer logs what is wrong.
+			begin = time.Now()
+		case !refused.Retriable && refused.Code != kerr.ConcurrentTransactions.Code,
+			time.Since(begin) >= busyWait:
+			return resp, explain(kafka.NewError(kafka.ErrorCode(refused.Code), refused.Error(), false))
 		}
 		if !again.Wait(ctx) {
-			return resp, errors.Join(failed, context.Cause(ctx))
+			return resp, errors.Join(err, context.Cause(ctx))
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
@@ -36,7 +37,7 @@ func TestATransactionWithoutItsMarkersIsCompleted(t *testing.T) {
 	if err := transactions.AwaitReadable(inTime(t), next); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("AwaitReadable of a record without its marker: %v, want ErrUnreadable", err)
 	}
-	if err := transactions.Complete(inTime(t), "relay"); err != nil {
+	if err := complete(t, transactions, "relay"); err != nil {
 		t.Fatal(err)
 	}
 	if err := transactions.AwaitReadable(inTime(t), next); err != nil {
@@ -59,7 +60,7 @@ func TestAForeignTransactionIsNotWaitedFor(t *testing.T) {
 		defer transactions.Close()
 		next := map[Partition]int64{{Topic: topic, Number: 0}: 1}
 		defer abort()
-		if err := transactions.Complete(inTime(t), t.Name()); err != nil {
+		if err := complete(t, transactions, t.Name()); err != nil {
 			t.Fatal(err)
 		}
 		if err := transactions.AwaitReadable(inTime(t), next); err != nil {
@@ -99,7 +100,7 @@ func TestAForeignTransactionHidesNoLostMarker(t *testing.T) {
 	if err := await(next); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("a record without its marker behind a foreign transaction: %v, want ErrUnreadable", err)
 	}
-	if err := transactions.Complete(inTime(t), "relay"); err != nil {
+	if err := complete(t, transactions, "relay"); err != nil {
 		t.Fatal(err)
 	}
 	if err := await(next); err != nil {
@@ -160,6 +161,45 @@ func TestOpenTransactionsAreSeenWithTheRightToRead(t *testing.T) {
 	poll(t, "the foreign transaction is seen", func() bool {
 		return transactions.AwaitReadable(inTime(t), next) == nil
 	})
+}
+
+// A coordinator that stays busy is an error with its code, which the relay logs and counts.
+func TestABusyCoordinatorIsReported(t *testing.T) {
+	for name, code := range map[string]int16{
+		"COORDINATOR_NOT_AVAILABLE": kerr.CoordinatorNotAvailable.Code,
+		"CONCURRENT_TRANSACTIONS":   kerr.ConcurrentTransactions.Code,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster, err := fakekafka.New("", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cluster.Close()
+			cluster.ControlKey(int16(kmsg.InitProducerID), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.KeepControl()
+				resp := req.ResponseKind().(*kmsg.InitProducerIDResponse)
+				resp.ErrorCode = code
+				return resp, nil, true
+			})
+			transactions, err := NewTransactions(config(cluster.ListenAddrs()[0]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer transactions.Close()
+			if err := transactions.Take(inTime(t), "relay"); Code(err) != name {
+				t.Errorf("Take: %v, want %s", err, name)
+			}
+		})
+	}
+}
+
+func complete(t *testing.T, transactions *Transactions, transactionalID string) error {
+	t.Helper()
+	if err := transactions.Take(inTime(t), transactionalID); err != nil {
+		return err
+	}
+	return transactions.Complete(inTime(t))
 }
 
 // produceWithoutCoordinator writes a record to partition 0 in a transaction of which the coordinator

@@ -205,8 +205,12 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 	// nothing, even if two of them take the IDs at the same time.
 	complete := !t.completed || len(t.committed) > 0
 	for i, p := range pair {
+		// Fence would wait in silence for a coordinator that is busy. Take returns why.
+		if err := r.transactions.Take(work, ids[i]); err != nil {
+			return err
+		}
 		if complete {
-			if err := r.transactions.Complete(work, ids[i]); err != nil {
+			if err := r.transactions.Complete(work); err != nil {
 				return err
 			}
 		}
