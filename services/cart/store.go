@@ -338,24 +338,27 @@ func (s *store) adopt(
 		for _, e := range events {
 			inTopics[e.ID] = true
 		}
-		waiting, err := ledger.Waiting(keys)
-		if err != nil {
-			return err
-		}
-		var published []outbox.Row
+		var published []int64
+		// ours has those of the events that wait.
 		ours, lowest := make(map[string]bool), make(map[string]int64)
-		for _, row := range waiting {
+		err = ledger.Waiting(keys, func(row outbox.Row) error {
 			e, err := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
 			if err != nil {
 				return fmt.Errorf("row %d of the outbox: %w", row.ID, err)
 			}
-			ours[e.ID] = true
+			if inTopics[e.ID] {
+				ours[e.ID] = true
+			}
 			replaced := row.IsRepublished() && newest[e.Order.OrderID].version > e.Order.Version
 			if inTopics[e.ID] || replaced {
-				published = append(published, row)
+				published = append(published, row.ID)
 			} else if low, ok := lowest[e.Order.OrderID]; !ok || e.Order.Version < low {
 				lowest[e.Order.OrderID] = e.Order.Version
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		conflicts = nil
 		for _, e := range events {

@@ -135,7 +135,9 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			waiting, err := ledger.Waiting(map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true})
+			var waiting []int64
+			err = ledger.Waiting(map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true},
+				func(row outbox.Row) error { waiting = append(waiting, row.ID); return nil })
 			return errors.Join(err, ledger.Discard(waiting))
 		}); err != nil {
 			t.Fatal(err)
@@ -232,12 +234,11 @@ func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					waiting, err := ledger.Waiting(map[string]bool{"a": true})
-					for _, row := range waiting {
-						e, failed := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
-						own, err = append(own, e), errors.Join(err, failed)
-					}
-					return err
+					return ledger.Waiting(map[string]bool{"a": true}, func(row outbox.Row) error {
+						e, err := contract.DecodeEvent(row.Topic, 0, row.Key, row.Value, row.Headers)
+						own = append(own, e)
+						return err
+					})
 				})
 				if err != nil || len(own) != 2 {
 					t.Fatalf("%d events wait, %v", len(own), err)

@@ -76,11 +76,11 @@ func scanRow(rows *sql.Rows) (r Row, bytes int, err error) {
 	return r, len(r.Key) + len(r.Value) + len(headers), nil
 }
 
-// Waiting returns the rows that have one of these record keys, in the order of their IDs. It reads the
-// keys of the whole table, once.
-func (l *Ledger) Waiting(keys map[string]bool) ([]Row, error) {
+// Waiting calls each with the rows that have one of these record keys, in the order of their IDs. It reads
+// the keys of the whole table, once. It keeps no row, because together they may be as large as the outbox.
+func (l *Ledger) Waiting(keys map[string]bool, each func(Row) error) error {
 	if l.Rows == 0 || len(keys) == 0 {
-		return nil, nil
+		return nil
 	}
 	var ids []any
 	err := l.tx.Query("SELECT id, record_key FROM outbox ORDER BY id", func(rows *sql.Rows) error {
@@ -94,30 +94,31 @@ func (l *Ledger) Waiting(keys map[string]bool) ([]Row, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the keys of the outbox: %w", err)
+		return fmt.Errorf("read the keys of the outbox: %w", err)
 	}
-	var waiting []Row
 	err = l.tx.QueryIn("SELECT "+rowColumns+" FROM outbox WHERE id IN ", ids, " ORDER BY id",
 		func(rows *sql.Rows) error {
 			r, _, err := scanRow(rows)
-			waiting = append(waiting, r)
-			return err
+			if err != nil {
+				return err
+			}
+			return each(r)
 		})
 	if err != nil {
-		return nil, fmt.Errorf("read the outbox: %w", err)
+		return fmt.Errorf("read the outbox: %w", err)
 	}
-	return waiting, nil
+	return nil
 }
 
 // Discard deletes rows that were published, as the topics show. It is for the begin of a relay: none
 // of the rows may be acknowledged.
-func (l *Ledger) Discard(rows []Row) error {
-	ids := make([]any, len(rows))
-	for i := range rows {
-		ids[i] = rows[i].ID
-	}
-	if len(ids) == 0 {
+func (l *Ledger) Discard(rows []int64) error {
+	if len(rows) == 0 {
 		return nil
+	}
+	ids := make([]any, len(rows))
+	for i, id := range rows {
+		ids[i] = id
 	}
 	var bytes int64
 	err := l.tx.QueryIn("SELECT "+size+" FROM outbox WHERE id IN ", ids, "", func(r *sql.Rows) error {

@@ -643,7 +643,7 @@ func TestRowsOfManyKeysAreFoundFast(t *testing.T) {
 					return err
 				}
 				begin := time.Now()
-				found, err = l.Waiting(keys)
+				err = l.Waiting(keys, func(row Row) error { found = append(found, row); return nil })
 				took = time.Since(begin)
 				return err
 			})
@@ -671,6 +671,47 @@ func TestRowsOfManyKeysAreFoundFast(t *testing.T) {
 		if n != len(found) {
 			t.Errorf("%d rows are found, want %d", len(found), n)
 		}
+	})
+}
+
+// The rows of a few keys may be the whole backlog, which need not fit into memory.
+func TestRowsOfOneKeyAreNotKeptInMemory(t *testing.T) {
+	databases(t, func(t *testing.T, open func() *Box) {
+		b := open()
+		const rows, size = 20_000, 2 << 10
+		all := numbered("topic", 0, rows)
+		for i := range all {
+			all[i].Key, all[i].Value = []byte("key"), make([]byte, size)
+		}
+		for page := range slices.Chunk(all, 1000) {
+			add(t, b, page...)
+		}
+		live := func() uint64 {
+			var stats runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&stats)
+			return stats.HeapAlloc
+		}
+		n, before, most := 0, live(), uint64(0)
+		err := b.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			l, err := b.Lock(tx)
+			if err != nil {
+				return err
+			}
+			return l.Waiting(map[string]bool{"key": true}, func(Row) error {
+				if n++; n%(rows/10) == 0 {
+					most = max(most, live())
+				}
+				return nil
+			})
+		})
+		if err != nil || n != rows {
+			t.Fatalf("%d rows, %v, want %d", n, err, rows)
+		}
+		if most > before+rows*size/4 {
+			t.Errorf("%d MiB more are in use for rows of %d MiB", (most-before)>>20, rows*size>>20)
+		}
+		runtime.KeepAlive(all)
 	})
 }
 
