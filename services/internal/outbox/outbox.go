@@ -212,7 +212,7 @@ func (b *Box) oldest(ctx context.Context) (age time.Duration, err error) {
 
 // Published reports whether Kafka has all rows up to this ID.
 func (b *Box) Published(ctx context.Context, id int64) (bool, error) {
-	if t := b.term.Load(); t != nil && t.lastAcked() >= id {
+	if t := b.term.Load(); t != nil && t.lastAcked() >= id && t.sameServer() == nil {
 		return true, nil
 	}
 	var waits bool

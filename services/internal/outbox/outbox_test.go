@@ -798,6 +798,10 @@ func TestARelayForgetsItsTermOnAnotherServer(t *testing.T) {
 	if err := before.deleteAll(t.Context()); !errors.Is(err, errOtherServer) {
 		t.Errorf("%v, want %v", err, errOtherServer)
 	}
+	b.term.Store(before)
+	if published, err := b.Published(t.Context(), 3); published || err != nil {
+		t.Errorf("a row of the new server counts as published: %v, %v", published, err)
+	}
 	if got := rows(t, b); got != 3 {
 		t.Errorf("%d rows are left, want 3", got)
 	}
