@@ -142,15 +142,21 @@ func (p *Producer) Publish(ctx context.Context, messages []contract.Message) (ne
 		next, p.next = p.next, make(map[Partition]int64)
 		return next, nil
 	}
-	if err = p.cause(err); !is(err, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
-		return nil, err
+	return nil, fenced(p.id, begin, p.cause(err))
+}
+
+// fenced returns ErrProducerFenced with err if that means that another producer has taken the ID since a
+// transaction began, and else err alone.
+func fenced(transactionalID string, begin time.Time, err error) error {
+	if !is(err, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch) {
+		return err
 	}
 	// The monotonic clock stands still while a machine is suspended, so the time of day counts too.
 	if max(time.Since(begin), time.Since(begin.Round(0))) >= transactionTimeout {
 		// Kafka has aborted the transaction because it was open for too long. That fences too.
-		return nil, err
+		return err
 	}
-	return nil, fmt.Errorf("%w %s: %w", ErrProducerFenced, p.id, err)
+	return fmt.Errorf("%w %s: %w", ErrProducerFenced, transactionalID, err)
 }
 
 func (p *Producer) publish(ctx context.Context, messages []contract.Message) error {

@@ -85,17 +85,14 @@ func (t *Transactions) Take(ctx context.Context, transactionalID string) error {
 
 // Complete commits a transaction without records on all partitions, with the transactional ID that was
 // taken last. Its markers end what an earlier transaction of the ID has left open: the records of that one
-// become readable. It waits as Take does. The error is ErrProducerFenced if another producer takes the ID
-// meanwhile.
+// become readable. It waits as Take does. After an error they may be lost: Kafka aborts what Complete has
+// begun. The error is ErrProducerFenced if another producer takes the ID meanwhile.
 func (t *Transactions) Complete(ctx context.Context) error {
-	err := t.complete(ctx)
-	switch {
-	case err == nil:
-		return nil
-	case is(err, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch):
-		return fmt.Errorf("%w %s: %w", ErrProducerFenced, t.id, err)
+	begin := time.Now()
+	if err := t.complete(ctx); err != nil {
+		return fmt.Errorf("complete transactions of %s: %w", t.id, fenced(t.id, begin, err))
 	}
-	return fmt.Errorf("complete transactions of %s: %w", t.id, err)
+	return nil
 }
 
 func (t *Transactions) complete(ctx context.Context) error {

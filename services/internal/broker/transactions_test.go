@@ -194,6 +194,36 @@ func TestABusyCoordinatorIsReported(t *testing.T) {
 	}
 }
 
+// Kafka ends a transaction that is open for too long, as of a process that stood still. Nobody has taken its ID.
+func TestATransactionThatTookTooLongIsNotFenced(t *testing.T) {
+	t.Parallel()
+	cluster, err := fakekafka.New("", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	addr := cluster.ListenAddrs()[0]
+	refuseFrom := time.Now().Add(transactionTimeout + time.Second)
+	cluster.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if time.Now().Before(refuseFrom) {
+			return nil, errors.New("no response"), true
+		}
+		resp := req.ResponseKind().(*kmsg.EndTxnResponse)
+		resp.ErrorCode = kerr.InvalidProducerEpoch.Code
+		return resp, nil, true
+	})
+	transactions, err := NewTransactions(config(addr), testenv.NewTopic(t, addr, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transactions.Close()
+	err = complete(t, transactions, "relay")
+	if Code(err) != "INVALID_PRODUCER_EPOCH" || errors.Is(err, ErrProducerFenced) {
+		t.Errorf("Complete with an epoch that is over after %s: %v, want no ErrProducerFenced", transactionTimeout, err)
+	}
+}
+
 func complete(t *testing.T, transactions *Transactions, transactionalID string) error {
 	t.Helper()
 	if err := transactions.Take(inTime(t), transactionalID); err != nil {

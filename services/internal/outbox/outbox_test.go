@@ -564,6 +564,29 @@ func TestARelayThatIsFencedEnds(t *testing.T) {
 	}
 }
 
+// A transaction that completes another one may be aborted, and takes the records with it. What Kafka has
+// committed counts as published only if that has succeeded.
+func TestWhatCannotBeCompletedIsPublishedAgain(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "t.db"))
+	add(t, b, numbered("topic", 0, 3)...)
+	cfg := broker.Config{Client: kafkaconfig.Client{Brokers: []string{testenv.SharedKafka(t).Addr}}}
+	// Kafka refuses to look up a topic of this name.
+	r, err := newRelay(b, target(t, cfg, "no topic"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.transactions.Close()
+	term := newTerm(b, 0)
+	term.committed, term.completed = []committedPage{{last: 3, rows: 3}}, true
+	if err := r.session(t.Context(), t.Context(), term); err == nil {
+		t.Error("the session has succeeded")
+	}
+	if len(term.committed) > 0 || term.completed || term.lastAcked() != 0 {
+		t.Errorf("committed %v, completed %t, acknowledged up to %d; want nothing",
+			term.committed, term.completed, term.lastAcked())
+	}
+}
+
 func TestHeadersAreKeptToTheByte(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))

@@ -211,6 +211,8 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 		}
 		if complete {
 			if err := r.transactions.Complete(work); err != nil {
+				// What was committed and cannot be read may be aborted now. So it is published again.
+				t.committed, t.completed = nil, false
 				return err
 			}
 		}
