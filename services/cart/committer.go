@@ -224,7 +224,8 @@ func (c *committer) away() error {
 	if failure == nil || !errors.Is(*failure, context.DeadlineExceeded) {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", errUnavailable, *failure)
+	// Only its text: whether another commit took effect says nothing about a request that was not tried.
+	return fmt.Errorf("%w: %s", errUnavailable, (*failure).Error())
 }
 
 // sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it

@@ -260,6 +260,17 @@ func TestAStoreRecoversWhileRequestsCome(t *testing.T) {
 	}
 }
 
+// The response to a commit that may have taken effect is for its own requests only.
+func TestARequestThatWasNotTriedIsNotInDoubt(t *testing.T) {
+	t.Parallel()
+	c, _ := running(t, t.TempDir(), 100)
+	c.setHealth(fmt.Errorf("%w: %w", sqldb.ErrUnknownCommit, context.DeadlineExceeded))
+	_, err := c.submit(t.Context(), creation(t, "a"))
+	if !errors.Is(err, errUnavailable) || errors.Is(err, sqldb.ErrUnknownCommit) {
+		t.Errorf("after the commit of others is unknown: %v, want %v and nothing in doubt", err, errUnavailable)
+	}
+}
+
 func TestARequestDuringTheStopIsRefused(t *testing.T) {
 	t.Parallel()
 	c, stop := running(t, t.TempDir(), 100)
