@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 const (
@@ -37,8 +38,8 @@ type committer struct {
 	queue chan *pending
 	// stopped is closed when run has ended.
 	stopped chan struct{}
-	// failure is why the store cannot be written; nil: it can.
-	failure atomic.Pointer[error]
+	// health has why the store cannot be written.
+	health sqldb.Health
 	// full is true if the backlog was full at the last batch. Only run uses it.
 	full bool
 
@@ -220,12 +221,12 @@ func refuse(batch []*pending, err error) {
 // sweep does: requests need not wait for it. Whatever else is wrong shows at once, and may be wrong with
 // some requests only.
 func (c *committer) away() error {
-	failure := c.failure.Load()
-	if failure == nil || !errors.Is(*failure, context.DeadlineExceeded) {
+	failure := c.health.Err()
+	if !errors.Is(failure, context.DeadlineExceeded) {
 		return nil
 	}
 	// Only its text: whether another commit took effect says nothing about a request that was not tried.
-	return fmt.Errorf("%w: %s", errUnavailable, (*failure).Error())
+	return fmt.Errorf("%w: %s", errUnavailable, failure.Error())
 }
 
 // sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it
@@ -246,24 +247,19 @@ func (c *committer) sweep(ctx context.Context) (next time.Duration) {
 // setHealth keeps whether the store can be written; err is nil if so. It logs only when that
 // changes: under load a full disk fails many batches.
 func (c *committer) setHealth(err error) {
-	before := c.failure.Load()
-	switch {
-	case err == nil && before != nil:
-		c.failure.Store(nil)
+	switch changed := c.health.Set(err); {
+	case changed && err == nil:
 		c.log.Info("the store can be written again")
-	case err != nil:
-		c.failure.Store(&err)
-		if before == nil {
-			c.log.Error("the store cannot be written; requests are refused, and no acknowledged order is lost",
-				"err", err)
-		}
+	case changed:
+		c.log.Error("the store cannot be written; requests are refused, and no acknowledged order is lost",
+			"err", err)
 	}
 }
 
 // err returns why the store cannot be written, or nil. It is safe for concurrent use.
 func (c *committer) err() error {
-	if failure := c.failure.Load(); failure != nil {
-		return fmt.Errorf("the store cannot be written: %w", *failure)
+	if failure := c.health.Err(); failure != nil {
+		return fmt.Errorf("the store cannot be written: %w", failure)
 	}
 	return nil
 }

@@ -335,3 +335,33 @@ func TestAStoreThatTheReleaseBeforeHasUsed(t *testing.T) {
 	used("DELETE FROM outbox")
 	opened("all was published", 0, 0, "7")
 }
+
+// PostgreSQL responds, and another session withholds what each order writes.
+func TestADatabaseThatTakesNoWriteIsShownAsDown(t *testing.T) {
+	database := testenv.Postgres(t)
+	s := startAs(t, filepath.Join(t.TempDir(), "cart"),
+		map[string]string{"KAFKA_BROKERS": testenv.Fake(t), "DATABASE_URL": database})
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	s.until(t, s.ops+"/metrics", 200, "\ncart_database_up 1\n")
+	pool, err := sql.Open("pgx", database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	other, err := pool.BeginTx(t.Context(), nil)
+	if err == nil {
+		_, err = other.ExecContext(t.Context(), "SELECT head FROM cart.ledger FOR UPDATE")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"a","itemsNum":2}`); code != 503 {
+		t.Errorf("an order while another session holds the ledger: %d %q, want 503", code, body)
+	}
+	s.until(t, s.ops+"/metrics", 200, "\ncart_database_up 0\n")
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if err := other.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	s.until(t, s.ops+"/metrics", 200, "\ncart_database_up 1\n")
+}

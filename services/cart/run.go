@@ -4,6 +4,7 @@
 package cart
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -43,11 +44,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 	defer func() { err = errors.Join(err, store.close()) }()
 	limit := room{events: int64(cfg.MaxBacklog), bytes: int64(cfg.MaxBacklogBytes)}
 	commits := newCommitter(store, limit, log, svc.Registry)
+	// A database that responds may still refuse or withhold what is written: only the committer finds out.
+	usable := func() error { return cmp.Or(store.db.Err(), commits.err()) }
+	svc.Registry.MustRegister(sqldb.NewCollector(store.db, "cart", usable))
 	// What keeps a shared database away keeps it away from all replicas. If all of them left their Service,
 	// clients would see refused connections instead of 503 with Retry-After.
 	if !store.db.Shared() {
-		svc.Ready.AddCheck(store.db.Err)
-		svc.Ready.AddCheck(commits.err)
+		svc.Ready.AddCheck(usable)
 	}
 
 	admin, err := broker.NewAdmin(cfg.Kafka, log)

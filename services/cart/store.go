@@ -75,8 +75,6 @@ func openStore(
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	// Last: an attempt to open the store that fails leaves no metrics behind.
-	reg.MustRegister(sqldb.NewCollector(db, "cart"))
 	return s, nil
 }
 

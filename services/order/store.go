@@ -91,7 +91,7 @@ func openStore(
 		return nil, errors.Join(err, db.Close())
 	}
 	// Last: an attempt to open the store that fails leaves no metrics behind.
-	reg.MustRegister(sqldb.NewCollector(db, "order"))
+	reg.MustRegister(sqldb.NewCollector(db, "order", db.Err))
 	return s, nil
 }
 

@@ -7,11 +7,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// NewCollector returns a collector for the metrics of db. Their names or labels have the prefix.
-func NewCollector(db *DB, prefix string) prometheus.Collector {
+// NewCollector returns a collector for the metrics of db. Their names or labels have the prefix. err returns why
+// the database cannot be used, or nil. It includes db.Err, and whatever else the service knows: db itself only
+// looks whether it may write.
+func NewCollector(db *DB, prefix string, err func() error) prometheus.Collector {
 	return &availability{
 		Collector: db.collector(prefix),
-		db:        db,
+		err:       err,
 		up: prometheus.NewDesc(prefix+"_database_up",
 			"1 if the database could be used when it was last tried, 0 if not.", nil, nil),
 	}
@@ -20,8 +22,8 @@ func NewCollector(db *DB, prefix string) prometheus.Collector {
 // availability adds to the metrics of a database whether it can be used.
 type availability struct {
 	prometheus.Collector
-	db *DB
-	up *prometheus.Desc
+	err func() error
+	up  *prometheus.Desc
 }
 
 // Describe is part of prometheus.Collector.
@@ -33,7 +35,7 @@ func (a *availability) Describe(ch chan<- *prometheus.Desc) {
 // Collect is part of prometheus.Collector.
 func (a *availability) Collect(ch chan<- prometheus.Metric) {
 	up := 1.0
-	if a.db.Err() != nil {
+	if a.err() != nil {
 		up = 0
 	}
 	ch <- prometheus.MustNewConstMetric(a.up, prometheus.GaugeValue, up)

@@ -60,8 +60,8 @@ type postgres struct {
 	// generation is that of the connections that may be used. It rises when the server behind them
 	// turns out to be a standby.
 	generation atomic.Int64
-	// failure is why the database could not be used at the last look; nil: it could.
-	failure atomic.Pointer[error]
+	// health has why the database could not be used at the last look.
+	health Health
 }
 
 // URLFromEnv reads DATABASE_URL. It is empty for SQLite, and after a mistake.
@@ -453,24 +453,19 @@ func (db *postgres) Watch(ctx context.Context) error {
 
 // setHealth keeps why the database cannot be used; err is nil if it can. It logs only when that changes.
 func (db *postgres) setHealth(err error) {
-	before := db.failure.Load()
-	switch {
-	case err == nil && before != nil:
-		db.failure.Store(nil)
+	switch changed := db.health.Set(err); {
+	case changed && err == nil:
 		db.log.Info("the database can be used again")
-	case err != nil:
-		db.failure.Store(&err)
-		if before == nil {
-			db.log.Error("the database cannot be used; requests are refused until it can", "err", err,
-				"next", "docs/operations.md, When PostgreSQL fails")
-		}
+	case changed:
+		db.log.Error("the database cannot be used; requests are refused until it can", "err", err,
+			"next", "docs/operations.md, When PostgreSQL fails")
 	}
 }
 
 // Err is part of engine.
 func (db *postgres) Err() error {
-	if failure := db.failure.Load(); failure != nil {
-		return fmt.Errorf("the database cannot be used: %w", *failure)
+	if failure := db.health.Err(); failure != nil {
+		return fmt.Errorf("the database cannot be used: %w", failure)
 	}
 	return nil
 }
