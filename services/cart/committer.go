@@ -31,7 +31,8 @@ type committer struct {
 	store *store
 	log   *slog.Logger
 	// limit is what may wait for Kafka.
-	limit     room
+	limit room
+	// now is the time of new events.
 	now       func() time.Time
 	batchSize prometheus.Histogram
 
@@ -232,7 +233,7 @@ func (c *committer) away() error {
 // sweep deletes expired idempotency keys and returns when to sweep again. As it always writes, it
 // also finds out whether the store can be written.
 func (c *committer) sweep(ctx context.Context) (next time.Duration) {
-	more, err := c.store.deleteExpired(context.WithoutCancel(ctx), c.now())
+	more, err := c.store.deleteExpired(context.WithoutCancel(ctx))
 	c.setHealth(err)
 	switch {
 	case more:

@@ -94,6 +94,24 @@ func TestAKeyHasOneWinnerAcrossReplicas(t *testing.T) {
 	}
 }
 
+// The clock of one replica is ahead by more than a key lives.
+func TestAReplicaWithAWrongClockDeletesNoKeys(t *testing.T) {
+	t.Parallel()
+	all, _ := replicas(t, 2, 100)
+	first, err := all[0].submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all[1].now = func() time.Time { return time.Now().Add(keyLifetime + time.Hour) }
+	all[1].sweep(t.Context())
+	for i, c := range all {
+		again, err := c.submit(t.Context(), keyed(creation(t, "a"), "k", "1"))
+		if diff := cmp.Diff(string(first.body), string(again.body)); err != nil || diff != "" {
+			t.Errorf("the request again, at replica %d: %v (-want +got):\n%s", i, err, diff)
+		}
+	}
+}
+
 // submitPatiently repeats a change while the store cannot be used, as clients do: on a busy machine a
 // replica may wait for the ledger for longer than it may.
 func (c *committer) submitPatiently(ctx context.Context, requested change) (order orderState, err error) {

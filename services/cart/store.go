@@ -93,7 +93,7 @@ func (s *store) commit(ctx context.Context, changes []change, limit room, now ti
 		if err != nil {
 			return err
 		}
-		b, err := load(tx, changes, now.UTC().Truncate(time.Millisecond))
+		b, err := load(tx, changes, now.UTC().Truncate(time.Millisecond), ledger.Now)
 		if err != nil {
 			return err
 		}
@@ -108,8 +108,9 @@ func (s *store) commit(ctx context.Context, changes []change, limit room, now ti
 	return results, left, err
 }
 
-// load reads what the decisions on changes depend on.
-func load(tx *sqldb.Tx, changes []change, now time.Time) (*batch, error) {
+// load reads what the decisions on changes depend on. now is the time of new events, and clock that of the
+// database: keys must expire at the same time for all replicas.
+func load(tx *sqldb.Tx, changes []change, now, clock time.Time) (*batch, error) {
 	b := newBatch(now)
 	ids := make([]any, 0, len(changes))
 	var keys []any
@@ -138,7 +139,7 @@ func load(tx *sqldb.Tx, changes []change, now time.Time) (*batch, error) {
 			// Unix time in milliseconds.
 			var expires int64
 			err := rows.Scan(&key, &kept.fingerprint, &kept.order.version, &kept.order.body, &expires)
-			if expires > now.UnixMilli() {
+			if expires > clock.UnixMilli() {
 				b.kept[key] = kept
 			}
 			return err
@@ -166,7 +167,7 @@ func write(tx *sqldb.Tx, ledger *outbox.Ledger, b *batch) error {
 	for key := range b.newKeys {
 		kept := b.kept[key]
 		args = append(args, key, kept.fingerprint, kept.order.version, kept.order.body,
-			b.now.Add(keyLifetime).UnixMilli())
+			ledger.Now.Add(keyLifetime).UnixMilli())
 	}
 	// A key that is there has expired and was not deleted yet.
 	if err := tx.WriteRows("write idempotency keys",
@@ -194,11 +195,12 @@ func writeOrders(tx *sqldb.Tx, orders map[string]orderState) error {
 // deleteExpired deletes idempotency keys that have expired by now, some at a time so that no request
 // waits long, and reports whether there may be more. It writes in any case, so that an error shows
 // that the store cannot be written. It returns errNearlyFull if there is no room for any order.
-func (s *store) deleteExpired(ctx context.Context, now time.Time) (more bool, err error) {
+func (s *store) deleteExpired(ctx context.Context) (more bool, err error) {
 	var left int64
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
 		// A request of another replica may use an expired key again.
-		if _, err := s.box.Lock(tx); err != nil {
+		ledger, err := s.box.Lock(tx)
+		if err != nil {
 			return err
 		}
 		most, err := tx.DeleteLimit()
@@ -207,7 +209,7 @@ func (s *store) deleteExpired(ctx context.Context, now time.Time) (more bool, er
 		}
 		deleted, err := tx.Exec(`DELETE FROM idempotency_keys WHERE idempotency_key IN
 			(SELECT idempotency_key FROM idempotency_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)`,
-			now.UnixMilli(), most)
+			ledger.Now.UnixMilli(), most)
 		if err != nil {
 			return fmt.Errorf("delete expired idempotency keys: %w", err)
 		}

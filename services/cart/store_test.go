@@ -348,7 +348,7 @@ func TestALostWriteIsAnError(t *testing.T) {
 				if err := s.markRebuilt(t.Context(), noon); err != nil {
 					return err
 				}
-				_, err := s.deleteExpired(t.Context(), noon)
+				_, err := s.deleteExpired(t.Context())
 				return err
 			},
 			sqldb.CountError{Changed: 0, Want: 1},

@@ -15,6 +15,8 @@ type Ledger struct {
 	Rows, Bytes int64
 	// Head is the ID of the newest message.
 	Head int64
+	// Now is the time of the database when it was locked.
+	Now time.Time
 
 	box       *Box
 	tx        *sqldb.Tx

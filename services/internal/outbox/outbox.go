@@ -165,9 +165,9 @@ func (b *Box) Collect(ch chan<- prometheus.Metric) {
 	gauge(b.descOldest, oldest.Seconds())
 }
 
-// backlog reads how much is in the outbox, from the first row of the table: how much was ever added,
-// and how much of that is gone.
-const backlog = `SELECT head, head_bytes,
+// backlog is the rest of a SELECT of how much is in the outbox, from the first row of the table: how much was
+// ever added, and how much of that is gone.
+const backlog = `head, head_bytes,
 	(SELECT done FROM relay WHERE key = 0), (SELECT done_bytes FROM relay WHERE key = 0)
 	FROM ledger WHERE key = 0`
 
@@ -175,7 +175,7 @@ const backlog = `SELECT head, head_bytes,
 // removed yet, and their size. A message that was found in the topics counts until those before it are
 // gone.
 func (b *Box) Backlog(ctx context.Context) (rows, bytes int64, err error) {
-	err = b.db.Query(ctx, backlog, func(r *sql.Rows) error {
+	err = b.db.Query(ctx, "SELECT "+backlog, func(r *sql.Rows) error {
 		var done, doneBytes int64
 		err := r.Scan(&rows, &bytes, &done, &doneBytes)
 		rows, bytes = rows-done, bytes-doneBytes
@@ -230,10 +230,11 @@ func (b *Box) Published(ctx context.Context, id int64) (bool, error) {
 // other, and what one of them has read stays true.
 func (b *Box) Lock(tx *sqldb.Tx) (*Ledger, error) {
 	l := &Ledger{box: b, tx: tx}
-	err := tx.Query(backlog+tx.ForUpdate(), func(r *sql.Rows) error {
-		var done, doneBytes int64
-		err := r.Scan(&l.Head, &l.headBytes, &done, &doneBytes)
-		l.Rows, l.Bytes = l.Head-done, l.headBytes-doneBytes
+	// With the time, as that would take another round trip.
+	err := tx.Query("SELECT "+tx.Clock()+", "+backlog+tx.ForUpdate(), func(r *sql.Rows) error {
+		var now, done, doneBytes int64
+		err := r.Scan(&now, &l.Head, &l.headBytes, &done, &doneBytes)
+		l.Rows, l.Bytes, l.Now = l.Head-done, l.headBytes-doneBytes, time.UnixMilli(now)
 		return err
 	})
 	if err != nil {

@@ -397,7 +397,14 @@ func testClock(t *testing.T, cfg sqldb.Config) {
 			return err
 		}
 		time.Sleep(time.Millisecond)
+		var inStatement int64
+		if err := tx.Query("SELECT "+tx.Clock(), func(r *sql.Rows) error { return r.Scan(&inStatement) }); err != nil {
+			return err
+		}
 		second, err = tx.Now()
+		if at := time.UnixMilli(inStatement); at.Before(first.Truncate(time.Millisecond)) || at.After(second) {
+			t.Errorf("%s in a statement, want from %s to %s", at, first, second)
+		}
 		return err
 	}); err != nil {
 		t.Fatal(err)

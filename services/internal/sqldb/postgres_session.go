@@ -148,6 +148,11 @@ func (s *postgresSession) Now() (now time.Time, err error) {
 	return now, err
 }
 
+// Clock is part of session.
+func (s *postgresSession) Clock() string {
+	return "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+}
+
 // Room is part of session. Only the server knows what its disk has left.
 func (s *postgresSession) Room() (int64, error) { return unlimited, nil }
 

@@ -119,6 +119,11 @@ func (s *sqliteSession) ForUpdate() string { return "" }
 // Now is part of session.
 func (s *sqliteSession) Now() (time.Time, error) { return time.Now(), nil }
 
+// Clock is part of session.
+func (s *sqliteSession) Clock() string {
+	return "CAST(round(unixepoch('now', 'subsec') * 1000) AS INTEGER)"
+}
+
 // Room is part of session.
 func (s *sqliteSession) Room() (int64, error) {
 	space, err := s.db.space(s.Query)

@@ -47,6 +47,10 @@ type session interface {
 	// Now returns the time of the database, which all processes that share it have in common.
 	Now() (time.Time, error)
 
+	// Clock returns an expression for that time, in Unix milliseconds. A statement that waits for a lock may have
+	// the time from before or after the wait.
+	Clock() string
+
 	// Room returns how many bytes the transaction may write. It is 0 or less when the disk is so full
 	// that only the reserve is left, which is for deletions. Cost returns what a row takes.
 	Room() (int64, error)
