@@ -95,12 +95,16 @@ func (p *preparation) awaitAgreement(ctx context.Context, report func(reason err
 	case <-time.After(beginPatience):
 		return nil
 	}
-	select {
-	case <-p.reconciler.done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	// The replica that compares logs what holds that up.
+	silent := slog.New(slog.DiscardHandler)
+	return newHoldUps(p.kafka, p.admin, silent).during(ctx, errComparing, report, func() error {
+		select {
+		case <-p.reconciler.done:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 }
 
 // follow notes how far the replica has come that holds the lease, until the store agrees with the topics or
@@ -191,40 +195,12 @@ func (p *preparation) fill(ctx context.Context, report func(reason error)) error
 
 // rebuildOnce rebuilds the store, and reports when the rebuild waits for Kafka.
 func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)) error {
-	watched, stop := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer stop()
-	watching.Go(func() { p.watch(watched, report) })
-	first, inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
-	p.doubtful.Add(float64(inDoubt))
-	if err == nil {
-		p.reconciler.deleted(nil, first)
-	}
-	return err
-}
-
-// watch looks once a second, until ctx ends, at what may hold the rebuild up: Kafka is away, or an
-// open transaction withholds records. The rebuild itself only waits, and would not show why.
-func (p *preparation) watch(ctx context.Context, report func(reason error)) {
-	logged := false
-	for backoff.Sleep(ctx, time.Second) {
-		err := p.admin.Withheld(ctx, orderTopics(p.kafka)...)
-		withheld, ok := errors.AsType[*broker.WithheldError](err)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case ok:
-			if !logged {
-				logged = true
-				p.log.Warn("an open transaction withholds records from the rebuild",
-					"err", withheld, "next", broker.FindHanging)
-			}
-			report(fmt.Errorf("%w: %w", errRebuilding, withheld))
-		case err != nil:
-			report(fmt.Errorf("%w: waiting for Kafka: %w", errRebuilding, err))
-		default:
-			report(errRebuilding)
+	return newHoldUps(p.kafka, p.admin, p.log).during(ctx, errRebuilding, report, func() error {
+		first, inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
+		p.doubtful.Add(float64(inDoubt))
+		if err == nil {
+			p.reconciler.deleted(nil, first)
 		}
-	}
+		return err
+	})
 }

@@ -107,6 +107,31 @@ func TestARebuildThatWaitsForKafkaShowsIt(t *testing.T) {
 	s.until(t, s.ops+"/readyz", 200, "ready")
 }
 
+// Nothing is published before the store is compared with the topics, and a transaction of another program hangs
+// there.
+func TestAComparisonThatWaitsForATransactionShowsIt(t *testing.T) {
+	kafka := testenv.Fake(t)
+	dir := filepath.Join(t.TempDir(), "cart")
+	s := start(t, dir, kafka)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	s.stop()
+
+	abort := testenv.Hang(t, kafka, contract.TopicCreated, 3)
+	s = start(t, dir, kafka)
+	where := "waiting for an open transaction on " + contract.TopicCreated + "/3"
+	s.until(t, s.ops+"/readyz", 503, errComparing.Error()+": "+where)
+	for deadline := time.Now().Add(30 * time.Second); !s.log.Has(where); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("after 30 s the log has no %q:\n%s", where, s.log)
+		}
+	}
+	if !s.log.Has("TransactionHanging.md") {
+		t.Errorf("the log does not name the next step:\n%s", s.log)
+	}
+	abort()
+	s.until(t, s.ops+"/readyz", 200, "ready")
+}
+
 // A load balancer must learn of the stop while requests that are under way are still served.
 func TestAStopShowsWhileTheAPIDrains(t *testing.T) {
 	kafka := testenv.Fake(t)

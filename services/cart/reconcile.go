@@ -307,22 +307,26 @@ func (r *reconciler) adopt(ctx context.Context, from, end map[broker.Partition]i
 	// overtaken are the orders that end with an older version than they have, as far as the topics are read.
 	overtaken := make(map[string]bool)
 	records, adopted, begin := 0, 0, time.Now()
-	err := broker.ReadTo(ctx, r.kafka, r.log, r.kafka.Name(contract.GroupRebuild), from, end,
-		func(ctx context.Context, batch []broker.Record) error {
-			// A record that holds no event takes nothing from a store that is whole.
-			events, _ := decodeBatch(batch, r.log)
-			n, found, older, err := r.store.adopt(ctx, events)
-			records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
-			for _, e := range events {
-				if e.Type == contract.TypeUpdated {
-					delete(overtaken, e.Order.OrderID)
-				}
+	take := func(ctx context.Context, batch []broker.Record) error {
+		// A record that holds no event takes nothing from a store that is whole.
+		events, _ := decodeBatch(batch, r.log)
+		n, found, older, err := r.store.adopt(ctx, events)
+		records, adopted, conflicts = records+len(batch), adopted+n, append(conflicts, found...)
+		for _, e := range events {
+			if e.Type == contract.TypeUpdated {
+				delete(overtaken, e.Order.OrderID)
 			}
-			for _, id := range older {
-				overtaken[id] = true
-			}
-			return err
-		})
+		}
+		for _, id := range older {
+			overtaken[id] = true
+		}
+		return err
+	}
+	// Readiness shows only the first comparison: see awaitAgreement. Later ones hold up no request.
+	silent := func(error) {}
+	err := newHoldUps(r.kafka, r.admin, r.log).during(ctx, errComparing, silent, func() error {
+		return broker.ReadTo(ctx, r.kafka, r.log, r.kafka.Name(contract.GroupRebuild), from, end, take)
+	})
 	if err != nil {
 		return nil, err
 	}

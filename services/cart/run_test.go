@@ -30,6 +30,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // instance is a running Cart service.
 type instance struct {
 	api, ops string
+	log      *testenv.Lines
 	stop     func()
 }
 
@@ -49,9 +50,11 @@ func startAs(t *testing.T, dir string, kafka map[string]string) instance {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	bound, ended := make(chan instance, 1), make(chan error, 1)
+	lines := new(testenv.Lines)
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), lines), nil))
 	go func() {
-		ended <- Run(ctx, cfg, slog.New(slog.NewTextHandler(t.Output(), nil)), func(api, ops net.Addr) {
-			bound <- instance{api: "http://" + api.String(), ops: "http://" + ops.String()}
+		ended <- Run(ctx, cfg, log, func(api, ops net.Addr) {
+			bound <- instance{api: "http://" + api.String(), ops: "http://" + ops.String(), log: lines}
 		})
 	}()
 	select {
