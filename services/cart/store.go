@@ -31,6 +31,9 @@ const (
 	keyLifetime = 24 * time.Hour
 	// largestOrder is the size of an order with the most items and the longest texts, rounded up.
 	largestOrder = 128 << 10
+	// countTimeout is what the count of all orders gets. PostgreSQL reads all rows for it, and ends any statement
+	// after 60 s.
+	countTimeout = 50 * time.Second
 )
 
 // store holds the orders, the results of requests with an Idempotency-Key, and the outbox. All SQL
@@ -532,6 +535,8 @@ func scanRepetition(rows *sql.Rows, now time.Time, traceparent string) (contract
 
 // extent returns how many orders there are, and the row of the newest one.
 func (s *store) extent(ctx context.Context) (orders, last int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
 	err = s.db.Query(ctx, "SELECT count(*), coalesce(max(id), 0) FROM orders",
 		func(r *sql.Rows) error { return r.Scan(&orders, &last) })
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
 )
 
 func rows(t *testing.T, s *store, query string) (all []string) {
@@ -157,6 +158,28 @@ func TestPagesOfARepublicationFitIntoTheOutbox(t *testing.T) {
 			t.Errorf("published again (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// PostgreSQL reads all rows to count them.
+func TestALargeStoreIsCounted(t *testing.T) {
+	t.Parallel()
+	c, _ := runningAt(t, testenv.Postgres(t), t.TempDir(), 100)
+	if _, err := c.submit(t.Context(), creation(t, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("ALTER TABLE orders RENAME TO few")
+		if err == nil {
+			// Longer than a query may take that is for a request.
+			_, err = tx.Exec("CREATE VIEW orders AS SELECT few.* FROM few, pg_sleep(6)")
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n, last, err := c.store.extent(t.Context()); err != nil || n != 1 || last != 1 {
+		t.Errorf("%d orders up to row %d, %v, want one", n, last, err)
+	}
 }
 
 // Only the orders that were asked for are published again, all of them or none.
