@@ -132,15 +132,15 @@ func (p *preparation) follow(ctx context.Context) error {
 	}
 }
 
-// awaitTopics waits until the topics exist. The service accepts orders meanwhile. It is ready too,
-// except while a broker that can be reached has no such topics. It waits a second first: a reachable
-// broker usually responds within that time.
+// awaitTopics waits until the topics exist. The service accepts orders meanwhile, once a look-up has failed:
+// while Kafka is only slow, the store may still have to be compared. It is ready too, except while a broker that
+// can be reached has no such topics.
 func (p *preparation) awaitTopics(ctx context.Context, ready *service.Readiness, open func()) error {
-	defer time.AfterFunc(time.Second, func() { open(); ready.ReadyUnlessSet() }).Stop()
 	_, err := p.admin.AwaitTopics(ctx, func(missing error) {
-		if missing != nil {
-			open()
+		if missing == nil {
+			return
 		}
+		open()
 		if _, unreachable := errors.AsType[*broker.UnreachableError](missing); unreachable {
 			missing = nil
 		}

@@ -132,6 +132,44 @@ func TestAComparisonThatWaitsForATransactionShowsIt(t *testing.T) {
 	s.until(t, s.ops+"/readyz", 200, "ready")
 }
 
+// A store that was restored from a backup lacks what the topics have. Kafka responds, but late.
+func TestASlowKafkaIsWaitedForBeforeOrdersAreTaken(t *testing.T) {
+	kafka, err := fakekafka.New("", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(kafka.Close)
+	addr, dir := kafka.ListenAddrs()[0], filepath.Join(t.TempDir(), "cart")
+	s := start(t, dir, addr)
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	if code, body := s.ask(t, "POST", s.api+create, `{"orderId":"a","itemsNum":2}`); code != 200 {
+		t.Fatal(code, body)
+	}
+	s.until(t, s.ops+"/metrics", 200, "\ncart_outbox_rows 0\n")
+	s.stop()
+	testenv.Produce(t, addr, event(t, "a", 2))
+	testenv.DelayMetadata(kafka, 2*time.Second)
+
+	s = start(t, dir, addr)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		code, body := s.ask(t, "PUT", s.api+put, `{"orderId":"a","status":"paid"}`)
+		if code == 200 {
+			break
+		}
+		if code != 503 || time.Now().After(deadline) {
+			t.Fatalf("an update: %d %q, want 503 until the store is compared with the topics", code, body)
+		}
+	}
+	s.until(t, s.ops+"/readyz", 200, "ready")
+	s.until(t, s.ops+"/metrics", 200, "\ncart_outbox_rows 0\n")
+	updates := testenv.ReadAll(t, addr, contract.TopicUpdated)
+	last := updates[len(updates)-1]
+	e, err := contract.DecodeEvent(last.Topic, last.Offset, last.Key, last.Value, last.Headers)
+	if err != nil || e.Order.Version != 3 {
+		t.Errorf("the update has version %d, %v, want 3: the topics had 2", e.Order.Version, err)
+	}
+}
+
 // A load balancer must learn of the stop while requests that are under way are still served.
 func TestAStopShowsWhileTheAPIDrains(t *testing.T) {
 	kafka := testenv.Fake(t)

@@ -15,7 +15,7 @@ var (
 // starting. It is safe for concurrent use.
 type Readiness struct {
 	mu sync.Mutex
-	// set is true once Set or ReadyUnlessSet was called.
+	// set is true once Set was called.
 	set      bool
 	stopping bool
 	// reason is the last one that was set; nil: ready.
@@ -29,13 +29,6 @@ func (r *Readiness) Set(reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.set, r.reason = true, reason
-}
-
-// ReadyUnlessSet makes the service ready if no reason was set yet.
-func (r *Readiness) ReadyUnlessSet() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.set = true
 }
 
 // AddCheck adds another source: check returns why the service is not ready, or nil. It is called

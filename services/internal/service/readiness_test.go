@@ -20,8 +20,6 @@ func TestReadiness(t *testing.T) {
 		"the zero value":              {nil, "starting"},
 		"a reason":                    {[]func(*Readiness){set(rebuilding)}, "rebuilding"},
 		"no reason any more":          {[]func(*Readiness){set(rebuilding), set(none)}, ""},
-		"ready unless set":            {[]func(*Readiness){(*Readiness).ReadyUnlessSet}, ""},
-		"a reason counts, once set":   {[]func(*Readiness){set(rebuilding), (*Readiness).ReadyUnlessSet}, "rebuilding"},
 		"a check alone is not enough": {[]func(*Readiness){check(none)}, "starting"},
 		"a check that fails":          {[]func(*Readiness){set(none), check(none), check(full)}, "disk is full"},
 		"all reasons are shown":       {[]func(*Readiness){set(rebuilding), check(full)}, "rebuilding; disk is full"},

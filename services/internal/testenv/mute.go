@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -18,4 +19,14 @@ func MuteFetches(kafka *kfake.Cluster) (fetched <-chan struct{}) {
 		return nil, nil, true
 	})
 	return first
+}
+
+// DelayMetadata makes a fake Kafka respond to no look-up of its topics before a time from now on.
+func DelayMetadata(kafka *kfake.Cluster, by time.Duration) {
+	end := time.Now().Add(by)
+	kafka.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
+		kafka.KeepControl()
+		kafka.SleepControl(func() { time.Sleep(time.Until(end)) })
+		return nil, nil, false
+	})
 }
