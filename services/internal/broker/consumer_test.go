@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
@@ -540,6 +542,72 @@ func TestConsumerLeavesAPositionThatIsGoneToItsHandler(t *testing.T) {
 			})
 		})
 	}
+}
+
+// truncating returns a fake Kafka of two brokers with 10 records in the topic, which broker 0 leads. Once
+// broker 1 leads, it says that the log had lost its end from offset 7 on before, and closes told. Yet
+// the log has all offsets.
+func truncating(t *testing.T, topic string) (cluster *kfake.Cluster, told chan struct{}) {
+	t.Helper()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(2), kfake.SeedTopics(1, topic),
+		kfake.BrokerConfigs(map[string]string{"group.consumer.heartbeat.interval.ms": "500"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	if err := cluster.MoveTopicPartition(topic, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Produce(t, cluster.ListenAddrs()[0], messages(topic, 10, 1)...)
+
+	// librdkafka asks in version 2, which real brokers have and the fake has not.
+	client, err := newFranz(config(cluster.ListenAddrs()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	versions, err := kmsg.NewPtrApiVersionsRequest().RequestWith(t.Context(), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range versions.ApiKeys {
+		if k := &versions.ApiKeys[i]; k.ApiKey == kmsg.OffsetForLeaderEpoch.Int16() {
+			k.MinVersion = 2
+		}
+	}
+	cluster.ControlKey(kmsg.ApiVersions.Int16(), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		response := *versions
+		response.Version = request.GetVersion()
+		return &response, nil, true
+	})
+	told = make(chan struct{})
+	cluster.ControlKey(kmsg.OffsetForLeaderEpoch.Int16(), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		asked := request.(*kmsg.OffsetForLeaderEpochRequest)
+		response := asked.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
+		of, partition := kmsg.NewOffsetForLeaderEpochResponseTopic(), kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
+		of.Topic = topic
+		partition.LeaderEpoch, partition.EndOffset = asked.Topics[0].Partitions[0].LeaderEpoch, 7
+		of.Partitions = append(of.Partitions, partition)
+		response.Topics = append(response.Topics, of)
+		close(told)
+		return response, nil, true
+	})
+	return cluster, told
+}
+
+// The records that came after the loss must not be passed. So the handler compares the logs again.
+func TestConsumerLeavesALogThatLostItsEndAndGrewAgainToItsHandler(t *testing.T) {
+	cluster, _ := truncating(t, "topic")
+	addr := cluster.ListenAddrs()[0]
+	m := newMember(newStore())
+	_, stop := start(t, addr, group("topic"), m)
+	m.await(t, "all records", func() bool { return m.count() == 10 })
+	if err := cluster.MoveTopicPartition("topic", 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	m.await(t, "the partition is taken over again", func() bool { return len(m.assigned) == 2 })
+	stop()
 }
 
 func TestConsumerFinishesTheBatchInHand(t *testing.T) {

@@ -263,7 +263,8 @@ func (s *session) poll(wait time.Duration) bool {
 
 // locate finds out why a log does not have the offset that librdkafka wanted to read. It returns
 // errOutOfRange if it is a position of the handler. Else librdkafka has strayed, as it may behind a
-// damaged batch, and is brought back.
+// damaged batch, and is brought back. Or the log has lost its end and has grown past the positions again:
+// then the seek fails, because librdkafka has given the partition up, and that ends the session too.
 func (s *session) locate() error {
 	first, end, err := s.admin.Bounds(s.work, s.cc.Topics...)
 	if err != nil {
