@@ -17,6 +17,9 @@ var (
 	// ErrFenced is returned by Handler.Apply when another member has written the position of a
 	// partition, so that this member must not go on with it.
 	ErrFenced = errors.New("fenced: another member has written this partition's offset")
+	// ErrTruncated is returned by ReadTo when a log has lost its end, so that what was read may not be
+	// in it. Once the log has grown again, it has other records there.
+	ErrTruncated = errors.New("the log has lost its end")
 )
 
 // MissingTopicsError means that Kafka responds and does not have these topics.

@@ -1,10 +1,14 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
@@ -21,9 +25,9 @@ const (
 // the call.
 //
 // It waits for no record: compaction and transactions leave offsets that no record has. But it ends a
-// partition only at or behind the offset in to, so it waits until ctx ends while Kafka is away or the
-// log is shorter. It goes on with new TLS files when there are any. A topic that does not exist is an
-// error.
+// partition only at or behind the offset in to, so it waits until ctx ends while Kafka is away. It
+// returns ErrTruncated when a log does not reach that offset, or has lost its end meanwhile. It goes on
+// with new TLS files when there are any. A topic that does not exist is an error.
 //
 // It joins no group and commits nothing. librdkafka wants the name of a group all the same; without
 // the permission to describe that group it only logs a warning.
@@ -65,7 +69,12 @@ type boundedReader struct {
 	client   *kafka.Consumer
 	// renewed is closed when the TLS files have changed.
 	renewed <-chan struct{}
+	log     *slog.Logger
 	trouble *trouble
+	// compared is when the logs were last compared with what is left to read.
+	compared time.Time
+	// strays reports whether the client has met an error behind which it may go on at any offset.
+	strays bool
 	// open holds the partitions that have not ended.
 	open     map[topicPartition]*offsetRange
 	examiner examiner
@@ -80,6 +89,8 @@ type boundedReader struct {
 type offsetRange struct {
 	partition topicPartition
 	next, end int64
+	// short reports whether the client has come to an end of the log that lies before end.
+	short bool
 	// stopped reports whether the partition is not fetched because it cannot be read.
 	stopped bool
 }
@@ -87,6 +98,7 @@ type offsetRange struct {
 func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[Partition]int64) *boundedReader {
 	r := &boundedReader{
 		cfg:      cfg,
+		log:      log,
 		trouble:  &trouble{log: log, brokers: cfg.BrokerList()},
 		open:     make(map[topicPartition]*offsetRange),
 		full:     make(chan []Record),
@@ -97,8 +109,9 @@ func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[P
 			"enable.auto.commit":   false,
 			"enable.partition.eof": true,
 			"isolation.level":      "read_committed",
-			// This applies when the start of the log has moved past from.
-			"auto.offset.reset": "earliest",
+			// The client must not go on elsewhere when a log has lost its end: it would drop what it has
+			// read already and not handed out. See locate.
+			"auto.offset.reset": "error",
 			// The end of a partition shows when a fetch comes back empty, so an empty one must not
 			// wait long.
 			"fetch.wait.max.ms":                 20,
@@ -121,18 +134,20 @@ func newBoundedReader(cfg Config, log *slog.Logger, group string, from, to map[P
 	return r
 }
 
-// run reads until all partitions have ended, with a new client whenever the TLS files change, or a
-// partition can be read again.
+// run reads until all partitions have ended, with a new client whenever the TLS files change, a
+// partition can be read again, or the start of a log has moved.
 func (r *boundedReader) run(ctx context.Context) error {
+	r.batch = <-r.empty
 	for {
-		if err := r.session(ctx); !errors.Is(err, errRenewed) && !errors.Is(err, errReadable) {
+		err := r.session(ctx)
+		if !errors.Is(err, errRenewed) && !errors.Is(err, errReadable) && !errors.Is(err, errOutOfRange) {
 			return err
 		}
 	}
 }
 
-// session reads with one client. It returns errRenewed or errReadable when another client has to go
-// on.
+// session reads with one client. It returns errRenewed, errReadable or errOutOfRange when another
+// client has to go on.
 func (r *boundedReader) session(ctx context.Context) error {
 	settings, renewed, err := clientSettings(r.cfg, r.settings)
 	if err == nil {
@@ -143,9 +158,10 @@ func (r *boundedReader) session(ctx context.Context) error {
 		return fmt.Errorf("make reader: %w", err)
 	}
 	defer r.client.Close()
+	r.strays = false
 	var assign []kafka.TopicPartition
 	for _, left := range r.open {
-		left.stopped = false
+		left.stopped, left.short = false, false
 		assign = append(assign, left.topicPartitions()...)
 	}
 	if err := r.client.Assign(assign); err != nil {
@@ -155,7 +171,6 @@ func (r *boundedReader) session(ctx context.Context) error {
 }
 
 func (r *boundedReader) read(ctx context.Context) error {
-	r.batch, r.bytes = <-r.empty, 0
 	// current is the range of the last record: the next record is mostly of the same partition.
 	var current *offsetRange
 	for wait := 0; len(r.open) > 0; {
@@ -179,13 +194,14 @@ func (r *boundedReader) read(ctx context.Context) error {
 			// is still good; when nothing does, brokers may be refusing its certificate.
 			select {
 			case <-r.renewed:
-				r.empty <- r.batch
 				return errRenewed
 			default:
 			}
 			if r.examiner.due() && r.examineStopped(ctx) {
-				r.empty <- r.batch
 				return errReadable
+			}
+			if err := r.lookAtShort(ctx); err != nil {
+				return err
 			}
 			continue
 		case *kafka.Message:
@@ -210,8 +226,16 @@ func (r *boundedReader) read(ctx context.Context) error {
 			if left != nil && int64(event.Offset) >= left.end {
 				r.finish(left)
 				current = nil
+			} else if left != nil {
+				left.short = true
 			}
 		case kafka.Error:
+			if is(event, kafka.ErrAutoOffsetReset) {
+				if err := r.locate(ctx); err != nil {
+					return err
+				}
+				break
+			}
 			if fatalToReader(event) {
 				return explain(event)
 			}
@@ -219,7 +243,7 @@ func (r *boundedReader) read(ctx context.Context) error {
 				r.trouble.report(event)
 				break
 			}
-			current = nil
+			current, r.strays = nil, r.strays || readsOn(event)
 			if err := r.examine(ctx, event); err != nil {
 				return err
 			}
@@ -298,16 +322,95 @@ func (r *boundedReader) examine(ctx context.Context, cause error) error {
 		}
 	}
 	if readsOn(cause) {
-		for _, left := range r.open {
-			if !left.stopped {
-				again = append(again, left.topicPartitions()...)
+		return r.seekAll()
+	}
+	return r.seek(again)
+}
+
+// seekAll makes the client read everything again that is not in the batch yet.
+func (r *boundedReader) seekAll() error {
+	var again []kafka.TopicPartition
+	for _, left := range r.open {
+		if !left.stopped {
+			again = append(again, left.topicPartitions()...)
+		}
+	}
+	return r.seek(again)
+}
+
+// seek makes the client go on there. It returns errOutOfRange if the client has given up one of the
+// partitions, because it wanted an offset that the log does not have.
+func (r *boundedReader) seek(to []kafka.TopicPartition) error {
+	if len(to) == 0 {
+		return nil
+	}
+	err := seek(r.client, to)
+	if is(err, kafka.ErrState) {
+		return errOutOfRange
+	}
+	return err
+}
+
+// locate finds out why a log does not have the offset that the client wanted to read. If all that is
+// left to read is there, the client has strayed behind a damaged batch, and is brought back. Or the log
+// had lost its end and has grown again, with other records: then it returns ErrTruncated. It returns
+// errOutOfRange if another client has to go on, also when Kafka does not say.
+func (r *boundedReader) locate(ctx context.Context) error {
+	err := r.compare(ctx)
+	switch {
+	case errors.Is(err, ErrTruncated), err == nil && !r.strays:
+		return cmp.Or(err, ErrTruncated)
+	case err != nil:
+		return errOutOfRange
+	}
+	return r.seekAll()
+}
+
+// lookAtShort compares with the logs, once a second, if one of them seems to end too early.
+func (r *boundedReader) lookAtShort(ctx context.Context) error {
+	for _, left := range r.open {
+		if left.short && time.Since(r.compared) >= examineAgain {
+			err := r.compare(ctx)
+			if errors.Is(err, ErrTruncated) || errors.Is(err, errOutOfRange) {
+				return err
 			}
 		}
 	}
-	if len(again) == 0 {
-		return nil
+	return nil
+}
+
+// compare compares what is left to read with the logs. It returns ErrTruncated if one ends before it
+// should, and errOutOfRange if the start of one has moved past its next offset. What Bounds says of the
+// end holds after an election, too: a leader that does not know yet refuses to say.
+func (r *boundedReader) compare(ctx context.Context) error {
+	r.compared = time.Now()
+	topics := make(map[string]bool)
+	for at := range r.open {
+		topics[at.topic] = true
 	}
-	return seek(r.client, again)
+	admin, err := NewAdmin(r.cfg, r.log)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	first, ends, err := admin.Bounds(ctx, slices.Collect(maps.Keys(topics))...)
+	if err != nil {
+		return err
+	}
+	for p, end := range ends {
+		left := r.open[topicPartition{p.Topic, p.Number}]
+		switch {
+		case left == nil:
+		case end < left.end:
+			return fmt.Errorf("%s/%d ends at %d and not at %d: %w", p.Topic, p.Number, end, left.end, ErrTruncated)
+		case first[p] > left.next:
+			left.next, err = first[p], errOutOfRange
+			if left.next >= left.end {
+				delete(r.open, left.partition)
+			}
+		}
+	}
+	return err
 }
 
 // examineStopped reports whether a partition can be read again that could not be.

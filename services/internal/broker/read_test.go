@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,28 +123,63 @@ func TestReadToReadsOnWhenTheHighWatermarkLags(t *testing.T) {
 	}
 }
 
-// A log that is shorter than it should be is never taken for read to its end.
-func TestReadToWaitsForAnOffsetBehindTheLog(t *testing.T) {
+// A log that is shorter than it should be is never taken for read to its end, nor waited for.
+func TestReadToEndsWhenTheLogIsTooShort(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
-		topic := testenv.NewTopic(t, addr, 1)
-		testenv.Produce(t, addr, messages(topic, 5, 1)...)
+		topic := testenv.NewTopic(t, addr, 2)
+		for n := range int32(2) {
+			transaction(t, addr, topic, n, true, "0", "1")
+		}
 		id, _, _ := bounds(t, addr, topic)
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		to := map[Partition]int64{{topic, id, 0}: 6}
-		err := ReadTo(ctx, config(addr), logger(t), "reader", nil, to, func(_ context.Context, records []Record) error {
-			switch records[len(records)-1].Offset {
-			case 4:
-				testenv.Produce(t, addr, messages(topic, 1, 1)...)
-			case 5:
-				cancel()
+		for name, test := range map[string]struct{ from, to map[Partition]int64 }{
+			"the end lies behind the log":    {nil, map[Partition]int64{{topic, id, 0}: 3, {topic, id, 1}: 4}},
+			"the offset lies behind the log": {map[Partition]int64{{topic, id, 0}: 4}, map[Partition]int64{{topic, id, 0}: 6}},
+		} {
+			if _, err := read(t, addr, test.from, test.to); !errors.Is(err, ErrTruncated) {
+				t.Errorf("%s: %v, want %v", name, err, ErrTruncated)
 			}
-			return nil
-		})
-		if ctx.Err() == nil {
-			t.Errorf("ReadTo ends before offset 6: %v", err)
 		}
 	})
+}
+
+// The log has all offsets again when the reader comes to know of the loss, but it has other records.
+// The client knows it before all that it has read is handed out.
+func TestReadToEndsWhenTheLogLostItsEndAndGrewAgain(t *testing.T) {
+	t.Parallel()
+	cluster, told := truncating(t, "topic")
+	addr := cluster.ListenAddrs()[0]
+	testenv.Produce(t, addr, messages("topic", 2, 1)...)
+	// The last two records cannot be read before the loss.
+	var lost atomic.Bool
+	cluster.ControlKey(kmsg.Fetch.Int16(), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		fetch := request.(*kmsg.FetchRequest)
+		if lost.Load() || len(fetch.Topics) == 0 || fetch.Topics[0].Partitions[0].FetchOffset < 10 {
+			fetch.MaxBytes = 1
+			return nil, nil, false
+		}
+		response := fetch.ResponseKind().(*kmsg.FetchResponse)
+		topic, partition := kmsg.NewFetchResponseTopic(), kmsg.NewFetchResponseTopicPartition()
+		topic.Topic, topic.TopicID = fetch.Topics[0].Topic, fetch.Topics[0].TopicID
+		partition.HighWatermark, partition.LastStableOffset, partition.RecordBatches = 12, 12, []byte{}
+		topic.Partitions = append(topic.Partitions, partition)
+		response.Topics = append(response.Topics, topic)
+		return response, nil, true
+	})
+	to := map[Partition]int64{{"topic", "", 0}: 12}
+	err := ReadTo(t.Context(), config(addr), logger(t), "reader", nil, to, func(_ context.Context, rs []Record) error {
+		if rs[len(rs)-1].Offset == 9 && !lost.Load() {
+			if err := cluster.MoveTopicPartition("topic", 0, 1); err != nil {
+				return err
+			}
+			lost.Store(true)
+			<-told
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrTruncated) {
+		t.Errorf("ReadTo: %v, want %v", err, ErrTruncated)
+	}
 }
 
 func TestReadToEndsOverGaps(t *testing.T) {

@@ -45,6 +45,8 @@ type reading struct {
 	first, end map[broker.Partition]int64
 	// fresh reads everything, not only what is new.
 	fresh bool
+	// replaced reports whether Kafka was found to have lost records after it began.
+	replaced bool
 	// callers counts the audits that wait for it.
 	callers int
 	cancel  context.CancelCauseFunc
@@ -57,9 +59,9 @@ type reading struct {
 }
 
 // serves reports whether a running reading is good enough for one more audit. One whose last caller
-// has left is about to fail. One that began before records were deleted may have read them.
+// has left is about to fail. One that began before records were deleted or lost may have read them.
 func (rd *reading) serves(first, end map[broker.Partition]int64, fresh bool) bool {
-	if rd.callers == 0 || (fresh && !rd.fresh) {
+	if rd.callers == 0 || rd.replaced || (fresh && !rd.fresh) {
 		return false
 	}
 	for p, want := range end {
@@ -119,6 +121,9 @@ func (r *reader) compare(
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		ix.replaced = true
+		if r.running != nil {
+			r.running.replaced = true
+		}
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -268,6 +269,34 @@ func TestFreshAuditWaitsForAFreshRead(t *testing.T) {
 	cs.ask(t.Context(), a, false)
 	a.awaitCallers(t, 1, 0)
 	cs.ask(t.Context(), a, true)
+	a.awaitCallers(t, 1, 1)
+	close(gate)
+	cs.wg.Wait()
+	if diff := cmp.Diff([]int{10, 2, 12}, tp.Counts()); diff != "" {
+		t.Errorf("records read (-want +got):\n%s", diff)
+	}
+}
+
+// A running read goes on with an index that may have lost records.
+func TestAuditThatFindsALogReplacedSharesNoReadFromBefore(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 10)...)
+	source, lost := sourceOf(tp), false
+	source.Replaced = func(_ context.Context, read map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+		if !lost {
+			return nil, nil
+		}
+		return slices.Collect(maps.Keys(read)), nil
+	}
+	a := newAuditor(t, source)
+	a.orders(t, false)
+	tp.Add(ordertest.Updates(t, 10, 12)...)
+	gate := tp.HoldReads()
+	var cs callers
+	cs.ask(t.Context(), a, false)
+	a.awaitCallers(t, 1, 0)
+	lost = true
+	cs.ask(t.Context(), a, false)
 	a.awaitCallers(t, 1, 1)
 	close(gate)
 	cs.wg.Wait()
