@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/order/audit"
 	"ordersystem.dev/services/order/fold"
 )
@@ -63,6 +64,16 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 	if err != nil {
 		return nil, err
 	}
+	// It is counted at once: if a next step fails, the next assignment does not see it any more.
+	numbers := map[string][]int32{}
+	for _, p := range fresh {
+		numbers[p.Topic] = append(numbers[p.Topic], p.Number)
+	}
+	for topic, partitions := range numbers {
+		c.metrics.recreated.Inc()
+		c.log.Warn("the topic was recreated: it is read from its beginning, and orders that only the old one had stay",
+			"topic", topic, "partitions", partitions)
+	}
 	replaced, err := c.kafka.replaced(ctx, read)
 	if err != nil {
 		return nil, fmt.Errorf("compare the offsets with the logs: %w", err)
@@ -73,15 +84,6 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 	}
 	if err := c.correct(ctx, read, replaced, first); err != nil {
 		return nil, err
-	}
-	numbers := map[string][]int32{}
-	for _, p := range fresh {
-		numbers[p.Topic] = append(numbers[p.Topic], p.Number)
-	}
-	for topic, partitions := range numbers {
-		c.metrics.recreated.Inc()
-		c.log.Warn("the topic was recreated: it is read from its beginning, and orders that only the old one had stay",
-			"topic", topic, "partitions", partitions)
 	}
 	maps.Copy(c.read, read)
 	c.catchUp.offsetsMoved()
@@ -108,9 +110,12 @@ func (c *topicConsumer) correct(
 			moves = append(moves, move{partition: p, from: from.Next, to: to})
 		}
 	}
-	if err := c.store.restart(ctx, moves); err != nil {
+	err := c.store.restart(ctx, moves)
+	if err != nil && !errors.Is(err, sqldb.ErrUnknownCommit) {
 		return fmt.Errorf("correct the offsets of %d partitions: %w", len(moves), err)
 	}
+	// A commit that is not known counts: if it has taken effect, the next assignment finds nothing to
+	// correct. A loss that is counted twice is better than one that nobody hears of.
 	for _, m := range moves {
 		if slices.Contains(replaced, m.partition) {
 			c.lost(m.partition, m.from)
@@ -118,6 +123,9 @@ func (c *topicConsumer) correct(
 		}
 		c.deleted(m.partition, m.from, first[m.partition])
 		read[m.partition] = m.to
+	}
+	if err != nil {
+		return fmt.Errorf("correct the offsets of %d partitions: %w", len(moves), err)
 	}
 	return nil
 }

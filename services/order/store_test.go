@@ -25,6 +25,7 @@ import (
 	"ordersystem.dev/services/internal/broker"
 	"ordersystem.dev/services/internal/outbox"
 	"ordersystem.dev/services/internal/sqldb"
+	"ordersystem.dev/services/internal/testenv"
 	"ordersystem.dev/services/order/fold"
 	"ordersystem.dev/services/order/ordertest"
 )
@@ -197,6 +198,66 @@ func TestDeletedRecordsAreCounted(t *testing.T) {
 		c.mustAssign(t, p)
 		if got := count(t, c.metrics.deleted); got != 7 {
 			t.Errorf("the next assignment counts them again: %v", got)
+		}
+	})
+}
+
+// What happens only once is counted although the assignment fails behind it: the next assignment sees
+// nothing of it any more.
+func TestRareEventsAreCountedAlthoughTheAssignmentFails(t *testing.T) {
+	t.Parallel()
+	old := ordertest.Partition(contract.TopicCreated, 0)
+	t.Run("a topic was recreated", func(t *testing.T) {
+		t.Parallel()
+		each(t, func(t *testing.T, fresh func() database) {
+			c := memberOn(t, fresh())
+			c.mustAssign(t, old)
+			whole := c.kafka.replaced
+			c.kafka.replaced = func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+				return nil, errors.New("Kafka is away")
+			}
+			another := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
+			if _, err := c.Assigned(t.Context(), []broker.Partition{another}); err == nil {
+				t.Error("the assignment does not fail")
+			}
+			c.kafka.replaced = whole
+			c.mustAssign(t, another)
+			if got := count(t, c.metrics.recreated); got != 1 {
+				t.Errorf("%v topics were counted as recreated, want 1", got)
+			}
+		})
+	})
+	t.Run("a log was replaced, and the commit is not known", func(t *testing.T) {
+		t.Parallel()
+		c := memberOn(t, database{url: testenv.Postgres(t)})
+		c.mustAssign(t, old)
+		c.mustApply(t, batch(ordertest.Event(t, "A", 1, "a1"), ordertest.Event(t, "B", 1, "b1")))
+		c.kafka.replaced = func(context.Context, map[broker.Partition]broker.Progress) ([]broker.Partition, error) {
+			return []broker.Partition{old}, nil
+		}
+		c.kafka.bounds = func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) {
+			return map[broker.Partition]int64{old: 3}, nil, nil
+		}
+		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			for _, statement := range []string{
+				`CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
+					'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'`,
+				`CREATE CONSTRAINT TRIGGER cut AFTER UPDATE ON offsets DEFERRABLE INITIALLY DEFERRED
+					FOR EACH ROW WHEN (NEW.next_offset = 3) EXECUTE FUNCTION cut()`,
+			} {
+				if _, err := tx.Exec(statement); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Assigned(t.Context(), []broker.Partition{old}); !errors.Is(err, sqldb.ErrUnknownCommit) {
+			t.Errorf("Assigned: %v, want %v", err, sqldb.ErrUnknownCommit)
+		}
+		if replaced, deleted := count(t, c.metrics.replaced), count(t, c.metrics.deleted); replaced != 1 || deleted != 3 {
+			t.Errorf("%v logs and %v records were counted, want 1 and 3", replaced, deleted)
 		}
 	})
 }
