@@ -161,7 +161,10 @@ func TestAuditOfATopicThatCannotBeRead(t *testing.T) {
 			"The topic cannot be read: Kafka is unreachable.",
 		},
 		{context.DeadlineExceeded, "The topic cannot be read: Kafka is unreachable."},
-		{audit.ErrStalled, "The topic cannot be read: Kafka is unreachable."},
+		{
+			audit.ErrStalled,
+			"The topic cannot be read: nothing comes from Kafka; the Order service's log says why.",
+		},
 		{
 			&broker.MissingTopicsError{Names: []string{"order-updated-topic"}},
 			"The topic cannot be read: missing topics: order-updated-topic.",

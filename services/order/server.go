@@ -367,8 +367,11 @@ func unreadable(err error) string {
 	if e, ok := errors.AsType[*broker.WithheldError](err); ok {
 		return "The topic cannot be read to its end: " + e.Error() + "."
 	}
+	if errors.Is(err, audit.ErrStalled) {
+		return "The topic cannot be read: nothing comes from Kafka; the Order service's log says why."
+	}
 	_, unreachable := errors.AsType[*broker.UnreachableError](err)
-	if unreachable || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, audit.ErrStalled) {
+	if unreachable || errors.Is(err, context.DeadlineExceeded) {
 		return "The topic cannot be read: Kafka is unreachable."
 	}
 	return "The topic cannot be read now; the Order service's log says why."

@@ -14,8 +14,8 @@ var (
 	ErrUnreadable = errors.New("the topic cannot be read")
 	// ErrNoRoom is the cause when the index would take the room that the service's store needs.
 	ErrNoRoom = errors.New("the volume has no room for an audit's index")
-	// ErrStalled is the cause when Kafka can be reached and no record comes. It wraps a
-	// *broker.WithheldError if an open transaction is why.
+	// ErrStalled is the cause when no record comes from Kafka, such as behind a damaged batch. It wraps
+	// a *broker.WithheldError if an open transaction is why.
 	ErrStalled = errors.New("nothing comes from Kafka")
 )
 

@@ -243,7 +243,7 @@ func (r *reader) run(ctx context.Context, cancel context.CancelCauseFunc, rd *re
 }
 
 // readInto reads from Kafka into the index. It gives up with ErrStalled when no record comes for
-// stallTimeout.
+// stallTimeout. The time that the index takes for the records does not count.
 func (r *reader) readInto(
 	ctx context.Context, cancel context.CancelCauseFunc, ix *index, from, to map[broker.Partition]int64,
 ) error {
@@ -255,7 +255,8 @@ func (r *reader) readInto(
 	stall := time.AfterFunc(r.stallTimeout, func() { cancel(ErrStalled) })
 	defer stall.Stop()
 	err := r.read(ctx, from, to, func(ctx context.Context, records []broker.Record) error {
-		stall.Reset(r.stallTimeout)
+		stall.Stop()
+		defer stall.Reset(r.stallTimeout)
 		unusable, err := ix.add(ctx, records)
 		if err != nil {
 			return err

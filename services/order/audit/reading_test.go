@@ -421,6 +421,30 @@ func TestStalledReadIsGivenUp(t *testing.T) {
 	}
 }
 
+// A slow disk is no reason to give a read up: Kafka has given the records.
+func TestReadIsNotStalledWhileTheIndexTakesItsRecords(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 10)...)
+	source := sourceOf(tp)
+	var a *Auditor
+	source.Read = func(
+		ctx context.Context, from, to map[broker.Partition]int64, apply func(context.Context, []broker.Record) error,
+	) error {
+		return tp.Read(ctx, from, to, func(ctx context.Context, records []broker.Record) error {
+			// The records are taken only when the lock is free.
+			r := a.readerOf(contract.TopicUpdated)
+			r.mu.Lock()
+			time.AfterFunc(2*a.stallTimeout, r.mu.Unlock)
+			return errors.Join(apply(ctx, records), context.Cause(ctx))
+		})
+	}
+	a = newAuditor(t, source)
+	a.stallTimeout = 500 * time.Millisecond
+	if got := len(a.orders(t, false)); got != 10 {
+		t.Errorf("%d orders, want 10", got)
+	}
+}
+
 // The disk may be another one's, such as a node's: whoever takes more than a share of it is ended. So the
 // audit is refused before, and another one that fits goes on.
 func TestIndexesKeepToTheirLimit(t *testing.T) {
