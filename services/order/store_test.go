@@ -256,7 +256,8 @@ func TestRareEventsAreCountedAlthoughTheAssignmentFails(t *testing.T) {
 		if _, err := c.Assigned(t.Context(), []broker.Partition{old}); !errors.Is(err, sqldb.ErrUnknownCommit) {
 			t.Errorf("Assigned: %v, want %v", err, sqldb.ErrUnknownCommit)
 		}
-		if replaced, deleted := count(t, c.metrics.replaced), count(t, c.metrics.deleted); replaced != 1 || deleted != 3 {
+		replaced, deleted := count(t, c.metrics.replaced), count(t, c.metrics.deleted)
+		if replaced != 1 || deleted != 3 {
 			t.Errorf("%v logs and %v records were counted, want 1 and 3", replaced, deleted)
 		}
 	})

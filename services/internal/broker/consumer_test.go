@@ -585,7 +585,8 @@ func truncating(t *testing.T, topic string) (cluster *kfake.Cluster, told chan s
 	cluster.ControlKey(kmsg.OffsetForLeaderEpoch.Int16(), func(request kmsg.Request) (kmsg.Response, error, bool) {
 		asked := request.(*kmsg.OffsetForLeaderEpochRequest)
 		response := asked.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
-		of, partition := kmsg.NewOffsetForLeaderEpochResponseTopic(), kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
+		of := kmsg.NewOffsetForLeaderEpochResponseTopic()
+		partition := kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
 		of.Topic = topic
 		partition.LeaderEpoch, partition.EndOffset = asked.Topics[0].Partitions[0].LeaderEpoch, 7
 		of.Partitions = append(of.Partitions, partition)

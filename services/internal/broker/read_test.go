@@ -132,8 +132,10 @@ func TestReadToEndsWhenTheLogIsTooShort(t *testing.T) {
 		}
 		id, _, _ := bounds(t, addr, topic)
 		for name, test := range map[string]struct{ from, to map[Partition]int64 }{
-			"the end lies behind the log":    {nil, map[Partition]int64{{topic, id, 0}: 3, {topic, id, 1}: 4}},
-			"the offset lies behind the log": {map[Partition]int64{{topic, id, 0}: 4}, map[Partition]int64{{topic, id, 0}: 6}},
+			"the end lies behind the log": {nil, map[Partition]int64{{topic, id, 0}: 3, {topic, id, 1}: 4}},
+			"the offset lies behind the log": {
+				map[Partition]int64{{topic, id, 0}: 4}, map[Partition]int64{{topic, id, 0}: 6},
+			},
 		} {
 			if _, err := read(t, addr, test.from, test.to); !errors.Is(err, ErrTruncated) {
 				t.Errorf("%s: %v, want %v", name, err, ErrTruncated)
