@@ -51,3 +51,43 @@ func TestCommandsOfTheDocsSelectOnlyOneChartsPods(t *testing.T) {
 		t.Error("no selector was found")
 	}
 }
+
+// The Jobs of the runbooks run once: the log of a second attempt is not that of the first.
+func TestJobsOfTheRunbooksRunOnce(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"reconcile", "dead-letters"} {
+		text, err := os.ReadFile(filepath.Join(root, "docs/runbooks", name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := field[int](kinds(t, text, "Job")[0], "spec", "backoffLimit"); got != 0 {
+			t.Errorf("%s: backoffLimit is %d", name, got)
+		}
+	}
+}
+
+// A Job's log begins when its pod runs, and has the progress among the JSON.
+func TestDocsReadTheLogOfAJobWhenItHasEnded(t *testing.T) {
+	t.Parallel()
+	log := regexp.MustCompile(`kubectl logs .*job/(\S+)`)
+	found := 0
+	for file, lines := range pages(t) {
+		for i, line := range lines {
+			m := log.FindStringSubmatch(line)
+			if m == nil {
+				continue
+			}
+			found++
+			ends := "job/" + m[1] + " --for=jsonpath='{.status.conditions[0].type}'"
+			if strings.Contains(line, " -f ") || !strings.Contains(lines[i-1], ends) {
+				t.Errorf("%s:%d: the line before does not wait for %s", file, i+1, m[1])
+			}
+			if !strings.Contains(lines[i+1], "jq -cR 'fromjson?'") {
+				t.Errorf("%s:%d: the line behind does not leave the progress out", file, i+1)
+			}
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d logs of Jobs are read, want 2", found)
+	}
+}
