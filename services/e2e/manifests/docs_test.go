@@ -91,3 +91,20 @@ func TestDocsReadTheLogOfAJobWhenItHasEnded(t *testing.T) {
 		t.Errorf("%d logs of Jobs are read, want 2", found)
 	}
 }
+
+// What is asked and dropped after a restore is the restored database, not the first one beside it.
+func TestRestoreOfTheDocsLooksAtTheRestoredDatabase(t *testing.T) {
+	t.Parallel()
+	text := strings.Join(pages(t)["docs/operations.md"], "\n")
+	_, restore, _ := strings.Cut(text, "\n### Restore\n")
+	restore, _, _ = strings.Cut(restore, "\n### ")
+	clusters := regexp.MustCompile(`clusters\.postgresql\.cnpg\.io/(\S+)`).FindAllStringSubmatch(restore, -1)
+	for _, m := range clusters {
+		if m[1] != "orders-db-restored" {
+			t.Errorf("a command looks at %s", m[1])
+		}
+	}
+	if len(clusters) < 2 {
+		t.Error("the commands look at no database")
+	}
+}
