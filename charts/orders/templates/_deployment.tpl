@@ -10,6 +10,8 @@ spec:
   replicas: {{ int $v.replicaCount }}
   {{- end }}
   revisionHistoryLimit: 3
+  # More than the startup probe allows, or a rollout fails while a large database is still checked.
+  progressDeadlineSeconds: 2100
   strategy:
     {{- if $database }}
     type: RollingUpdate

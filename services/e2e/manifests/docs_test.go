@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -106,5 +107,27 @@ func TestRestoreOfTheDocsLooksAtTheRestoredDatabase(t *testing.T) {
 	}
 	if len(clusters) < 2 {
 		t.Error("the commands look at no database")
+	}
+}
+
+// kubectl scale becomes the owner of .spec.replicas, and Helm 4 applies on the server: an upgrade to another
+// number of replicas ends with a conflict, while both services are at 0.
+func TestDocsUpgradeByForceAfterTheyScaledToZero(t *testing.T) {
+	t.Parallel()
+	zero := regexp.MustCompile(`kubectl scale .*deployment/orders-cart deployment/orders-order --replicas=0`)
+	found := 0
+	lines := pages(t)["docs/operations.md"]
+	for i, line := range lines {
+		if !zero.MatchString(line) {
+			continue
+		}
+		found++
+		next := slices.IndexFunc(lines[i:], func(l string) bool { return strings.Contains(l, "helm upgrade orders ") })
+		if upgrade := lines[i+next]; !strings.Contains(upgrade, " --force-conflicts") {
+			t.Errorf("docs/operations.md:%d: no --force-conflicts: %s", i+next+1, upgrade)
+		}
+	}
+	if found == 0 {
+		t.Error("no move between databases was found")
 	}
 }
