@@ -131,3 +131,26 @@ func TestDocsUpgradeByForceAfterTheyScaledToZero(t *testing.T) {
 		t.Error("no move between databases was found")
 	}
 }
+
+// A runbook's command of Kafka's tools can be pasted: the index has an alias for it, with the address and the
+// certificate.
+func TestRunbooksUseKafkasToolsByTheirAliases(t *testing.T) {
+	t.Parallel()
+	alias := regexp.MustCompile(`^alias (kafka-\w+)='kubectl exec .* bin/kafka-[a-z-]+\.sh ` +
+		`--bootstrap-server \S+:9093 --command-config /tmp/client\.properties'$`)
+	all := pages(t)
+	known := map[string]bool{}
+	for _, line := range all["docs/runbooks/README.md"] {
+		if m := alias.FindStringSubmatch(line); m != nil {
+			known[m[1]] = true
+		}
+	}
+	command := regexp.MustCompile(`^\s*((?:bin/)?kafka-\S+) `)
+	for file, lines := range all {
+		for i, line := range lines {
+			if m := command.FindStringSubmatch(line); m != nil && !known[m[1]] {
+				t.Errorf("%s:%d: docs/runbooks/README.md has no alias %s", file, i+1, m[1])
+			}
+		}
+	}
+}
