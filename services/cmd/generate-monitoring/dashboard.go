@@ -58,6 +58,9 @@ var (
 	}
 	// Outside Kubernetes a service has no namespace.
 	namespace = variable{"namespace", "Namespace", "label_values(service_ready, namespace)", ".*"}
+	release   = variable{
+		"release", "Release", `label_values(service_ready{namespace=~"$namespace"}, ` + releaseLabel + ")", ".*",
+	}
 )
 
 // json returns the dashboard as Grafana reads it.

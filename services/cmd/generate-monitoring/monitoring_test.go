@@ -243,7 +243,7 @@ func TestTheObjectiveIsTheDeclaredOne(t *testing.T) {
 // in.
 func expressions(t *testing.T) map[string]string {
 	choices := strings.NewReplacer("$__rate_interval", "5m", "$__range", "1h",
-		"$kafka_cluster", ".+", "$consumergroup", ".+", "$topic", ".+", "$namespace", ".*")
+		"$kafka_cluster", ".+", "$consumergroup", ".+", "$topic", ".+", "$namespace", ".*", "$release", ".*")
 	all := map[string]string{}
 	for _, g := range ruleGroups() {
 		for i, r := range g.Rules {

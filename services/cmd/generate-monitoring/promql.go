@@ -5,10 +5,11 @@ import "fmt"
 // What the viewer chose. Series of the lag operator are always aggregated over its pods: while the
 // leader changes there are two.
 const (
-	ofCluster   = `kafka_cluster=~"$kafka_cluster"`
-	ofGroup     = ofCluster + `,consumergroup=~"$consumergroup"`
-	ofTopic     = ofGroup + `,topic=~"$topic"`
-	inNamespace = `namespace=~"$namespace"`
+	ofCluster = `kafka_cluster=~"$kafka_cluster"`
+	ofGroup   = ofCluster + `,consumergroup=~"$consumergroup"`
+	ofTopic   = ofGroup + `,topic=~"$topic"`
+	// A namespace may have several releases.
+	inNamespace = `namespace=~"$namespace",` + releaseLabel + `=~"$release"`
 )
 
 // What the brokers report themselves, with the label of Strimzi.

@@ -19,7 +19,7 @@ const (
 	groupName   = "Consumer group {{ $labels.consumergroup }} ({{ $labels.kafka_cluster }})"
 	topicName   = groupName + ", topic {{ $labels.topic }}"
 	clusterName = "Kafka cluster {{ $labels.kafka_cluster }}"
-	jobName     = "{{ $labels.job }}"
+	jobName     = "{{ $labels.job }}{{ with $labels." + releaseLabel + " }} (release {{ . }}){{ end }}"
 )
 
 // Severities. A critical alert wakes somebody: users wait, or data is being lost. A warning is for
@@ -225,12 +225,19 @@ func serviceRules() []rulefmt.Rule {
 	return []rulefmt.Rule{
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "ServiceNotReady",
+			// A series without the release that ended may only have got the label: any pod of the job stands for it.
 			Expr: fmt.Sprintf(`
-sum by (namespace, job) (service_ready) == 0
+sum by (%[1]s) (service_ready) == 0
 or
-max by (namespace, job) (%s) * 0
+max by (%[1]s) (%[2]s) * 0
+unless on (%[1]s)
+max by (%[1]s) (service_ready)
+or
+max by (%[1]s) (%[3]s) * 0
 unless on (namespace, job)
-max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
+max by (namespace, job) (service_ready)`, byService,
+				lately("service_ready{"+releaseLabel+`!=""}`, remembered),
+				lately("service_ready{"+releaseLabel+`=""}`, remembered)),
 			For: 5 * minute,
 			Annotations: texts(jobName+" has no ready instance.",
 				"{{ $value }} instances of "+jobName+" are ready. "+
@@ -247,8 +254,8 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "AuthKeysOld",
 			// 0 is a pod that has never read them. It is not ready.
-			Expr: fmt.Sprintf("time() - min by (namespace, job) (auth_keys_read_timestamp_seconds > 0) > %d",
-				authKeysOld),
+			Expr: fmt.Sprintf("time() - min by (%s) (auth_keys_read_timestamp_seconds > 0) > %d",
+				byService, authKeysOld),
 			For: minute,
 			Annotations: texts(jobName+" cannot read the keys of its tokens' issuer.",
 				jobName+" read the issuer's keys {{ $value | humanizeDuration }} ago, and should every 5 minutes. "+
@@ -256,8 +263,8 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OutboxOld",
-			Expr: fmt.Sprintf("max by (namespace, job) "+
-				"(cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d", outboxOld),
+			Expr: fmt.Sprintf("max by (%s) "+
+				"(cart_outbox_oldest_seconds or order_outbox_oldest_seconds) > %d", byService, outboxOld),
 			For: 2 * minute,
 			Annotations: texts(jobName+" cannot publish.",
 				"Messages that "+jobName+" accepted have waited for Kafka for {{ $value | humanizeDuration }}. "+
@@ -265,12 +272,12 @@ max by (namespace, job) (service_ready)`, lately("service_ready", remembered)),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "StoreNearlyFull",
-			Expr: `
-min by (namespace, job) (
+			Expr: fmt.Sprintf(`
+min by (%s) (
   cart_store_left_bytes / (cart_store_left_bytes + cart_store_bytes)
   or
   order_store_left_bytes / (order_store_left_bytes + order_store_bytes)
-) < 0.2`,
+) < 0.2`, byService),
 			For: 5 * minute,
 			Annotations: texts("The volume of "+jobName+" is nearly full.",
 				"{{ $value | humanizePercentage }} of what the store of "+jobName+" can hold is left. "+
@@ -278,8 +285,9 @@ min by (namespace, job) (
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "DeliveryFailing",
-			Expr: "sum by (namespace, job, code) " +
+			Expr: fmt.Sprintf("sum by (%s, code) "+
 				"(increase(cart_delivery_failures_total[5m]) or increase(order_delivery_failures_total[5m])) > 0",
+				byService),
 			For: 5 * minute,
 			Annotations: texts(jobName+": Kafka refuses its messages.",
 				`{{ printf "%.0f" $value }}`+" messages of "+jobName+
@@ -288,7 +296,7 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderRecordsWithheld",
-			Expr:  fmt.Sprintf("max by (namespace, topic, partition) (order_withheld_seconds) > %d", withheldLong),
+			Expr:  fmt.Sprintf("max by (%s, topic, partition) (order_withheld_seconds) > %d", byRelease, withheldLong),
 			For:   minute,
 			Annotations: texts("An open transaction withholds orders.",
 				"On {{ $labels.topic }}/{{ $labels.partition }} a transaction has been open for "+
@@ -298,7 +306,7 @@ min by (namespace, job) (
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderConsumerFailing",
 			// One fault, such as a database that is away, pages once, however many pods it keeps.
-			Expr: "sum by (namespace) (order_consumer_failing) > 0",
+			Expr: fmt.Sprintf("sum by (%s) (order_consumer_failing) > 0", byRelease),
 			For:  2 * minute,
 			Annotations: texts("Order cannot read on.",
 				"Something has kept {{ $value }} of Order's pods from reading a partition, or from storing what "+
@@ -307,7 +315,7 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderGroupShared",
-			Expr:  "max by (namespace) (order_partitions_elsewhere) > 0",
+			Expr:  fmt.Sprintf("max by (%s) (order_partitions_elsewhere) > 0", byRelease),
 			For:   minute,
 			Annotations: texts("Another consumer has joined Order's group.",
 				`{{ printf "%.0f" $value }}`+" partitions of the order topics are read by other members of the group "+
@@ -316,7 +324,7 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderLogReplaced",
-			Expr:  counted("namespace", "order_logs_replaced_total", hour) + " > 0",
+			Expr:  counted(byRelease, "order_logs_replaced_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records of the order topics.",
 				`{{ printf "%.0f" $value }}`+" partitions were found to be another log than the one that "+
 					"Order had read. "+
@@ -324,28 +332,28 @@ min by (namespace, job) (
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "OrderRecordsDeleted",
-			Expr:  counted("namespace", "order_records_deleted_total", hour) + " > 0",
+			Expr:  counted(byRelease, "order_records_deleted_total", hour) + " > 0",
 			Annotations: texts("Records of the order topics were deleted before Order had read them.",
 				`{{ printf "%.0f" $value }}`+" offsets were deleted unread, so look-ups of their orders are 404. "+
 					"The orders are in Cart's store. Do not delete its volume."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "CartRecordsLost",
-			Expr:  counted("namespace", "cart_published_records_lost_total", hour) + " > 0",
+			Expr:  counted(byRelease, "cart_published_records_lost_total", hour) + " > 0",
 			Annotations: texts("Kafka has lost records that Cart had published.",
 				`{{ printf "%.0f" $value }}`+" offsets that Cart had published are gone from the order topics. "+
 					"The orders are in the stores only. Do not delete a volume."),
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "CartOrdersInDoubt",
-			Expr:  counted("namespace", "cart_orders_in_doubt_total", hour) + " > 0",
+			Expr:  counted(byRelease, "cart_orders_in_doubt_total", hour) + " > 0",
 			Annotations: texts("A rebuilt Cart may lack orders.",
 				`{{ printf "%.0f" $value }}`+" orders may be missing, or be at an old version: "+
 					"records that are no events have their keys. Cart's log names them."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "CartTopicPartitions",
-			Expr:  fmt.Sprintf("max by (namespace, topic) (cart_topic_partitions) != %d", orderPartitions()),
+			Expr:  fmt.Sprintf("max by (%s, topic) (cart_topic_partitions) != %d", byRelease, orderPartitions()),
 			Annotations: texts("{{ $labels.topic }} has another number of partitions than it must.",
 				`{{ $labels.topic }} has {{ printf "%.0f" $value }} partitions. If some were added, the versions of `+
 					"one order are in two of them, and a consumer can see them out of order. "+
@@ -353,7 +361,7 @@ min by (namespace, job) (
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "OrderDeadLetters",
-			Expr:  counted("namespace, reason", "order_dead_letters_total", 15*minute) + " > 0",
+			Expr:  counted(byRelease+", reason", "order_dead_letters_total", 15*minute) + " > 0",
 			Annotations: texts("Records that are no orders: {{ $labels.reason }}.",
 				`{{ printf "%.0f" $value }}`+" records in the last 15 minutes held no order ({{ $labels.reason }}) "+
 					"and are in order-dead-letter-topic. "+

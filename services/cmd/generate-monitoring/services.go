@@ -9,7 +9,7 @@ import (
 func cartDashboard() dashboard {
 	return dashboard{
 		name: "cart", title: "Cart", about: "The service that takes orders and publishes them.",
-		variables: []variable{namespace},
+		variables: []variable{namespace, release},
 		rows: []row{
 			healthRow("cart", panel{
 				kind: "stat", title: "Waiting for Kafka", width: 6,
@@ -64,7 +64,7 @@ func cartPanels() []panel {
 func orderDashboard() dashboard {
 	return dashboard{
 		name: "order", title: "Order", about: "The service that reads orders and responds to look-ups and audits.",
-		variables: []variable{namespace},
+		variables: []variable{namespace, release},
 		rows: []row{
 			healthRow("order", panel{
 				kind: "stat", title: "Last poll", width: 6, unit: "s",

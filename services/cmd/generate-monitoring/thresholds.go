@@ -73,6 +73,12 @@ const (
 	byTopic   = byGroup + ", topic"
 	// byLog is for a partition of a topic, whoever reads it.
 	byLog = byCluster + ", topic, partition"
+
+	// releaseLabel is the release of a service, which the chart's PodMonitor takes from its pods. Two releases
+	// in one namespace have the same jobs. Prometheus may have got a service's metrics without it.
+	releaseLabel = "app_kubernetes_io_instance"
+	byRelease    = "namespace, " + releaseLabel
+	byService    = byRelease + ", job"
 )
 
 const (

@@ -58,7 +58,7 @@ func orderWayDashboard() dashboard {
 		name: "an-orders-way", title: "An order's way",
 		about: "From the client's request through Cart's outbox and Kafka to the look-up that shows it: " +
 			"how long each stage takes, how many orders pass, and which do not.",
-		variables: []variable{namespace, orderGroups},
+		variables: []variable{namespace, release, orderGroups},
 		rows: []row{
 			{"Latency budget, now", wayBudget()},
 			{"Latency", wayLatency()},

@@ -43,8 +43,9 @@ type podMonitor struct {
 	Kind       string
 	Metadata   map[string]any
 	Spec       struct {
-		JobLabel string `yaml:"jobLabel"`
-		Selector struct {
+		JobLabel        string   `yaml:"jobLabel"`
+		PodTargetLabels []string `yaml:"podTargetLabels"`
+		Selector        struct {
 			MatchLabels map[string]string `yaml:"matchLabels"`
 		}
 		// The namespace is always the test's own here.
@@ -175,6 +176,11 @@ func (m *podMonitor) scrapes(namespace, server, discovery string) (configs []any
 			steps = append(steps,
 				relabel{"source_labels": []string{meta("pod_label_" + m.Spec.JobLabel)}, "regex": "(.+)",
 					"target_label": "job"})
+		}
+		for _, label := range m.Spec.PodTargetLabels {
+			steps = append(steps,
+				relabel{"source_labels": []string{meta("pod_label_" + label)}, "regex": "(.+)",
+					"target_label": strings.NewReplacer(".", "_", "/", "_").Replace(label)})
 		}
 		steps = append(steps,
 			relabel{"target_label": "endpoint", "replacement": endpoint.Port},
