@@ -97,6 +97,11 @@ func TestRestoredDatabaseIsAnotherOne(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	for _, o := range documents(t, kustomize(t, "k8s/postgres/restore")) {
+		if o["kind"] == "ObjectStore" {
+			t.Error("the ObjectStore of the example takes the place of the one that is restored from")
+		}
+	}
 	for _, kind := range []string{"NetworkPolicy", "ScheduledBackup"} {
 		for _, o := range kinds(t, kustomize(t, "k8s/postgres/restore"), kind) {
 			if name := field[string](o, "metadata", "name"); name != "orders-db-restored" {
