@@ -198,9 +198,15 @@ func TestEveryNameOfASecondInstallationHasThePrefix(t *testing.T) {
 		}
 		return all
 	}
+	// Staging shares the Kafka of production, so a broker that fails takes nothing of it either.
+	for _, topic := range kinds(t, kustomize(t, "strimzi/topics/staging"), "KafkaTopic") {
+		if got, want := field[int](topic, "spec", "replicas"), environments["production"].replicas; got != want {
+			t.Errorf("%s has %d replicas, want %d", field[string](topic, "metadata", "name"), got, want)
+		}
+	}
 	for first, second := range map[string]string{
-		"strimzi/topics/dev":  "strimzi/topics/staging",
-		"k8s/consumer-groups": "k8s/consumer-groups-staging",
+		"strimzi/topics/production": "strimzi/topics/staging",
+		"k8s/consumer-groups":       "k8s/consumer-groups-staging",
 	} {
 		rendered := kustomize(t, second)
 		if diff := cmp.Diff(names("staging.", kustomize(t, first)), names("", rendered)); diff != "" {
