@@ -154,3 +154,17 @@ func TestRunbooksUseKafkasToolsByTheirAliases(t *testing.T) {
 		}
 	}
 }
+
+// `kubectl logs deployment/NAME` shows the log of any one replica, which may be the one without the fault.
+func TestDocsReadTheLogsOfAllReplicas(t *testing.T) {
+	t.Parallel()
+	for file, lines := range pages(t) {
+		for i, line := range lines {
+			_, logs, ok := strings.Cut(line, "kubectl logs ")
+			if ok && (strings.Contains(logs, "deployment/") ||
+				strings.Contains(logs, " -l ") && !strings.Contains(logs, "--prefix")) {
+				t.Errorf("%s:%d: not the logs of all replicas, each with its name: %s", file, i+1, line)
+			}
+		}
+	}
+}
