@@ -220,9 +220,24 @@ func collectorRules() []rulefmt.Rule {
 	}
 }
 
+// certificateEnding returns a rule on the certificate of an API that nobody renews.
+func certificateEnding(severity string, within int) rulefmt.Rule {
+	return alertRule(severity, "", rulefmt.Rule{
+		Alert: "CertificateExpiring",
+		Expr: fmt.Sprintf("min by (%s) (http_certificate_not_after_timestamp_seconds) - time() < %d",
+			byService, within),
+		For: 5 * minute,
+		Annotations: texts("The certificate of "+jobName+" expires.",
+			"The certificate of the API of "+jobName+" expires in {{ $value | humanizeDuration }}. "+
+				"Clients refuse it then. The service takes a renewed one without a restart."),
+	})
+}
+
 // serviceRules fire on what Cart and Order report of themselves.
 func serviceRules() []rulefmt.Rule {
 	return []rulefmt.Rule{
+		certificateEnding(critical, certificateEndsSoon),
+		certificateEnding(warning, certificateEnds),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "ServiceNotReady",
 			// A series without the release that ended may only have got the label: any pod of the job stands for it.

@@ -291,6 +291,14 @@ func requestRow(job string) row {
 			}},
 			limits: bad(authKeysOld),
 		},
+		{
+			kind: "timeseries", title: "Time left of the certificate", width: 6, unit: "s",
+			alert: "CertificateExpiring",
+			about: "Until the certificate of the API expires, if it has one. A renewed one is taken without a restart.",
+			queries: []query{{
+				expr: "http_certificate_not_after_timestamp_seconds{" + of(job) + "} - time()", legend: "{{pod}}",
+			}},
+		},
 	}}
 }
 

@@ -35,6 +35,10 @@ const (
 	collectorOld = 120
 	// authKeysOld is the age in seconds of the keys of the tokens' issuer: six times as old as they should get.
 	authKeysOld = 1800
+	// certificateEnds and certificateEndsSoon are the seconds before the end of an API's certificate. Whoever
+	// issues them renews them earlier, cert-manager after two thirds of their time.
+	certificateEnds     = 7 * 24 * 3600
+	certificateEndsSoon = 24 * 3600
 	// outboxOld is how long, in seconds, an order waits for Kafka.
 	outboxOld = 60
 	// withheldLong is how long, in seconds, a transaction withholds records. Cart's end after 10 s at
