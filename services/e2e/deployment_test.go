@@ -223,9 +223,10 @@ func (d *database) follow() *balancer {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	if err := d.standby.Wait(d.t.Context(), "ALTER SYSTEM SET primary_conninfo = '"+d.through(b)+"'",
+	err = d.standby.Wait(d.t.Context(), "ALTER SYSTEM SET primary_conninfo = '"+d.through(b)+"'",
 		"SELECT pg_reload_conf()",
-		"SELECT 1 / count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_port = "+port); err != nil {
+		"SELECT 1 / count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_port = "+port)
+	if err != nil {
 		d.t.Fatalf("lead the standby through a balancer: %v", err)
 	}
 	return b

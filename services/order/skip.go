@@ -89,7 +89,7 @@ func (s *skipper) skip(ctx context.Context, o skip.Options) (*skip.Result, error
 		return nil, fmt.Errorf("look at the batch: %w", err)
 	}
 	result := &skip.Result{At: o.At.String(), Outcome: skip.Already}
-	if known && !(holdsUp && o.Confirm) {
+	if known && (!holdsUp || !o.Confirm) {
 		return result, nil
 	}
 	if damaged == nil || damaged.Place != o.At {

@@ -153,10 +153,22 @@ func TestNothingElseIsSkipped(t *testing.T) {
 			"409 Conflict: nothing is skipped: Order is at offset 1 of order-created-topic/0, and has met no damaged " +
 				"batch at order-created-topic/0/2",
 		},
-		"read":              {whole, at(damaged.Topic, 0, 0), "409 Conflict: nothing is skipped: Order is at offset 1 of"},
-		"before it":         {meets, at(damaged.Topic, 0, 1), "/0/1. The next damaged batch is order-created-topic/0/2"},
-		"within it":         {meets, at(damaged.Topic, 0, 3), "/0/3. The next damaged batch is order-created-topic/0/2"},
-		"behind it":         {meets, at(damaged.Topic, 0, 4), "/0/4. The next damaged batch is order-created-topic/0/2"},
+		"read": {
+			whole, at(damaged.Topic, 0, 0),
+			"409 Conflict: nothing is skipped: Order is at offset 1 of",
+		},
+		"before it": {
+			meets, at(damaged.Topic, 0, 1),
+			"/0/1. The next damaged batch is order-created-topic/0/2",
+		},
+		"within it": {
+			meets, at(damaged.Topic, 0, 3),
+			"/0/3. The next damaged batch is order-created-topic/0/2",
+		},
+		"behind it": {
+			meets, at(damaged.Topic, 0, 4),
+			"/0/4. The next damaged batch is order-created-topic/0/2",
+		},
 		"another partition": {meets, at(damaged.Topic, 1, 2), "Order has not had order-created-topic/1. It reads"},
 		"another topic": {
 			meets, at(contract.TopicDeadLetter, 0, 2), "It reads order-created-topic and order-updated-topic",

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -55,7 +56,7 @@ func (c *Clock) Jump(ahead time.Duration) { atomic.StoreInt64(c.ahead, int64(ahe
 // -overlay. Programs that are built with it have the time of day of the [Clock] in their environment. The C code
 // in them has that of this machine: librdkafka lets the kernel wait by it.
 func ClockOverlay(dir string) (overlay string, err error) {
-	root, err := exec.Command("go", "env", "GOROOT").Output()
+	root, err := exec.CommandContext(context.Background(), "go", "env", "GOROOT").Output()
 	if err != nil {
 		return "", fmt.Errorf("go env GOROOT: %w", err)
 	}

@@ -17,8 +17,9 @@ import (
 
 const (
 	// mostConnections is how many connections an API has at most. One that is kept takes some 20 KiB, one
-	// that has sent no whole request less than 4 KiB (see [limitListener.run]). One whose client sends the largest headers and the largest body, slowly, takes some 100
-	// KiB: so all of them fit into the memory limit of the charts.
+	// that has sent no whole request less than 4 KiB (see [limitListener.run]). One whose client sends the
+	// largest headers and the largest body, slowly, takes some 100 KiB: so all of them fit into the memory
+	// limit of the charts.
 	mostConnections = 2048
 	// mostHeaderBytes is the size of the headers of a request. net/http adds 4 KiB.
 	mostHeaderBytes = 16 << 10

@@ -318,9 +318,11 @@ func TestRequestsArriveInPieces(t *testing.T) {
 		"two at once":                {[]string{headers + "\r\nbody" + request}, []int{200, 200}},
 		"one, and half of another":   {[]string{request + request[:9], request[9:]}, []int{200, 200}},
 		"lines without CR":           {[]string{"GET / HTTP/1.1\nHost: x\n\n"}, []int{200}},
-		"large headers":              {[]string{headers, "X: " + strings.Repeat("x", 9000), "\r\n\r\nbody"}, []int{200}},
-		"too large headers":          {[]string{headers, "X: " + strings.Repeat("x", 30_000)}, []int{431}},
-		"no HTTP":                    {[]string{"EHLO x\r\n"}, []int{400}},
+		"large headers": {
+			[]string{headers, "X: " + strings.Repeat("x", 9000), "\r\n\r\nbody"}, []int{200},
+		},
+		"too large headers": {[]string{headers, "X: " + strings.Repeat("x", 30_000)}, []int{431}},
+		"no HTTP":           {[]string{"EHLO x\r\n"}, []int{400}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -376,8 +378,8 @@ func TestHalfARequestTakesLittleMemory(t *testing.T) {
 	whole := growth(request, func(conn net.Conn) { responds(t, conn) })
 	t.Logf("half a request: %.1f KiB, kept after a request: %.1f KiB", half/1024, whole/1024)
 	if half > whole/2 {
-		t.Errorf("a connection with half a request takes %.1f KiB, one after a request %.1f KiB: want half of it at most",
-			half/1024, whole/1024)
+		t.Errorf("a connection with half a request takes %.1f KiB: want half of %.1f KiB at most, which one takes "+
+			"after a request", half/1024, whole/1024)
 	}
 }
 
