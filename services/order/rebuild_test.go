@@ -265,6 +265,41 @@ func TestAWrongViewIsRebuiltBesideTheLiveOne(t *testing.T) {
 	})
 }
 
+// A command leaves an empty shadow to the next one, which need not wait. PostgreSQL gets the room back at once:
+// to delete the rows one by one would take longer than the end of the command may, and a vacuum afterwards.
+func TestARebuildLeavesNoRowOfItsShadow(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, fresh func() database) {
+		r := startRebuilding(t, fresh())
+		r.catchesUp(t)
+		r.run(t, rebuild.Options{})
+		ended := func() bool {
+			var expires int64
+			err := r.store.db.Query(t.Context(), "SELECT expires_at FROM rebuild", func(rows *sql.Rows) error {
+				return rows.Scan(&expires)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return expires == 0
+		}
+		ordertest.Eventually(t, "the end of the claim", ended)
+		if n := r.store.inShadow(t); n != 0 {
+			t.Errorf("%d orders are left in the shadow", n)
+		}
+		if !r.store.db.Shared() {
+			return
+		}
+		var bytes int64
+		err := r.store.db.Query(t.Context(), "SELECT pg_relation_size('orders_shadow')", func(rows *sql.Rows) error {
+			return rows.Scan(&bytes)
+		})
+		if err != nil || bytes != 0 {
+			t.Errorf("the empty shadow takes %d bytes (%v)", bytes, err)
+		}
+	})
+}
+
 // A command that waits for Kafka says how far it is, once a second. A second one is refused meanwhile. When
 // its client goes, the view is as it was.
 func TestARebuildEndsWithItsClient(t *testing.T) {

@@ -81,18 +81,12 @@ func newShadow(ctx context.Context, db *sqldb.DB) (*shadow, error) {
 			return err
 		}
 		tx.AfterCommit(func() { sh.expires = expires })
-		return empty(tx)
+		return tx.Empty(shadowTable)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("begin a shadow of the view: %w", err)
 	}
 	return sh, nil
-}
-
-// empty deletes what is in the shadow, in one statement: SQLite then gives up the pages without writing them.
-func empty(tx *sqldb.Tx) error {
-	_, err := tx.Exec("DELETE FROM " + shadowTable)
-	return err
 }
 
 // close empties the shadow, and lets the next command begin, unless it has begun already. A database that does
@@ -103,7 +97,7 @@ func (sh *shadow) close(ctx context.Context) error {
 		if err != nil || released == 0 {
 			return err
 		}
-		return empty(tx)
+		return tx.Empty(shadowTable)
 	})
 }
 

@@ -39,6 +39,7 @@ func TestConformance(t *testing.T) {
 			"after a commit":                                testAfterCommit,
 			"transactions run one after the other":          testTransactionsTakeTurns,
 			"the clock":                                     testClock,
+			"a table is emptied":                            testEmpty,
 			"writes change all their rows or end it":        testWrites,
 		} {
 			t.Run(name+"/"+behaviour, func(t *testing.T) {
@@ -95,6 +96,27 @@ func testTxOnceBegunIgnoresCancellation(t *testing.T, cfg sqldb.Config) {
 	}
 	if err := db.Tx(ctx, func(*sqldb.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("a transaction begun after the cancellation returns %v, want %v", err, context.Canceled)
+	}
+}
+
+func testEmpty(t *testing.T, cfg sqldb.Config) {
+	db := openConfig(t, cfg)
+	err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("INSERT INTO t(v) VALUES ('x'), ('y')")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	for _, tt := range []struct {
+		err  error
+		left int
+	}{{refused, 2}, {nil, 0}} {
+		err := db.Tx(t.Context(), func(tx *sqldb.Tx) error { return errors.Join(tx.Empty("t"), tt.err) })
+		if !errors.Is(err, tt.err) || count(t, db) != tt.left {
+			t.Errorf("%d rows are left after %v, want %d after %v", count(t, db), err, tt.left, tt.err)
+		}
 	}
 }
 

@@ -113,6 +113,12 @@ func (s *sqliteSession) QueryIn(head string, keys []any, tail string, scan func(
 	})
 }
 
+// Empty is part of session. SQLite gives up the pages without writing them.
+func (s *sqliteSession) Empty(table string) error {
+	_, err := s.Exec("DELETE FROM " + table)
+	return err
+}
+
 // ForUpdate is part of session. BEGIN IMMEDIATE has locked everything.
 func (s *sqliteSession) ForUpdate() string { return "" }
 

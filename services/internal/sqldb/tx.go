@@ -40,6 +40,10 @@ type session interface {
 	// keys it does nothing.
 	QueryIn(head string, keys []any, tail string, scan func(*sql.Rows) error) error
 
+	// Empty deletes all rows of a table at once, whatever their number. In PostgreSQL nobody else can use the
+	// table until the transaction ends.
+	Empty(table string) error
+
 	// ForUpdate returns what locks the rows that a SELECT reads, at its end, until the transaction
 	// ends. It is empty where the transaction has locked the whole database.
 	ForUpdate() string
