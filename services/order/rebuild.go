@@ -31,12 +31,16 @@ const (
 	// lastPatience is how long Kafka may take for the last records while the offsets are locked. Other members
 	// wait for the lock for 2 s, and PostgreSQL ends a transaction that is idle for 3 s.
 	lastPatience = 2 * time.Second
-	// mostLate is how often Kafka may take longer.
+	// mostLate is how often the last step may be late.
 	mostLate = 3
 )
 
-// errLate means that the last records have not come while the offsets were locked.
-var errLate = fmt.Errorf("Kafka has not given the last records within %s, in %d attempts", lastPatience, mostLate)
+var (
+	// errLate means that the last step was not possible in time. It may be a little later.
+	errLate = fmt.Errorf("the last step was late %d times", mostLate)
+	// errKafkaLate means that the last records have not come while the offsets were locked.
+	errKafkaLate = fmt.Errorf("%w: Kafka has not given the last records within %s", errLate, lastPatience)
+)
 
 // rebuilder compares the view with the topics, and can make it what they have. It reads the topics from
 // their first offsets into a shadow of the view, while all else goes on. At the end it locks the offsets of
@@ -201,7 +205,7 @@ func (b *rebuilder) fill(ctx context.Context, sh *shadow) error {
 }
 
 // finish compares the view with the shadow, and may swap it, in one transaction. It returns errLate if the
-// last records do not come in time.
+// locks or the last records do not come in time.
 func (b *rebuilder) finish(ctx context.Context, sh *shadow, o rebuild.Options) (*rebuild.Result, error) {
 	var result *rebuild.Result
 	err := b.store.db.LongTx(ctx, longest, func(tx *sqldb.Tx) (err error) {
@@ -226,6 +230,10 @@ func (b *rebuilder) finishIn(
 		return nil, err
 	}
 	at, err := lockAllOffsets(tx)
+	if sqldb.IsUnavailable(err) {
+		// A member that stalls in a batch has locked some of them.
+		err = fmt.Errorf("%w: %w", errLate, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +273,7 @@ func (b *rebuilder) finishIn(
 	return &found.Result, nil
 }
 
-// readLast brings what is missing up to the offsets at into the shadow, or returns errLate. It returns how
+// readLast brings what is missing up to the offsets at into the shadow, or returns errKafkaLate. It returns how
 // many of these records take no effect.
 func (b *rebuilder) readLast(
 	ctx context.Context, tx *sqldb.Tx, sh *shadow, at map[broker.Partition]int64,
@@ -273,15 +281,15 @@ func (b *rebuilder) readLast(
 	if _, err := sh.missing(at); err != nil {
 		return 0, err
 	}
-	patient, cancel := context.WithTimeoutCause(ctx, lastPatience, errLate)
+	patient, cancel := context.WithTimeoutCause(ctx, lastPatience, errKafkaLate)
 	defer cancel()
 	err = b.read(patient, sh.read, at, func(_ context.Context, records []broker.Record) error {
 		some, err := addIn(tx, fold.Decode(records))
 		unusable += some
 		return err
 	})
-	if err != nil && errors.Is(context.Cause(patient), errLate) {
-		err = errLate
+	if err != nil && errors.Is(context.Cause(patient), errKafkaLate) {
+		err = errKafkaLate
 	}
 	return unusable, err
 }

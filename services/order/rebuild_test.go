@@ -458,6 +458,37 @@ func TestARebuildDoesNotHoldTheConsumerUp(t *testing.T) {
 	})
 }
 
+// A member that stalls in a batch has an offset locked. The command waits for it like for Kafka, and does not
+// begin again.
+func TestARebuildWaitsForAMemberThatStalls(t *testing.T) {
+	t.Parallel()
+	at := database{url: testenv.Postgres(t)}
+	r, other := startRebuilding(t, at), memberOn(t, at).store
+	r.catchesUp(t)
+	var fills int
+	var commit func()
+	read := r.command.read
+	r.command.read = func(
+		ctx context.Context, from, to map[broker.Partition]int64, apply func(context.Context, []broker.Record) error,
+	) error {
+		if _, last := ctx.Deadline(); !last {
+			switch fills++; fills {
+			case 1:
+				commit = other.hold(t, func(tx *sqldb.Tx) error {
+					_, err := tx.Exec("UPDATE offsets SET next_offset = next_offset")
+					return err
+				})
+			case 2:
+				commit()
+			}
+		}
+		return read(ctx, from, to, apply)
+	}
+	if got := r.run(t, rebuild.Options{}); got.Differ() != 0 || fills != 2 {
+		t.Errorf("after %d reads: %+v", fills, got)
+	}
+}
+
 func TestARebuildIsRefused(t *testing.T) {
 	t.Parallel()
 	r := startRebuilding(t, database{dir: t.TempDir()})
