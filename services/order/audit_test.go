@@ -45,7 +45,7 @@ func newAuditAPI(t testing.TB, source audit.Source, pace web.Pace) *auditAPI {
 	a := &auditAPI{source: source, dir: filepath.Join(t.TempDir(), "audit")}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	// Through a, so that a test can replace the functions.
-	auditor, err := audit.New(a.dir, 0, audit.Source{
+	auditor, err := audit.New(t.Context(), a.dir, 0, audit.Source{
 		Bounds: func(
 			ctx context.Context, topics ...string,
 		) (first, end map[broker.Partition]int64, err error) {

@@ -68,7 +68,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, started func(api, op
 
 	source := audit.Kafka(cfg.Kafka, admin, log)
 	auditor, err := audit.New(
-		filepath.Join(cfg.DataDir, "audit"), int64(cfg.AuditCacheBytes), source, svc.Registry, log)
+		ctx, filepath.Join(cfg.DataDir, "audit"), int64(cfg.AuditCacheBytes), source, svc.Registry, log)
 	if err != nil {
 		return err
 	}

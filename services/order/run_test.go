@@ -498,7 +498,7 @@ func TestSecondServiceOnTheSameStoreWaits(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	log := writer(func(line []byte) {
-		if bytes.Contains(line, []byte("another process has the database")) {
+		if bytes.Contains(line, []byte("another process has the lock")) {
 			stop()
 		}
 	})

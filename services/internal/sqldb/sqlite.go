@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	_ "github.com/mattn/go-sqlite3"
@@ -26,7 +23,7 @@ type sqlite struct {
 
 	path string
 	log  *slog.Logger
-	lock *os.File
+	lock *Lock
 	// pool has one connection, which is write.
 	pool  *sql.DB
 	write *sql.Conn
@@ -59,13 +56,7 @@ func (db *sqlite) open(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if db.lock, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644); err != nil {
-		return err
-	}
-	if err := takeLock(ctx, db.lock, db.log); err != nil {
+	if db.lock, err = TakeLock(ctx, path, db.log); err != nil {
 		return err
 	}
 	inFile, err := numberInFile(path)
@@ -261,9 +252,7 @@ func (db *sqlite) Close() error {
 		errs = append(errs, db.pool.Close())
 	}
 	if db.lock != nil {
-		// Closing the file is not enough: a child process between its fork and its exec has it open
-		// too, and so would keep the lock.
-		errs = append(errs, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN), db.lock.Close())
+		errs = append(errs, db.lock.Release())
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 const (
@@ -76,6 +78,7 @@ func Kafka(cfg broker.Config, admin *broker.Admin, log *slog.Logger) Source {
 // Auditor audits topics. It is safe for concurrent use.
 type Auditor struct {
 	dir     string
+	lock    *sqldb.Lock
 	limit   int64
 	source  Source
 	metrics *metrics
@@ -101,13 +104,19 @@ type Auditor struct {
 
 // New returns an Auditor that keeps its indexes in dir. They take limit bytes together at most; with 0, as
 // many as the disk has. New deletes what an earlier run left there, because the topics may have been
-// recreated since.
-func New(dir string, limit int64, source Source, reg prometheus.Registerer, log *slog.Logger) (*Auditor, error) {
+// recreated since. It waits for the end of another process that has indexes in dir, as [sqldb.Open] does.
+func New(
+	ctx context.Context, dir string, limit int64, source Source, reg prometheus.Registerer, log *slog.Logger,
+) (*Auditor, error) {
+	lock, err := sqldb.TakeLock(ctx, dir, log)
+	if err != nil {
+		return nil, fmt.Errorf("lock DATA_DIR (%s), which no other Order may have: %w", filepath.Dir(dir), err)
+	}
 	if err := os.RemoveAll(dir); err != nil {
-		return nil, fmt.Errorf("remove old audit indexes: %w", err)
+		return nil, errors.Join(fmt.Errorf("remove old audit indexes: %w", err), lock.Release())
 	}
 	a := &Auditor{
-		dir: dir, limit: limit, source: source, metrics: newMetrics(reg), log: log,
+		dir: dir, lock: lock, limit: limit, source: source, metrics: newMetrics(reg), log: log,
 		slotTimeout: defaultSlotTimeout, stallTimeout: defaultStallTimeout,
 		slots: make(chan struct{}, MaxResults), readers: map[string]*reader{},
 	}
@@ -125,7 +134,7 @@ func (a *Auditor) Close() error {
 	for _, r := range a.readers {
 		errs = append(errs, r.close())
 	}
-	return errors.Join(append(errs, os.RemoveAll(a.dir))...)
+	return errors.Join(append(errs, os.RemoveAll(a.dir), a.lock.Release())...)
 }
 
 // Audit returns the orders of the topic up to the end that it has now, or to a later one. With

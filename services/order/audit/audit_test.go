@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,6 +21,7 @@ import (
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/order/ordertest"
 )
 
@@ -34,7 +36,7 @@ func newAuditor(t testing.TB, source Source) *Auditor {
 func newLimitedAuditor(t testing.TB, limit int64, source Source) *Auditor {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	a, err := New(filepath.Join(t.TempDir(), "audit"), limit, source, prometheus.NewRegistry(), log)
+	a, err := New(t.Context(), filepath.Join(t.TempDir(), "audit"), limit, source, prometheus.NewRegistry(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +99,28 @@ func (r *Result) parse(t testing.TB) map[string]int64 {
 		all[o.OrderID] = o.Version
 	}
 	return all
+}
+
+// With PostgreSQL nothing else keeps a second Order out of the folder. It must not remove the indexes of the first.
+func TestAFolderBelongsToOneAuditor(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Event(t, "A", 1, "a1"))
+	first := newAuditor(t, sourceOf(tp))
+	result := first.open(t, false)
+	defer result.Close()
+	synctest.Test(t, func(t *testing.T) {
+		_, err := New(t.Context(), first.dir, 0, Source{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if !errors.Is(err, sqldb.ErrInUse) || !strings.Contains(fmt.Sprint(err), filepath.Dir(first.dir)) {
+			t.Errorf("a second auditor in the folder: %v, want %v", err, sqldb.ErrInUse)
+		}
+	})
+	tp.Add(ordertest.Event(t, "B", 1, "b1"))
+	if got := first.orders(t, false); len(got) != 2 {
+		t.Errorf("the next audit of the first one: %v", got)
+	}
+	if got := result.parse(t); len(got) != 1 {
+		t.Errorf("the result of the first one: %v", got)
+	}
 }
 
 func TestAuditFindsWhatTheTopicHolds(t *testing.T) {
@@ -281,7 +305,11 @@ func TestClosedAuditorReadsNoMore(t *testing.T) {
 	t.Parallel()
 	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 10)...)
 	tp.HoldReads()
-	a := newAuditor(t, sourceOf(tp))
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	a, err := New(t.Context(), t.TempDir()+"/audit", 0, sourceOf(tp), prometheus.NewRegistry(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var cs callers
 	cs.ask(t.Context(), a, false)
 	a.awaitCallers(t, 1, 0)
