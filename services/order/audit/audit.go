@@ -157,8 +157,9 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 		r.release(ix)
 		return nil, err
 	}
-	result, err := openResult(ctx, topic, ix, func() {
+	result, err := openResult(ctx, topic, ix, func(broken bool) {
 		<-a.slots
+		r.note(ix, broken)
 		r.release(ix)
 	})
 	if err != nil {

@@ -123,6 +123,49 @@ func TestAFolderBelongsToOneAuditor(t *testing.T) {
 	}
 }
 
+// The fault of an index costs one audit at most. The next one has an index of its own.
+func TestABrokenIndexIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	const orders = 500
+	for name, spoil := range map[string]func(t *testing.T, dir string) error{
+		"somebody removes the folder": func(_ *testing.T, dir string) error { return os.RemoveAll(dir) },
+		"the disk loses pages": func(t *testing.T, dir string) error {
+			logs, err := filepath.Glob(dir + "/*.db-wal")
+			if err != nil || len(logs) != 1 {
+				t.Fatalf("%v, %v", logs, err)
+			}
+			wal, err := os.ReadFile(logs[0])
+			if err != nil {
+				return err
+			}
+			clear(wal[32:])
+			return os.WriteFile(logs[0], wal, 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tp := ordertest.NewTopic(ordertest.Updates(t, 0, orders)...)
+			a := newAuditor(t, sourceOf(tp))
+			a.orders(t, false)
+			if err := spoil(t, a.dir); err != nil {
+				t.Fatal(err)
+			}
+			tp.Add(ordertest.Event(t, "new", 1, "n"))
+			result, err := a.Audit(t.Context(), contract.TopicUpdated, false)
+			if err == nil {
+				err = result.WriteJSON(t.Context(), io.Discard)
+				result.Close()
+			}
+			if err == nil {
+				t.Error("the first audit does not notice it")
+			}
+			if got := a.orders(t, false); len(got) != orders+1 {
+				t.Errorf("the next audit has %d orders, want %d", len(got), orders+1)
+			}
+		})
+	}
+}
+
 func TestAuditFindsWhatTheTopicHolds(t *testing.T) {
 	t.Parallel()
 	tp := ordertest.NewTopic(

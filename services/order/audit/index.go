@@ -38,6 +38,8 @@ type index struct {
 	read map[broker.Partition]broker.Progress
 	// replaced is true when Kafka has lost records that are in the index.
 	replaced bool
+	// broken is true when the index itself could not be written or read.
+	broken bool
 	// refs counts the users: the reader itself while this is its current index, and each audit that
 	// was promised it.
 	refs int
@@ -79,10 +81,10 @@ func (ix *index) covers(first, end map[broker.Partition]int64) bool {
 	return ix.valid(first)
 }
 
-// valid reports whether the index can be brought forward: it is of this very topic, and no record was
-// deleted or lost since it was created.
+// valid reports whether the index can be brought forward: it is whole and of this very topic, and no record
+// was deleted or lost since it was created.
 func (ix *index) valid(first map[broker.Partition]int64) bool {
-	if ix.replaced {
+	if ix.replaced || ix.broken {
 		return false
 	}
 	for p, begin := range first {

@@ -259,6 +259,8 @@ func (r *reader) readInto(
 		defer stall.Reset(r.stallTimeout)
 		unusable, err := ix.add(ctx, records)
 		if err != nil {
+			// An error after the end of ctx is only that.
+			r.note(ix, ctx.Err() == nil)
 			return err
 		}
 		r.metrics.records.Add(float64(len(records)))
@@ -329,6 +331,13 @@ func (r *reader) shed() {
 		r.current = nil
 		r.drop(ix)
 	}
+}
+
+// note notes whether an index is broken. The next reading makes a new one then.
+func (r *reader) note(ix *index, broken bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ix.broken = ix.broken || broken
 }
 
 // release gives an index back that upTo returned.

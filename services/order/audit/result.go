@@ -21,23 +21,32 @@ type Result struct {
 	Wanted context.Context
 
 	tx      *sql.Tx
-	release func()
+	release func(broken bool)
+	// broken is true when the index could not be read.
+	broken bool
 }
 
 // openResult begins a read transaction on the index. release is called at the end of the result,
-// and when openResult fails. The result ends with ctx.
-func openResult(ctx context.Context, topic string, ix *index, release func()) (*Result, error) {
+// and when openResult fails. It takes whether the index is broken. The result ends with ctx.
+func openResult(ctx context.Context, topic string, ix *index, release func(broken bool)) (*Result, error) {
 	tx, err := ix.db.Snapshot(ctx)
 	if err != nil {
-		release()
+		release(ctx.Err() == nil)
 		return nil, fmt.Errorf("read the audit's index: %w", err)
 	}
 	r := &Result{Topic: topic, tx: tx, release: release}
 	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM orders").Scan(&r.Orders); err != nil {
+		err = r.unreadable(ctx, err)
 		r.Close()
-		return nil, fmt.Errorf("count the audit's index: %w", err)
+		return nil, err
 	}
 	return r, nil
+}
+
+// unreadable returns the error of a read of the index. After the end of ctx, it is only that.
+func (r *Result) unreadable(ctx context.Context, err error) error {
+	r.broken = ctx.Err() == nil
+	return fmt.Errorf("read the audit's index: %w", err)
 }
 
 // WriteJSON writes the result through one buffer, so its memory does not grow with the orders. When
@@ -53,7 +62,7 @@ func (r *Result) writeJSON(ctx context.Context, w io.Writer) error {
 	// A context that can end would cost go-sqlite3 a goroutine for each row.
 	rows, err := r.tx.QueryContext(context.WithoutCancel(ctx), "SELECT body FROM orders ORDER BY id")
 	if err != nil {
-		return fmt.Errorf("read the audit's index: %w", err)
+		return r.unreadable(ctx, err)
 	}
 	defer rows.Close()
 	out := bufio.NewWriterSize(w, bufferBytes)
@@ -62,7 +71,7 @@ func (r *Result) writeJSON(ctx context.Context, w io.Writer) error {
 	for ; rows.Next(); written++ {
 		var body sql.RawBytes
 		if err := rows.Scan(&body); err != nil {
-			return fmt.Errorf("read the audit's index: %w", err)
+			return r.unreadable(ctx, err)
 		}
 		if written > 0 {
 			out.WriteByte(',')
@@ -75,10 +84,10 @@ func (r *Result) writeJSON(ctx context.Context, w io.Writer) error {
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the audit's index: %w", err)
+		return r.unreadable(ctx, err)
 	}
 	if written != r.Orders {
-		return fmt.Errorf("the audit's index has %d orders, %d were counted", written, r.Orders)
+		return r.unreadable(ctx, fmt.Errorf("it has %d orders, %d were counted", written, r.Orders))
 	}
 	out.WriteString("]}")
 	return out.Flush()
@@ -88,5 +97,5 @@ func (r *Result) writeJSON(ctx context.Context, w io.Writer) error {
 func (r *Result) Close() {
 	// A rollback of what was only read can lose nothing.
 	_ = r.tx.Rollback()
-	r.release()
+	r.release(r.broken)
 }
