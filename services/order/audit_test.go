@@ -298,6 +298,45 @@ func TestAStopEndsAuditsThatWait(t *testing.T) {
 	}
 }
 
+// A client that leaves has had no response, so the service has not failed. A monitoring that counts failures
+// does not see it.
+func TestAClientThatLeavesIsNoFailure(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 10)...)
+	defer close(tp.HoldReads())
+	reg := prometheus.NewRegistry()
+	srv := httptest.NewServer(newAuditAPI(t, sourceOf(tp), patient).handler(reg))
+	defer srv.Close()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := fetch(ctx, srv.URL+auditPath)
+		ended <- err
+	}()
+	ordertest.Eventually(t, "an audit that waits", func() bool { return tp.LastRead() != nil })
+	leave()
+	if err := <-ended; err == nil {
+		t.Error("the client has a response")
+	}
+	codes := func() (all []string) {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				all = append(all, m.GetLabel()[0].GetValue())
+			}
+		}
+		return all
+	}
+	ordertest.Eventually(t, "the end of the request", func() bool { return len(codes()) > 0 })
+	if diff := cmp.Diff([]string{"gone"}, codes()); diff != "" {
+		t.Errorf("the request counts as (-want +got):\n%s", diff)
+	}
+}
+
 // takeSlots opens as many results as may be open.
 func takeSlots(t testing.TB, a *audit.Auditor) []*audit.Result {
 	t.Helper()

@@ -264,7 +264,8 @@ func requestRow(job string) row {
 		},
 		{
 			kind: "timeseries", title: "Responses", width: 6, unit: "reqps", stacked: true,
-			about:   "By status code. \"aborted\" is a connection that the service broke off by a fault of its own.",
+			about: "By status code. \"aborted\" is a connection that the service broke off by a fault of its own. " +
+				"\"gone\" is a client that left before the end of the response, or took it too slowly.",
 			queries: []query{{expr: requests("code"), legend: "{{code}}"}},
 		},
 		{

@@ -111,7 +111,8 @@ func FoldCase(h http.Handler) http.Handler {
 }
 
 // measure records the duration of each request. A request whose handler panics, which breaks the
-// connection, has the code "aborted".
+// connection, has the code "aborted". One whose client has left before its end has the code "gone": whatever
+// the handler made of that, nobody has it.
 func measure(
 	durations *prometheus.HistogramVec, route, method string, next http.HandlerFunc,
 ) http.HandlerFunc {
@@ -120,6 +121,9 @@ func measure(
 		sw := statusWriter{ResponseWriter: w, status: http.StatusOK}
 		code := "aborted"
 		defer func() {
+			if r.Context().Err() != nil {
+				code = "gone"
+			}
 			durations.WithLabelValues(route, method, code).Observe(time.Since(start).Seconds())
 		}()
 		next(&sw, r)

@@ -1,6 +1,7 @@
 package web_test
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -47,14 +48,18 @@ func TestRoutesIgnoreCase(t *testing.T) {
 			t.Errorf("%s %s: %d %q, want %d %q", c.method, c.target, w.Code, w.Body, c.status, c.text)
 		}
 	}
-	func() {
-		defer func() {
-			if recover() == nil {
-				t.Error("the panic of a handler is swallowed: the connection would not break")
-			}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	for _, ctx := range []context.Context{t.Context(), left} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic of a handler is swallowed: the connection would not break")
+				}
+			}()
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/order/break", nil))
 		}()
-		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/order/break", nil))
-	}()
+	}
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +74,8 @@ func TestRoutesIgnoreCase(t *testing.T) {
 	}
 	// Nothing that a client makes up becomes a label.
 	want := map[string]uint64{
-		"200 GET /order/find": 5, "404 other other": 3, "aborted GET /order/break": 1, "405 other other": 1,
+		"200 GET /order/find": 5, "404 other other": 3, "aborted GET /order/break": 1, "gone GET /order/break": 1,
+		"405 other other": 1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
