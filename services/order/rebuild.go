@@ -246,10 +246,6 @@ func (b *rebuilder) finishIn(
 		return nil, err
 	}
 	found.Unusable = sh.unusable + unusable
-	// A transaction does not end with ctx, but nobody waits for the swap then.
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
-	}
 	if o.Swap && found.Differ() > 0 {
 		room, err := tx.Room()
 		if err != nil {

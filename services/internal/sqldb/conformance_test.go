@@ -32,6 +32,7 @@ func TestConformance(t *testing.T) {
 		for behaviour, test := range map[string]func(*testing.T, sqldb.Config){
 			"a transaction commits or leaves nothing":       testTxCommitsOrLeavesNothing,
 			"a transaction once begun ignores cancellation": testTxOnceBegunIgnoresCancellation,
+			"a long transaction ends with its context":      testLongTxEndsWithItsContext,
 			"many rows go in few statements":                testManyRowsGoInFewStatements,
 			"scan ends a query":                             testScanEndsAQuery,
 			"values come back as they were":                 testValues,
@@ -96,6 +97,35 @@ func testTxOnceBegunIgnoresCancellation(t *testing.T, cfg sqldb.Config) {
 	}
 	if err := db.Tx(ctx, func(*sqldb.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("a transaction begun after the cancellation returns %v, want %v", err, context.Canceled)
+	}
+}
+
+func testLongTxEndsWithItsContext(t *testing.T, cfg sqldb.Config) {
+	db := openConfig(t, cfg)
+	for name, end := range map[string]func(tx *sqldb.Tx, cancel func()) error{
+		// The numbers are so many that the first of them come at once.
+		"during a statement": func(tx *sqldb.Tx, cancel func()) error {
+			return tx.Query(`WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+				SELECT n FROM numbers WHERE n <= 5000 OR n < 0`, func(*sql.Rows) error { cancel(); return nil })
+		},
+		"before the commit": func(_ *sqldb.Tx, cancel func()) error { cancel(); return nil },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := db.LongTx(ctx, time.Hour, func(tx *sqldb.Tx) error {
+			if _, err := tx.Exec("INSERT INTO t(v) VALUES ('x')"); err != nil {
+				return err
+			}
+			return end(tx, cancel)
+		})
+		if !errors.Is(err, context.Canceled) || count(t, db) != 0 {
+			t.Errorf("cancelled %s: %v with %d rows, want none and %v", name, err, count(t, db), context.Canceled)
+		}
+	}
+	if err := db.LongTx(t.Context(), time.Hour, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("INSERT INTO t(v) VALUES ('x')")
+		return err
+	}); err != nil || count(t, db) != 1 {
+		t.Errorf("the next one: %v with %d rows, want 1", err, count(t, db))
 	}
 }
 

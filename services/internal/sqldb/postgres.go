@@ -195,7 +195,7 @@ func (db *postgres) prepare(ctx context.Context, cfg Config) error {
 func (db *postgres) makeSchema(ctx context.Context) error {
 	retry := backoff.Backoff{Min: 10 * time.Millisecond, Max: time.Second}
 	for {
-		err := db.transact(ctx, txTimeout, func(tx *Tx) error {
+		err := db.Tx(ctx, func(tx *Tx) error {
 			var exists bool
 			var tables []string
 			// Who may not make schemas may not even try to make one that exists.
@@ -246,13 +246,13 @@ func (db *postgres) Shared() bool { return true }
 // Tx is part of engine. A transaction that was rolled back because of another one, or whose connection
 // was cut before its commit, is run again.
 func (db *postgres) Tx(ctx context.Context, fn func(*Tx) error) error {
-	return db.transact(ctx, txTimeout, fn)
+	return db.transact(ctx, context.WithoutCancel(ctx), txTimeout, fn)
 }
 
 // LongTx is part of engine. The locks that its statements need are not waited for as long: what comes
 // behind would wait too.
 func (db *postgres) LongTx(ctx context.Context, limit time.Duration, fn func(*Tx) error) error {
-	return db.transact(ctx, limit, func(tx *Tx) error {
+	return db.transact(ctx, ctx, limit, func(tx *Tx) error {
 		if err := tx.script(fmt.Sprintf("SET LOCAL statement_timeout = %d", limit.Milliseconds())); err != nil {
 			return err
 		}
@@ -260,13 +260,13 @@ func (db *postgres) LongTx(ctx context.Context, limit time.Duration, fn func(*Tx
 	})
 }
 
-// transact runs fn within timeout. The wait for its turn counts: while the server does not respond, each
-// transaction before it takes all of its time too.
-func (db *postgres) transact(ctx context.Context, timeout time.Duration, fn func(*Tx) error) error {
+// transact runs fn within timeout, and until work ends. The wait for its turn counts: while the server does
+// not respond, each transaction before it takes all of its time too.
+func (db *postgres) transact(ctx, work context.Context, timeout time.Duration, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	bounded, cancel := context.WithTimeout(work, timeout)
 	defer cancel()
 	select {
 	case db.turn <- struct{}{}:
@@ -291,14 +291,18 @@ func (db *postgres) transact(ctx context.Context, timeout time.Duration, fn func
 }
 
 // attempt runs fn once in a transaction. Its commit has taken effect if err is nil, may have done so if
-// err is ErrUnknownCommit, and has not otherwise.
+// err is ErrUnknownCommit, and has not otherwise. Once begun, the commit does not end with ctx, only at its
+// deadline: the result would not be known.
 func (db *postgres) attempt(ctx context.Context, fn func(*Tx) error) (_ *Tx, err error) {
 	conn, err := db.pool.Conn(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	begun, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	deadline, _ := ctx.Deadline()
+	whole, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	defer cancel()
+	begun, err := conn.BeginTx(whole, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}

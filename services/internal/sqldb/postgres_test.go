@@ -1,7 +1,9 @@
 package sqldb_test
 
 import (
+	"context"
 	"database/sql"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +64,44 @@ func TestALongTransactionHasALimitOfItsOwn(t *testing.T) {
 	}
 	if err := db.LongTx(t.Context(), 50*time.Millisecond, work); !sqldb.IsUnavailable(err) {
 		t.Errorf("a long transaction beyond its limit: %v", err)
+	}
+}
+
+// The end of the context does not end a commit that has begun: nobody would know its result.
+func TestALongTransactionEndsItsCommit(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	db := openConfig(t, server(url))
+	gate := session(t, url)
+	// The commit waits for the gate.
+	sqlExec(t, gate, `SET search_path = "a schema";
+		CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+			'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END';
+		CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW EXECUTE FUNCTION wait();
+		SELECT pg_advisory_lock(1)`)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- db.LongTx(ctx, time.Minute, func(tx *sqldb.Tx) error {
+			_, err := tx.Exec("INSERT INTO t(v) VALUES ('x')")
+			return err
+		})
+	}()
+	eventually(t, "a commit that waits", 10*time.Second, func() error {
+		var waits bool
+		err := gate.QueryRow(t.Context(), `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event = 'advisory')`).Scan(&waits)
+		if err == nil && !waits {
+			err = errors.New("none waits")
+		}
+		return err
+	})
+	cancel()
+	sqlExec(t, gate, "SELECT pg_advisory_unlock(1)")
+	if err := <-ended; err != nil || count(t, db) != 1 {
+		t.Errorf("%v with %d rows, want the transaction committed", err, count(t, db))
 	}
 }
 

@@ -66,9 +66,9 @@ type engine interface {
 	// error it has not.
 	Tx(ctx context.Context, fn func(*Tx) error) error
 
-	// LongTx is Tx for work that takes longer than that of a request: limit bounds the transaction and each
-	// of its statements, where the kind of database has limits. The other transactions of this process wait
-	// meanwhile, and may give up.
+	// LongTx is Tx for work that takes longer than that of a request, and that ends with ctx, until its commit
+	// begins. limit bounds the transaction and each of its statements, where the kind of database has limits.
+	// The other transactions of this process wait meanwhile, and may give up.
 	LongTx(ctx context.Context, limit time.Duration, fn func(*Tx) error) error
 
 	// Query calls scan for each row of the result, outside of a transaction and without waiting for

@@ -1,6 +1,7 @@
 package sqldb
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -120,6 +121,17 @@ func (db *sqlite) open(ctx context.Context, cfg Config) (err error) {
 //
 // After a failure that Watch reports, no transaction begins any more.
 func (db *sqlite) Tx(ctx context.Context, fn func(*Tx) error) error {
+	// go-sqlite3 starts a goroutine for each statement if its context can end.
+	return db.transact(ctx, context.WithoutCancel(ctx), fn)
+}
+
+// LongTx is part of engine. No transaction has a limit here.
+func (db *sqlite) LongTx(ctx context.Context, _ time.Duration, fn func(*Tx) error) error {
+	return db.transact(ctx, ctx, fn)
+}
+
+// transact runs fn in a transaction, whose statements end with work.
+func (db *sqlite) transact(ctx, work context.Context, fn func(*Tx) error) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -128,14 +140,15 @@ func (db *sqlite) Tx(ctx context.Context, fn func(*Tx) error) error {
 	if err := db.Err(); err != nil {
 		return err
 	}
-	// go-sqlite3 starts a goroutine for each statement if its context can end.
-	s := db.session(context.WithoutCancel(ctx))
+	whole := context.WithoutCancel(ctx)
+	s := db.session(whole)
 	if _, err := s.Exec("BEGIN IMMEDIATE"); err != nil {
 		return db.noted(fmt.Errorf("begin: %w", err))
 	}
-	s.wrote = false
+	s.wrote, s.ctx = false, work
 	tx := &Tx{session: s}
-	err := fn(tx)
+	err := cmp.Or(fn(tx), work.Err())
+	s.ctx = whole
 	wrote := s.wrote
 	if err == nil && wrote {
 		err = db.number(s)
@@ -155,11 +168,6 @@ func (db *sqlite) Tx(ctx context.Context, fn func(*Tx) error) error {
 	// What was committed stays committed, also if the checkpoint fails.
 	db.checkpoint(s)
 	return nil
-}
-
-// LongTx is part of engine. No transaction has a limit here.
-func (db *sqlite) LongTx(ctx context.Context, _ time.Duration, fn func(*Tx) error) error {
-	return db.Tx(ctx, fn)
 }
 
 // session returns what runs statements on the connection for writing. The caller holds db.mu.
