@@ -350,8 +350,8 @@ func TestARebuildEndsWithItsClient(t *testing.T) {
 	})
 }
 
-// A process that was killed leaves its rows in the shadow, and its claim for a while. The while is over too
-// if the database's clock has gone back meanwhile.
+// A process that was killed leaves its rows in the shadow, and its claim for a while if others may have the
+// database. The while is over too if the database's clock has gone back meanwhile.
 func TestARebuildThatWasKilledLeavesNothing(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, fresh func() database) {
@@ -368,8 +368,10 @@ func TestARebuildThatWasKilledLeavesNothing(t *testing.T) {
 				"INSERT INTO orders_shadow(order_id, version, event_id, total, body) "+
 					"VALUES ('left', 1, 'e', 1, 'null')",
 				"INSERT INTO rebuild(key, owner, expires_at) VALUES (0, 'killed', 0)", ends(claimTime-time.Second))
-			r.fails(t, rebuild.Options{}, "409 Conflict: begin a shadow of the view: another process rebuilds")
-			r.store.execute(t, ends(over))
+			if r.store.db.Shared() {
+				r.fails(t, rebuild.Options{}, "409 Conflict: begin a shadow of the view: another process rebuilds")
+				r.store.execute(t, ends(over))
+			}
 			if got := r.run(t, rebuild.Options{}); got.Differ() != 0 {
 				t.Errorf("%s: what was left counts: %+v", what, got)
 			}

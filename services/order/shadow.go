@@ -71,6 +71,10 @@ func newShadow(ctx context.Context, db *sqldb.DB) (*shadow, error) {
 		// A claim that ends much later than this one is from before the database's clock went back. Many quick
 		// batches may be ahead of the clock by some milliseconds.
 		latest := now.Add(claimTime + time.Second).UnixMilli()
+		if !db.Shared() {
+			// Any claim is that of a process that has ended.
+			latest = 0
+		}
 		claimed, err := tx.Exec(`INSERT INTO rebuild(key, owner, expires_at) VALUES (0, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
 			WHERE rebuild.expires_at <= ? OR rebuild.expires_at > ?`, sh.owner, expires, now.UnixMilli(), latest)
