@@ -71,11 +71,9 @@ type Rejected struct {
 
 // Result is what a batch comes to.
 type Result struct {
-	// Winners are the newest events of the orders that move forward, one for each order.
+	// Winners are the newest events of the orders that move forward, one for each order. Older ones that
+	// moved it too are not among them.
 	Winners []*Decoded
-	// Applied counts the events that moved an order forward. It is at least len(Winners), because
-	// several events of one order may be in a batch.
-	Applied int
 	// Duplicates counts the events that were applied before.
 	Duplicates int
 	// Stale counts the events that are older than what is known.
@@ -107,7 +105,6 @@ func Batch(known map[string]Mark, batch []Decoded) Result {
 		}
 		switch cmp.Compare(d.Event.Order.Version, last.Version) {
 		case +1:
-			result.Applied++
 			if won {
 				result.Winners[at] = d
 			} else {
