@@ -20,6 +20,7 @@ import (
 	"ordersystem.dev/services/internal/rebuild"
 	"ordersystem.dev/services/internal/sqldb"
 	"ordersystem.dev/services/internal/testenv"
+	"ordersystem.dev/services/internal/web"
 	"ordersystem.dev/services/order/audit"
 	"ordersystem.dev/services/order/ordertest"
 )
@@ -488,6 +489,48 @@ func TestARebuildWaitsForAMemberThatStalls(t *testing.T) {
 	}
 	if got := r.run(t, rebuild.Options{}); got.Differ() != 0 || fills != 2 {
 		t.Errorf("after %d reads: %+v", fills, got)
+	}
+}
+
+// The service stops while the database works on the last step. That ends, and the view is as it was.
+func TestAStopEndsTheLastStepOfARebuild(t *testing.T) {
+	t.Parallel()
+	r := startRebuilding(t, database{url: testenv.Postgres(t)})
+	r.catchesUp(t)
+	r.store.execute(t,
+		"DELETE FROM orders WHERE order_id = 'order-1'",
+		`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+			'BEGIN PERFORM pg_sleep(600); RETURN NEW; END'`,
+		"CREATE TRIGGER slow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION slow()")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := rebuild.Run(t.Context(), r.url, rebuild.Options{Swap: true}, func(rebuild.Progress) {})
+		ended <- err
+	}()
+	ordertest.Eventually(t, "the last step", func() (works bool) {
+		err := r.store.db.Query(t.Context(), `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event = 'PgSleep')`, func(rows *sql.Rows) error {
+			return rows.Scan(&works)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return works
+	})
+	stopping, stop := context.WithCancel(t.Context())
+	stop()
+	begin := time.Now()
+	if err := r.command.command.Run(stopping); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > web.Drain {
+		t.Errorf("the command ends after %s, want less than the %s that requests get", took, web.Drain)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the command has a result")
+	}
+	if _, back := r.store.state(t)["order-1"]; back {
+		t.Error("the view has changed")
 	}
 }
 
