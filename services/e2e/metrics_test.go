@@ -160,7 +160,10 @@ func scrapeSystem(t *testing.T) samples {
 		} {
 			at := map[string]string{"job": target.job, "namespace": "orders", "pod": "p", "container": "c",
 				"instance": "i", "endpoint": "e"}
-			if target.job == "monitoring/kafka" { // by k8s/monitoring/pod-monitors.yaml
+			switch target.job {
+			case "cart", "order": // by the PodMonitor of the chart
+				at["app_kubernetes_io_instance"] = "orders"
+			case "monitoring/kafka": // by k8s/monitoring/pod-monitors.yaml
 				maps.Copy(at,
 					map[string]string{"strimzi_io_cluster": "orders", "strimzi_io_name": "orders-kafka",
 						"strimzi_io_pool_name": "dual-role", "kubernetes_pod_name": "p"})
@@ -187,7 +190,8 @@ func scrapeSystem(t *testing.T) samples {
 	})
 	for name, own := range failures {
 		if shown[name] == nil {
-			shown.add(name, append(own, "job", "namespace", "pod", "container", "instance", "endpoint")...)
+			shown.add(name, append(own, "job", "namespace", "pod", "container", "instance", "endpoint",
+				"app_kubernetes_io_instance")...)
 		}
 	}
 	return shown

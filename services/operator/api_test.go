@@ -67,17 +67,16 @@ var crds = sync.OnceValue(func() error {
 	return nil
 })
 
-// connect calls Connect once, because it sets the log of the libraries for the whole process.
-var connect = sync.OnceValues(func() (*rest.Config, error) { return Connect(slog.New(slog.DiscardHandler)) })
+// Connect is called once, and before any test runs: it sets the log of the libraries for the whole process.
+var connected, errConnected = Connect(slog.New(slog.DiscardHandler))
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
 	testenv.RequireProgram(t, "kubectl", "kubectl")
 	testenv.RequireCluster(t)
 	testenv.Require(t, crds())
-	connected, err := connect()
-	if err != nil {
-		t.Fatal(err)
+	if errConnected != nil {
+		t.Fatal(errConnected)
 	}
 	kube := rest.CopyConfig(connected)
 	scheme := runtime.NewScheme()
@@ -1115,8 +1114,6 @@ func TestLeastRBAC(t *testing.T) {
 // Without an API server the operator ends with an error.
 func TestNoAPIServer(t *testing.T) {
 	t.Parallel()
-	// This sets the libraries' log. There need not be a cluster to connect to.
-	_, _ = connect()
 	cfg := Config{Config: config.Config{OpsAddr: env.Addr{Value: "127.0.0.1:0"}}, Namespace: "orders"}
 	err := run(t.Context(), cfg, testLog(t), &rest.Config{Host: "127.0.0.1:1"}, nil,
 		func(lag.Config) (collector, error) { return newScript(), nil })

@@ -142,7 +142,7 @@ func TestUsersMayDoWhatTheyNeedAndNoMore(t *testing.T) {
 			"group " + contract.GroupAudit + ": Describe",
 			"group " + contract.GroupOrder + ": Read",
 			"topic " + contract.TopicCreated + ": Describe Read",
-			"topic " + contract.TopicDeadLetter + ": Describe Write",
+			"topic " + contract.TopicDeadLetter + ": Describe Read Write",
 			"topic " + contract.TopicUpdated + ": Describe Read",
 			"transactionalId " + contract.TransactionalIDsDeadLetters[1] + ": Describe Write",
 			"transactionalId " + contract.TransactionalIDsDeadLetters[0] + ": Describe Write",
