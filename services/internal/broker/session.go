@@ -60,6 +60,8 @@ type session struct {
 	applied bool
 	// end is why the session is over.
 	end error
+	// stray is why the session is over once what it has collected is applied.
+	stray error
 	// changed has room for one error, of the watch.
 	changed chan error
 }
@@ -138,6 +140,7 @@ func (s *session) run(ctx context.Context) {
 		if s.end == nil && len(s.fill.Next) > 0 {
 			s.apply(ctx)
 		}
+		s.fail(s.stray)
 	}
 }
 
@@ -173,6 +176,17 @@ func (s *session) fail(err error) {
 	}
 }
 
+// sought notes the result of a seek. librdkafka refuses one of a partition that it has given up, as it may soon
+// behind a damaged batch, and the session has to end. What was read instead of the batch is applied first, so the
+// next session begins behind it. It would meet the same batch otherwise.
+func (s *session) sought(err error) {
+	if is(err, kafka.ErrState) {
+		s.stray = err
+		return
+	}
+	s.fail(err)
+}
+
 // collect polls until no more records are ready or the batch is full.
 func (s *session) collect() {
 	wait := pollWait
@@ -198,7 +212,7 @@ func (s *session) next(wait time.Duration) bool {
 		if len(s.rescued.records) == 0 {
 			p.next = s.rescued.next
 			s.fill.Next[p.id] = p.next
-			s.fail(s.assignment.seek(p))
+			s.sought(s.assignment.seek(p))
 			s.rescued, s.rescuedAt = finding{}, nil
 		}
 	}
@@ -247,7 +261,7 @@ func (s *session) poll(wait time.Duration) bool {
 		if e.IsFatal() || is(e, kafka.ErrGroupAuthorizationFailed) {
 			s.end = explain(e)
 		} else if is(e, kafka.ErrAutoOffsetReset) {
-			s.fail(s.locate())
+			s.locate()
 		} else if aboutBatch(e) || is(e, kafka.ErrTopicAuthorizationFailed) {
 			s.cause = e
 			s.examine()
@@ -261,21 +275,23 @@ func (s *session) poll(wait time.Duration) bool {
 	return s.end == nil
 }
 
-// locate finds out why a log does not have the offset that librdkafka wanted to read. It returns
-// errOutOfRange if it is a position of the handler. Else librdkafka has strayed, as it may behind a
-// damaged batch, and is brought back. Or the log has lost its end and has grown past the positions again:
-// then the seek fails, because librdkafka has given the partition up, and that ends the session too.
-func (s *session) locate() error {
+// locate finds out why a log does not have the offset that librdkafka wanted to read. The session ends with
+// errOutOfRange if it is a position of the handler. Else librdkafka has strayed, as it may behind a damaged batch,
+// and is brought back. Or the log has lost its end and has grown past the positions again: then the seek fails,
+// because librdkafka has given the partition up, and that ends the session too.
+func (s *session) locate() {
 	first, end, err := s.admin.Bounds(s.work, s.cc.Topics...)
 	if err != nil {
-		return err
+		s.fail(err)
+		return
 	}
 	for _, p := range s.assignment.positions {
 		if p.next < first[p.id] || p.next > end[p.id] {
-			return errOutOfRange
+			s.fail(errOutOfRange)
+			return
 		}
 	}
-	return s.assignment.seekAll()
+	s.sought(s.assignment.seekAll())
 }
 
 // examine finds out which partitions the cause is about, and reads what librdkafka cannot.
@@ -298,7 +314,7 @@ func (s *session) examine() {
 		}
 	}
 	if readsOn(cause) {
-		s.fail(s.assignment.seekAll())
+		s.sought(s.assignment.seekAll())
 	}
 	if err != nil {
 		return
