@@ -188,6 +188,8 @@ func scrapeSystem(t *testing.T) samples {
 		}
 		return true, ""
 	})
+	// Its last samples from before the PodMonitor gave the label.
+	shown.add("service_ready", "job", "namespace", "pod", "container", "instance", "endpoint")
 	for name, own := range failures {
 		if shown[name] == nil {
 			shown.add(name, append(own, "job", "namespace", "pod", "container", "instance", "endpoint",
@@ -305,9 +307,9 @@ func matches(m *labels.Matcher, series map[string]string) bool {
 	case m.Name == nameLabel:
 		return true
 	case !is:
-		// A series without the label never matches, even if the matcher accepts an empty value:
-		// whoever names a label expects it to exist.
-		return false
+		// A series without the label never matches, even if the matcher accepts an empty value: whoever
+		// names a label expects it to exist, or says that it must not.
+		return m.Type == labels.MatchEqual && m.Value == ""
 	case m.Value == variable, value == variable, m.Name == "code":
 		// Failures have other codes than the successes of this test.
 		return true

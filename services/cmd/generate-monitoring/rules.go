@@ -248,7 +248,7 @@ max by (%[1]s) (%[2]s) * 0
 unless on (%[1]s)
 max by (%[1]s) (service_ready)
 or
-max by (%[1]s) (%[3]s) * 0
+max by (namespace, job) (%[3]s) * 0
 unless on (namespace, job)
 max by (namespace, job) (service_ready)`, byService,
 				lately("service_ready{"+releaseLabel+`!=""}`, remembered),
@@ -260,7 +260,7 @@ max by (namespace, job) (service_ready)`, byService,
 		}),
 		alertRule(critical, "", rulefmt.Rule{
 			Alert: "DatabaseDown",
-			Expr:  "count by (namespace, job) ((cart_database_up or order_database_up) == 0)",
+			Expr:  fmt.Sprintf("count by (%s) ((cart_database_up or order_database_up) == 0)", byService),
 			For:   minute,
 			Annotations: texts(jobName+" cannot use its database.",
 				"{{ $value }} instances of "+jobName+" cannot use its database, and respond with 503. "+
