@@ -57,10 +57,7 @@ func (g gated) Write(data []byte) (int, error) {
 // newBalancer starts a balancer that has no targets yet.
 func newBalancer(t testing.TB) *balancer {
 	t.Helper()
-	ln, err := net.Listen("tcp", local(freePorts(1)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t)
 	b := &balancer{listener: ln}
 	var serving sync.WaitGroup
 	serving.Go(b.serve)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -190,10 +189,7 @@ func TestLagOfTheDemo(t *testing.T) {
 func TestDemoAtTakenPort(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"CART_HTTP_ADDR", "ORDER_HTTP_ADDR", "LAG_OPS_ADDR"} {
-		ln, err := net.Listen("tcp", local(freePorts(1)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		ln := listen(t)
 		defer ln.Close()
 		d := newDemo(t)
 		d.env = append(d.env, variable+"="+ln.Addr().String())

@@ -187,11 +187,7 @@ func (l *lateRequest) deliver(t *testing.T) {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	listener, err := net.Listen("tcp", local(freePorts(1)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &network{t: t, listener: listener, of: map[string]*ways{"cart": {}, "order": {}}}
+	return &network{t: t, listener: listen(t), of: map[string]*ways{"cart": {}, "order": {}}}
 }
 
 func (n *network) addr() string { return n.listener.Addr().String() }

@@ -197,6 +197,21 @@ func freePorts(n int) int {
 	}
 }
 
+// listen listens on a free port. One that freePorts has looked at may be taken for a moment more: a child process
+// has the listener of the look too, from its fork to its exec. Then another port is.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	for {
+		ln, err := net.Listen("tcp", local(freePorts(1)))
+		if err == nil {
+			return ln
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // file returns where the output of all starts goes: .log is stderr, .out is stdout.
 func (p *process) file(kind string) string { return filepath.Join(p.home, p.name+kind) }
 
