@@ -42,27 +42,31 @@ func ofAllBrokers(aggregate, metric string) string {
 
 // kafkaSummary shows what must be right for Kafka to work at all.
 func kafkaSummary() []panel {
-	stat := func(title, about, expr string, limits []limit) panel {
+	stat := func(title, alert, about, expr string, limits []limit) panel {
 		return panel{
-			kind: "stat", title: title, width: 4, about: about, queries: []query{{expr: expr}}, limits: limits,
+			kind: "stat", title: title, width: 4, alert: alert, about: about, queries: []query{{expr: expr}},
+			limits: limits,
 		}
 	}
 	return []panel{
-		stat("Brokers", "Brokers that report.",
+		stat("Brokers", "", "Brokers that report.",
 			ofAllBrokers("count", "kafka_server_replicamanager_leadercount"), good(1)),
-		stat("Active controllers", "One, whatever the number of nodes. "+
+		stat("Active controllers", "", "One, whatever the number of nodes. "+
 			"0: topics cannot be changed and no leader can be chosen.",
 			ofAllBrokers("sum", "kafka_controller_kafkacontroller_activecontrollercount"),
 			[]limit{{"red", 0}, {"green", 1}, {"red", 2}}),
-		stat("Offline partitions", "Partitions without a leader: they can neither be written nor read.",
+		stat("Offline partitions", "KafkaPartitionsUnwritable",
+			"Partitions without a leader: they can neither be written nor read.",
 			ofAllBrokers("max", "kafka_controller_kafkacontroller_offlinepartitionscount"), bad(1)),
-		stat("Under minimal replicas", "Partitions with fewer in-sync replicas than min.insync.replicas. "+
-			"Cart's messages to them are refused and wait in its outbox.",
+		stat("Under minimal replicas", "KafkaPartitionsUnwritable",
+			"Partitions with fewer in-sync replicas than min.insync.replicas. "+
+				"Cart's messages to them are refused and wait in its outbox.",
 			ofAllBrokers("sum", "kafka_server_replicamanager_underminisrpartitioncount"), bad(1)),
-		stat("Under-replicated", "Partitions with a replica that is not in sync: normal while a broker restarts.",
+		stat("Under-replicated", "KafkaUnderReplicated",
+			"Partitions with a replica that is not in sync: normal while a broker restarts.",
 			ofAllBrokers("sum", "kafka_server_replicamanager_underreplicatedpartitions"),
 			[]limit{{"green", 0}, {"yellow", 1}}),
-		stat("Unclean elections", "In the time shown. A replica that was not in sync became leader: "+
+		stat("Unclean elections", "", "In the time shown. A replica that was not in sync became leader: "+
 			"acknowledged records are gone.",
 			fmt.Sprintf("sum(increase(%s{%s}[$__range]))",
 				"kafka_controller_controllerstats_uncleanleaderelectionspersec_total", ofBrokers), bad(1)),

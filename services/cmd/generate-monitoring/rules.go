@@ -54,6 +54,7 @@ func ruleGroups() []rulefmt.RuleGroup {
 		{Name: "consumergroup", Interval: evaluation, Rules: groupRules()},
 		{Name: "lag-collector", Interval: evaluation, Rules: collectorRules()},
 		{Name: "services", Interval: evaluation, Rules: serviceRules()},
+		{Name: "kafka", Interval: evaluation, Rules: kafkaRules()},
 	}
 }
 
@@ -456,6 +457,36 @@ func losing(cause string, r rulefmt.Rule) []rulefmt.Rule {
 	page.Expr = strings.TrimSpace(r.Expr) + "\nand " + declared
 	note.Expr = strings.TrimSpace(r.Expr) + "\nunless " + declared
 	return []rulefmt.Rule{alertRule(critical, cause, page), alertRule(warning, cause, note)}
+}
+
+// kafkaRules fire on what brokers report. What clients suffer has alerts of its own: these name the cause, or
+// come before it.
+func kafkaRules() []rulefmt.Rule {
+	const byBrokers = "namespace, strimzi_io_cluster"
+	return []rulefmt.Rule{
+		alertRule(critical, "", rulefmt.Rule{
+			Alert: "KafkaPartitionsUnwritable",
+			// Only the leader of a partition counts it, and only the active controller those without a leader.
+			Expr: fmt.Sprintf(`
+sum by (%[1]s) (kafka_server_replicamanager_underminisrpartitioncount)
++ on (%[1]s)
+max by (%[1]s) (kafka_controller_kafkacontroller_offlinepartitionscount)
+> 0`, byBrokers),
+			For: 2 * minute,
+			Annotations: texts("Kafka {{ $labels.strimzi_io_cluster }} takes no messages for some partitions.",
+				"{{ $value }} partitions of Kafka {{ $labels.strimzi_io_cluster }} have no leader, or fewer in-sync "+
+					"replicas than min.insync.replicas. What is written to them waits."),
+		}),
+		alertRule(warning, "", rulefmt.Rule{
+			Alert: "KafkaUnderReplicated",
+			Expr:  fmt.Sprintf("sum by (%s) (kafka_server_replicamanager_underreplicatedpartitions) > 0", byBrokers),
+			// Longer than a broker takes to restart and to read what it has missed.
+			For: 15 * minute,
+			Annotations: texts("Kafka {{ $labels.strimzi_io_cluster }} lacks replicas.",
+				"{{ $value }} partitions of Kafka {{ $labels.strimzi_io_cluster }} have a replica that is not in "+
+					"sync. The loss of another broker stops writes to them."),
+		}),
+	}
 }
 
 // alertRule completes an alert rule with its severity, its cause and the address of its runbook.
