@@ -46,10 +46,11 @@ func smallDisk(t *testing.T, p *process, sizeKB int) {
 func TestDiskIsFull(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ sizeMB, items int }{
-		"small orders": {24, 5},
+		"small orders": {12, 5},
 		"large orders": {60, contract.MaxItems},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			kafka := testenv.StartKafka(t)
 			declare(t, kafka.Addr)
 			cart, order := newCart(t, kafka.Addr), newOrder(t, kafka.Addr)
