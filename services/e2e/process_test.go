@@ -394,7 +394,12 @@ func (p *process) readiness() (reply, error) {
 // notReady waits until the service reports that it is not ready, for this reason.
 func (p *process) notReady(why string) {
 	p.t.Helper()
-	eventually(p.t, patience, p.name+" says that it is not ready: "+why, func() (bool, string) {
+	p.notReadyIn(patience, why)
+}
+
+func (p *process) notReadyIn(within time.Duration, why string) {
+	p.t.Helper()
+	eventually(p.t, within, p.name+" says that it is not ready: "+why, func() (bool, string) {
 		got, err := p.readiness()
 		return err == nil && got.status == http.StatusServiceUnavailable && strings.Contains(got.body, why), got.body
 	})

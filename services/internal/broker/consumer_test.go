@@ -85,6 +85,7 @@ func TestConsumerReadsAllInOrder(t *testing.T) {
 }
 
 func TestConsumerStartsWhereTheStoreSaysAndCommitsAHint(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 3)
 		cc := group(topic)
@@ -117,6 +118,7 @@ func TestConsumerStartsWhereTheStoreSaysAndCommitsAHint(t *testing.T) {
 }
 
 func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 4)
 		testenv.Produce(t, addr, messages(topic, 300, 20)...)
@@ -168,6 +170,7 @@ func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
 }
 
 func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 6)
 		testenv.Produce(t, addr, messages(topic, 600, 60)...)
@@ -213,6 +216,7 @@ func TestConsumerPausesPartitionsThatComeWhileItRetries(t *testing.T) {
 
 // librdkafka remembers a pause beyond the assignment in which it was made.
 func TestConsumerReadsPartitionsThatLeftPausedAndCameBack(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 6)
 		shared := newStore()
@@ -269,6 +273,7 @@ func TestConsumerJoinsAgainWhenFenced(t *testing.T) {
 }
 
 func TestAConsumerWithoutPartitionsIsNotFailing(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
 		one, two := newMember(newStore()), newMember(newStore())
@@ -287,6 +292,7 @@ func TestAConsumerWithoutPartitionsIsNotFailing(t *testing.T) {
 }
 
 func TestConsumerTriesAgainWhenTheStoreCannotBeRead(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
 		testenv.Produce(t, addr, messages(topic, 10, 5)...)
@@ -307,6 +313,7 @@ func TestConsumerTriesAgainWhenTheStoreCannotBeRead(t *testing.T) {
 
 // An order has its creation and its updates in partitions of the same number. So it has one writer.
 func TestMembersHaveTheSamePartitionsOfAllTopics(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		cc := group(testenv.NewTopic(t, addr, 7), testenv.NewTopic(t, addr, 7))
 		var all []*Consumer
@@ -338,6 +345,7 @@ func TestMembersHaveTheSamePartitionsOfAllTopics(t *testing.T) {
 }
 
 func TestConsumersShareAndTakeOver(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 6)
 		shared := newStore()
@@ -372,6 +380,7 @@ func TestConsumersShareAndTakeOver(t *testing.T) {
 }
 
 func TestConsumerThatWasSilentTooLongCannotWrite(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
 		shared := newStore()
@@ -404,6 +413,7 @@ func TestConsumerThatWasSilentTooLongCannotWrite(t *testing.T) {
 }
 
 func TestConsumerNoticesARecreatedTopic(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic, other := testenv.NewTopic(t, addr, 2), testenv.NewTopic(t, addr, 2)
 		m := newMember(newStore())
@@ -442,6 +452,7 @@ func TestConsumerNoticesARecreatedTopic(t *testing.T) {
 // In most cases the broker revokes the partitions of the old topic and assigns those of the new
 // one. The watch is for the other cases.
 func TestConsumerWatchesTopicIDs(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
 		c := NewConsumer(config(addr), group(topic, "missing"), admin(t, addr), logger(t))
@@ -464,6 +475,7 @@ func produced(t testing.TB, addr string, m contract.Message) bool {
 }
 
 func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		declared := contract.Topics()[0]
 		declared.Name, declared.Partitions = "late-"+uuid.NewString(), 2
@@ -483,6 +495,7 @@ func TestConsumerFindsTopicsThatComeLater(t *testing.T) {
 }
 
 func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
 		// These take the offsets 0 and 1, and 2 for the marker.
@@ -513,6 +526,7 @@ func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
 // The log does not have the position, because its start was deleted or its end was lost. The consumer
 // does not choose another one: it takes the partition over again, for the handler to decide.
 func TestConsumerLeavesAPositionThatIsGoneToItsHandler(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct{ position, corrected int64 }{
 		"the start was deleted": {0, 6},
 		"the end was lost":      {1000, 7},
@@ -599,6 +613,7 @@ func truncating(t *testing.T, topic string) (cluster *kfake.Cluster, told chan s
 
 // The records that came after the loss must not be passed. So the handler compares the logs again.
 func TestConsumerLeavesALogThatLostItsEndAndGrewAgainToItsHandler(t *testing.T) {
+	t.Parallel()
 	cluster, _ := truncating(t, "topic")
 	addr := cluster.ListenAddrs()[0]
 	m := newMember(newStore())
@@ -687,6 +702,7 @@ func TestConsumerOutlivesTheBroker(t *testing.T) {
 }
 
 func TestConsumerLeavesADeadBrokerInTime(t *testing.T) {
+	t.Parallel()
 	k := testenv.StartKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 2)
 	m := newMember(newStore())

@@ -86,6 +86,7 @@ func (r Record) summary() Record {
 }
 
 func TestBatchesOfEveryCodecAreRead(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		for _, codec := range testenv.Codecs() {
 			t.Run(codec, func(t *testing.T) {
@@ -134,6 +135,7 @@ func TestBatchesOfEveryCodecAreRead(t *testing.T) {
 
 // Without decompress_linux.go, librdkafka reads these batches, whatever memory they take.
 func TestABatchThatIsTooLargeIsOneFault(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("librdkafka decompresses by itself")
 	}
@@ -159,6 +161,7 @@ func TestABatchThatIsTooLargeIsOneFault(t *testing.T) {
 }
 
 func TestADamagedBatchIsWaitedForUntilItIsWholeOrToBeSkipped(t *testing.T) {
+	t.Parallel()
 	// librdkafka goes on in the middle of the batch. Zeros there are a message of less than no bytes.
 	// Nines are a batch of an unknown version far behind the end of the log.
 	for _, inside := range []byte{0, 9} {
@@ -274,6 +277,7 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 
 // A producer may abort what it has written. librdkafka decompresses that before it drops it.
 func TestAnAbortedBatchIsPassedWhateverItsCodec(t *testing.T) {
+	t.Parallel()
 	addr := testenv.SharedKafka(t).Addr
 	for name, after := range map[string][]string{"at the end": nil, "in between": {"after"}} {
 		t.Run(name, func(t *testing.T) {
@@ -302,6 +306,7 @@ func TestAnAbortedBatchIsPassedWhateverItsCodec(t *testing.T) {
 // A response ends with its segment. The batches of the next segment must not be skipped with a
 // damaged one.
 func TestOnlyTheDamagedBatchIsSkippedAtTheEndOfItsSegment(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	k := testenv.StartKafkaWith(t, localkafka.Options{Dir: dir})
 	topic := contract.Topic{Name: "segments", Partitions: 1, Config: map[string]string{"segment.bytes": "1048576"}}
@@ -338,6 +343,7 @@ func TestOnlyTheDamagedBatchIsSkippedAtTheEndOfItsSegment(t *testing.T) {
 
 // A partition that was stopped at a batch would wait for ever for what Kafka has deleted or lost.
 func TestAPartitionCanBeReadAgainOnceTheLogHasLostItsPosition(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := newTopic(t, addr, 2)
 		testenv.ProduceBatch(t, addr, testenv.None, 0, messages(topic, 10, 1)...)

@@ -80,6 +80,7 @@ func TestProducerKeepsOrder(t *testing.T) {
 }
 
 func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 12)
 		all := []contract.Message{
@@ -113,6 +114,7 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 }
 
 func TestProducerSendsDeadLettersOf2MiB(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		publish(t, producer(t, addr), message(contract.TopicDeadLetter, "large", strings.Repeat("x", 2<<20-1000)))
 	})
@@ -120,6 +122,7 @@ func TestProducerSendsDeadLettersOf2MiB(t *testing.T) {
 
 // A page may be larger than the queue of the client.
 func TestProducerWaitsWhileItsQueueIsFull(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 3)
 		publish(t, producer(t, addr), messages(topic, 30_000, 10)...)
@@ -136,6 +139,7 @@ func TestProducerWaitsWhileItsQueueIsFull(t *testing.T) {
 
 // None of a transaction's messages is seen if one of them cannot be published.
 func TestProducerPublishesAllOrNone(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
 		p := producer(t, addr)
@@ -160,6 +164,7 @@ func TestProducerPublishesAllOrNone(t *testing.T) {
 }
 
 func TestProducerReportsAMissingTopic(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		_, err := producer(t, addr).Publish(inTime(t), []contract.Message{message("no-such-topic", "k", "v")})
 		if code := Code(err); code != "_UNKNOWN_TOPIC" && code != "UNKNOWN_TOPIC_OR_PARTITION" {
@@ -170,6 +175,7 @@ func TestProducerReportsAMissingTopic(t *testing.T) {
 
 // A producer that has lost its transactional ID cannot publish, whatever it has sent already.
 func TestProducerIsFenced(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 1)
 		first := producer(t, addr)

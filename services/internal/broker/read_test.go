@@ -125,6 +125,7 @@ func TestReadToReadsOnWhenTheHighWatermarkLags(t *testing.T) {
 
 // A log that is shorter than it should be is never taken for read to its end, nor waited for.
 func TestReadToEndsWhenTheLogIsTooShort(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
 		for n := range int32(2) {
@@ -185,6 +186,7 @@ func TestReadToEndsWhenTheLogLostItsEndAndGrewAgain(t *testing.T) {
 }
 
 func TestReadToEndsOverGaps(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 3)
 		transaction(t, addr, topic, 0, false, "aborted", "aborted")
@@ -199,6 +201,7 @@ func TestReadToEndsOverGaps(t *testing.T) {
 }
 
 func TestReadToSkipsWhatRetentionTook(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := newTopic(t, addr, 1)
 		testenv.Produce(t, addr, messages(topic, 10, 1)...)
@@ -212,6 +215,7 @@ func TestReadToSkipsWhatRetentionTook(t *testing.T) {
 }
 
 func TestReadToGivesAllOfManyRecordsInOrder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 12)
 		const n = 20_000

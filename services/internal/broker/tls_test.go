@@ -373,6 +373,7 @@ func TestMissingACLs(t *testing.T) {
 }
 
 func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
+	t.Parallel()
 	k := testenv.StartSecureKafka(t)
 	open, refused := testenv.NewTopic(t, k.Addr, 1), testenv.NewTopic(t, k.Addr, 1)
 	cc := group(open, refused)

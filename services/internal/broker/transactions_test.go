@@ -19,6 +19,7 @@ import (
 // A broker that crashes may forget that a partition belongs to a transaction which it has committed. The
 // next holder of the transactional ID ends it, and the records can be read.
 func TestATransactionWithoutItsMarkersIsCompleted(t *testing.T) {
+	t.Parallel()
 	addr := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
 		// Without it, the broker takes records for a partition of which the coordinator does not know.
 		"transaction.partition.verification.enable": "false",
@@ -75,6 +76,7 @@ func TestAForeignTransactionIsNotWaitedFor(t *testing.T) {
 
 // A foreign transaction that was seen hides nothing: neither while it is open nor after its end.
 func TestAForeignTransactionHidesNoLostMarker(t *testing.T) {
+	t.Parallel()
 	addr := testenv.StartKafkaWith(t, localkafka.Options{Settings: map[string]string{
 		"transaction.partition.verification.enable": "false",
 	}}).Addr
@@ -115,6 +117,7 @@ func TestAForeignTransactionHidesNoLostMarker(t *testing.T) {
 // A broker writes a marker late, and is asked for the open transactions when all of them have just ended.
 // Nobody else held one, so the records are not taken for safe.
 func TestALateMarkerIsNoForeignTransaction(t *testing.T) {
+	t.Parallel()
 	cluster, err := fakekafka.New("", 0)
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +147,7 @@ func TestALateMarkerIsNoForeignTransaction(t *testing.T) {
 
 // Who may not read a topic cannot see whose transaction is open, and does not guess.
 func TestOpenTransactionsAreSeenWithTheRightToRead(t *testing.T) {
+	t.Parallel()
 	k := testenv.StartSecureKafka(t)
 	topic := newTopic(t, k.Addr, 1)
 	k.Allow(t, "u", "topic "+topic+" Write")

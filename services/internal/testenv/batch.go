@@ -26,13 +26,18 @@ const (
 	Gzip     = "gzip"
 )
 
-var codecs = map[string]kgo.Opt{
-	None:     kgo.ProducerBatchCompression(kgo.NoCompression()),
-	Snappy:   kgo.ProducerBatchCompression(kgo.SnappyCompression()),
-	LZ4:      kgo.ProducerBatchCompression(kgo.Lz4Compression()),
-	Zstd:     kgo.ProducerBatchCompression(kgo.ZstdCompression()),
-	JavaZstd: kgo.WithCompressor(javaZstd{}),
-	Gzip:     kgo.ProducerBatchCompression(kgo.GzipCompression()),
+// codecs makes the options of a client. A client changes its options, so no two may share one.
+var codecs = map[string]func() kgo.Opt{
+	None:     compression(kgo.NoCompression()),
+	Snappy:   compression(kgo.SnappyCompression()),
+	LZ4:      compression(kgo.Lz4Compression()),
+	Zstd:     compression(kgo.ZstdCompression()),
+	JavaZstd: func() kgo.Opt { return kgo.WithCompressor(javaZstd{}) },
+	Gzip:     compression(kgo.GzipCompression()),
+}
+
+func compression(codec kgo.CompressionCodec) func() kgo.Opt {
+	return func() kgo.Opt { return kgo.ProducerBatchCompression(codec) }
 }
 
 // Codecs returns the names of all codecs.
@@ -54,7 +59,7 @@ func ProduceBatches(
 	defer cancel()
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ManualFlushing(),
-		codecs[codec], kgo.ProducerBatchMaxBytes(1<<30), kgo.BrokerMaxWriteBytes(1<<30),
+		codecs[codec](), kgo.ProducerBatchMaxBytes(1<<30), kgo.BrokerMaxWriteBytes(1<<30),
 	)
 	if err != nil {
 		t.Fatal(err)
