@@ -224,10 +224,13 @@ func (l *limitListener) handler(h http.Handler) http.Handler {
 			w.Header().Set("Connection", "close")
 		}
 		c := r.Context().Value(connKey{}).(*limitedConn)
+		// A copy: when the response ends, net/http looks at the body of its own request, to see whether the client
+		// still waits for permission to send it.
+		arriving := *r
 		if r.Body != http.NoBody {
-			r.Body = &arrivingBody{r.Body, c}
+			arriving.Body = &arrivingBody{r.Body, c}
 		}
-		h.ServeHTTP(w, r)
+		h.ServeHTTP(w, &arriving)
 		// The rest of the response, and a body that was not read, are up to the client.
 		c.waitForClient()
 	})

@@ -229,6 +229,26 @@ func responds(t *testing.T, conn net.Conn) (kept bool) {
 	return !resp.Close
 }
 
+// A handler that refuses a request without its body does not wait for that: neither for a client that waits for
+// permission to send it (RFC 9110, section 10.1.1), nor for a large one.
+func TestARefusalDoesNotWaitForTheBody(t *testing.T) {
+	t.Parallel()
+	plain := overTLS(false)
+	addr, _ := serve(t, plain.server(t, 6))
+	for name, headers := range map[string]string{
+		"it waits for permission": "Expect: 100-continue\r\nContent-Length: 10\r\n",
+		"it is large":             "Content-Length: 1000000\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := plain.connect(t, addr, "POST / HTTP/1.1\r\nHost: x\r\n"+headers+"\r\n")
+			if responds(t, conn) {
+				t.Error("the connection is kept although the body may still come")
+			}
+		})
+	}
+}
+
 const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 // Connections that wait for their clients give their places up to those that wait for a place. Those
