@@ -51,7 +51,7 @@ func kafkaSummary() []panel {
 	return []panel{
 		stat("Brokers", "", "Brokers that report.",
 			ofAllBrokers("count", "kafka_server_replicamanager_leadercount"), good(1)),
-		stat("Active controllers", "", "One, whatever the number of nodes. "+
+		stat("Active controllers", "KafkaPartitionsUnwritable", "One, whatever the number of nodes. "+
 			"0: topics cannot be changed and no leader can be chosen.",
 			ofAllBrokers("sum", "kafka_controller_kafkacontroller_activecontrollercount"),
 			[]limit{{"red", 0}, {"green", 1}, {"red", 2}}),

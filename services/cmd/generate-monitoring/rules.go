@@ -464,11 +464,16 @@ func losing(cause string, r rulefmt.Rule) []rulefmt.Rule {
 func kafkaRules() []rulefmt.Rule {
 	const byBrokers = "namespace, strimzi_io_cluster"
 	return []rulefmt.Rule{
-		alertRule(critical, "", rulefmt.Rule{
+		alertRule(critical, "partitions", rulefmt.Rule{
 			Alert: "KafkaPartitionsUnwritable",
-			// Only the leader of a partition counts it, and only the active controller those without a leader.
+			// Only the leader of a partition counts it, and only the active controller those without a leader, also
+			// if no broker is left.
 			Expr: fmt.Sprintf(`
-sum by (%[1]s) (kafka_server_replicamanager_underminisrpartitioncount)
+(
+  sum by (%[1]s) (kafka_server_replicamanager_underminisrpartitioncount)
+  or
+  0 * max by (%[1]s) (kafka_controller_kafkacontroller_offlinepartitionscount)
+)
 + on (%[1]s)
 max by (%[1]s) (kafka_controller_kafkacontroller_offlinepartitionscount)
 > 0`, byBrokers),
@@ -476,6 +481,15 @@ max by (%[1]s) (kafka_controller_kafkacontroller_offlinepartitionscount)
 			Annotations: texts("Kafka {{ $labels.strimzi_io_cluster }} takes no messages for some partitions.",
 				"{{ $value }} partitions of Kafka {{ $labels.strimzi_io_cluster }} have no leader, or fewer in-sync "+
 					"replicas than min.insync.replicas. What is written to them waits."),
+		}),
+		alertRule(critical, "controllers", rulefmt.Rule{
+			Alert: "KafkaPartitionsUnwritable",
+			// Without a majority of controllers the counts above stay as they were.
+			Expr: fmt.Sprintf("sum by (%s) (kafka_controller_kafkacontroller_activecontrollercount) == 0", byBrokers),
+			For:  2 * minute,
+			Annotations: texts("Kafka {{ $labels.strimzi_io_cluster }} has no active controller.",
+				"Kafka {{ $labels.strimzi_io_cluster }} has {{ $value }} active controllers. No leader can be chosen and "+
+					"no replica left out, so what is written to partitions of lost brokers waits."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "KafkaUnderReplicated",
