@@ -43,6 +43,7 @@ func (b *bench) accept(ctx context.Context) error {
 	publishing := result{what: "accepted, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.6}}
 	alone := result{what: "accepted, while Kafka is away", unit: perSecond, goal: goal{atLeast: 0.6}}
 	one := result{what: "on PostgreSQL, and published at the same time", unit: perSecond, goal: goal{atLeast: 0.5}}
+	away := result{what: "on PostgreSQL, while Kafka is away", unit: perSecond, goal: goal{atLeast: 0.5}}
 	three := result{what: "on PostgreSQL, by three replicas", unit: perSecond, goal: goal{atLeast: 0.5}}
 	scaled := result{what: "three replicas against one, on PostgreSQL", unit: perSecond, goal: goal{atLeast: 1}}
 	var echoRates, rowRates []float64
@@ -64,7 +65,7 @@ func (b *bench) accept(ctx context.Context) error {
 			return fmt.Errorf("raw rows: %w", err)
 		}
 		quiet()
-		accepted, err := b.acceptAlone(ctx, k.Addr, prefix+"alone-")
+		accepted, err := b.acceptAlone(ctx, k.Addr, "", prefix+"alone-")
 		if err != nil {
 			return err
 		}
@@ -72,16 +73,17 @@ func (b *bench) accept(ctx context.Context) error {
 		raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
 		publishing.add(published, raw)
 		alone.add(accepted, raw)
-		if err := b.acceptPostgres(ctx, k.Addr, pg, echoed, prefix, &one, &three); err != nil {
+		if err := b.acceptPostgres(ctx, k.Addr, pg, echoed, prefix, &one, &away, &three); err != nil {
 			return fmt.Errorf("on PostgreSQL: %w", err)
 		}
 		scaled.add(stats.Sample{Value: three.ours[n]}, stats.Sample{Value: one.ours[n]})
 		echoRates, rowRates = append(echoRates, echoed.Value), append(rowRates, written.Value)
 		progress("accept %d/%d: echo %s, raw rows %s, ours %s, without Kafka %s; "+
-			"PostgreSQL %s, three replicas %s, raw %s",
+			"PostgreSQL %s, without Kafka %s, three replicas %s, raw %s",
 			n+1, b.repeats, perSecond.format(echoed.Value), perSecond.format(written.Value),
 			perSecond.format(published.Value), perSecond.format(accepted.Value),
-			perSecond.format(one.ours[n]), perSecond.format(three.ours[n]), perSecond.format(one.raw[n]))
+			perSecond.format(one.ours[n]), perSecond.format(away.ours[n]), perSecond.format(three.ours[n]),
+			perSecond.format(one.raw[n]))
 	}
 	e, r := stats.SpreadOf(echoRates), stats.SpreadOf(rowRates)
 	printTable(b.out, "Accepted creations", fmt.Sprintf(
@@ -94,13 +96,14 @@ On PostgreSQL (fsync and synchronous_commit on), r is the rate of its rows, writ
 connection. CPU: of the services, without PostgreSQL's; with "published" until everything is.`,
 		b.connections, perSecond.format(e.Median), number(e.Low), number(e.High),
 		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)),
-		publishing, alone, one, three, scaled)
+		publishing, alone, one, away, three, scaled)
 	return nil
 }
 
 // acceptPostgres adds one repeat of the results on PostgreSQL, each in a database of its own.
 func (b *bench) acceptPostgres(
-	ctx context.Context, kafka string, pg *localpostgres.Server, echoed stats.Sample, prefix string, one, three *result,
+	ctx context.Context, kafka string, pg *localpostgres.Server, echoed stats.Sample, prefix string,
+	one, away, three *result,
 ) error {
 	n := len(one.ours)
 	fresh := func(name string) (url string, err error) {
@@ -130,6 +133,14 @@ func (b *bench) acceptPostgres(
 		}
 		of.to.add(accepted, raw)
 	}
+	if url, err = fresh("away"); err != nil {
+		return err
+	}
+	accepted, err := b.acceptAlone(ctx, kafka, url, prefix+"away-")
+	if err != nil {
+		return err
+	}
+	away.add(accepted, raw)
 	return nil
 }
 
@@ -176,11 +187,12 @@ func (b *bench) acceptPublishing(
 }
 
 // acceptAlone loads a Cart that cannot reach Kafka. Cart must have reached Kafka once, to know that
-// its store is complete.
-func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate stats.Sample, err error) {
+// its store is complete: the database at url, or a SQLite of its own if that is empty.
+func (b *bench) acceptAlone(ctx context.Context, kafka, url, prefix string) (rate stats.Sample, err error) {
 	// The store is made beforehand: its rebuild from the topics needs Kafka.
+	database := "DATABASE_URL=" + url
 	err = b.inFreshDir(func(dir string) error {
-		if err := b.newStore(ctx, kafka, dir); err != nil {
+		if err := b.newStore(ctx, kafka, dir, database); err != nil {
 			return err
 		}
 		return b.with(ctx, b.cart, dir, unreachable, func(cart *service) error {
@@ -195,7 +207,7 @@ func (b *bench) acceptAlone(ctx context.Context, kafka, prefix string) (rate sta
 				return err
 			})
 			return err
-		})
+		}, database)
 	})
 	return rate, err
 }

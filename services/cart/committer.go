@@ -26,7 +26,7 @@ const (
 
 // committer takes changes from many requests and hands them to the store in batches. Changes that
 // come while a commit is under way share the next one and its fsync (group commit), so there are
-// fewer fsyncs per order as load rises.
+// fewer fsyncs per order as load rises. So do those that come while another replica has the ledger locked.
 type committer struct {
 	store *store
 	log   *slog.Logger
@@ -148,7 +148,7 @@ func (c *committer) run(ctx context.Context) error {
 		case p := <-c.queue:
 			batch = c.collect(append(batch[:0], p))
 		}
-		c.commit(ctx, batch)
+		batch = c.commit(ctx, batch)
 		for _, p := range batch {
 			close(p.done)
 		}
@@ -173,24 +173,30 @@ func (c *committer) collect(batch []*pending) []*pending {
 	return batch
 }
 
-// commit has a batch decided and written, and sets the result of each change in it.
-func (c *committer) commit(ctx context.Context, batch []*pending) {
-	c.batchSize.Observe(float64(len(batch)))
+// commit has a batch decided and written, and sets the result of each change in it. It returns the batch with
+// those that have joined it.
+func (c *committer) commit(ctx context.Context, batch []*pending) []*pending {
+	defer func() { c.batchSize.Observe(float64(len(batch))) }()
 	// These may have waited for a batch that has failed.
 	if err := c.away(); err != nil {
 		refuse(batch, err)
-		return
+		return batch
 	}
-	changes := make([]change, len(batch))
-	for i, p := range batch {
-		changes[i] = p.change
+	// To lock the database may have taken as long as a commit of another replica.
+	take := func() ([]change, time.Time) {
+		batch = c.collect(batch)
+		changes := make([]change, len(batch))
+		for i, p := range batch {
+			changes[i] = p.change
+		}
+		return changes, c.now()
 	}
 	// The requests wait for the results even while the service stops.
-	results, left, err := c.store.commit(context.WithoutCancel(ctx), changes, c.limit, c.now())
+	results, left, err := c.store.commit(context.WithoutCancel(ctx), take, c.limit)
 	if err != nil {
 		c.setHealth(err)
 		refuse(batch, fmt.Errorf("%w: %w", errUnavailable, err))
-		return
+		return batch
 	}
 	// A success does not make the store healthy. On a disk that is almost full every other batch
 	// still fits, so only a sweep decides that.
@@ -209,6 +215,7 @@ func (c *committer) commit(ctx context.Context, batch []*pending) {
 		c.log.Warn("the backlog to Kafka", "full", full, "rows", c.limit.events-left.events, "limit", c.limit.events,
 			"bytes", c.limit.bytes-left.bytes, "limit_bytes", c.limit.bytes)
 	}
+	return batch
 }
 
 // refuse sets the result of each change in a batch.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,6 +124,44 @@ func TestConcurrentRequestsShareCommits(t *testing.T) {
 		}
 		if got := len(rows(t, c.store, "SELECT order_id FROM orders")); got != clients*each {
 			t.Errorf("%d orders stored, want %d", got, clients*each)
+		}
+	})
+}
+
+// A batch has whoever waits when the store is locked, and not only when its turn began: while another replica
+// commits, that is a multiple.
+func TestABatchIsTakenWhenTheStoreIsLocked(t *testing.T) {
+	t.Parallel()
+	databases(t, func(t *testing.T, open opener) {
+		c, _ := open(100)
+		holder := c
+		if c.store.db.Shared() {
+			holder, _ = open(100)
+		}
+		locked, release := make(chan struct{}), make(chan struct{})
+		var released atomic.Bool
+		begins := sync.OnceFunc(func() { close(locked) })
+		held := make(chan error, 1)
+		go func() {
+			held <- holder.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+				_, err := holder.store.box.Lock(tx)
+				begins()
+				<-release
+				released.Store(true)
+				return err
+			})
+		}()
+		<-locked
+		time.AfterFunc(50*time.Millisecond, func() { close(release) })
+		taken := false
+		results, _, err := c.store.commit(t.Context(), func() ([]change, time.Time) {
+			if taken = true; !released.Load() {
+				t.Error("the batch was taken while another transaction had the store locked")
+			}
+			return []change{creation(t, "a")}, noon
+		}, c.limit)
+		if err := errors.Join(err, <-held); err != nil || !taken || len(results) != 1 || results[0].err != nil {
+			t.Errorf("commit: %v, %v", results, err)
 		}
 	})
 }

@@ -85,9 +85,11 @@ func openStore(
 func (s *store) close() error { return s.db.Close() }
 
 // commit decides changes one after the other and writes them with their events in one transaction.
-// It returns a result for each change, and what room is left: limit is how many events and bytes the
-// backlog may have. After an error nothing is written, unless the error says that this is unknown.
-func (s *store) commit(ctx context.Context, changes []change, limit room, now time.Time) (
+// take returns them and the time of their events. It is called when the store is locked, and once more if the
+// transaction is repeated. commit returns a result for each change, and what room is left: limit is how many
+// events and bytes the backlog may have. After an error nothing is written, unless the error says that this is
+// unknown.
+func (s *store) commit(ctx context.Context, take func() ([]change, time.Time), limit room) (
 	results []result, left room, err error,
 ) {
 	err = s.db.Tx(ctx, func(tx *sqldb.Tx) error {
@@ -96,6 +98,7 @@ func (s *store) commit(ctx context.Context, changes []change, limit room, now ti
 		if err != nil {
 			return err
 		}
+		changes, now := take()
 		b, err := load(tx, changes, now.UTC().Truncate(time.Millisecond), ledger.Now)
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -321,12 +322,17 @@ func TestMigrationsAreTheOutboxSchema(t *testing.T) {
 	}
 }
 
+// atNoon gives changes to a commit.
+func atNoon(changes ...change) func() ([]change, time.Time) {
+	return func() ([]change, time.Time) { return changes, noon }
+}
+
 // A write that silently does nothing must not be acknowledged.
 func TestALostWriteIsAnError(t *testing.T) {
 	t.Parallel()
 	create := func(s *store) error {
 		limit := room{events: 100, bytes: 1 << 30}
-		_, _, err := s.commit(t.Context(), []change{keyed(creation(t, "new"), "k", "1")}, limit, noon)
+		_, _, err := s.commit(t.Context(), atNoon(keyed(creation(t, "new"), "k", "1")), limit)
 		return err
 	}
 	ignored := func(what, table string) string {
@@ -443,7 +449,7 @@ func TestBytesOfAnOrderInTheStore(t *testing.T) {
 				}
 				changes = append(changes, ch)
 			}
-			if _, _, err := c.store.commit(t.Context(), changes, c.limit, noon); err != nil {
+			if _, _, err := c.store.commit(t.Context(), atNoon(changes...), c.limit); err != nil {
 				t.Fatal(err)
 			}
 		}
