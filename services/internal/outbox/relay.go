@@ -215,6 +215,10 @@ func (r *relay) session(ctx, held context.Context, t *term) error {
 				t.committed, t.completed = nil, false
 				return err
 			}
+			// Fence would wait in silence for the markers of that, too.
+			if err := r.transactions.Take(work, ids[i]); err != nil {
+				return err
+			}
 		}
 		if err := p.Fence(work); err != nil {
 			return err
