@@ -89,8 +89,8 @@ type boundedReader struct {
 type offsetRange struct {
 	partition topicPartition
 	next, end int64
-	// short reports whether the client has come to an end of the log that lies before end.
-	short bool
+	// short is since when the client has been at an end of the log that lies before end. It is zero if it is not.
+	short time.Time
 	// stopped reports whether the partition is not fetched because it cannot be read.
 	stopped bool
 }
@@ -161,7 +161,7 @@ func (r *boundedReader) session(ctx context.Context) error {
 	r.strays = false
 	var assign []kafka.TopicPartition
 	for _, left := range r.open {
-		left.stopped, left.short = false, false
+		left.stopped, left.short = false, time.Time{}
 		assign = append(assign, left.topicPartitions()...)
 	}
 	if err := r.client.Assign(assign); err != nil {
@@ -226,8 +226,8 @@ func (r *boundedReader) read(ctx context.Context) error {
 			if left != nil && int64(event.Offset) >= left.end {
 				r.finish(left)
 				current = nil
-			} else if left != nil {
-				left.short = true
+			} else if left != nil && left.short.IsZero() {
+				left.short = time.Now()
 			}
 		case kafka.Error:
 			if is(event, kafka.ErrAutoOffsetReset) {
@@ -258,6 +258,7 @@ func (r *boundedReader) read(ctx context.Context) error {
 
 // add puts a record into the batch, and hands the batch over when it is full.
 func (r *boundedReader) add(ctx context.Context, left *offsetRange, record Record) error {
+	left.short = time.Time{}
 	if left.next = record.Offset + 1; left.next > left.end {
 		return nil
 	}
@@ -366,10 +367,11 @@ func (r *boundedReader) locate(ctx context.Context) error {
 	return r.seekAll()
 }
 
-// lookAtShort compares with the logs, once a second, if one of them seems to end too early.
+// lookAtShort compares with the logs, once a second, if one of them has seemed to end too early for that long.
+// While a transaction is open, or has just ended, that is nothing unusual.
 func (r *boundedReader) lookAtShort(ctx context.Context) error {
 	for _, left := range r.open {
-		if left.short && time.Since(r.compared) >= examineAgain {
+		if !left.short.IsZero() && min(time.Since(left.short), time.Since(r.compared)) >= examineAgain {
 			err := r.compare(ctx)
 			if errors.Is(err, ErrTruncated) || errors.Is(err, errOutOfRange) {
 				return err
