@@ -61,9 +61,6 @@ func newTopicConsumer(
 // read begins again at its start. Records that were deleted before they were read are passed, loudly.
 func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (map[broker.Partition]int64, error) {
 	read, fresh, err := c.store.assign(ctx, ps)
-	if err != nil {
-		return nil, err
-	}
 	// It is counted at once: if a next step fails, the next assignment does not see it any more.
 	numbers := map[string][]int32{}
 	for _, p := range fresh {
@@ -73,6 +70,9 @@ func (c *topicConsumer) Assigned(ctx context.Context, ps []broker.Partition) (ma
 		c.metrics.recreated.Inc()
 		c.log.Warn("the topic was recreated: it is read from its beginning, and orders that only the old one had stay",
 			"topic", topic, "partitions", partitions)
+	}
+	if err != nil {
+		return nil, err
 	}
 	replaced, err := c.kafka.replaced(ctx, read)
 	if err != nil {

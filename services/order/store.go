@@ -119,7 +119,8 @@ func (s *store) close() error { return s.db.Close() }
 // assign returns how far each partition is in the store.
 //
 // fresh are the partitions whose topic had another ID before. That topic is gone; its offsets are
-// deleted, and the orders that it brought stay.
+// deleted, and the orders that it brought stay. After sqldb.ErrUnknownCommit they come with the error: the next
+// call may not see them any more.
 func (s *store) assign(
 	ctx context.Context, ps []broker.Partition,
 ) (read map[broker.Partition]broker.Progress, fresh []broker.Partition, err error) {
@@ -127,10 +128,13 @@ func (s *store) assign(
 		read, fresh, err = assignIn(tx, ps)
 		return err
 	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("load the offsets of %d partitions: %w", len(ps), err)
+	if err == nil {
+		return read, fresh, nil
 	}
-	return read, fresh, nil
+	if !errors.Is(err, sqldb.ErrUnknownCommit) {
+		fresh = nil
+	}
+	return nil, fresh, fmt.Errorf("load the offsets of %d partitions: %w", len(ps), err)
 }
 
 // assignIn does the work of assign in its transaction.

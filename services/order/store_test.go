@@ -227,6 +227,19 @@ func TestRareEventsAreCountedAlthoughTheAssignmentFails(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a topic was recreated, and the commit is not known", func(t *testing.T) {
+		t.Parallel()
+		c := memberOn(t, database{url: testenv.Postgres(t)})
+		c.mustAssign(t, old)
+		endCommits(t, c.store, "AFTER DELETE ON offsets DEFERRABLE INITIALLY DEFERRED FOR EACH ROW")
+		another := broker.Partition{Topic: contract.TopicCreated, TopicID: "another-id", Number: 0}
+		if _, err := c.Assigned(t.Context(), []broker.Partition{another}); !errors.Is(err, sqldb.ErrUnknownCommit) {
+			t.Errorf("Assigned: %v, want %v", err, sqldb.ErrUnknownCommit)
+		}
+		if got := count(t, c.metrics.recreated); got != 1 {
+			t.Errorf("%v topics were counted as recreated, want 1", got)
+		}
+	})
 	t.Run("a log was replaced, and the commit is not known", func(t *testing.T) {
 		t.Parallel()
 		c := memberOn(t, database{url: testenv.Postgres(t)})
@@ -238,21 +251,8 @@ func TestRareEventsAreCountedAlthoughTheAssignmentFails(t *testing.T) {
 		c.kafka.bounds = func(context.Context, ...string) (first, end map[broker.Partition]int64, err error) {
 			return map[broker.Partition]int64{old: 3}, nil, nil
 		}
-		if err := c.store.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
-			for _, statement := range []string{
-				`CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
-					'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'`,
-				`CREATE CONSTRAINT TRIGGER cut AFTER UPDATE ON offsets DEFERRABLE INITIALLY DEFERRED
-					FOR EACH ROW WHEN (NEW.next_offset = 3) EXECUTE FUNCTION cut()`,
-			} {
-				if _, err := tx.Exec(statement); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		endCommits(t, c.store,
+			"AFTER UPDATE ON offsets DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.next_offset = 3)")
 		if _, err := c.Assigned(t.Context(), []broker.Partition{old}); !errors.Is(err, sqldb.ErrUnknownCommit) {
 			t.Errorf("Assigned: %v, want %v", err, sqldb.ErrUnknownCommit)
 		}
@@ -261,6 +261,25 @@ func TestRareEventsAreCountedAlthoughTheAssignmentFails(t *testing.T) {
 			t.Errorf("%v logs and %v records were counted, want 1 and 3", replaced, deleted)
 		}
 	})
+}
+
+// endCommits has PostgreSQL end the connection during each commit that fires this trigger.
+func endCommits(t *testing.T, s *store, trigger string) {
+	t.Helper()
+	if err := s.db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+		for _, statement := range []string{
+			`CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
+				'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'`,
+			"CREATE CONSTRAINT TRIGGER cut " + trigger + " EXECUTE FUNCTION cut()",
+		} {
+			if _, err := tx.Exec(statement); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Two members believe that they have the partition. The one that lost it writes nothing.
