@@ -4,7 +4,7 @@
 GO            ?= go
 PACKAGES      ?= ./...
 TEST_TIMEOUT  ?= 40m
-TEST_PARALLEL ?= 3
+TEST_PARALLEL ?= 2
 FUZZ_RUNS     ?= 200000
 DURATION      ?= 10m
 SHRINK        ?= 1
