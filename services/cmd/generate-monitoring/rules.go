@@ -488,8 +488,8 @@ max by (%[1]s) (kafka_controller_kafkacontroller_offlinepartitionscount)
 			Expr: fmt.Sprintf("sum by (%s) (kafka_controller_kafkacontroller_activecontrollercount) == 0", byBrokers),
 			For:  2 * minute,
 			Annotations: texts("Kafka {{ $labels.strimzi_io_cluster }} has no active controller.",
-				"Kafka {{ $labels.strimzi_io_cluster }} has {{ $value }} active controllers. No leader can be chosen and "+
-					"no replica left out, so what is written to partitions of lost brokers waits."),
+				"Kafka {{ $labels.strimzi_io_cluster }} has {{ $value }} active controllers. No leader can be chosen "+
+					"and no replica left out, so what is written to partitions of lost brokers waits."),
 		}),
 		alertRule(warning, "", rulefmt.Rule{
 			Alert: "KafkaUnderReplicated",
