@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -618,5 +619,38 @@ func TestWhereAShadowBegins(t *testing.T) {
 		if diff := cmp.Diff(tt.want, sh.read); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}
+	}
+}
+
+// Somebody reads the shadow, as pg_dump does: PostgreSQL does not empty it then. The next command begins as soon as
+// the reader has ended.
+func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	c := memberOn(t, database{url: url})
+	sh, err := newShadow(t.Context(), c.store.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	if _, err := conn.Exec(t.Context(), "BEGIN; LOCK TABLE order_view.orders_shadow IN ACCESS SHARE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sh.close(t.Context()); err == nil {
+		t.Error("the shadow was emptied although it is being read")
+	}
+	if _, err := conn.Exec(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	next, err := newShadow(t.Context(), c.store.db)
+	if err != nil {
+		t.Fatalf("the next command: %v", err)
+	}
+	if err := next.close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -96,13 +96,20 @@ func newShadow(ctx context.Context, db *sqldb.DB) (*shadow, error) {
 // close empties the shadow, and lets the next command begin, unless it has begun already. A database that does
 // not respond must not hold up the end of the service: the next command empties the shadow too.
 func (sh *shadow) close(ctx context.Context) error {
-	return sh.db.LongTx(context.WithoutCancel(ctx), closePatience, func(tx *sqldb.Tx) error {
-		released, err := tx.Exec("UPDATE rebuild SET expires_at = 0 WHERE key = 0 AND owner = ?", sh.owner)
-		if err != nil || released == 0 {
-			return err
-		}
-		return tx.Empty(shadowTable)
-	})
+	release := func(then func(tx *sqldb.Tx) error) error {
+		return sh.db.LongTx(context.WithoutCancel(ctx), closePatience, func(tx *sqldb.Tx) error {
+			released, err := tx.Exec("UPDATE rebuild SET expires_at = 0 WHERE key = 0 AND owner = ?", sh.owner)
+			if err != nil || released == 0 {
+				return err
+			}
+			return then(tx)
+		})
+	}
+	// Twice: whoever reads the shadow, as pg_dump does, keeps it from being emptied, and not from being released.
+	if err := release(func(*sqldb.Tx) error { return nil }); err != nil {
+		return err
+	}
+	return release(func(tx *sqldb.Tx) error { return tx.Empty(shadowTable) })
 }
 
 // hold renews the claim, or returns errClaimLost. No other command gets the shadow before the transaction
