@@ -53,7 +53,15 @@ func TestTheDatabaseServesNobody(t *testing.T) {
 
 	password := d.admin.Config().Password
 	d.exec("ALTER USER postgres PASSWORD 'another'")
-	d.cut()
+	eventually(t, patience, "no connection by the former password is left", func() (bool, string) {
+		d.cut()
+		// One that was being made meanwhile shows only when it is.
+		time.Sleep(time.Second)
+		var left int
+		err := d.admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity "+
+			"WHERE application_name IN ('cart', 'order_view')").Scan(&left)
+		return err == nil && left == 0, fmt.Sprint(left, err)
+	})
 	d.refuses("another password")
 	d.stays("another password", 0)
 	d.exec("ALTER USER postgres PASSWORD '" + password + "'")
