@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pgx/v5"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -632,18 +631,28 @@ func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.WithoutCancel(t.Context()))
-	if _, err := conn.Exec(t.Context(), "BEGIN; LOCK TABLE order_view.orders_shadow IN ACCESS SHARE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	reads, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	reader := memberOn(t, database{url: url}).store.db
+	go func() {
+		ended <- reader.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			for _, statement := range []string{
+				"SET LOCAL idle_in_transaction_session_timeout = 0", "LOCK TABLE orders_shadow IN ACCESS SHARE MODE",
+			} {
+				if _, err := tx.Exec(statement); err != nil {
+					return err
+				}
+			}
+			close(reads)
+			<-release
+			return nil
+		})
+	}()
+	<-reads
 	if err := sh.close(t.Context()); err == nil {
 		t.Error("the shadow was emptied although it is being read")
 	}
-	if _, err := conn.Exec(t.Context(), "ROLLBACK"); err != nil {
+	close(release)
+	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
 	next, err := newShadow(t.Context(), c.store.db)
