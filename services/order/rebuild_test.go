@@ -647,7 +647,11 @@ func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
 			return nil
 		})
 	}()
-	<-reads
+	select {
+	case <-reads:
+	case err := <-ended:
+		t.Fatal(err)
+	}
 	if err := sh.close(t.Context()); err == nil {
 		t.Error("the shadow was emptied although it is being read")
 	}
