@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"text/template"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"ordersystem.dev/services/e2e/manifests/schemas"
+	"ordersystem.dev/services/internal/backoff"
 	"ordersystem.dev/services/internal/localkafka"
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -399,7 +401,15 @@ func (s *strimzi) with(certificates ...tls.Certificate) []kgo.Opt {
 				return nil, err
 			}
 			d := tls.Dialer{Config: &tls.Config{ServerName: host, RootCAs: roots, Certificates: certificates}}
-			return d.DialContext(ctx, network, s.forwarded)
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			for {
+				conn, err := d.DialContext(ctx, network, s.forwarded)
+				// kubectl ends when one of its connections breaks, and is started again.
+				if !errors.Is(err, syscall.ECONNREFUSED) || !backoff.Sleep(ctx, 100*time.Millisecond) {
+					return conn, err
+				}
+			}
 		})}
 }
 
