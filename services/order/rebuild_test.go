@@ -631,34 +631,20 @@ func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reads, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	reader := memberOn(t, database{url: url}).store.db
-	go func() {
-		ended <- reader.Tx(t.Context(), func(tx *sqldb.Tx) error {
-			for _, statement := range []string{
-				"SET LOCAL idle_in_transaction_session_timeout = 0", "LOCK TABLE orders_shadow IN ACCESS SHARE MODE",
-			} {
-				if _, err := tx.Exec(statement); err != nil {
-					return err
-				}
+	release := memberOn(t, database{url: url}).store.hold(t, func(tx *sqldb.Tx) error {
+		for _, statement := range []string{
+			"SET LOCAL idle_in_transaction_session_timeout = 0", "LOCK TABLE orders_shadow IN ACCESS SHARE MODE",
+		} {
+			if _, err := tx.Exec(statement); err != nil {
+				return err
 			}
-			close(reads)
-			<-release
-			return nil
-		})
-	}()
-	select {
-	case <-reads:
-	case err := <-ended:
-		t.Fatal(err)
-	}
+		}
+		return nil
+	})
 	if err := sh.close(t.Context()); err == nil {
 		t.Error("the shadow was emptied although it is being read")
 	}
-	close(release)
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
+	release()
 	next, err := newShadow(t.Context(), c.store.db)
 	if err != nil {
 		t.Fatalf("the next command: %v", err)
