@@ -291,10 +291,11 @@ func (r *reader) indexFor(ctx context.Context, rd *reading) (*index, error) {
 	}
 	r.mu.Lock()
 	current := r.current
+	// While a reading begins, an audit that ends may find the index broken.
+	usable := current != nil && current.valid(rd.first)
 	r.files++
 	path := filepath.Join(r.dir, r.topic+"-"+strconv.Itoa(r.files)+".db")
 	r.mu.Unlock()
-	usable := current != nil && current.valid(rd.first)
 	if usable && !rd.fresh {
 		return current, nil
 	}

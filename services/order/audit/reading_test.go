@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -228,6 +229,35 @@ func TestAuditsOfAQuietTopicReadItOnce(t *testing.T) {
 	if got := len(tp.Counts()); got != 1 || len(cs.orders) != 50 {
 		t.Errorf("%d reads for %d results, want 1 for 50", got, len(cs.orders))
 	}
+}
+
+// Audits begin and end in any order while the topic grows. Each has what was there when it began.
+func TestAuditsOfAGrowingTopic(t *testing.T) {
+	t.Parallel()
+	tp := ordertest.NewTopic()
+	a := newAuditor(t, sourceOf(tp))
+	const callers, audits = 4, 200
+	var wg sync.WaitGroup
+	var added atomic.Int64
+	for c := range callers {
+		wg.Go(func() {
+			for i := range audits {
+				id := fmt.Sprintf("%d-%d", c, i)
+				tp.Add(ordertest.Event(t, id, 1, id))
+				before := added.Add(1)
+				result, err := a.Audit(t.Context(), contract.TopicUpdated, false)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if result.Orders < before {
+					t.Errorf("the audit found %d orders, want the %d that came before it", result.Orders, before)
+				}
+				result.Close()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // An audit that wants more than the running read will reach waits for the next one. All of those
