@@ -199,6 +199,9 @@ func (p *preparation) rebuildOnce(ctx context.Context, report func(reason error)
 		first, inDoubt, err := rebuild(ctx, p.kafka, p.admin, p.store, p.log)
 		p.doubtful.Add(float64(inDoubt))
 		if err == nil {
+			// If another replica has rebuilt the store meanwhile, and agreed, watch may look at the topics now.
+			p.reconciler.mu.Lock()
+			defer p.reconciler.mu.Unlock()
 			p.reconciler.deleted(nil, first)
 		}
 		return err

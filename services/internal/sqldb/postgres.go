@@ -398,7 +398,7 @@ func (db *postgres) queryOnce(
 	if err != nil {
 		return false, err
 	}
-	return begun, each(rows, func(rows *sql.Rows) error {
+	err = each(rows, func(rows *sql.Rows) error {
 		begun = true
 		err := scan(rows)
 		if errors.Is(err, ErrStop) {
@@ -407,6 +407,7 @@ func (db *postgres) queryOnce(
 		}
 		return err
 	})
+	return begun, err
 }
 
 // QueryIn is part of engine.
