@@ -33,10 +33,12 @@ type lease struct {
 	log *slog.Logger
 	// owner names this process.
 	owner string
+	// valid is for how long the lease is valid without a renewal.
+	valid time.Duration
 }
 
 func newLease(db *sqldb.DB, log *slog.Logger) *lease {
-	return &lease{db: db, log: log, owner: rand.Text()}
+	return &lease{db: db, log: log, owner: rand.Text(), valid: leaseTime}
 }
 
 // holder is who holds the lease, as the database has it.
@@ -45,12 +47,12 @@ type holder struct {
 	epoch, expires int64
 }
 
-// left returns for how long the lease is held after now, which is by the database's clock. It is not positive if
+// left returns for how long h holds the lease after now, which is by the database's clock. It is not positive if
 // the lease is not held. One that lasts for longer than any lease is from before that clock went back, and nobody
 // may wait for its end. A holder that is there renews it within a second.
-func (h holder) left(now time.Time) time.Duration {
+func (l *lease) left(h holder, now time.Time) time.Duration {
 	left := time.UnixMilli(h.expires).Sub(now)
-	if h.owner == "" || left > leaseTime {
+	if h.owner == "" || left > l.valid {
 		return 0
 	}
 	return left
@@ -70,7 +72,7 @@ func (l *lease) take(ctx context.Context) (epoch int64, until time.Time, err err
 		if err == nil && now != seen {
 			// A lease that was never seen may have expired long ago. One that was is renewed just now.
 			if free = time.Now(); seen.expires != 0 {
-				free = free.Add(leaseTime)
+				free = free.Add(l.valid)
 			}
 			seen = now
 		}
@@ -113,18 +115,18 @@ func (l *lease) tryTake(ctx context.Context) (epoch int64, until time.Time, left
 			return err
 		}
 		// The own clock first, so this process never holds the lease for longer than the database says.
-		until = time.Now().Add(leaseTime)
+		until = time.Now().Add(l.valid)
 		now, err := tx.Now()
 		if err != nil {
 			return err
 		}
-		if left = h.left(now); left > 0 {
+		if left = l.left(h, now); left > 0 {
 			return nil
 		}
 		epoch, left = h.epoch+1, 0
 		return tx.Write("write the lease", 1,
 			"UPDATE relay SET owner = ?, epoch = ?, expires_at = ? WHERE key = 0 AND epoch = ?",
-			l.owner, epoch, now.Add(leaseTime).UnixMilli(), h.epoch)
+			l.owner, epoch, now.Add(l.valid).UnixMilli(), h.epoch)
 	})
 	if err != nil {
 		return 0, time.Time{}, 0, fmt.Errorf("take the lease: %w", err)
@@ -170,13 +172,13 @@ func (l *lease) hold(ctx context.Context, epoch int64, until time.Time) (held co
 // renew reports whether this process still holds the lease, and until when.
 func (l *lease) renew(ctx context.Context, epoch int64) (renewed bool, until time.Time, err error) {
 	err = l.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		until = time.Now().Add(leaseTime)
+		until = time.Now().Add(l.valid)
 		now, err := tx.Now()
 		if err != nil {
 			return err
 		}
 		changed, err := tx.Exec("UPDATE relay SET expires_at = ? WHERE key = 0 AND epoch = ? AND owner = ?",
-			now.Add(leaseTime).UnixMilli(), epoch, l.owner)
+			now.Add(l.valid).UnixMilli(), epoch, l.owner)
 		renewed = changed == 1
 		return err
 	})
@@ -241,7 +243,7 @@ func (l *lease) agreement(ctx context.Context) (begun, agreed bool, err error) {
 			func(r *sql.Rows) error {
 				var h holder
 				err := r.Scan(&h.owner, &h.expires, &begun, &agreed)
-				held := h.left(now) > 0
+				held := l.left(h, now) > 0
 				begun, agreed = begun && held, agreed && held
 				return err
 			})

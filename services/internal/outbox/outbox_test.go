@@ -675,10 +675,17 @@ func TestRowsOfManyKeysAreFoundFast(t *testing.T) {
 			}
 			return found, took
 		}
-		_, few := find(256)
-		_, many := find(256 * 64)
-		if many > 10*few {
-			t.Errorf("64 times as many keys take %v instead of %v", many, few)
+		// A busy machine may keep any one of them waiting. A search per key would show each time.
+		for pairs := 1; ; pairs++ {
+			_, few := find(256)
+			_, many := find(256 * 64)
+			if many <= 10*few {
+				break
+			}
+			if pairs == 20 {
+				t.Errorf("64 times as many keys take %v instead of %v", many, few)
+				break
+			}
 		}
 		found, _ := find(256, "key3", "key5")
 		n := 0
