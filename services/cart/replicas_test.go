@@ -28,7 +28,7 @@ import (
 // replicas returns the committers of n replicas with one database, and one more that does nothing else.
 func replicas(t *testing.T, n, maxBacklog int) (all []*committer, other *store) {
 	t.Helper()
-	database := testenv.Postgres(t)
+	database := testenv.Patient(testenv.Postgres(t))
 	for range n + 1 {
 		c, _ := runningAt(t, database, t.TempDir(), maxBacklog)
 		all = append(all, c)
@@ -57,7 +57,7 @@ func atOnce(t *testing.T, all []*committer, blocker *store, changes ...change) [
 		for i, c := range changes {
 			asked.Go(func() { results[i].order, results[i].err = all[i].submit(t.Context(), c) })
 		}
-		for deadline := time.Now().Add(2 * time.Second); waiting() < len(changes); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(8 * time.Second); waiting() < len(changes); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				return errors.New("not all replicas wait for the ledger")
 			}
@@ -273,19 +273,28 @@ func TestOneReplicaRebuildsTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(kafka.Close)
-	held := 0
 	for _, s := range running {
 		s.until(t, s.ops+"/readyz", 200, "ready")
 		request := fmt.Sprintf(`{"orderId":"a","status":%q}`, s.ops)
 		if code, body := s.ask(t, "PUT", s.api+put, request); code != 200 {
 			t.Errorf("an update of an order from the topics: %d %q", code, body)
 		}
-		if _, body := s.ask(t, "GET", s.ops+"/metrics", ""); strings.Contains(body, "\ncart_outbox_lease_held 1\n") {
-			held++
-		}
 	}
-	if held != 1 {
-		t.Errorf("%d replicas hold the lease, want 1", held)
+	// A busy replica may lose the lease to another one between two looks.
+	for deadline := time.Now().Add(time.Minute); ; {
+		held := 0
+		for _, s := range running {
+			_, body := s.ask(t, "GET", s.ops+"/metrics", "")
+			if strings.Contains(body, "\ncart_outbox_lease_held 1\n") {
+				held++
+			}
+		}
+		if held == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d replicas hold the lease, want 1", held)
+		}
 	}
 	for _, s := range running {
 		s.until(t, s.ops+"/metrics", 200, "\ncart_outbox_rows 0\n")

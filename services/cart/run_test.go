@@ -59,18 +59,13 @@ func startAs(t *testing.T, dir string, kafka map[string]string) instance {
 	}()
 	select {
 	case s := <-bound:
-		stopped := false
-		s.stop = func() {
-			if stopped {
-				return
-			}
-			stopped = true
+		s.stop = sync.OnceFunc(func() {
 			cancel()
 			if err := <-ended; err != nil {
 				t.Errorf("Run: %v", err)
 			}
 			http.DefaultClient.CloseIdleConnections()
-		}
+		})
 		t.Cleanup(s.stop)
 		return s
 	case err := <-ended:

@@ -153,7 +153,7 @@ func TestGroupsOfEachKind(t *testing.T) {
 			addr,
 			append(opts, kgo.ConsumerGroup(group), kgo.AutoCommitInterval(100*time.Millisecond))...)
 		go func() {
-			for cl.PollFetches(t.Context()); t.Context().Err() == nil; cl.PollFetches(t.Context()) {
+			for !cl.PollFetches(t.Context()).IsClientClosed() && t.Context().Err() == nil {
 			}
 		}()
 		return cl
@@ -408,7 +408,7 @@ func TestGroupWithAHiddenTopic(t *testing.T) {
 	join := func(group string, opts ...kgo.Opt) {
 		cl := newClient(t, k.Addr, append(append(opts, byRange...), kgo.ConsumerGroup(group))...)
 		go func() {
-			for cl.PollFetches(t.Context()); t.Context().Err() == nil; cl.PollFetches(t.Context()) {
+			for !cl.PollFetches(t.Context()).IsClientClosed() && t.Context().Err() == nil {
 			}
 		}()
 	}
@@ -462,7 +462,7 @@ func TestDescribeThatTimesOut(t *testing.T) {
 	newClient(t, addr, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()),
 		kgo.DisableAutoCommit(), kgo.ServerSideBalancer())
 	c := newTestCollector(t, watching(cluster.ListenAddrs()...))
-	c.connectWithin(t, 3*time.Second)
+	c.connectWithin(t, 12*time.Second)
 	c.until(t, "the member", func(s *Snapshot) bool {
 		return summary(s, "g") == "consumer Stable 1 members, 0 of 1 committed, subscribed true, unassigned 0"
 	})
@@ -1015,8 +1015,8 @@ func TestSilentBroker(t *testing.T) {
 	for succeeded := false; !succeeded; {
 		began := time.Now()
 		c.poll(t.Context())
-		// A poll ends at its own time limit. The second more is for a busy machine.
-		if took := time.Since(began); took > c.timeout+time.Second {
+		// A poll ends at its own time limit. The rest is for a busy machine.
+		if took := time.Since(began); took > c.timeout+10*time.Second {
 			t.Fatalf("the poll took %v", took)
 		}
 		if c.Err() != nil {

@@ -383,7 +383,7 @@ func (l *topicLog) appended(partition int32, from time.Time, batch []*kgo.Record
 func (l *topicLog) transact(partition int32, n int, end kgo.TransactionEndTry, during func()) {
 	l.Helper()
 	producer := l.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
-		kgo.TransactionalID(l.name+time.Now().String()))
+		kgo.TransactionalID(l.name+time.Now().String()), kgo.TransactionTimeout(10*time.Minute))
 	if err := producer.BeginTransaction(); err != nil {
 		l.Fatal(err)
 	}

@@ -429,7 +429,7 @@ func TestSlowClientIsCutOff(t *testing.T) {
 	t.Parallel()
 	tp := ordertest.NewTopic(ordertest.Updates(t, 0, 30_000)...)
 	tp.BatchSize = 1000
-	a := newAuditAPI(t, sourceOf(tp), web.Pace{Grace: 300 * time.Millisecond, Rate: 1 << 30})
+	a := newAuditAPI(t, sourceOf(tp), web.Pace{Grace: 3 * time.Second, Rate: 1 << 30})
 	url, _ := a.serve(t, t.Context())
 	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {

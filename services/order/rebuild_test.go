@@ -399,8 +399,8 @@ func TestARebuildThatLostItsClaimEnds(t *testing.T) {
 			begun, release := r.hold()
 			go func() {
 				<-begun
+				defer release()
 				r.store.execute(t, tt.statement)
-				release()
 			}()
 			r.fails(t, rebuild.Options{Swap: true}, "has begun, or the database has lost")
 			ordertest.Eventually(t, what+": the shadow", func() bool { return r.store.inShadow(t) == tt.left })
@@ -420,9 +420,9 @@ func TestARebuildEndsWhenPartitionsChange(t *testing.T) {
 		begun, release := r.hold()
 		go func() {
 			<-begun
+			defer release()
 			r.store.execute(t, `INSERT INTO offsets(topic_id, partition, topic, next_offset)
 				VALUES ('new', 12, 'order-created-topic', 0)`)
-			release()
 		}()
 		r.fails(t, rebuild.Options{Swap: true}, "meanwhile a topic was recreated, or got partitions")
 	})
@@ -632,14 +632,8 @@ func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	release := memberOn(t, database{url: url}).store.hold(t, func(tx *sqldb.Tx) error {
-		for _, statement := range []string{
-			"SET LOCAL idle_in_transaction_session_timeout = 0", "LOCK TABLE orders_shadow IN ACCESS SHARE MODE",
-		} {
-			if _, err := tx.Exec(statement); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err := tx.Exec("LOCK TABLE orders_shadow IN ACCESS SHARE MODE")
+		return err
 	})
 	if err := sh.close(t.Context()); err == nil {
 		t.Error("the shadow was emptied although it is being read")

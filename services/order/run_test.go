@@ -157,14 +157,15 @@ func (s *instance) ready(t testing.TB) {
 
 func (s *instance) details(t testing.TB, query string) response {
 	t.Helper()
-	return get(t, s.api+"/order/order-details?"+query, "Prefer", "wait=30")
+	return get(t, s.detailsURL(query), "Prefer", "wait=30")
 }
+
+func (s *instance) detailsURL(query string) string { return s.api + "/order/order-details?" + query }
 
 // waiting returns the response to a look-up that waits when this call returns.
 func (s *instance) waiting(t testing.TB, query string) <-chan response {
 	t.Helper()
-	got := make(chan response, 1)
-	go func() { got <- s.details(t, query) }()
+	got := getting(t, s.detailsURL(query), "Prefer", "wait=30")
 	ordertest.Eventually(t, "a look-up that waits", func() bool {
 		return strings.Contains(get(t, s.ops+"/metrics").Body, "order_waiting_lookups 1\n")
 	})
@@ -478,17 +479,27 @@ func TestServiceReportsWhatItWaitsFor(t *testing.T) {
 // that wait get the orders of those too.
 func TestAStopWaitsForOrdersThatComeLate(t *testing.T) {
 	t.Parallel()
-	kafka := testenv.Fake(t)
-	s := start(t, kafka, t.TempDir())
-	s.ready(t)
-	waiting := s.waiting(t, "orderId=A")
-	s.stop()
-	// The session of a killed member, on brokers with the declared settings.
-	time.Sleep(6 * time.Second)
-	testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
-	if got := <-waiting; got.Status != http.StatusOK {
-		t.Errorf("an order that came 6 s after the stop: %+v", got)
+	for range 5 {
+		kafka := testenv.Fake(t)
+		s := start(t, kafka, t.TempDir())
+		s.ready(t)
+		waiting := s.waiting(t, "orderId=A")
+		stopped := time.Now()
+		s.stop()
+		// The session of a killed member, on brokers with the declared settings.
+		time.Sleep(6 * time.Second)
+		testenv.Produce(t, kafka, message(t, "A", 1, "a1"))
+		produced := time.Since(stopped)
+		got := <-waiting
+		if got.Status == http.StatusOK {
+			return
+		}
+		if produced < stopPatience-time.Second {
+			t.Fatalf("an order that came %s after the stop: %+v", produced, got)
+		}
+		t.Logf("this machine was too busy: it produced the order %s after the stop", produced)
 	}
+	t.Error("the order came too late each time")
 }
 
 func TestSecondServiceOnTheSameStoreWaits(t *testing.T) {

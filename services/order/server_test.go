@@ -54,6 +54,19 @@ func get(t testing.TB, url string, headers ...string) response {
 	return got
 }
 
+// getting is get in the background.
+func getting(t testing.TB, url string, headers ...string) <-chan response {
+	done := make(chan response, 1)
+	go func() {
+		got, err := fetch(t.Context(), url, headers...)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- got
+	}()
+	return done
+}
+
 // fetch returns the response to a request. It gives up after a minute.
 func fetch(ctx context.Context, url string, headers ...string) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -272,9 +285,7 @@ func TestLookUpsAreRefusedUntilTheStoreHasCaughtUp(t *testing.T) {
 
 // asking starts a look-up and returns a channel for its response.
 func (a *api) asking(t testing.TB, path string, headers ...string) <-chan response {
-	done := make(chan response, 1)
-	go func() { done <- get(t, a.url+path, headers...) }()
-	return done
+	return getting(t, a.url+path, headers...)
 }
 
 // watched waits until so many look-ups wait.
@@ -359,7 +370,7 @@ func TestAClientThatGoesIsNoFailure(t *testing.T) {
 func TestLookUpHasTheOrderAsItIsAtItsEnd(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	timeUp := a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=2")
+	timeUp := a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=15")
 	stopped := a.asking(t, "/order/order-details?orderId=A", "Prefer", "wait=30")
 	a.watched(t, 2)
 	silent := *a.topicConsumer

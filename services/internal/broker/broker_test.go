@@ -80,7 +80,7 @@ func leaks(t *testing.T) {
 	before := running()
 	t.Cleanup(func() {
 		var left map[string]string
-		for range 200 {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 			left = running()
 			maps.DeleteFunc(left, func(id, _ string) bool { return before[id] != "" })
 			if len(left) == 0 {

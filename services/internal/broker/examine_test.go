@@ -201,7 +201,8 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 			t.Fatalf("the damage is no longer reported: %v", c.Err())
 		}
 	}
-	got := slices.Clone(m.values[topicPartition{topic, 0}])
+	var got []string
+	m.change(func() { got = slices.Clone(m.values[topicPartition{topic, 0}]) })
 	if want := []string{"before"}; !slices.Equal(got, want) {
 		t.Errorf("read %q of the damaged partition, want %q", got, want)
 	}

@@ -31,7 +31,7 @@ import (
 var log4jProperties []byte
 
 const (
-	startPatience = 60 * time.Second
+	startPatience = 3 * time.Minute
 	stopPatience  = 30 * time.Second
 )
 

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	startPatience = 60 * time.Second
+	startPatience = 3 * time.Minute
 	stopPatience  = 30 * time.Second
 )
 

@@ -45,9 +45,9 @@ func sqlExec(t *testing.T, conn *pgx.Conn, text string) {
 }
 
 // eventually waits until try succeeds.
-func eventually(t *testing.T, what string, within time.Duration, try func() error) {
+func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		err := try()
@@ -55,12 +55,13 @@ func eventually(t *testing.T, what string, within time.Duration, try func() erro
 			return
 		}
 		if !backoff.Sleep(ctx, 20*time.Millisecond) {
-			t.Fatalf("%s: not within %s: %v", what, within, err)
+			t.Fatalf("%s: not within a minute: %v", what, err)
 		}
 	}
 }
 
-// unavailable checks that use fails as IsUnavailable says, within a time.
+// unavailable checks that use fails as IsUnavailable says, within a time. That is what the product may take and
+// some seconds for a busy machine.
 func unavailable(t *testing.T, what string, within time.Duration, use func() error) {
 	t.Helper()
 	begin := time.Now()
@@ -103,9 +104,9 @@ func TestPostgresEndsAndStartsAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		end()
-		unavailable(t, name+": a transaction", 3*time.Second, writes(t, db))
-		unavailable(t, name+": a query", 3*time.Second, reads(t, db))
-		eventually(t, name+": the state shows it", 5*time.Second, func() error {
+		unavailable(t, name+": a transaction", 10*time.Second, writes(t, db))
+		unavailable(t, name+": a query", 10*time.Second, reads(t, db))
+		eventually(t, name+": the state shows it", func() error {
 			if db.Err() == nil {
 				return errors.New("it shows nothing")
 			}
@@ -114,9 +115,9 @@ func TestPostgresEndsAndStartsAgain(t *testing.T) {
 		if err := s.StartAgain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, name+": a transaction after the start", 5*time.Second, writes(t, db))
-		eventually(t, name+": a query after the start", 5*time.Second, reads(t, db))
-		eventually(t, name+": the state after the start", 5*time.Second, db.Err)
+		eventually(t, name+": a transaction after the start", writes(t, db))
+		eventually(t, name+": a query after the start", reads(t, db))
+		eventually(t, name+": the state after the start", db.Err)
 	}
 }
 
@@ -172,7 +173,7 @@ func TestACommitThatWasNotConfirmedIsUnknown(t *testing.T) {
 	// A standby that does not exist.
 	sqlExec(t, admin, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
 	sqlExec(t, admin, "SELECT pg_reload_conf()")
-	eventually(t, "commits wait", 10*time.Second, func() error {
+	eventually(t, "commits wait", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		if _, err := session(t, s.URL("postgres")).Exec(ctx, `INSERT INTO "a schema".u VALUES (1)`); err == nil {
@@ -191,7 +192,7 @@ func TestACommitThatWasNotConfirmedIsUnknown(t *testing.T) {
 		begin := time.Now()
 		go func() { ended <- insert(context.WithoutCancel(t.Context()), db, 1) }()
 		if end != "" {
-			eventually(t, "the commit waits", 5*time.Second, func() error {
+			eventually(t, "the commit waits", func() error {
 				tag, err := admin.Exec(t.Context(), end+
 					" FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'a schema'")
 				if err == nil && tag.RowsAffected() == 0 {
@@ -204,13 +205,13 @@ func TestACommitThatWasNotConfirmedIsUnknown(t *testing.T) {
 		if !errors.Is(err, sqldb.ErrUnknownCommit) || !sqldb.IsUnavailable(err) {
 			t.Errorf("%s: %v, want %v", name, err, sqldb.ErrUnknownCommit)
 		}
-		if took := time.Since(begin); took > 12*time.Second {
+		if took := time.Since(begin); took > 30*time.Second {
 			t.Errorf("%s: after %s", name, took)
 		}
 	}
 	sqlExec(t, admin, "ALTER SYSTEM RESET synchronous_standby_names")
 	sqlExec(t, admin, "SELECT pg_reload_conf()")
-	eventually(t, "without the standby", 5*time.Second, writes(t, db))
+	eventually(t, "without the standby", writes(t, db))
 }
 
 func TestTooManyConnectionsPass(t *testing.T) {
@@ -221,7 +222,7 @@ func TestTooManyConnectionsPass(t *testing.T) {
 	cfg := server(s.URL("postgres"))
 	db := openConfig(t, cfg)
 	others := []*pgx.Conn{session(t, cfg.URL)}
-	eventually(t, "others have all connections", 10*time.Second, func() error {
+	eventually(t, "others have all connections", func() error {
 		// The place of the connection that is cut is free a moment later.
 		sqlExec(t, others[0],
 			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'a schema'")
@@ -237,13 +238,13 @@ func TestTooManyConnectionsPass(t *testing.T) {
 		}
 		return nil
 	})
-	unavailable(t, "a transaction", 3*time.Second, writes(t, db))
-	unavailable(t, "a query", 3*time.Second, reads(t, db))
-	unavailable(t, "a start", 3*time.Second, func() error { _, err := sqldb.Open(t.Context(), cfg, quiet); return err })
+	unavailable(t, "a transaction", 10*time.Second, writes(t, db))
+	unavailable(t, "a query", 10*time.Second, reads(t, db))
+	unavailable(t, "a start", 10*time.Second, func() error { _, err := sqldb.Open(t.Context(), cfg, quiet); return err })
 	for _, conn := range others {
 		_ = conn.Close(t.Context())
 	}
-	eventually(t, "once there are connections", 5*time.Second, writes(t, db))
+	eventually(t, "once there are connections", writes(t, db))
 }
 
 // A standby behind the address is refused, and so is a primary that has become one. The promoted server
@@ -252,7 +253,7 @@ func TestAStandbyIsNotUsed(t *testing.T) {
 	t.Parallel()
 	s := testenv.StartPostgres(t, localpostgres.Options{Settings: quick})
 	standby := testenv.StartStandby(t, s, localpostgres.Options{})
-	unavailable(t, "a start", 5*time.Second, func() error {
+	unavailable(t, "a start", 10*time.Second, func() error {
 		_, err := sqldb.Open(t.Context(), server(standby.URL("postgres")), quiet)
 		if err != nil && !strings.Contains(err.Error(), "standby") {
 			t.Errorf("%v does not say what is wrong", err)
@@ -266,11 +267,11 @@ func TestAStandbyIsNotUsed(t *testing.T) {
 		t.Fatalf("with the primary second: %v", err)
 	}
 	s.Kill()
-	unavailable(t, "before the promotion", 5*time.Second, writes(t, db))
+	unavailable(t, "before the promotion", 10*time.Second, writes(t, db))
 	if err := standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "after the promotion", 5*time.Second, writes(t, db))
+	eventually(t, "after the promotion", writes(t, db))
 	if got := count(t, db); got != 2 {
 		t.Errorf("%d rows, want 2: what was committed before is there", got)
 	}
@@ -279,7 +280,7 @@ func TestAStandbyIsNotUsed(t *testing.T) {
 	admin := session(t, standby.URL("postgres"))
 	sqlExec(t, admin, "ALTER SYSTEM SET default_transaction_read_only = on")
 	sqlExec(t, admin, "SELECT pg_reload_conf()")
-	eventually(t, "it only reads", 5*time.Second, func() error {
+	eventually(t, "it only reads", func() error {
 		if err := writes(t, db)(); !sqldb.IsUnavailable(err) {
 			return fmt.Errorf("a transaction: %w", err)
 		}
@@ -291,16 +292,17 @@ func TestAStandbyIsNotUsed(t *testing.T) {
 	sqlExec(t, admin, "SET default_transaction_read_only = off")
 	sqlExec(t, admin, "ALTER SYSTEM RESET default_transaction_read_only")
 	sqlExec(t, admin, "SELECT pg_reload_conf()")
-	eventually(t, "it writes again", 5*time.Second, writes(t, db))
-	eventually(t, "the state after it", 5*time.Second, db.Err)
+	eventually(t, "it writes again", writes(t, db))
+	eventually(t, "the state after it", db.Err)
 }
 
-// Somebody who holds a row and does nothing keeps others waiting for three seconds each. If it is one of
-// the services, the server ends its transaction after five.
+// Somebody who holds a row and does nothing keeps others waiting for two seconds each. If it is one of the
+// services, the server ends its transaction after three; here after eight, so that the others wait first.
 func TestAStalledTransactionStopsNobodyForLong(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
-	db, stalled := openConfig(t, server(url)), openConfig(t, server(url))
+	db := openConfig(t, server(url))
+	stalled := openConfig(t, server(url+"&idle_in_transaction_session_timeout=8000"))
 	if err := writes(t, db)(); err != nil {
 		t.Fatal(err)
 	}
@@ -324,12 +326,12 @@ func TestAStalledTransactionStopsNobodyForLong(t *testing.T) {
 		})
 	}()
 	<-locked
-	unavailable(t, "while it stalls", 4*time.Second, func() error { return db.Tx(t.Context(), lock) })
+	unavailable(t, "while it stalls", 10*time.Second, func() error { return db.Tx(t.Context(), lock) })
 	// Reads do not wait.
 	if err := reads(t, db)(); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "after the server has ended it", 4*time.Second, func() error { return db.Tx(t.Context(), lock) })
+	eventually(t, "after the server has ended it", func() error { return db.Tx(t.Context(), lock) })
 	close(goOn)
 	if err := <-ended; err != nil || runs != 2 {
 		t.Errorf("the stalled one: %v after %d runs, want a second one that succeeds", err, runs)
@@ -350,23 +352,23 @@ func TestAStalledTransactionStopsNobodyForLong(t *testing.T) {
 	if err := psql.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	unavailable(t, "while psql stalls", 4*time.Second, func() error { return db.Tx(t.Context(), lock) })
+	unavailable(t, "while psql stalls", 10*time.Second, func() error { return db.Tx(t.Context(), lock) })
 	_ = psql.Process.Kill()
 	_ = psql.Wait()
-	eventually(t, "after its end", 4*time.Second, func() error { return db.Tx(t.Context(), lock) })
+	eventually(t, "after its end", func() error { return db.Tx(t.Context(), lock) })
 }
 
 // What does not respond in time is ended, and the next one is served.
 func TestASlowStatementIsEnded(t *testing.T) {
 	t.Parallel()
 	db := openConfig(t, server(testenv.Postgres(t)))
-	unavailable(t, "a query", 6*time.Second, func() error { return query(t, db, "SELECT pg_sleep(60)") })
+	unavailable(t, "a query", 20*time.Second, func() error { return query(t, db, "SELECT pg_sleep(60)") })
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	unavailable(t, "a query with a deadline", time.Second, func() error {
+	unavailable(t, "a query with a deadline", 4*time.Second, func() error {
 		return db.Query(ctx, "SELECT pg_sleep(60)", func(*sql.Rows) error { return nil })
 	})
-	unavailable(t, "a transaction", 11*time.Second, func() error {
+	unavailable(t, "a transaction", 30*time.Second, func() error {
 		return db.Tx(t.Context(), func(tx *sqldb.Tx) error {
 			return tx.Query("SELECT pg_sleep(60)", func(*sql.Rows) error { return nil })
 		})
@@ -394,7 +396,7 @@ func TestTheWaitForATurnEnds(t *testing.T) {
 	begin := time.Now()
 	err := db.Tx(t.Context(), func(*sqldb.Tx) error { return errors.New("it has begun") })
 	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || !sqldb.IsUnavailable(err) ||
-		took > 11*time.Second {
+		took > 30*time.Second {
 		t.Errorf("after %s: %v, want the end of its time after 10 s", took, err)
 	}
 	close(end)
@@ -516,7 +518,7 @@ func TestReplicasMigrateOnce(t *testing.T) {
 // A transaction that the server ends because of another one is run again.
 func TestADeadlockIsRunAgain(t *testing.T) {
 	t.Parallel()
-	url := testenv.Postgres(t)
+	url := testenv.Patient(testenv.Postgres(t))
 	one, other := openConfig(t, server(url)), openConfig(t, server(url))
 	if err := errors.Join(writes(t, one)(), writes(t, one)()); err != nil {
 		t.Fatal(err)

@@ -89,7 +89,7 @@ func TestALongTransactionEndsItsCommit(t *testing.T) {
 			return err
 		})
 	}()
-	eventually(t, "a commit that waits", 10*time.Second, func() error {
+	eventually(t, "a commit that waits", func() error {
 		var waits bool
 		err := gate.QueryRow(t.Context(), `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event = 'advisory')`).Scan(&waits)

@@ -91,7 +91,10 @@ func startShared() (*localkafka.Broker, error) {
 	sharedKafka.dir = dir
 	// Not the test's context: the broker outlives the test.
 	ctx := context.Background()
-	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir})
+	// A busy machine must not fence a broker that no test kills.
+	k, err := localkafka.Start(ctx, localkafka.Options{
+		Dir: dir, Settings: map[string]string{"broker.session.timeout.ms": ""},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,12 @@ func Postgres(t testing.TB) string {
 	return s.URL(name)
 }
 
+// Patient returns the URL of a database on which a transaction waits 9 s for a lock, instead of 2, and may do
+// nothing for a minute, instead of 3 s. So a test can hold a lock for as long as a busy machine needs.
+func Patient(url string) string {
+	return url + "&lock_timeout=9000&idle_in_transaction_session_timeout=60000"
+}
+
 // postgres returns the server that the tests of a package share. Main ends it.
 func postgres(t testing.TB) *localpostgres.Server {
 	t.Helper()

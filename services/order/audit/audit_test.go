@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/sync/errgroup"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/broker"
@@ -277,11 +278,17 @@ func TestAuditGetsTheSlotThatBecomesFree(t *testing.T) {
 	if _, err := a.Audit(ctx, contract.TopicUpdated, false); !errors.Is(err, left) {
 		t.Errorf("an audit whose client has left: %v, want %v", err, left)
 	}
-	waiting := make(chan *Result)
-	go func() { waiting <- a.open(t, false) }()
+	var last *Result
+	var waiting errgroup.Group
+	waiting.Go(func() (err error) {
+		last, err = a.Audit(t.Context(), contract.TopicUpdated, false)
+		return err
+	})
 	open[0].Close()
-	open[0] = <-waiting
-	for _, result := range open {
+	if err := waiting.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, result := range append(open[1:], last) {
 		result.Close()
 	}
 	a.checkReleased(t)
