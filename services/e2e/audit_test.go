@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -32,8 +31,7 @@ func TestAuditLeavesOutDeletedRecords(t *testing.T) {
 	// audit checks the number of orders that an audit finds.
 	audit := func(when string, want int) {
 		t.Helper()
-		got := do(t, http.MethodGet,
-			order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
+		got := order.audit(contract.TopicCreated)
 		text := fmt.Sprintf("'%s': %d\"", contract.TopicCreated, want)
 		if want == 0 {
 			text = "No orders found in the specified topic."

@@ -58,7 +58,7 @@ func TestOrderCrashesWhileItCatchesUp(t *testing.T) {
 		// Order is down, so that it has many records to read at once.
 		testenv.Produce(t, kafka.Addr, chunk...)
 		order.start()
-		eventually(t, 30*time.Second, "Order reads", func() (bool, string) {
+		eventually(t, patience, "Order reads", func() (bool, string) {
 			got, err := send("GET", order.ops+"/metrics", "")
 			return err == nil && metric(t, got.body, "order_apply_batch_records_sum") > 0, got.body
 		})
@@ -121,7 +121,7 @@ func TestCartCrashesWhileItPublishes(t *testing.T) {
 	kafka.Stop()
 	l := startLoad(t, cart.api, "", seed, 16, 0, func(l *load) { l.items = 300 })
 	defer l.end()
-	eventually(t, time.Minute, "orders pile up", func() (bool, string) {
+	eventually(t, patience, "orders pile up", func() (bool, string) {
 		rows := cart.metric("cart_outbox_rows")
 		return rows > 1500, fmt.Sprint(rows)
 	})

@@ -21,13 +21,19 @@ const refusedIn = 13 * time.Second
 // refuses checks that a request is refused in time, with the time at which to try again.
 func (p *process) refuses(when, method, path, body string) {
 	p.t.Helper()
-	begin := time.Now()
-	got, err := send(method, p.api+path, body)
-	after, _ := strconv.Atoi(got.header.Get("Retry-After"))
-	took := time.Since(begin)
-	if err != nil || got.status != http.StatusServiceUnavailable || after < 1 || took > refusedIn {
-		p.t.Errorf("%s: %s responds with %d %q, Retry-After %d, after %s (%v), want 503 with a Retry-After within %s",
-			when, p.name, got.status, got.body, after, took, err, refusedIn)
+	took := quickest(3, refusedIn, func() time.Duration {
+		begin := time.Now()
+		got, err := send(method, p.api+path, body)
+		took := time.Since(begin)
+		after, _ := strconv.Atoi(got.header.Get("Retry-After"))
+		if err != nil || got.status != http.StatusServiceUnavailable || after < 1 {
+			p.t.Errorf("%s: %s responds with %d %q, Retry-After %d, after %s (%v), want 503 with a Retry-After",
+				when, p.name, got.status, got.body, after, took, err)
+		}
+		return took
+	})
+	if took > refusedIn {
+		p.t.Errorf("%s: %s refuses after %s, want within %s", when, p.name, took, refusedIn)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/testenv"
@@ -27,13 +26,13 @@ func TestRecordsThatAreDeletedUnreadAreReported(t *testing.T) {
 	}
 	published := func() {
 		t.Helper()
-		eventually(t, time.Minute, "Cart's outbox is empty", func() (bool, string) {
+		eventually(t, patience, "Cart's outbox is empty", func() (bool, string) {
 			return cart.metric("cart_outbox_rows") == 0, ""
 		})
 	}
 	reported := func(when string, least float64) {
 		t.Helper()
-		eventually(t, 30*time.Second, "Order reports what was deleted "+when, func() (bool, string) {
+		eventually(t, patience, "Order reports what was deleted "+when, func() (bool, string) {
 			return order.metric("order_records_deleted_total") >= least, order.log()
 		})
 		if !strings.Contains(order.log(), "records were deleted from Kafka before they were read") {

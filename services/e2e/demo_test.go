@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/internal/testenv"
 )
@@ -28,7 +27,7 @@ func newDemo(t testing.TB) *process {
 func welcome(t testing.TB, d *process) (requests []string) {
 	t.Helper()
 	const end = "Stop it with Ctrl-C"
-	eventually(t, time.Minute, "the demo says that it runs", func() (bool, string) {
+	eventually(t, patience, "the demo says that it runs", func() (bool, string) {
 		if !d.running() {
 			t.Fatalf("the demo has ended: %v\n%s", d.cmd.ProcessState, d.log())
 		}
@@ -113,7 +112,7 @@ func TestDemo(t *testing.T) {
 	// The demo's files have one owner.
 	second := newDemo(t)
 	second.env = append(second.env, "DATA_DIR="+d.dir)
-	second.start().ends(30 * time.Second)
+	second.start().ends(patience)
 	if code, log := second.cmd.ProcessState.ExitCode(),
 		second.log(); code != 1 || !strings.Contains(log, "a demo runs in "+d.dir+" already") {
 		t.Errorf("a second demo with the same DATA_DIR ended with %d: %s", code, log)
@@ -162,7 +161,7 @@ func TestLagOfTheDemo(t *testing.T) {
 		{"kafka_consumergroup_partition_status", `status="ok"`, 24, 2},
 		{"lag_collector_up", `kafka_cluster="demo"`, 1, 1},
 	} {
-		eventually(t, 30*time.Second, want.name, func() (bool, string) {
+		eventually(t, patience, want.name, func() (bool, string) {
 			got, series := sum(page(), want.name, want.labels)
 			return got == want.sum && series == want.series,
 				fmt.Sprintf("%d series, sum %v, want %d and %v", series, got, want.series, want.sum)
@@ -193,7 +192,7 @@ func TestDemoAtTakenPort(t *testing.T) {
 		defer ln.Close()
 		d := newDemo(t)
 		d.env = append(d.env, variable+"="+ln.Addr().String())
-		d.start().ends(30 * time.Second)
+		d.start().ends(patience)
 		want := fmt.Sprintf("port of %s is taken by another program", ln.Addr())
 		if code, log := d.cmd.ProcessState.ExitCode(), d.log(); code != 1 || !strings.Contains(log, want) ||
 			!strings.Contains(log, "set "+variable+" to move it") {

@@ -49,13 +49,15 @@ type replicas struct {
 	all []*process
 	// leaving are taken out of the balancer, although they may be ready.
 	leaving map[*process]bool
+	// spare is how many probes in a row a replica must fail until it is taken out. None is left for one that is out.
+	spare map[*process]int
 }
 
 // newReplicas makes a service without replicas. Until the test ends, the balancer has those that are
 // ready, as a Kubernetes Service does.
 func newReplicas(t testing.TB, name, kafka string, env ...string) *replicas {
 	t.Helper()
-	r := &replicas{t: t, name: name, balancer: newBalancer(t), leaving: map[*process]bool{}}
+	r := &replicas{t: t, name: name, balancer: newBalancer(t), leaving: map[*process]bool{}, spare: map[*process]int{}}
 	r.another = func() *process {
 		p := newService(t, name, kafka, env...)
 		if testenv.CutsWays() {
@@ -84,8 +86,12 @@ func newReplicas(t testing.TB, name, kafka string, env ...string) *replicas {
 
 func (r *replicas) url() string { return "http://" + r.balancer.addr() }
 
-// probe is for probes. A slow machine does not respond at once.
-var probe = &http.Client{Timeout: 3 * time.Second}
+// probe is for probes: each has a connection of its own, and the time that the chart gives it. A slow machine does
+// not respond at once.
+var probe = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// failedProbes is how many probes in a row a ready service must fail, by the chart, until it counts as not ready.
+const failedProbes = 3
 
 // balance puts those that are ready into the balancer.
 func (r *replicas) balance() {
@@ -106,7 +112,12 @@ func (r *replicas) balance() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, p := range all {
-		if ready[i] && !r.leaving[p] {
+		if ready[i] {
+			r.spare[p] = failedProbes
+		} else if r.spare[p] > 0 {
+			r.spare[p]--
+		}
+		if r.spare[p] > 0 && !r.leaving[p] {
 			targets = append(targets, p.api[len("http://"):])
 		}
 	}

@@ -270,7 +270,7 @@ func TestADamagedStoreOfOrderIsRebuilt(t *testing.T) {
 	}
 	// Otherwise Order serves the order from its memory.
 	cart.create("the store changes")
-	eventually(t, grace, "Order ends", func() (bool, string) {
+	eventually(t, patience, "Order ends", func() (bool, string) {
 		_, _ = send(http.MethodGet, order.api+"/order/order-details?orderId=big", "")
 		return !order.running(), ""
 	})

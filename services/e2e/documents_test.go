@@ -37,6 +37,9 @@ func TestDocumentsDescribeTheServices(t *testing.T) {
 	for _, p := range []*process{lonelyCart, lonelyOrder, strictCart, strictOrder} {
 		p.start()
 	}
+	for _, p := range []*process{lonelyCart, lonelyOrder, strictCart, strictOrder} {
+		p.listens()
+	}
 	inCart, inOrder := newDocument(t, contract.CartOpenAPI), newDocument(t, contract.OrderOpenAPI)
 
 	const createPath, updatePath = "/Order/create-order", "/Order/update-order"

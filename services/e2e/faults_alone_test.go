@@ -240,12 +240,7 @@ func (f *alone) do(fault faults.Fault, l *load) {
 			backup := f.cartBackup
 			f.cartBackup = copyOf(f.T, f.cart.dir)
 			restore(f.T, backup, f.cart.dir)
-			f.cart.start().ready()
-			// If Kafka is slow, Cart is ready before that.
-			eventually(f, patience, "Cart has compared its store with the topics", func() (bool, string) {
-				got, err := send(http.MethodPost, f.cart.ops+"/republish?orderId=no-such-order", "")
-				return err == nil && got.status != http.StatusServiceUnavailable, got.body
-			})
+			f.cart.start().ready().compares()
 		})
 	case "a failed fsync of cart":
 		// The next commits fill the log, and the checkpoint after that fails.

@@ -85,7 +85,7 @@ func TestASecondCartTakesOver(t *testing.T) {
 	second.create("other")
 	order.sees("other", 1, contract.StatusNew)
 	first.update("order", "after the takeover")
-	first.ends(30 * time.Second)
+	first.ends(patience)
 	if code := first.cmd.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("the first Cart ends with exit code %d, want 1", code)
 	}
@@ -143,7 +143,7 @@ func topicsWith(settings map[string]string) []contract.Topic {
 func compact(t *testing.T, kafka string, cart, order *process, done func() (bool, string)) {
 	t.Helper()
 	fillers := 0
-	eventually(t, time.Minute, "compaction removes what newer versions have replaced", func() (bool, string) {
+	eventually(t, 3*patience, "compaction removes what newer versions have replaced", func() (bool, string) {
 		for range 24 {
 			filler := fmt.Sprint("filler-", fillers)
 			fillers++
@@ -180,7 +180,7 @@ func (l *lateRequest) deliver(t *testing.T) {
 	close(l.release)
 	select {
 	case <-l.answered:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the broker does not respond to the late request")
 	}
 }
@@ -263,9 +263,19 @@ func (n *network) forward(client, broker net.Conn) {
 		if binary.BigEndian.Uint16(request[4:]) == produce {
 			if l := n.next.Swap(nil); l != nil {
 				close(l.held)
-				<-l.release
+				// If the test fails, nobody releases it, or the broker has closed the connection before.
+				select {
+				case <-l.release:
+				case <-n.t.Context().Done():
+					return
+				}
 				late.Store(l)
-				defer func() { <-l.answered }()
+				defer func() {
+					select {
+					case <-l.answered:
+					case <-n.t.Context().Done():
+					}
+				}()
 			}
 		}
 		n.requests.pass()

@@ -41,9 +41,8 @@ func TestTwoInstallationsBesideOneKafka(t *testing.T) {
 	order.sees("first", 1, contract.StatusNew)
 	stagedOrder.sees("both", 2, "Staged")
 	stagedOrder.sees("staged", 1, contract.StatusNew)
-	audit := "/order/getAllOrderIdsFromTopic?topicName=" + contract.TopicCreated
 	for p, other := range map[*process]string{order: "staged", stagedOrder: "first"} {
-		got := do(t, http.MethodGet, p.api+audit, "")
+		got := p.audit(contract.TopicCreated)
 		if got.status != http.StatusOK || !strings.Contains(got.body, `"both"`) || strings.Contains(got.body, other) {
 			t.Errorf("an audit lacks an order of its own installation, or has one of the other: %d %s",
 				got.status, got.body)

@@ -71,12 +71,13 @@ func startLoad(
 	for _, f := range set {
 		f(l)
 	}
+	news := l.news // which end clears
 	for n := range clients {
 		l.clients.Go(func() { l.requests(ctx, n) })
 	}
 	for range 2 {
 		if order != "" {
-			l.followers.Go(l.follow)
+			l.followers.Go(func() { l.follow(news) })
 		}
 	}
 	return l
@@ -257,8 +258,8 @@ func (l *load) operate(o *faults.Operation, key string, rng *rand.Rand) {
 }
 
 // follow looks up what was accepted, and then the same order as it is.
-func (l *load) follow() {
-	for want := range l.news {
+func (l *load) follow(news <-chan faults.Lookup) {
+	for want := range news {
 		l.lookUp(want.Order, want.Version)
 		l.lookUp(want.Order, 0)
 	}

@@ -46,7 +46,7 @@ func TestStalledMember(t *testing.T) {
 	}
 
 	stalled.signal(syscall.SIGCONT)
-	eventually(t, 30*time.Second, "both members share the partitions", func() (bool, string) {
+	eventually(t, patience, "both members share the partitions", func() (bool, string) {
 		a, b := stalled.metric("order_assigned_partitions"), other.metric("order_assigned_partitions")
 		return a == 12 && b == 12, fmt.Sprint(a, b)
 	})
@@ -57,6 +57,11 @@ func TestStalledMember(t *testing.T) {
 		cart.update(id(n), "shared")
 	}
 	other.stop()
+	// Until it has them all, it may still be ready, and stop to be so in a moment.
+	eventually(t, patience, "the member that slept has all partitions", func() (bool, string) {
+		here, elsewhere := stalled.metric("order_assigned_partitions"), stalled.metric("order_partitions_elsewhere")
+		return here == 24 && elsewhere == 0, fmt.Sprint(here, elsewhere)
+	})
 	stalled.ready()
 	for n := range orders {
 		stalled.sees(id(n), 3, "shared")

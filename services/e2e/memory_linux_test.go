@@ -95,19 +95,26 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 		}
 		return err == nil, fmt.Sprint(err)
 	})
+	const within = 8 * time.Minute
 	var audits sync.WaitGroup
+	defer audits.Wait()
 	for _, topic := range []string{contract.TopicCreated, contract.TopicUpdated} {
 		audits.Go(func() {
 			url := order.api + "/order/getAllOrderIdsFromTopic?topicName=" + topic
-			eventually(t, 3*time.Minute, "an audit of "+topic, func() (bool, string) {
+			total := fmt.Sprintf("'%s': %d", topic, wanted[topic])
+			for deadline := time.Now().Add(within); !t.Failed(); time.Sleep(10 * time.Millisecond) {
 				got, err := send(http.MethodGet, url, "")
-				total := fmt.Sprintf("'%s': %d", topic, wanted[topic])
-				complete := err == nil && got.status == http.StatusOK && strings.Contains(got.body, total)
-				return complete, fmt.Sprintf("%v, %d %.200s", err, got.status, got.body)
-			})
+				if err == nil && got.status == http.StatusOK && strings.Contains(got.body, total) {
+					return
+				}
+				if time.Now().After(deadline) {
+					// Fatal, and so eventually, is not allowed here.
+					t.Errorf("no audit of %s within %s; last: %v, %d %.200s", topic, within, err, got.status, got.body)
+				}
+			}
 		})
 	}
-	order.readyIn(8 * time.Minute)
+	order.readyIn(within)
 	audits.Wait()
 	if got := order.metric(`order_dead_letters_total\{reason="unreadable"\}`); got != float64(letters) {
 		t.Errorf("%v dead letters of unreadable batches, want %d", got, letters)
@@ -117,7 +124,7 @@ func TestTheLargestBatchesFitIntoTheChartsMemory(t *testing.T) {
 	order.stop()
 
 	cart := newCart(t, kafka.Addr, "GOMEMLIMIT="+memory["cart"].goLimit).lean().start()
-	cart.readyIn(3 * time.Minute)
+	cart.readyIn(within)
 	fits(t, cart, memory["cart"])
 	cart.stop()
 }
@@ -130,8 +137,12 @@ func passedWithoutRaceDetector(t *testing.T) bool {
 	if len(raceFlags) == 0 {
 		return false
 	}
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-v", "-run", "^"+t.Name()+"$", ".").
-		CombinedOutput()
+	var left time.Duration // 0: without a limit, as here
+	if deadline, is := t.Deadline(); is {
+		left = time.Until(deadline)
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-v", "-timeout", left.String(),
+		"-run", "^"+t.Name()+"$", ".").CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
 		t.Error(err)

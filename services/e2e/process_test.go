@@ -419,3 +419,13 @@ func eventually(t testing.TB, within time.Duration, what string, holds func() (o
 		}
 	}
 }
+
+// quickest tries something until it takes no longer than enough, tries times at most: a busy machine may be slow
+// once. Each try returns how long it took, and quickest returns the shortest time.
+func quickest(tries int, enough time.Duration, try func() time.Duration) time.Duration {
+	best := try()
+	for n := 1; n < tries && best > enough; n++ {
+		best = min(best, try())
+	}
+	return best
+}

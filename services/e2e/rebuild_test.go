@@ -127,7 +127,7 @@ func TestRecreatedTopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	declare(t, kafka.Addr)
-	eventually(t, 30*time.Second, "the new topic is noticed", func() (bool, string) {
+	eventually(t, patience, "the new topic is noticed", func() (bool, string) {
 		return order.metric("order_topics_recreated_total") > 0, ""
 	})
 	testenv.Produce(t, kafka.Addr, message("old-0", "by another producer", "Returned", 3))
@@ -204,7 +204,7 @@ func TestRecordsThatReplaceAnOrderAreNotSilent(t *testing.T) {
 	// The way back that the runbook describes.
 	cart.stop()
 	restore(t, backup, cart.dir)
-	cart.start().ready()
+	cart.start().ready().compares()
 	cart.republish()
 	order.sees("erased", 1, contract.StatusNew)
 	order.sees("garbled", 2, "Shipped")

@@ -147,7 +147,7 @@ func TestRecordsOfAnyKind(t *testing.T) {
 		awaitRead(t, kafka.Addr, order)
 		order.sees("good", 2, "Shipped")
 		var letters []testenv.Record
-		eventually(t, 30*time.Second, "the dead letters are there", func() (bool, string) {
+		eventually(t, patience, "the dead letters are there", func() (bool, string) {
 			letters = testenv.ReadAll(t, kafka.Addr, contract.TopicDeadLetter)
 			return len(letters) >= len(bad), fmt.Sprint(len(letters))
 		})
@@ -170,7 +170,7 @@ func TestRecordsOfAnyKind(t *testing.T) {
 	})
 
 	t.Run("the audit lists each order once, at its highest version", func(t *testing.T) {
-		got := do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicUpdated, "")
+		got := order.audit(contract.TopicUpdated)
 		var audit struct {
 			Message string
 			Orders  []struct {
@@ -204,7 +204,7 @@ func readInSteps(t *testing.T, kafka string, order *process, ms ...contract.Mess
 	for _, m := range ms {
 		read := order.metric("order_apply_batch_records_sum")
 		testenv.Produce(t, kafka, m)
-		eventually(t, 30*time.Second, "Order has read one more record", func() (bool, string) {
+		eventually(t, patience, "Order has read one more record", func() (bool, string) {
 			n := order.metric("order_apply_batch_records_sum")
 			return n > read, fmt.Sprint(n)
 		})
@@ -328,7 +328,7 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 			if rows := order.metric("order_outbox_rows"); rows != bad {
 				t.Errorf("order_outbox_rows is %v, want the %d dead letters", rows, bad)
 			}
-			eventually(t, 30*time.Second, "the failure is counted", func() (bool, string) {
+			eventually(t, patience, "the failure is counted", func() (bool, string) {
 				return order.metric("order_delivery_failures_total") > 0, ""
 			})
 			if got := do(t, http.MethodGet, order.ops+"/metrics", "").body; !strings.Contains(got, tt.code) {
@@ -344,7 +344,7 @@ func TestDeadLetterTopicRefuses(t *testing.T) {
 				redeclare(contract.Topics()...)
 			}
 			order.ready()
-			eventually(t, time.Minute, "the dead letters are out", func() (bool, string) {
+			eventually(t, patience, "the dead letters are out", func() (bool, string) {
 				rows := order.metric("order_outbox_rows")
 				return rows == 0, fmt.Sprint(rows)
 			})

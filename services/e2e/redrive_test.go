@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/testenv"
@@ -23,7 +22,7 @@ func TestDeadLettersAreRedriven(t *testing.T) {
 		testenv.Produce(t, kafka.Addr,
 			contract.Message{Topic: contract.TopicUpdated, Key: []byte(key), Value: []byte("{")})
 	}
-	eventually(t, 30*time.Second, "both are dead letters", func() (bool, string) {
+	eventually(t, patience, "both are dead letters", func() (bool, string) {
 		n := len(testenv.ReadAll(t, kafka.Addr, contract.TopicDeadLetter))
 		return n == 2, fmt.Sprint(n)
 	})

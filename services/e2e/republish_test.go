@@ -106,8 +106,13 @@ func TestARepublicationIsHarmless(t *testing.T) {
 
 	// The client goes away while Kafka does.
 	kafka.Stop()
-	impatient := http.Client{Timeout: time.Second}
-	resp, err := impatient.Post(cart.ops+"/republish", "", nil)
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, cart.ops+"/republish", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +120,8 @@ func TestARepublicationIsHarmless(t *testing.T) {
 	if again := do(t, http.MethodPost, cart.ops+"/republish", ""); again.status != http.StatusConflict {
 		t.Errorf("a second republication at the same time: %d %s, want 409", again.status, again.body)
 	}
-	eventually(t, 30*time.Second, "the republication ends with its connection", func() (bool, string) {
+	leave()
+	eventually(t, patience, "the republication ends with its connection", func() (bool, string) {
 		return strings.Contains(cart.log(), "the orders are not all published again"), ""
 	})
 	if err := kafka.StartAgain(t.Context()); err != nil {
@@ -149,7 +155,7 @@ func TestACopyMadeDuringARepublicationCanBeRestored(t *testing.T) {
 			resp.Body.Close()
 		}
 	}()
-	eventually(t, 30*time.Second, "the order is in the outbox again", func() (bool, string) {
+	eventually(t, patience, "the order is in the outbox again", func() (bool, string) {
 		return cart.metric("cart_outbox_rows") == 1, ""
 	})
 	cart.kill()
@@ -260,7 +266,7 @@ func (p *process) republishAlways() (stop func() int) {
 }
 
 // updateAll updates orders one after the other, again and again, until stop is called. stop returns
-// how many updates were accepted.
+// how many updates were accepted. The end of the test stops it too.
 func updateAll(t *testing.T, cart *process, orders int, id func(int) string) (stop func() int64) {
 	t.Helper()
 	var updating sync.WaitGroup
@@ -289,11 +295,14 @@ func updateAll(t *testing.T, cart *process, orders int, id func(int) string) (st
 			}
 		})
 	}
-	return func() int64 {
+	stop = sync.OnceValue(func() int64 {
 		close(done)
 		updating.Wait()
 		return accepted.Load()
-	}
+	})
+	// The end of the test kills Cart after that.
+	t.Cleanup(func() { stop() })
+	return stop
 }
 
 // sameAfterARebuild rebuilds both stores from Kafka and compares them, order by order, with those

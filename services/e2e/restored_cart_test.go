@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
@@ -28,7 +27,7 @@ func TestARestoredCartAdoptsWhatWasPublishedSince(t *testing.T) {
 	cart.stop()
 	restore(t, backup, cart.dir)
 
-	cart.start().ready()
+	cart.start().ready().compares()
 	if v := cart.update("old", "after the restore"); v != 3 {
 		t.Errorf("the restored Cart gives version %d, want 3", v)
 	}
@@ -118,14 +117,14 @@ func TestCartNoticesThatItsRecordsAreGone(t *testing.T) {
 	if err := localkafka.DeleteTopic(t.Context(), kafka.Addr, contract.TopicCreated); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "the topic is recreated", func() (bool, string) {
+	eventually(t, patience, "the topic is recreated", func() (bool, string) {
 		err := localkafka.CreateTopics(t.Context(), kafka.Addr, contract.Topics()[:1], 1)
 		if err != nil {
 			return false, err.Error()
 		}
 		return true, ""
 	})
-	cart.start().ready()
+	cart.start().ready().compares()
 	// Offsets do not tell the markers of transactions from the record.
 	if got := cart.metric("cart_published_records_lost_total"); got < 1 {
 		t.Errorf("cart_published_records_lost_total is %v, want 1 or more", got)
@@ -134,10 +133,19 @@ func TestCartNoticesThatItsRecordsAreGone(t *testing.T) {
 		t.Error("the log does not say so")
 	}
 	cart.create("next")
-	eventually(t, 30*time.Second, "Cart publishes", func() (bool, string) {
+	eventually(t, patience, "Cart publishes", func() (bool, string) {
 		return len(testenv.ReadAll(t, kafka.Addr, contract.TopicCreated)) == 1, ""
 	})
 	cart.stop()
+}
+
+// compares waits until Cart has compared its store with the topics. If Kafka is slow, Cart is ready before that.
+func (p *process) compares() {
+	p.t.Helper()
+	eventually(p.t, patience, p.name+" has compared its store with the topics", func() (bool, string) {
+		got, err := send(http.MethodPost, p.ops+"/republish?orderId=no-such-order", "")
+		return err == nil && got.status != http.StatusServiceUnavailable, got.body
+	})
 }
 
 // copyOf copies the data directory of a service that does not run.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/localkafka"
@@ -37,7 +36,7 @@ func TestKafkaIsRestoredFromAnOldCopy(t *testing.T) {
 			}
 			sees := func(kind string, count int) {
 				t.Helper()
-				eventually(t, 30*time.Second, "Order knows all orders "+kind, func() (bool, string) {
+				eventually(t, patience, "Order knows all orders "+kind, func() (bool, string) {
 					found := 0
 					for n := range count {
 						target := order.api + "/order/order-details?orderId=" + id(kind, n)
@@ -50,8 +49,7 @@ func TestKafkaIsRestoredFromAnOldCopy(t *testing.T) {
 			}
 			audit := func(want int) {
 				t.Helper()
-				got := do(t, http.MethodGet,
-					order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
+				got := order.audit(contract.TopicCreated)
 				if !strings.Contains(got.body, fmt.Sprintf("'%s': %d", contract.TopicCreated, want)) {
 					t.Errorf("audit: %.200s, want %d orders", got.body, want)
 				}

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -149,8 +148,7 @@ func (d *damaged) skipped(asked *process) {
 	d.goesOn(1)
 	d.skip(asked, 0, at+": skipped already\n", at, "-confirm")
 
-	audit := do(d, http.MethodGet,
-		asked.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
+	audit := asked.audit(contract.TopicCreated)
 	if want := fmt.Sprintf("'%s': %d\"", contract.TopicCreated, 1+len(d.behind)); !strings.Contains(audit.body, want) {
 		d.Errorf("audit: %d %.200s, want %q", audit.status, audit.body, want)
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"ordersystem.dev/services/contract"
 	"ordersystem.dev/services/internal/testenv"
@@ -20,9 +19,6 @@ func TestWhatAnOpenTransactionWithholdsIsWaitedFor(t *testing.T) {
 	kafka, cart, order := startSystem(t)
 	cart.create("before")
 	order.sees("before", 1, "new")
-	audit := func() reply {
-		return do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
-	}
 
 	abort := testenv.Hang(t, kafka.Addr, contract.TopicCreated, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 	const orders = 40
@@ -30,17 +26,18 @@ func TestWhatAnOpenTransactionWithholdsIsWaitedFor(t *testing.T) {
 	for n := range orders {
 		cart.create(id(n))
 	}
-	eventually(t, time.Minute, "Cart's outbox is empty", func() (bool, string) {
+	eventually(t, patience, "Cart's outbox is empty", func() (bool, string) {
 		rows := cart.metric("cart_outbox_rows")
 		return rows == 0, fmt.Sprint(rows)
 	})
 	const why = "waiting for an open transaction on " + contract.TopicCreated + "/"
 	// The lag of an Order that had caught up counts what it cannot read.
-	eventually(t, 30*time.Second, "Order knows what is withheld", func() (bool, string) {
+	eventually(t, patience, "Order knows what is withheld", func() (bool, string) {
 		lag := order.metric("order_consumer_lag")
 		return lag >= orders && order.metric("order_withheld_seconds") > 0, fmt.Sprint("lag ", lag)
 	})
-	if got := audit(); got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, why) {
+	if got := do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated,
+		""); got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, why) {
 		t.Errorf("an audit of what is withheld: %d %.300s, want 503 with %q", got.status, got.body, why)
 	}
 
@@ -69,8 +66,9 @@ func TestWhatAnOpenTransactionWithholdsIsWaitedFor(t *testing.T) {
 	for n := range orders {
 		order.sees(id(n), 1, "new")
 	}
-	if want := fmt.Sprintf("'%s': %d", contract.TopicCreated, orders+1); !strings.Contains(audit().body, want) {
-		t.Errorf("the audit is not complete: %.300s, want %s", audit().body, want)
+	audit := order.audit(contract.TopicCreated).body
+	if want := fmt.Sprintf("'%s': %d", contract.TopicCreated, orders+1); !strings.Contains(audit, want) {
+		t.Errorf("the audit is not complete: %.300s, want %s", audit, want)
 	}
 	for _, p := range []*process{cart, order} {
 		if !strings.Contains(p.log(), "kafka-transactions.sh find-hanging") {

@@ -126,9 +126,13 @@ func (i *installation) stopConsumer(t *testing.T) {
 		`jsonpath={.status.conditions[?(@.type=="Consuming")].reason}`); reason != "Stopped" {
 		t.Errorf("the reason is %q, want Stopped", reason)
 	}
-	if age, _ := i.prometheus.value(t,
-		`max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`); age < 55 ||
-		age > time.Since(begin).Seconds()+1 {
+	var age float64
+	// A slow scrape leaves no value for a moment.
+	eventually(t, 30*time.Second, "the age of the first unread record is known", func() (is bool, state string) {
+		age, is = i.prometheus.value(t, `max(kafka_consumergroup_lag_seconds{consumergroup="order-service"})`)
+		return is, ""
+	})
+	if age < 55 || age > time.Since(begin).Seconds()+1 {
 		t.Errorf("the first unread record is %.1f s old, want about %.1f", age, time.Since(begin).Seconds())
 	}
 	const alert = `ALERTS{alertname="ConsumerGroupStopped",consumergroup="order-service"}`

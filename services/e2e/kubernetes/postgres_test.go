@@ -161,12 +161,23 @@ func (i *installation) evict(t *testing.T) {
 			_, err := i.try(t.Context(), text, "kubectl", "create", "--raw", path, "-f", "-")
 			return err
 		}
-		pods := i.pods(t, s)
-		if err := evict(pods[0]); err != nil {
-			t.Errorf("the first pod of %s cannot be evicted: %v", s.name, err)
+		eventually(t, time.Minute, "one pod of "+s.name+" may be evicted", func() (bool, string) {
+			allowed := i.kubectl(t, "get", "poddisruptionbudget", "orders-"+s.name, "-o",
+				"jsonpath={.status.disruptionsAllowed}")
+			return allowed == "1", allowed
+		})
+		results := make(chan error, 2)
+		for _, pod := range i.pods(t, s)[:2] {
+			go func() { results <- evict(pod) }()
 		}
-		if err := evict(pods[1]); err == nil || !strings.Contains(err.Error(), "disruption budget") {
-			t.Errorf("the second pod of %s is evicted with the first: %v", s.name, err)
+		one, other := <-results, <-results
+		if one != nil {
+			one, other = other, one
+		}
+		if one != nil {
+			t.Errorf("no pod of %s can be evicted: %v, %v", s.name, one, other)
+		} else if other == nil || !strings.Contains(other.Error(), "disruption budget") {
+			t.Errorf("the second pod of %s is evicted with the first: %v", s.name, other)
 		}
 		i.rollReady(t)
 	}

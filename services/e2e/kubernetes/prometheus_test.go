@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -316,15 +315,16 @@ func (c *cluster) serve(t *testing.T, program string, args ...string) (address s
 // series has the values of samples by their labels, as Prometheus prints them.
 type series map[string]float64
 
-// query evaluates an expression now.
+// query evaluates an expression now. A busy machine may need another try.
 func (p *prometheus) query(t *testing.T, expression string) series {
 	t.Helper()
-	resp, err := browser.PostForm(p.url+"/api/v1/query", url.Values{"query": {expression}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
+	var got reply
+	eventually(t, 30*time.Second, "Prometheus evaluates "+expression, func() (bool, string) {
+		var err error
+		got, err = send(t.Context(), http.MethodPost, p.url+"/api/v1/query",
+			url.Values{"query": {expression}}.Encode(), "Content-Type", "application/x-www-form-urlencoded")
+		return err == nil && got.status == http.StatusOK, fmt.Sprint(got.status, got.body, err)
+	})
 	var response struct {
 		Data struct {
 			Result []struct {
@@ -333,11 +333,8 @@ func (p *prometheus) query(t *testing.T, expression string) series {
 			}
 		}
 	}
-	if err == nil {
-		err = json.Unmarshal(text, &response)
-	}
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %d %v %s", expression, resp.StatusCode, err, text)
+	if err := json.Unmarshal([]byte(got.body), &response); err != nil {
+		t.Fatalf("%s: %v %s", expression, err, got.body)
 	}
 	found := series{}
 	for _, r := range response.Data.Result {
