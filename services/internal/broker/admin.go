@@ -293,6 +293,9 @@ func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicIn
 	defer a.mu.RUnlock()
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
+	if err := a.client.reach(ctx); err != nil {
+		return nil, fmt.Errorf("describe topics: %w", err)
+	}
 	result, err := a.client.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames(names),
 		kafka.SetAdminRequestTimeout(adminTimeout))
 	if err != nil {
@@ -356,6 +359,9 @@ func (a *Admin) offsets(
 		}
 		if len(ask) == 0 {
 			return offsets, nil
+		}
+		if err := a.client.reach(ctx); err != nil {
+			return nil, fmt.Errorf("list offsets: %w", err)
 		}
 		result, err := a.client.admin.ListOffsets(ctx, ask,
 			kafka.SetAdminIsolationLevel(level), kafka.SetAdminRequestTimeout(adminTimeout))

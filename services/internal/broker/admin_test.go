@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,6 +93,42 @@ func TestAdminReportsThatKafkaIsUnreachable(t *testing.T) {
 	defer cancel()
 	if _, err := admin(t, addr).Topics(ctx, "topic"); err == nil {
 		t.Error("no error after the context's end")
+	}
+}
+
+// While Kafka is away, look-ups that wait for it do not keep a processor busy: librdkafka would connect again and
+// again.
+func TestAdminWaitsForKafkaWithoutWork(t *testing.T) {
+	// Not beside other tests, whose work would count.
+	k := testenv.StartKafka(t)
+	topic := testenv.NewTopic(t, k.Addr, 1)
+	a := admin(t, k.Addr)
+	if _, err := a.Topics(t.Context(), topic); err != nil {
+		t.Fatal(err)
+	}
+	k.Stop()
+	poll(t, "the client knows that Kafka is away", a.client.away.Load)
+	used := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before, begin := used(), time.Now()
+	for range 3 {
+		if _, err := a.Topics(t.Context(), topic); err == nil {
+			t.Error("a look-up without Kafka has a result")
+		}
+	}
+	if cpu, took := used()-before, time.Since(begin); cpu > took/10 {
+		t.Errorf("%s of a processor in %s, want a tenth at most", cpu, took)
+	}
+	if err := k.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Topics(t.Context(), topic); err != nil {
+		t.Errorf("a look-up with Kafka back: %v", err)
 	}
 }
 

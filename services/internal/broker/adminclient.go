@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"ordersystem.dev/services/internal/backoff"
 )
 
 // adminClient is one client of an Admin, made with one set of TLS files.
@@ -19,6 +22,8 @@ type adminClient struct {
 	files   *pems
 	logs    *logs
 	trouble *trouble
+	// away is set when all brokers are, until one responds again.
+	away atomic.Bool
 	// done is closed when the last event has been read.
 	done chan struct{}
 }
@@ -42,6 +47,9 @@ func newAdminClient(
 		defer close(c.done)
 		for event := range c.carrier.Events() {
 			if e, ok := event.(kafka.Error); ok {
+				if is(e, kafka.ErrAllBrokersDown) {
+					c.away.Store(true)
+				}
 				c.trouble.report(e)
 			}
 		}
@@ -57,6 +65,21 @@ func (c *adminClient) close() {
 	c.carrier.Close()
 	c.logs.close()
 	<-c.done
+}
+
+// reach waits for a broker, after all were away. Each request has to come behind it: one that waits for a broker
+// inside of librdkafka 2.15 has that connect thousands of times a second, as soon as the attempt before has failed and
+// without reconnect.backoff.ms (rd_kafka_broker_find_by_nodeid0, RD_KAFKA_OP_CONNECT). That takes most of a processor,
+// and other clients of this process come back late. A look-up of the brokers connects at its pace.
+func (c *adminClient) reach(ctx context.Context) error {
+	for c.away.Load() {
+		if _, err := c.admin.GetMetadata(nil, false, int(pollWait.Milliseconds())); err == nil {
+			c.away.Store(false)
+		} else if !backoff.Sleep(ctx, pollWait) {
+			return c.explained(ctx.Err())
+		}
+	}
+	return nil
 }
 
 // explained returns an *UnreachableError if no broker responded, with the reason that the client
