@@ -107,7 +107,7 @@ func (s *server) respond(w http.ResponseWriter, r *http.Request, done string, de
 		order, err = s.commits.submit(r.Context(), c)
 	}
 	if err != nil {
-		p := problem(err, c.orderID)
+		p := problem(err, c.orderID).UnlessGone(r, err)
 		if p.Status == http.StatusInternalServerError {
 			s.log.Error("request", "path", r.URL.Path, "err", err)
 		}

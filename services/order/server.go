@@ -67,9 +67,8 @@ func (s *server) respond(handle func(http.ResponseWriter, *http.Request) error) 
 		if err == nil {
 			return
 		}
-		p := problem(err)
-		// If the client has gone, the error is only that.
-		if p.Status == http.StatusInternalServerError && r.Context().Err() == nil {
+		p := problem(err).UnlessGone(r, err)
+		if p.Status == http.StatusInternalServerError {
 			s.log.Error("request", "path", r.URL.Path, "err", err)
 		}
 		p.Write(w, r)

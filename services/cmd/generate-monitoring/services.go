@@ -265,7 +265,8 @@ func requestRow(job string) row {
 		{
 			kind: "timeseries", title: "Responses", width: 6, unit: "reqps", stacked: true,
 			about: "By status code. \"aborted\" is a connection that the service broke off by a fault of its own. " +
-				"\"gone\" is a client that left before the end of the response, or took it too slowly.",
+				"\"gone\" is a client that left before the end of the response, or took it too slowly; " +
+				"a failure of the service keeps its code.",
 			queries: []query{{expr: requests("code"), legend: "{{code}}"}},
 		},
 		{

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -15,6 +17,15 @@ type Problem struct {
 	Text string
 	// RetryAfter is when it may be worth trying again; with 0 the response has no such header.
 	RetryAfter time.Duration
+}
+
+// UnlessGone returns p, or, if err is only that the client of r has left, a response that nobody reads. RFC 9110 has
+// no status for that; 499 is nginx's. It keeps what failed for the client's sake apart from failures of the service.
+func (p Problem) UnlessGone(r *http.Request, err error) Problem {
+	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		return Problem{Status: 499, Text: "The client has closed the connection."}
+	}
+	return p
 }
 
 // Write writes the text, or problem details (RFC 9457) when the client wants JSON.

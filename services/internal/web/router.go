@@ -111,8 +111,8 @@ func FoldCase(h http.Handler) http.Handler {
 }
 
 // measure records the duration of each request. A request whose handler panics, which breaks the
-// connection, has the code "aborted". One whose client has left before its end has the code "gone": whatever
-// the handler made of that, nobody has it.
+// connection, has the code "aborted". One whose client has left before its end has the code "gone", unless the
+// service failed all the same: a client that waits for less time than the service must not hide that.
 func measure(
 	durations *prometheus.HistogramVec, route, method string, next http.HandlerFunc,
 ) http.HandlerFunc {
@@ -121,7 +121,7 @@ func measure(
 		sw := statusWriter{ResponseWriter: w, status: http.StatusOK}
 		code := "aborted"
 		defer func() {
-			if r.Context().Err() != nil {
+			if r.Context().Err() != nil && sw.status < http.StatusInternalServerError {
 				code = "gone"
 			}
 			durations.WithLabelValues(route, method, code).Observe(time.Since(start).Seconds())

@@ -2,6 +2,8 @@ package web_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -60,6 +62,41 @@ func TestRoutesIgnoreCase(t *testing.T) {
 			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/order/break", nil))
 		}()
 	}
+	// Nothing that a client makes up becomes a label.
+	want := map[string]uint64{
+		"200 GET /order/find": 5, "404 other other": 3, "aborted GET /order/break": 1, "gone GET /order/break": 1,
+		"405 other other": 1,
+	}
+	if diff := cmp.Diff(want, counted(t, reg)); diff != "" {
+		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
+	}
+}
+
+// A client that has left hides no failure. What failed because it left is none.
+func TestAFailureCountsWithoutItsClient(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	h := web.Routes{{Method: "GET", Path: "/order/fail", Handler: func(w http.ResponseWriter, r *http.Request) {
+		err := errors.New("the database is away")
+		if r.URL.RawQuery == "ended" {
+			err = fmt.Errorf("read the order: %w", r.Context().Err())
+		}
+		web.Problem{Status: 503, Text: err.Error()}.UnlessGone(r, err).Write(w, r)
+	}}}.Handler(reg)
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	for _, target := range []string{"/order/fail", "/order/fail?ended"} {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(left, "GET", target, nil))
+	}
+	want := map[string]uint64{"503 GET /order/fail": 1, "gone GET /order/fail": 1}
+	if diff := cmp.Diff(want, counted(t, reg)); diff != "" {
+		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
+	}
+}
+
+// counted returns how many requests were counted, by code, method and route.
+func counted(t *testing.T, reg *prometheus.Registry) map[string]uint64 {
+	t.Helper()
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -72,12 +109,5 @@ func TestRoutesIgnoreCase(t *testing.T) {
 		}
 		got[strings.Join(labels, " ")] = m.GetHistogram().GetSampleCount()
 	}
-	// Nothing that a client makes up becomes a label.
-	want := map[string]uint64{
-		"200 GET /order/find": 5, "404 other other": 3, "aborted GET /order/break": 1, "gone GET /order/break": 1,
-		"405 other other": 1,
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("requests counted by code, method and route (-want +got):\n%s", diff)
-	}
+	return got
 }
