@@ -124,6 +124,8 @@ func (f *alone) verify(l *load) {
 		rows := f.order.metric("order_outbox_rows")
 		return rows == 0, fmt.Sprint(rows)
 	})
+	l.redrive(f.T, f.kafka.Addr, f.cart)
+	settle(f, f.kafka.Addr, f.cart, f.order)
 	l.audit()
 	if found := reconcile(f.T, f.kafka.Addr, f.cart, f.order, 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)

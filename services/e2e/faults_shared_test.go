@@ -156,6 +156,8 @@ func (f *shared) verify(l *load) {
 		err := f.db.QueryRow("SELECT count(*) FROM order_view.outbox").Scan(&rows)
 		return err == nil && rows == 0, fmt.Sprint(rows, err)
 	})
+	l.redrive(f.T, f.kafka, f.carts.members()[0])
+	f.settle()
 	l.audit()
 	if found := reconcile(f.T, f.kafka, f.carts.members()[0], f.orders.members()[0], 0); len(found) > 0 {
 		f.Errorf("the stores and the topics differ: %v", found)

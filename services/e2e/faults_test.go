@@ -56,6 +56,7 @@ func compactedSoon() []contract.Topic {
 var foreignKinds = []faults.Kind{
 	{Name: "open transaction", Longest: 2 * time.Second},
 	{Name: "record that is no order"},
+	{Name: "record in the place of an order"},
 }
 
 // faulty is a system to which faults are done.
@@ -147,11 +148,12 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule, 
 			time.Sleep(fault.For)
 			abort()
 		case "record that is no order":
-			key := fmt.Sprint("poison-", len(l.poison))
-			l.poison = append(l.poison, key)
-			testenv.Produce(t, f.kafkaAddr(), contract.Message{
-				Topic: contract.TopicUpdated, Key: []byte(key), Value: []byte("{"),
-			})
+			l.spoil(f.kafkaAddr(), fmt.Sprint("poison-", len(l.poison)))
+		case "record in the place of an order":
+			if id := l.updated(); id != "" {
+				l.replaced = append(l.replaced, id)
+				l.spoil(f.kafkaAddr(), id)
+			}
 		default:
 			f.do(fault, l)
 		}
@@ -168,6 +170,36 @@ func underFaults(t *testing.T, seed uint64, f faulty, schedule faults.Schedule, 
 	t.Logf("the orders were published again %d times", republished())
 	lag.check(l.faults)
 	f.verify(l)
+}
+
+// spoil produces a record that is no order.
+func (l *load) spoil(kafka, key string) {
+	l.t.Helper()
+	l.poison = append(l.poison, key)
+	testenv.Produce(l.t, kafka, contract.Message{Topic: contract.TopicUpdated, Key: []byte(key), Value: []byte("{")})
+}
+
+// updated returns the order of the last accepted update, or "" if there was none yet.
+func (l *load) updated() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range slices.Backward(l.operations) {
+		if o.Outcome == faults.Accepted && !o.Create {
+			return o.Order
+		}
+	}
+	return ""
+}
+
+// redrive has orderctl bring back the orders in the place of which there are records that are no orders.
+func (l *load) redrive(t *testing.T, kafka string, cart *process) {
+	t.Helper()
+	for _, id := range l.replaced {
+		code, stdout, stderr := orderctl(t, kafka, "dead-letters", "redrive", "-cart", cart.ops, "-key", id, "-confirm")
+		if code != 0 || !strings.Contains(stdout, "published") {
+			t.Errorf("redrive of %s: exit code %d: %s%s", id, code, stdout, stderr)
+		}
+	}
 }
 
 // audit notes how many orders Order finds in each topic.

@@ -43,11 +43,12 @@ type load struct {
 	underWay sync.RWMutex
 
 	mu sync.Mutex
-	// faults are those that were done, poison has the keys of records that are no orders, and audits how many
-	// orders were found in each topic at the end.
-	faults []faults.Span
-	poison []string
-	audits map[string]int
+	// faults are those that were done, poison has the keys of records that are no orders, replaced those that are of
+	// an order, and audits how many orders were found in each topic at the end.
+	faults   []faults.Span
+	poison   []string
+	replaced []string
+	audits   map[string]int
 	// tail has the records of the topics. If it is nil, they are read at the end.
 	tail       *testenv.Tail
 	operations []faults.Operation

@@ -118,15 +118,26 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		p.kill()
 		log := p.log()
+		var stacks string
+		if t.Failed() && p.running() {
+			// A Go program then writes what each goroutine does, and ends.
+			p.signal(syscall.SIGQUIT)
+			select {
+			case <-p.done:
+			case <-time.After(10 * time.Second):
+			}
+			stacks = p.log()[len(log):]
+		}
+		p.kill()
+		log = strings.TrimSuffix(p.log(), stacks)
 		for _, sign := range []string{"DATA RACE", "panic: ", "\nfatal error: "} {
 			if at := strings.Index(log, sign); at >= 0 {
 				t.Errorf("%s logged %q: %.4000s", p.name, sign, log[at:])
 			}
 		}
 		if t.Failed() {
-			t.Logf("the end of the log of %s:\n%s", p.name, log[max(0, len(log)-6000):])
+			t.Logf("the end of the log of %s:\n%s\n%.60000s", p.name, log[max(0, len(log)-6000):], stacks)
 		}
 	})
 	return p

@@ -99,7 +99,8 @@ type Evidence struct {
 	Ends map[TopicPartition]int64
 	// Letters are those of the dead-letter topic.
 	Letters []testenv.Record
-	// Poison has the keys of records that were written to be no orders. Each has to be a dead letter.
+	// Poison has the keys of records that were written to be no orders. Each has to be a dead letter. It may be the key
+	// of an order; then a version has to come behind that record, because compaction keeps the last one.
 	Poison []string
 	Cart   map[string]StoredOrder
 	// Audits are how many orders Order has found in each topic.
@@ -139,10 +140,15 @@ func (v Violation) String() string {
 type Checker struct {
 	Evidence
 	events []Event
+	// spoiled has the offset of the last record that is no order.
+	spoiled map[orderIn]int64
 	// ByOrder holds the first record of each event, ordered by version.
 	ByOrder map[string][]*Event
 	Found   []Violation
 }
+
+// orderIn is an order in a topic.
+type orderIn struct{ Order, Topic string }
 
 func (c *Checker) add(kind, order, format string, args ...any) {
 	c.Found = append(c.Found, Violation{kind, order, fmt.Sprintf(format, args...)})
@@ -164,14 +170,15 @@ func Check(e Evidence) []Violation {
 
 // NewChecker returns a checker that has decoded the records.
 func NewChecker(e Evidence) *Checker {
-	c := &Checker{Evidence: e, ByOrder: map[string][]*Event{}}
+	c := &Checker{Evidence: e, ByOrder: map[string][]*Event{}, spoiled: map[orderIn]int64{}}
 	seen := map[string]*Event{}
 	poison := make(map[string]bool)
 	for _, key := range c.Poison {
 		poison[key] = true
 	}
 	for i := range c.Records {
-		if poison[string(c.Records[i].Key)] {
+		if r := &c.Records[i]; poison[string(r.Key)] && !json.Valid(r.Value) {
+			c.spoiled[orderIn{string(r.Key), r.Topic}] = r.Offset
 			continue
 		}
 		e, err := Parse(&c.Records[i])
@@ -238,12 +245,11 @@ func Parse(r *testenv.Record) (Event, error) {
 
 // Topics compares the records with each other: partitions, versions and their order.
 func (c *Checker) Topics() {
-	type key struct{ Order, Topic string }
-	newest, last := map[key]int64{}, map[key]int64{}
+	newest, last := map[orderIn]int64{}, map[orderIn]*Event{}
 	partition, seen := map[string]int32{}, map[string]bool{}
 	for i := range c.events {
 		e := &c.events[i]
-		k := key{e.Order, e.Record.Topic}
+		k := orderIn{e.Order, e.Record.Topic}
 		if p, ok := partition[e.Order]; ok && p != e.Record.Partition {
 			c.add("two partitions", e.Order, "it is in %d and %d", p, e.Record.Partition)
 		}
@@ -254,16 +260,19 @@ func (c *Checker) Topics() {
 			c.add("version went back", e.Order, "in %s: %d after %d", e.Record.Topic, e.Version, newest[k])
 		}
 		seen[e.ID] = true
-		newest[k], last[k] = max(newest[k], e.Version), e.Version
+		newest[k], last[k] = max(newest[k], e.Version), e
 		if e.Created != (e.Version == 1) {
 			c.add("wrong topic", e.Order, "version %d is in %s", e.Version, e.Record.Topic)
 		}
 	}
-	for k, version := range last {
-		// Compaction would keep the older one.
-		if version != newest[k] {
-			c.add("newest is not last", k.Order, "%s ends with version %d, the newest is %d", k.Topic, version,
+	for k, e := range last {
+		// Compaction would keep the older one, or the record that is none.
+		if e.Version != newest[k] {
+			c.add("newest is not last", k.Order, "%s ends with version %d, the newest is %d", k.Topic, e.Version,
 				newest[k])
+		}
+		if at, is := c.spoiled[k]; is && at > e.Record.Offset {
+			c.add("newest is not last", k.Order, "%s ends with a record that is no order", k.Topic)
 		}
 	}
 	for order, events := range c.ByOrder {

@@ -111,6 +111,13 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 		at := TopicPartition{r.Topic, 0}
 		e.Order.Offsets[at], e.Ends[at] = r.Offset+1, max(e.Ends[at], r.Offset+1)
 	}
+	// spoil publishes a record that is no order, with the key of one. It is a dead letter.
+	spoil := func(e *Evidence, key string, offset int64) {
+		r := published(offset, "", "", key, 6, "")
+		r.Value = []byte("{")
+		publish(e, r)
+		e.Poison, e.Letters = []string{key}, []testenv.Record{{Key: []byte(key)}}
+	}
 	for _, tt := range []struct {
 		name    string
 		falsify func(*Evidence)
@@ -222,10 +229,14 @@ func TestCheckerCatchesEachKindOfViolation(t *testing.T) {
 			e.Audits = map[string]int{contract.TopicCreated: 1, contract.TopicUpdated: 1}
 		}, []string{"audit differs"}},
 		{"a record that is no order is a dead letter", func(e *Evidence) {
-			r := published(6, "e7", "t99", "poison", 6, "s6")
-			r.Value = []byte("{")
-			publish(e, r)
-			e.Poison, e.Letters = []string{"poison"}, []testenv.Record{{Key: []byte("poison")}}
+			spoil(e, "poison", 6)
+		}, nil},
+		{"a record that is no order has replaced one", func(e *Evidence) {
+			spoil(e, "A", 6)
+		}, []string{"newest is not last"}},
+		{"a record that is no order had replaced one, which came again", func(e *Evidence) {
+			spoil(e, "A", 6)
+			publish(e, published(7, "e6", "t9", "A", 5, "s5"))
 		}, nil},
 		{"a record that is no order is no dead letter", func(e *Evidence) { e.Poison = []string{"poison"} },
 			[]string{"no dead letter"}},
