@@ -240,7 +240,10 @@ func TestTooManyConnectionsPass(t *testing.T) {
 	})
 	unavailable(t, "a transaction", 10*time.Second, writes(t, db))
 	unavailable(t, "a query", 10*time.Second, reads(t, db))
-	unavailable(t, "a start", 10*time.Second, func() error { _, err := sqldb.Open(t.Context(), cfg, quiet); return err })
+	unavailable(t, "a start", 10*time.Second, func() error {
+		_, err := sqldb.Open(t.Context(), cfg, quiet)
+		return err
+	})
 	for _, conn := range others {
 		_ = conn.Close(t.Context())
 	}
