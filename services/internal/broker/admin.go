@@ -269,6 +269,9 @@ func (a *Admin) Replaced(ctx context.Context, read map[Partition]Progress) ([]Pa
 			newer[p] = kafka.NewOffsetSpecForTimestamp(r.Newest.UnixMilli() + 1)
 		}
 	}
+	if err := a.refresh(ctx); err != nil {
+		return nil, fmt.Errorf("list offsets: %w", err)
+	}
 	var end, first map[Partition]int64
 	lookup, ctx := errgroup.WithContext(ctx)
 	lookup.Go(func() (err error) { end, err = a.offsets(ctx, ends, allRecords); return })
@@ -287,15 +290,21 @@ func (a *Admin) Replaced(ctx context.Context, read map[Partition]Progress) ([]Pa
 	return replaced, nil
 }
 
-// Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
-func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicInfo, error) {
+func (a *Admin) refresh(ctx context.Context) error {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
+	return a.client.refresh(ctx)
+}
+
+// Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
+func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	if err := a.client.reach(ctx); err != nil {
+	if err := a.refresh(ctx); err != nil {
 		return nil, fmt.Errorf("describe topics: %w", err)
 	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	result, err := a.client.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames(names),
 		kafka.SetAdminRequestTimeout(adminTimeout))
 	if err != nil {
@@ -359,9 +368,6 @@ func (a *Admin) offsets(
 		}
 		if len(ask) == 0 {
 			return offsets, nil
-		}
-		if err := a.client.reach(ctx); err != nil {
-			return nil, fmt.Errorf("list offsets: %w", err)
 		}
 		result, err := a.client.admin.ListOffsets(ctx, ask,
 			kafka.SetAdminIsolationLevel(level), kafka.SetAdminRequestTimeout(adminTimeout))

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"syscall"
@@ -96,6 +97,38 @@ func TestAdminReportsThatKafkaIsUnreachable(t *testing.T) {
 	}
 }
 
+// The broker that the client takes for the controller is away. The others serve look-ups as before.
+func TestAdminNeedsNoCertainBroker(t *testing.T) {
+	t.Parallel()
+	brokers, err := localkafka.StartCluster(t.Context(), 3, localkafka.Options{Dir: t.TempDir()})
+	testenv.Require(t, err)
+	var addrs []string
+	for _, b := range brokers {
+		t.Cleanup(b.Kill)
+		addrs = append(addrs, b.Addr)
+	}
+	a, err := NewAdmin(Config{Client: kafkaconfig.Client{Brokers: addrs}}, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	lookUp := func(when string) {
+		t.Helper()
+		poll(t, "a look-up "+when, func() bool {
+			_, err := a.Topics(t.Context(), "topic")
+			_, missing := errors.AsType[*MissingTopicsError](err)
+			return missing
+		})
+	}
+	lookUp("before")
+	controller, err := a.client.admin.ControllerID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokers[controller-1].Kill()
+	lookUp(fmt.Sprintf("without broker %d", controller))
+}
+
 // While Kafka is away, look-ups that wait for it do not keep a processor busy: librdkafka would connect again and
 // again.
 func TestAdminWaitsForKafkaWithoutWork(t *testing.T) {
@@ -107,7 +140,6 @@ func TestAdminWaitsForKafkaWithoutWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Stop()
-	poll(t, "the client knows that Kafka is away", a.client.away.Load)
 	used := func() time.Duration {
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
+	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
@@ -22,8 +22,6 @@ type adminClient struct {
 	files   *pems
 	logs    *logs
 	trouble *trouble
-	// away is set when all brokers are, until one responds again.
-	away atomic.Bool
 	// done is closed when the last event has been read.
 	done chan struct{}
 }
@@ -47,9 +45,6 @@ func newAdminClient(
 		defer close(c.done)
 		for event := range c.carrier.Events() {
 			if e, ok := event.(kafka.Error); ok {
-				if is(e, kafka.ErrAllBrokersDown) {
-					c.away.Store(true)
-				}
 				c.trouble.report(e)
 			}
 		}
@@ -67,19 +62,21 @@ func (c *adminClient) close() {
 	<-c.done
 }
 
-// reach waits for a broker, after all were away. Each request has to come behind it: one that waits for a broker
-// inside of librdkafka 2.15 has that connect thousands of times a second, as soon as the attempt before has failed and
-// without reconnect.backoff.ms (rd_kafka_broker_find_by_nodeid0, RD_KAFKA_OP_CONNECT). That takes most of a processor,
-// and other clients of this process come back late. A look-up of the brokers connects at its pace.
-func (c *adminClient) reach(ctx context.Context) error {
-	for c.away.Load() {
-		if _, err := c.admin.GetMetadata(nil, false, int(pollWait.Milliseconds())); err == nil {
-			c.away.Store(false)
-		} else if !backoff.Sleep(ctx, pollWait) {
-			return c.explained(ctx.Err())
+// refresh waits for any broker, and has it tell which brokers there are. An operation begins with that. The request of
+// librdkafka 2.15 that follows goes to one broker, which was the controller when the client last knew. Without this it
+// would fail for minutes after that one has gone, whatever the others do, and keep most of a processor busy: while it
+// waits, it has librdkafka connect again as soon as an attempt has failed, without reconnect.backoff.ms
+// (rd_kafka_broker_find_by_nodeid0, RD_KAFKA_OP_CONNECT).
+func (c *adminClient) refresh(ctx context.Context) error {
+	// librdkafka does not know contexts.
+	const wait = 2 * time.Second
+	for ctx.Err() == nil {
+		if _, err := c.admin.GetMetadata(nil, false, int(wait.Milliseconds())); err == nil {
+			return nil
 		}
+		backoff.Sleep(ctx, pollWait)
 	}
-	return nil
+	return c.explained(ctx.Err())
 }
 
 // explained returns an *UnreachableError if no broker responded, with the reason that the client
