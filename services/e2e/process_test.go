@@ -118,8 +118,7 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		log := p.log()
-		var stacks string
+		end := len(p.log())
 		if t.Failed() && p.running() {
 			// A Go program then writes what each goroutine does, and ends.
 			p.signal(syscall.SIGQUIT)
@@ -127,17 +126,16 @@ func newProcess(t testing.TB, name string, env ...string) *process {
 			case <-p.done:
 			case <-time.After(10 * time.Second):
 			}
-			stacks = p.log()[len(log):]
 		}
 		p.kill()
-		log = strings.TrimSuffix(p.log(), stacks)
+		log := p.log()
 		for _, sign := range []string{"DATA RACE", "panic: ", "\nfatal error: "} {
 			if at := strings.Index(log, sign); at >= 0 {
 				t.Errorf("%s logged %q: %.4000s", p.name, sign, log[at:])
 			}
 		}
 		if t.Failed() {
-			t.Logf("the end of the log of %s:\n%s\n%.60000s", p.name, log[max(0, len(log)-6000):], stacks)
+			t.Logf("the end of the log of %s:\n%.66000s", p.name, log[max(0, end-6000):])
 		}
 	})
 	return p

@@ -466,7 +466,7 @@ func TestARebuildDoesNotHoldTheConsumerUp(t *testing.T) {
 func TestARebuildWaitsForAMemberThatStalls(t *testing.T) {
 	t.Parallel()
 	at := database{url: testenv.Postgres(t)}
-	r, other := startRebuilding(t, at), memberOn(t, at).store
+	r, other := startRebuilding(t, at), memberOn(t, database{url: testenv.Patient(at.url)}).store
 	r.catchesUp(t)
 	var fills int
 	var commit func()
@@ -631,7 +631,7 @@ func TestAReaderOfTheShadowLeavesNoClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release := memberOn(t, database{url: url}).store.hold(t, func(tx *sqldb.Tx) error {
+	release := memberOn(t, database{url: testenv.Patient(url)}).store.hold(t, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("LOCK TABLE orders_shadow IN ACCESS SHARE MODE")
 		return err
 	})
