@@ -136,6 +136,7 @@ func (f *alone) verify(l *load) {
 	f.order.stop()
 	verify(f, f.kafka.Addr, l, f.cart, f.order, f.crashes)
 	f.repair()
+	f.skip()
 }
 
 // repair has Kafka and Order come back with old copies of their disks, and orderctl bring them to what Cart
@@ -165,6 +166,22 @@ func (f *alone) repair() {
 	if len(want) > 0 {
 		f.Errorf("after the repair, Order lacks %d orders of Cart", len(want))
 	}
+}
+
+// skip has a disk change a batch that Order has not read, and orderctl bring Order past it and its order back.
+func (f *alone) skip() {
+	f.Helper()
+	f.cart.start().ready()
+	d := &damaged{T: f.T, kafka: f.kafka.Addr, cart: f.cart, orders: []*process{f.order}}
+	d.damage(f.kafkaDir)
+	f.order.start().listens()
+	d.waits()
+	at := d.place.String()
+	d.skip(f.order, 0, at+": skipped, 1 records and ", at, "-confirm")
+	f.order.ready()
+	d.repaired(f.order)
+	f.cart.stop()
+	f.order.stop()
 }
 
 func (f *alone) do(fault faults.Fault, l *load) {

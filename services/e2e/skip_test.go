@@ -60,17 +60,7 @@ func startDamaged(t *testing.T, orders int, env ...string) *damaged {
 	settle(t, kafka.Addr, d.cart, d.orders[0])
 	d.orders[0].stop()
 
-	// Alone, so that it is the only record of its batch.
-	d.cart.create("damaged")
-	eventually(t, patience, "Kafka has the order", func() (bool, string) {
-		for _, r := range testenv.ReadAll(t, kafka.Addr, contract.TopicCreated) {
-			if string(r.Key) == "damaged" {
-				d.place = broker.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
-			}
-		}
-		return d.place.Topic != "", ""
-	})
-	testenv.FlipBatch(t, dir, d.place.Topic, d.place.Partition, d.place.Offset)
+	d.damage(dir)
 	// Some are in the same partition.
 	for n := range 60 {
 		id := fmt.Sprint("behind-", n)
@@ -82,6 +72,22 @@ func startDamaged(t *testing.T, orders int, env ...string) *damaged {
 	}
 	d.waits()
 	return d
+}
+
+// damage creates the order and damages its batch in the broker's folder. No Order may run, and nothing else may
+// be published meanwhile, so that it is the only record of its batch and nobody has read it.
+func (d *damaged) damage(dir string) {
+	d.Helper()
+	d.cart.create("damaged")
+	eventually(d, patience, "Kafka has the order", func() (bool, string) {
+		for _, r := range testenv.ReadAll(d, d.kafka, contract.TopicCreated) {
+			if string(r.Key) == "damaged" {
+				d.place = broker.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
+			}
+		}
+		return d.place.Topic != "", ""
+	})
+	testenv.FlipBatch(d, dir, d.place.Topic, d.place.Partition, d.place.Offset)
 }
 
 // waits waits until exactly one Order waits at the batch, and each has its share of the partitions.
@@ -153,7 +159,14 @@ func (d *damaged) skipped(asked *process) {
 		d.Errorf("audit: %d %.200s, want %q", audit.status, audit.body, want)
 	}
 	rebuildView(d.T, asked, 0, "no differences\n")
-	code, stdout, stderr := orderctlWith(d.T, []string{"KAFKA_BROKERS=" + d.kafka, "KAFKA_SKIP_DAMAGED=" + at},
+	d.repaired(asked)
+}
+
+// repaired has orderctl publish the order of the batch again, and nothing else.
+func (d *damaged) repaired(asked *process) {
+	d.Helper()
+	env := []string{"KAFKA_BROKERS=" + d.kafka, "KAFKA_SKIP_DAMAGED=" + d.place.String()}
+	code, stdout, stderr := orderctlWith(d.T, env,
 		"reconcile", "-json", "-cart", d.cart.ops, "-order", asked.ops, "-repair")
 	want := `{"orderId":"damaged","cart":1,"topics":0,"order":0,"differences":["not-in-topics"],"outcome":"repaired"}`
 	if code != 0 || stdout != want+"\n" {
