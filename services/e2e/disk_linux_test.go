@@ -141,7 +141,7 @@ func TestAnAuditLeavesTheStoreItsRoom(t *testing.T) {
 		return do(t, http.MethodGet, order.api+"/order/getAllOrderIdsFromTopic?topicName="+contract.TopicCreated, "")
 	}
 	indexes := func() []string {
-		files, err := filepath.Glob(filepath.Join(order.disk, "audit", "*.db"))
+		files, err := filepath.Glob(filepath.Join(order.disk, "audit", "*.log"))
 		if err != nil {
 			t.Fatal(err)
 		}

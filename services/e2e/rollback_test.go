@@ -48,7 +48,7 @@ func TestBothSchemasAreTheSame(t *testing.T) {
 	for _, service := range []string{"cart", "order"} {
 		columns := func(url, query string) (all []string) {
 			db, err := sqldb.Open(t.Context(), sqldb.Config{
-				URL: url, Schema: service, Path: filepath.Join(t.TempDir(), "t.db"), Sync: sqldb.Off,
+				URL: url, Schema: service, Path: filepath.Join(t.TempDir(), "t.db"), Sync: sqldb.Normal,
 				Migrations: os.DirFS("../" + service + "/migrations"),
 			}, slog.New(slog.DiscardHandler))
 			if err != nil {

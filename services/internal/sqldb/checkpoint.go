@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"path/filepath"
 )
 
 // checkpointFrames is how many pages the WAL holds before they are copied into the database. 4,000
@@ -18,7 +19,7 @@ func (db *sqlite) checkpoint(s *sqliteSession) {
 		db.noteCheckpoint(err)
 		return
 	}
-	disk, err := db.disk()
+	disk, err := diskOf(filepath.Dir(db.path))
 	if err != nil {
 		db.noteCheckpoint(err)
 		return

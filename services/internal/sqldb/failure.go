@@ -73,8 +73,11 @@ func damage(err error) (sqlite3.Error, bool) {
 	return e, is && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
 
-// IsFull reports whether err says that the disk had no room. Nothing was written then.
+// IsFull reports whether err says that the disk had no room. A database has written nothing then.
 func IsFull(err error) bool {
+	if code, is := errors.AsType[syscall.Errno](err); is {
+		return noRoom(code)
+	}
 	e, is := errors.AsType[sqlite3.Error](err)
 	return is && (e.Code == sqlite3.ErrFull || e.Code == sqlite3.ErrIoErr && noRoom(e.SystemErrno))
 }

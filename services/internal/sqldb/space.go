@@ -26,10 +26,10 @@ const (
 // disk is the file system of the database, in bytes.
 type disk struct{ free, size int64 }
 
-func (db *sqlite) disk() (disk, error) {
+func diskOf(dir string) (disk, error) {
 	var s syscall.Statfs_t
-	if err := syscall.Statfs(filepath.Dir(db.path), &s); err != nil {
-		return disk{}, fmt.Errorf("look up the free space of %s: %w", db.path, err)
+	if err := syscall.Statfs(dir, &s); err != nil {
+		return disk{}, fmt.Errorf("look up the free space of %s: %w", dir, err)
 	}
 	// The types of these fields differ between systems.
 	block := uint64(s.Bsize)
@@ -53,6 +53,12 @@ type Space struct {
 	once int64
 }
 
+// SpaceOf returns the Space for files in dir that are beside a database.
+func SpaceOf(dir string) (Space, error) {
+	disk, err := diskOf(dir)
+	return Space{Left: disk.free - disk.reserve(), Reserve: disk.reserve()}, err
+}
+
 // Space is part of engine.
 func (db *sqlite) Space(ctx context.Context) (Space, error) {
 	return db.space(func(query string, scan func(*sql.Rows) error, _ ...any) error {
@@ -67,7 +73,7 @@ func (db *sqlite) Space(ctx context.Context) (Space, error) {
 // Pages that were deleted are used again before the file grows. A transaction goes to the WAL
 // before; it may use half of the reserve for that, and deletions have the other half.
 func (db *sqlite) space(query func(string, func(*sql.Rows) error, ...any) error) (Space, error) {
-	disk, err := db.disk()
+	disk, err := diskOf(filepath.Dir(db.path))
 	if err != nil {
 		return Space{}, err
 	}

@@ -29,9 +29,6 @@ const (
 	// Normal does not wait. A power loss may roll back the last transactions, all of them whole. It
 	// is right for state that is stored together with the offset from which it can be read again.
 	Normal Sync = "NORMAL"
-	// Off may leave a damaged database after a power loss. It is right for caches that are deleted
-	// at the start.
-	Off Sync = "OFF"
 )
 
 // Config is what a database is opened with.

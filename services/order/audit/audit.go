@@ -31,8 +31,8 @@ const (
 	defaultStallTimeout = 15 * time.Second
 )
 
-// MaxResults is how many results may be open at once. Each holds a connection to its index, of
-// which the pool has no fewer, and may keep an index on disk that was replaced.
+// MaxResults is how many results may be open at once. Each has buffers, and may keep an index on disk that was
+// replaced.
 const MaxResults = 4
 
 // BoundsFunc returns the first offset of each partition of the topics, and the one after the last.
@@ -157,18 +157,17 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 		r.release(ix)
 		return nil, err
 	}
-	result, err := openResult(ctx, topic, ix, func(broken bool) {
-		<-a.slots
-		r.note(ix, broken)
-		r.release(ix)
-	})
-	if err != nil {
-		return nil, causeOf(ctx, err)
-	}
+	v := ix.catalog.view()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	result.Wanted = a.wanted
-	return result, nil
+	return &Result{
+		Topic: topic, Orders: v.orders, Wanted: a.wanted, view: v,
+		release: func(broken bool) {
+			<-a.slots
+			r.note(ix, broken)
+			r.release(ix)
+		},
+	}, nil
 }
 
 // look returns the bounds of the topic. It also compares the index with the topic.

@@ -1,12 +1,9 @@
 package audit
 
 import (
-	"context"
-	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -16,11 +13,8 @@ import (
 	"ordersystem.dev/services/order/fold"
 )
 
-//go:embed migrations
-var migrations embed.FS
-
-// index holds what was read of one topic so far, in a database file of its own. It is a cache that
-// every start deletes, so its commits do not wait for the disk and its offsets are in memory.
+// index holds what was read of one topic so far, in a catalog of its own. It is a cache that every start
+// deletes, so its offsets are in memory.
 type index struct {
 	// topicID is the ID of the topic. A topic that is recreated has another one.
 	topicID string
@@ -29,8 +23,8 @@ type index struct {
 	first map[broker.Partition]int64
 	path  string
 	// limit is how many bytes all files beside path may take together; 0: as many as the disk has.
-	limit int64
-	db    *sqldb.DB
+	limit   int64
+	catalog *catalog
 
 	// The fields below are under the reader's lock.
 
@@ -46,20 +40,14 @@ type index struct {
 }
 
 // newIndex creates an empty index at path, for a log that begins at first.
-func newIndex(
-	ctx context.Context, path string, limit int64, topicID string, first map[broker.Partition]int64, log *slog.Logger,
-) (*index, error) {
-	files, err := fs.Sub(migrations, "migrations")
+func newIndex(path string, limit int64, topicID string, first map[broker.Partition]int64) (*index, error) {
+	c, err := newCatalog(path)
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, sqldb.Config{Path: path, Sync: sqldb.Off, Migrations: files}, log)
-	if err != nil {
-		// The end of ctx may leave a file that is not whole.
-		return nil, errors.Join(err, removeFiles(path))
-	}
 	return &index{
-		topicID: topicID, first: first, path: path, limit: limit, db: db, read: map[broker.Partition]broker.Progress{},
+		topicID: topicID, first: first, path: path, limit: limit, catalog: c,
+		read: map[broker.Partition]broker.Progress{},
 	}, nil
 }
 
@@ -99,40 +87,22 @@ func (ix *index) valid(first map[broker.Partition]int64) bool {
 // how many of the records hold no order. The index ends with ErrNoRoom before it takes what the store
 // on the same volume keeps in reserve, and as much again for the store to grow; or before all indexes
 // are larger than the limit.
-func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int, err error) {
+func (ix *index) add(records []broker.Record) (unusable int, err error) {
+	// Without what the index knows: it decides itself.
 	result := fold.Batch(nil, fold.Decode(records))
-	const columns = 3
-	args := make([]any, 0, columns*len(result.Winners))
-	var cost int64
-	for _, d := range result.Winners {
-		args = append(args, d.Event.Order.OrderID, d.Event.Order.Version, d.Body)
-		cost += sqldb.Cost(len(d.Body))
+	orders := make([]order, len(result.Winners))
+	for i, d := range result.Winners {
+		orders[i] = order{d.Event.Order.OrderID, d.Event.Order.Version, d.Body}
 	}
-	space, err := ix.db.Space(ctx)
-	if err != nil {
+	if err := ix.checkRoom(ix.catalog.cost(orders)); err != nil {
 		return 0, err
 	}
-	if space.Left-space.Reserve < cost {
-		return 0, ErrNoRoom
-	}
-	if used, err := usedBytes(filepath.Dir(ix.path)); err != nil {
-		return 0, err
-	} else if ix.limit > 0 && used+cost > ix.limit {
-		return 0, ErrNoRoom
-	}
-	err = ix.db.Tx(ctx, func(tx *sqldb.Tx) error {
-		// Here the condition decides, because the batch was folded without what the index knows. So
-		// it is no fault when fewer rows change.
-		_, err := tx.ExecRows("INSERT INTO orders(order_id, version, body) VALUES ", columns,
-			` ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, body = excluded.body
-			WHERE excluded.version > orders.version`, args)
-		return err
-	})
+	err = ix.catalog.put(orders)
 	if sqldb.IsFull(err) {
 		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(result.Winners), err)
+		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(orders), err)
 	}
 	for _, rejected := range result.Rejected {
 		if rejected.Reason != contract.ReasonConflict {
@@ -140,6 +110,23 @@ func (ix *index) add(ctx context.Context, records []broker.Record) (unusable int
 		}
 	}
 	return unusable, nil
+}
+
+// checkRoom returns ErrNoRoom if the files may not grow by so many bytes.
+func (ix *index) checkRoom(cost int64) error {
+	dir := filepath.Dir(ix.path)
+	space, err := sqldb.SpaceOf(dir)
+	if err != nil {
+		return err
+	}
+	used, err := usedBytes(dir)
+	if err != nil {
+		return err
+	}
+	if space.Left-space.Reserve < cost || ix.limit > 0 && used+cost > ix.limit {
+		return ErrNoRoom
+	}
+	return nil
 }
 
 // usedBytes returns how large the files in dir are together.
@@ -162,16 +149,5 @@ func usedBytes(dir string) (used int64, err error) {
 	return used, nil
 }
 
-// close closes the index and removes it from the disk.
-func (ix *index) close() error { return errors.Join(ix.db.Close(), removeFiles(ix.path)) }
-
-// removeFiles removes the files of the database at path, as far as there are any.
-func removeFiles(path string) error {
-	var errs []error
-	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
-		if err := os.Remove(path + suffix); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
+// close removes the index from the disk.
+func (ix *index) close() error { return ix.catalog.close() }

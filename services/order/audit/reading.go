@@ -214,7 +214,7 @@ func (r *reader) startWaiting() {
 // run brings an index to the end of the reading. When it fails, the index that it returns has what
 // was read so far; it is nil when there is none. cancel ends ctx.
 func (r *reader) run(ctx context.Context, cancel context.CancelCauseFunc, rd *reading) (*index, error) {
-	ix, err := r.indexFor(ctx, rd)
+	ix, err := r.indexFor(rd)
 	if err != nil {
 		return nil, err
 	}
@@ -254,13 +254,12 @@ func (r *reader) readInto(
 	}
 	stall := time.AfterFunc(r.stallTimeout, func() { cancel(ErrStalled) })
 	defer stall.Stop()
-	err := r.read(ctx, from, to, func(ctx context.Context, records []broker.Record) error {
+	err := r.read(ctx, from, to, func(_ context.Context, records []broker.Record) error {
 		stall.Stop()
 		defer stall.Reset(r.stallTimeout)
-		unusable, err := ix.add(ctx, records)
+		unusable, err := ix.add(records)
 		if err != nil {
-			// An error after the end of ctx is only that.
-			r.note(ix, ctx.Err() == nil)
+			r.note(ix, true)
 			return err
 		}
 		r.metrics.records.Add(float64(len(records)))
@@ -284,7 +283,7 @@ func (r *reader) readInto(
 //
 // A new index that replaces no usable one becomes the current index at once. So the next reading
 // goes on where this one ends, even if it fails.
-func (r *reader) indexFor(ctx context.Context, rd *reading) (*index, error) {
+func (r *reader) indexFor(rd *reading) (*index, error) {
 	var topicID string
 	for p := range rd.end {
 		topicID = p.TopicID
@@ -294,12 +293,12 @@ func (r *reader) indexFor(ctx context.Context, rd *reading) (*index, error) {
 	// While a reading begins, an audit that ends may find the index broken.
 	usable := current != nil && current.valid(rd.first)
 	r.files++
-	path := filepath.Join(r.dir, r.topic+"-"+strconv.Itoa(r.files)+".db")
+	path := filepath.Join(r.dir, r.topic+"-"+strconv.Itoa(r.files))
 	r.mu.Unlock()
 	if usable && !rd.fresh {
 		return current, nil
 	}
-	ix, err := newIndex(ctx, path, r.limit, topicID, rd.first, r.log)
+	ix, err := newIndex(path, r.limit, topicID, rd.first)
 	if err != nil {
 		return nil, fmt.Errorf("make an index: %w", err)
 	}
