@@ -37,6 +37,8 @@ type TopicInfo struct {
 type Admin struct {
 	cfg Config
 	log *slog.Logger
+	// timeout bounds one look-up.
+	timeout time.Duration
 	// mu is read-locked during a look-up, so that its client is not closed.
 	mu     sync.RWMutex
 	client *adminClient
@@ -56,7 +58,7 @@ func NewAdmin(cfg Config, log *slog.Logger) (*Admin, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	a := &Admin{cfg: cfg, log: log, client: client, stopWatch: stop}
+	a := &Admin{cfg: cfg, log: log, timeout: adminTimeout, client: client, stopWatch: stop}
 	if cfg.files != nil {
 		a.watching.Go(func() { a.watch(ctx) })
 	}
@@ -111,9 +113,9 @@ func (a *Admin) renew(ctx context.Context, files *pems) error {
 	if err != nil {
 		return err
 	}
-	asked, cancel := context.WithTimeout(ctx, adminTimeout)
+	asked, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	if _, err := next.admin.DescribeCluster(asked, kafka.SetAdminRequestTimeout(adminTimeout)); err != nil {
+	if _, err := next.admin.DescribeCluster(asked, kafka.SetAdminRequestTimeout(a.timeout)); err != nil {
 		defer next.close()
 		return next.explained(err)
 	}
@@ -172,7 +174,7 @@ func (a *Admin) AwaitTopics(
 // the offset after its last record. While a transaction is open, readers cannot get the records from
 // its beginning on: see Withheld.
 func (a *Admin) Bounds(ctx context.Context, topics ...string) (first, end map[Partition]int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	infos, err := a.Topics(ctx, topics...)
 	if err != nil {
@@ -219,7 +221,7 @@ const FindHanging = "kafka-transactions.sh find-hanging lists transactions witho
 // Withheld returns a *WithheldError if records of the topics are withheld at present, and nil if
 // none are.
 func (a *Admin) Withheld(ctx context.Context, topics ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	infos, err := a.Topics(ctx, topics...)
 	if err != nil {
@@ -260,7 +262,7 @@ func (a *Admin) Withheld(ctx context.Context, topics ...string) error {
 // New records are newer than all that was read. This needs topics with LogAppendTime. Leader epochs
 // do not show it: a restored broker counts them from its copy again.
 func (a *Admin) Replaced(ctx context.Context, read map[Partition]Progress) ([]Partition, error) {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	ends, newer := make(map[Partition]kafka.OffsetSpec), make(map[Partition]kafka.OffsetSpec)
 	for p, r := range read {
@@ -298,7 +300,7 @@ func (a *Admin) refresh(ctx context.Context) error {
 
 // Topics looks up topics. With a *MissingTopicsError it also returns those that exist.
 func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	if err := a.refresh(ctx); err != nil {
 		return nil, fmt.Errorf("describe topics: %w", err)
@@ -306,7 +308,7 @@ func (a *Admin) Topics(ctx context.Context, names ...string) (map[string]TopicIn
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	result, err := a.client.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames(names),
-		kafka.SetAdminRequestTimeout(adminTimeout))
+		kafka.SetAdminRequestTimeout(a.timeout))
 	if err != nil {
 		return nil, fmt.Errorf("describe topics: %w", a.client.explained(err))
 	}
@@ -370,7 +372,7 @@ func (a *Admin) offsets(
 			return offsets, nil
 		}
 		result, err := a.client.admin.ListOffsets(ctx, ask,
-			kafka.SetAdminIsolationLevel(level), kafka.SetAdminRequestTimeout(adminTimeout))
+			kafka.SetAdminIsolationLevel(level), kafka.SetAdminRequestTimeout(a.timeout))
 		if err != nil {
 			return nil, fmt.Errorf("list offsets: %w", a.client.explained(err))
 		}

@@ -24,7 +24,7 @@ func TestAdminLooksTopicsUp(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		leaks(t)
 		one, two := testenv.NewTopic(t, addr, 1), testenv.NewTopic(t, addr, 4)
-		a := admin(t, addr)
+		a := patientAdmin(t, config(addr))
 		got, err := a.Topics(t.Context(), one, "missing-b", two, "missing-a")
 		missing, ok := errors.AsType[*MissingTopicsError](err)
 		if !ok || !slices.Equal(missing.Names, []string{"missing-a", "missing-b"}) {
@@ -49,7 +49,7 @@ func TestAdminKnowsWhatOpenTransactionsWithhold(t *testing.T) {
 			transaction(t, addr, topic, 1, true, "v")
 		}
 		testenv.DeleteRecords(t, addr, topic, map[int32]int64{1: 4})
-		a := admin(t, addr)
+		a := patientAdmin(t, config(addr))
 		if err := a.Withheld(t.Context(), topic); err != nil {
 			t.Errorf("no transaction is open: %v", err)
 		}
@@ -135,10 +135,11 @@ func TestAdminWaitsForKafkaWithoutWork(t *testing.T) {
 	// Not beside other tests, whose work would count.
 	k := testenv.StartKafka(t)
 	topic := testenv.NewTopic(t, k.Addr, 1)
-	a := admin(t, k.Addr)
+	a := patientAdmin(t, config(k.Addr))
 	if _, err := a.Topics(t.Context(), topic); err != nil {
 		t.Fatal(err)
 	}
+	a.timeout = adminTimeout
 	k.Stop()
 	used := func() time.Duration {
 		var u syscall.Rusage
@@ -161,6 +162,7 @@ func TestAdminWaitsForKafkaWithoutWork(t *testing.T) {
 	if err := k.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	a.timeout = time.Minute
 	if _, err := a.Topics(t.Context(), topic); err != nil {
 		t.Errorf("a look-up with Kafka back: %v", err)
 	}
@@ -299,7 +301,7 @@ func TestAdminKnowsWhetherALogIsTheOneThatWasRead(t *testing.T) {
 			{"a position behind the end", Progress{Next: 10, Last: -1}, []Partition{p}},
 			{"other records at offsets that were read", older, []Partition{p}},
 		} {
-			got, err := admin(t, addr).Replaced(t.Context(), map[Partition]Progress{p: tt.read})
+			got, err := patientAdmin(t, config(addr)).Replaced(t.Context(), map[Partition]Progress{p: tt.read})
 			if diff := cmp.Diff(tt.want, got); err != nil || diff != "" {
 				t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 			}

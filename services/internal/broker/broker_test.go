@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,6 +99,18 @@ func admin(t testing.TB, addr string) *Admin {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+// patientAdmin waits for Kafka for as long as a busy machine needs.
+func patientAdmin(t testing.TB, cfg Config) *Admin {
+	t.Helper()
+	a, err := NewAdmin(cfg, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.timeout = time.Minute
 	t.Cleanup(a.Close)
 	return a
 }
@@ -231,11 +244,22 @@ type member struct {
 	assigned [][]Partition
 	revoked  int
 	batches  int
+	// called is true during a call.
+	called atomic.Bool
 }
 
 func newMember(s *store) *member { return &member{store: s, expected: make(map[Partition]int64)} }
 
+// call notes a fault if another call has not ended. The one that it returns ends this one.
+func (m *member) call() (end func()) {
+	if m.called.Swap(true) {
+		m.change(func() { m.faults++ })
+	}
+	return func() { m.called.Store(false) }
+}
+
 func (m *member) Assigned(_ context.Context, ps []Partition) (next map[Partition]int64, err error) {
+	defer m.call()()
 	if m.load != nil {
 		if err := m.load(); err != nil {
 			return nil, err
@@ -253,6 +277,7 @@ func (m *member) Assigned(_ context.Context, ps []Partition) (next map[Partition
 }
 
 func (m *member) Revoked(ps []Partition) {
+	defer m.call()()
 	m.change(func() {
 		m.revoked += len(ps)
 		for _, p := range ps {
@@ -262,6 +287,7 @@ func (m *member) Revoked(ps []Partition) {
 }
 
 func (m *member) Apply(ctx context.Context, b Batch) (err error) {
+	defer m.call()()
 	if m.apply != nil {
 		if err := m.apply(ctx, b); err != nil {
 			return err

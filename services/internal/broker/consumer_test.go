@@ -52,7 +52,7 @@ func (s *store) sameAs(t testing.TB, addr string, topics ...string) {
 		t.Errorf("store (-topic +store):\n%s", diff)
 	}
 	if s.faults > 0 {
-		t.Errorf("%d writes were out of order or to partitions of others", s.faults)
+		t.Errorf("%d calls were at the same time, or writes out of order or to partitions of others", s.faults)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestConsumerStartsWhereTheStoreSaysAndCommitsAHint(t *testing.T) {
 
 		// The store was set back to an earlier state: the commits in Kafka count for nothing.
 		m = newMember(newStore())
-		infos, err := admin(t, addr).Topics(t.Context(), topic)
+		infos, err := patientAdmin(t, config(addr)).Topics(t.Context(), topic)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -505,7 +505,7 @@ func TestConsumerPositionReachesTheEndOverGaps(t *testing.T) {
 		// This takes 3 and 4, with nothing to read. The end is 5.
 		transaction(t, addr, topic, 0, false, "x")
 		transaction(t, addr, topic, 1, false, "y", "z")
-		a := admin(t, addr)
+		a := patientAdmin(t, config(addr))
 		_, end, err := a.Bounds(t.Context(), topic)
 		if err != nil {
 			t.Fatal(err)
@@ -538,7 +538,7 @@ func TestConsumerLeavesAPositionThatIsGoneToItsHandler(t *testing.T) {
 				topic := newTopic(t, addr, 1)
 				testenv.Produce(t, addr, messages(topic, 10, 1)...)
 				testenv.DeleteRecords(t, addr, topic, map[int32]int64{0: 6})
-				infos, err := admin(t, addr).Topics(t.Context(), topic)
+				infos, err := patientAdmin(t, config(addr)).Topics(t.Context(), topic)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -59,7 +59,7 @@ func everyRead(
 		test(t, read)
 	})
 	t.Run("reader", func(t *testing.T) {
-		first, to, err := admin(t, addr).Bounds(t.Context(), topic)
+		first, to, err := patientAdmin(t, config(addr)).Bounds(t.Context(), topic)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +209,7 @@ func waitsForADamagedBatch(t *testing.T, inside []byte) {
 
 	var lines testenv.Lines
 	ctx, cancel := context.WithCancel(t.Context())
-	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic)
+	first, end, err := patientAdmin(t, config(k.Addr)).Bounds(t.Context(), topic)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +325,7 @@ func TestOnlyTheDamagedBatchIsSkippedAtTheEndOfItsSegment(t *testing.T) {
 	testenv.FlipBatch(t, dir, topic.Name, 0, 2)
 	cfg := config(k.Addr)
 	cfg.SkipDamaged = func(_ context.Context, at Place) (bool, error) { return at == Place{topic.Name, 0, 2}, nil }
-	first, end, err := admin(t, k.Addr).Bounds(t.Context(), topic.Name)
+	first, end, err := patientAdmin(t, config(k.Addr)).Bounds(t.Context(), topic.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func read(t testing.TB, addr string, from, to map[Partition]int64) (map[int32][]
 
 func bounds(t testing.TB, addr, topic string) (id string, first, end map[Partition]int64) {
 	t.Helper()
-	first, end, err := admin(t, addr).Bounds(t.Context(), topic)
+	first, end, err := patientAdmin(t, config(addr)).Bounds(t.Context(), topic)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,6 +70,7 @@ func TestClientsGoOnWithNewTLSFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.timeout = time.Minute
 	defer a.Close()
 	s := newStore()
 	m := newMember(s)
@@ -204,12 +205,7 @@ func TestReadToGoesOnWithNewTLSFiles(t *testing.T) {
 	k.Allow(t, "u", "topic "+topic+" Read")
 	u := k.NewUser(t, "u")
 	cfg := userConfig(u)
-	a, err := NewAdmin(cfg, logger(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	first, end, err := a.Bounds(t.Context(), topic)
+	first, end, err := patientAdmin(t, cfg).Bounds(t.Context(), topic)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,12 +250,7 @@ func TestCertificateOfAnIntermediateAuthority(t *testing.T) {
 	u := k.NewUser(t, "u")
 	k.Clients = k.Clients.Intermediate(t, "department")
 	u.Renew(t)
-	a, err := NewAdmin(userConfig(u), logger(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	if _, err := a.Topics(t.Context(), topic); err != nil {
+	if _, err := patientAdmin(t, userConfig(u)).Topics(t.Context(), topic); err != nil {
 		t.Error(err)
 	}
 }
@@ -382,13 +373,8 @@ func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
 		"group "+cc.Group+" Read")
 	m := newMember(newStore())
 	cfg := userConfig(k.NewUser(t, "reader"))
-	a, err := NewAdmin(cfg, logger(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
 	var lines testenv.Lines
-	c, stop := startWith(t, NewConsumer(cfg, cc, a, slog.New(slog.NewTextHandler(&lines, nil))), m)
+	c, stop := startWith(t, NewConsumer(cfg, cc, patientAdmin(t, cfg), slog.New(slog.NewTextHandler(&lines, nil))), m)
 	defer stop()
 	write := func(topic string, n int) {
 		t.Helper()
