@@ -16,7 +16,7 @@ import (
 )
 
 // topicConsumer brings the records of the order topics into the store. It is the broker.Handler of
-// the service: one goroutine calls its methods.
+// the service: its methods are called one after the other.
 type topicConsumer struct {
 	store   *store
 	waiters *waiters

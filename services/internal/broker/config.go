@@ -153,8 +153,8 @@ type ConsumerConfig struct {
 	MaxSilence time.Duration
 }
 
-// Handler keeps records and positions together in one store. Its methods are called by one
-// goroutine, never at the same time.
+// Handler keeps records and positions together in one store. Its methods are called one after the other,
+// never at the same time.
 type Handler interface {
 	// Assigned returns the offset to read next for each partition. Only this counts: the offsets
 	// that are committed in Kafka are never read.

@@ -381,6 +381,76 @@ func TestConsumersShareAndTakeOver(t *testing.T) {
 	})
 }
 
+// The next batch is collected while one is applied, and has all that has come until then.
+func TestConsumerCollectsWhileItApplies(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		m := newMember(newStore())
+		began, release := make(chan time.Time, 1), make(chan struct{})
+		var sizes []int
+		m.apply = func(_ context.Context, b Batch) error {
+			if len(b.Records) == 0 {
+				return nil
+			}
+			if sizes = append(sizes, len(b.Records)); len(sizes) == 1 {
+				began <- time.Now()
+				<-release
+			}
+			return nil
+		}
+		c, stop := start(t, addr, group(topic), m)
+		testenv.Produce(t, addr, messages(topic, 1, 1)...)
+		at := <-began
+		poll(t, "it polls while it applies", func() bool { return c.LastPoll().After(at) })
+		for range 10 {
+			testenv.Produce(t, addr, messages(topic, 5, 5)...)
+		}
+		close(release)
+		m.await(t, "all records", func() bool { return m.count() == 51 })
+		stop()
+		if len(sizes) > 4 {
+			t.Errorf("what has come while the first batch was applied took batches of %v records", sizes[1:])
+		}
+		m.sameAs(t, addr, topic)
+	})
+}
+
+// A member gives a partition up when it has stored what it was about to store.
+func TestConsumerKeepsAPartitionUntilItsBatchIsApplied(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, addr string) {
+		topic := testenv.NewTopic(t, addr, 2)
+		shared := newStore()
+		one, two := newMember(shared), newMember(shared)
+		began, release := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		one.apply = func(_ context.Context, b Batch) error {
+			if len(b.Records) > 0 {
+				once.Do(func() { close(began); <-release })
+			}
+			return nil
+		}
+		cc := group(topic)
+		c1, stop1 := start(t, addr, cc, one)
+		poll(t, "one has all", func() bool { return c1.Assigned() == 2 })
+		// It hears of the other one, and polls, while it applies.
+		c2, stop2 := start(t, addr, cc, two)
+		testenv.Produce(t, addr, messages(topic, 10, 5)...)
+		<-began
+		time.Sleep(longApply * 3 / 2)
+		if n := c1.Assigned() + c2.Assigned(); n != 2 {
+			t.Errorf("%d partitions are assigned meanwhile, want 2", n)
+		}
+		close(release)
+		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 1 && c2.Assigned() == 1 })
+		one.await(t, "all records", func() bool { return shared.count() == 10 })
+		stop1()
+		stop2()
+		shared.sameAs(t, addr, topic)
+	})
+}
+
 func TestConsumerThatWasSilentTooLongCannotWrite(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, addr string) {

@@ -17,6 +17,10 @@ import (
 // pollWait is how long one call into librdkafka may block. librdkafka does not know contexts.
 const pollWait = 100 * time.Millisecond
 
+// longApply is how long the session polls while a batch is applied. A handler that hangs must show: LastPoll
+// stands still then, and Kafka gives the partitions to another member after MaxSilence.
+const longApply = time.Second
+
 // errReconnected ends a session when Kafka is back after all brokers were away. They may have come
 // back with another log, of which the positions know nothing. If their leader epochs went back too,
 // this client would not even read it. So the next session checks the positions.
@@ -30,8 +34,9 @@ var errReadable = errors.New("a partition can be read again: its log may be anot
 // or its start was deleted. The next session compares the positions with the log.
 var errOutOfRange = errors.New("the log does not have the offset to read")
 
-// session is one client from joining the group to leaving it. Everything but the watch of topics
-// runs on one goroutine: librdkafka allows only one that polls and closes.
+// session is one client from joining the group to leaving it. Everything but the watch of topics and
+// Apply runs on one goroutine: librdkafka allows only one that polls and closes. While a batch is applied,
+// the next one is collected.
 type session struct {
 	*membership
 	client *kafka.Consumer
@@ -53,8 +58,13 @@ type session struct {
 	examiner  examiner
 	// cause is an error of the client that no examination has explained yet, or nil.
 	cause error
-	// hand is the batch that is being applied.
-	hand    Batch
+	// hand is the batch that is being applied, or that could not be.
+	hand Batch
+	// applying gets the result of Apply for it. It is nil when nothing is being applied. begun is when that began.
+	applying chan error
+	begun    time.Time
+	// failed is the last result.
+	failed  error
 	closing bool
 	// applied reports whether a batch was applied, so that this session was of use.
 	applied bool
@@ -136,11 +146,14 @@ func (s *session) run(ctx context.Context) {
 	}
 	for s.end == nil && ctx.Err() == nil {
 		s.look()
-		s.collect()
-		if s.end == nil && len(s.fill.Next) > 0 {
+		s.collect(pollWait)
+		if s.end == nil && (len(s.fill.Next) > 0 || s.due()) {
 			s.apply(ctx)
 		}
-		s.fail(s.stray)
+		if s.stray != nil {
+			s.settle(ctx)
+			s.fail(s.stray)
+		}
 	}
 }
 
@@ -187,9 +200,8 @@ func (s *session) sought(err error) {
 	s.fail(err)
 }
 
-// collect polls until no more records are ready or the batch is full.
-func (s *session) collect() {
-	wait := pollWait
+// collect polls until no more records are ready or the batch is full. It waits that long for the first one.
+func (s *session) collect(wait time.Duration) {
 	for s.end == nil && len(s.fill.Records) < s.cc.MaxRecords && s.bytes < s.cc.MaxBytes && s.next(wait) {
 		wait = 0
 	}
@@ -357,35 +369,74 @@ func (s *session) report(e *kafka.Stats) {
 	s.setLag(s.assignment.lag(now, time.Now()))
 }
 
-// apply hands the collected batch to the handler. It tries again until the batch is stored, its
-// partitions are revoked, or the session or ctx ends.
+// apply hands the collected batch to the handler, as soon as that has stored the one before.
 func (s *session) apply(ctx context.Context) {
+	s.settle(ctx)
+	if s.end != nil || ctx.Err() != nil {
+		return
+	}
+	// What has come meanwhile goes with it.
+	s.collect(0)
+	if s.end != nil || len(s.fill.Next) == 0 {
+		return
+	}
 	s.hand, s.fill, s.bytes = s.fill, Batch{Next: make(map[Partition]int64, len(s.assignment.positions))}, 0
+	s.begin()
+}
+
+// begin begins to apply the batch in hand.
+func (s *session) begin() {
+	hand, result := s.hand, make(chan error, 1)
+	s.applying, s.begun = result, time.Now()
+	go func() { result <- s.handler.Apply(s.work, hand) }()
+}
+
+// due reports whether the batch in hand has been tried, or that takes so long that nothing may be polled meanwhile.
+func (s *session) due() bool {
+	if len(s.hand.Next) == 0 {
+		return false
+	}
+	return s.applying == nil || len(s.applying) > 0 || time.Since(s.begun) > longApply
+}
+
+// await waits until nothing is being applied. If the batch in hand is stored, there is none afterwards.
+func (s *session) await() {
+	if s.applying == nil {
+		return
+	}
+	s.failed, s.applying = <-s.applying, nil
+	if s.failed == nil {
+		s.applied = true
+		s.works()
+		s.trouble.over()
+		s.assignment.storeHint(s.hand.Next)
+		s.hand = Batch{}
+	}
+}
+
+// settle waits for the batch in hand. If it could not be applied, settle tries again until it is stored, its
+// partitions are revoked, or the session or ctx ends.
+func (s *session) settle(ctx context.Context) {
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
-	for len(s.hand.Next) > 0 {
-		err := s.handler.Apply(s.work, s.hand)
-		if err == nil {
-			s.applied = true
-			s.works()
-			s.trouble.over()
-			s.assignment.storeHint(s.hand.Next)
-			break
-		}
-		if errors.Is(err, ErrFenced) {
-			s.end = err
+	for s.await(); len(s.hand.Next) > 0; s.await() {
+		if errors.Is(s.failed, ErrFenced) {
+			s.end = s.failed
 			return
 		}
-		s.fails(err)
+		s.fails(s.failed)
 		if ctx.Err() != nil {
-			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", err)
+			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", s.failed)
 			return
 		}
 		wait := retry.Next()
-		s.log.Warn("apply batch: trying again", "err", err, "records", len(s.hand.Records), "wait", wait)
+		s.log.Warn("apply batch: trying again", "err", s.failed, "records", len(s.hand.Records), "wait", wait)
 		s.fail(s.assignment.pause())
 		s.pollFor(ctx, wait)
 		if s.end != nil {
 			return
+		}
+		if len(s.hand.Next) > 0 {
+			s.begin()
 		}
 	}
 	s.hand = Batch{}
@@ -408,6 +459,8 @@ func (s *session) pollFor(ctx context.Context, d time.Duration) {
 // Otherwise the wrapper does so and sends its error to a channel that does not exist, which blocks
 // for ever.
 func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
+	// Whoever has the partitions next finds what this member has stored of them.
+	s.await()
 	switch e := event.(type) {
 	case kafka.AssignedPartitions:
 		s.rebalances.Add(1)
@@ -443,6 +496,7 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 // more.
 func (s *session) close() {
 	s.closing = true
+	s.await()
 	s.trouble.forget(slices.Collect(maps.Keys(s.assignment.positions))...)
 	s.assignment.end()
 	s.cfg.Stats.close(kindConsumer, s.client.String())
