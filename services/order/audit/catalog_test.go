@@ -101,7 +101,8 @@ func againstAMap(t *testing.T, c *catalog, different int) {
 		put := make(map[string]bool)
 		for range rng.IntN(min(500, different)) {
 			// Some IDs are the beginning of others.
-			o := order{id: strings.Repeat("o", rng.IntN(3)) + fmt.Sprint(rng.IntN(different)), version: 1 + rng.Int64N(9)}
+			id := strings.Repeat("o", rng.IntN(3)) + fmt.Sprint(rng.IntN(different))
+			o := order{id: id, version: 1 + rng.Int64N(9)}
 			if put[o.id] {
 				continue
 			}
@@ -174,7 +175,7 @@ func TestADamagedCatalogIsNoticed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := openCatalog(t)
-			orders := []order{{"A", 1, []byte("the first")}, {"B", 2, []byte("the second")}, {"C", 3, []byte("the third")}}
+			orders := []order{{"A", 1, []byte("first")}, {"B", 2, []byte("second")}, {"C", 3, []byte("third")}}
 			c.mustPut(t, orders...)
 			size := orders[0].size()
 			if name == "list" {
