@@ -416,6 +416,27 @@ func TestConsumerCollectsWhileItApplies(t *testing.T) {
 	})
 }
 
+// What is revoked takes no room any more: a session without room does not poll.
+func TestWhatIsRevokedTakesNoRoom(t *testing.T) {
+	t.Parallel()
+	kept, gone := Partition{Topic: "t", Number: 1}, Partition{Topic: "t", Number: 2}
+	s := &session{fill: Batch{Next: map[Partition]int64{kept: 1, gone: 1}, Records: []Record{
+		{Topic: "t", Partition: 1, Key: []byte("k"), Value: []byte("four")},
+		{Topic: "t", Partition: 2, Key: []byte("k"), Value: make([]byte, 1<<20)},
+	}}}
+	for i := range s.fill.Records {
+		s.bytes += s.fill.Records[i].size()
+	}
+	s.drop([]Partition{gone})
+	if s.bytes != 5 || len(s.fill.Records) != 1 {
+		t.Errorf("%d bytes in %d records, want 5 in 1", s.bytes, len(s.fill.Records))
+	}
+	s.drop([]Partition{kept})
+	if s.bytes != 0 || len(s.fill.Next) != 0 {
+		t.Errorf("%d bytes are left", s.bytes)
+	}
+}
+
 // A member gives a partition up when it has stored what it was about to store.
 func TestConsumerKeepsAPartitionUntilItsBatchIsApplied(t *testing.T) {
 	t.Parallel()

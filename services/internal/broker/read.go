@@ -263,7 +263,7 @@ func (r *boundedReader) add(ctx context.Context, left *offsetRange, record Recor
 		return nil
 	}
 	r.batch = append(r.batch, record)
-	r.bytes += len(record.Key) + len(record.Value)
+	r.bytes += record.size()
 	if len(r.batch) < readBatch && r.bytes < readBytes {
 		return nil
 	}

@@ -76,6 +76,9 @@ type Record struct {
 	Fault error
 }
 
+// size is that of the key and the value in bytes.
+func (r *Record) size() int { return len(r.Key) + len(r.Value) }
+
 // Progress is how far a partition was read.
 type Progress struct {
 	// Next is the offset to read next. Behind the last record there may be markers of transactions.

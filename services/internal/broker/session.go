@@ -17,8 +17,8 @@ import (
 // pollWait is how long one call into librdkafka may block. librdkafka does not know contexts.
 const pollWait = 100 * time.Millisecond
 
-// longApply is how long the session polls while a batch is applied. A handler that hangs must show: LastPoll
-// stands still then, and Kafka gives the partitions to another member after MaxSilence.
+// longApply is how long the session polls at most while a batch is applied. A handler that hangs must show:
+// LastPoll stands still then, and Kafka gives the partitions to another member after MaxSilence.
 const longApply = time.Second
 
 // errReconnected ends a session when Kafka is back after all brokers were away. They may have come
@@ -247,11 +247,12 @@ func (s *session) poll(wait time.Duration) bool {
 			s.end = errReconnected
 			return false
 		}
-		if p := s.assignment.position(e.TopicPartition); p != nil {
+		// What follows a refused seek may be of any offset.
+		if p := s.assignment.position(e.TopicPartition); p != nil && s.stray == nil {
 			s.add(p, record(e))
 		}
 	case kafka.PartitionEOF:
-		if p := s.assignment.position(kafka.TopicPartition(e)); p != nil {
+		if p := s.assignment.position(kafka.TopicPartition(e)); p != nil && s.stray == nil {
 			s.trouble.over()
 			if s.lost.Load() {
 				s.end = errReconnected
@@ -354,7 +355,7 @@ func (s *session) examineStopped() {
 // add puts a record into the batch that is being collected.
 func (s *session) add(p *position, r Record) {
 	s.fill.Records = append(s.fill.Records, r)
-	s.bytes += len(r.Key) + len(r.Value)
+	s.bytes += r.size()
 	p.next = r.Offset + 1
 	s.fill.Next[p.id] = p.next
 }
@@ -408,7 +409,10 @@ func (s *session) await() {
 	if s.failed == nil {
 		s.applied = true
 		s.works()
-		s.trouble.over()
+		if !s.lost.Load() {
+			// The records came from Kafka, but maybe before it was lost.
+			s.trouble.over()
+		}
 		s.assignment.storeHint(s.hand.Next)
 		s.hand = Batch{}
 	}
@@ -425,7 +429,6 @@ func (s *session) settle(ctx context.Context) {
 		}
 		s.fails(s.failed)
 		if ctx.Err() != nil {
-			s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", s.failed)
 			return
 		}
 		wait := retry.Next()
@@ -482,7 +485,7 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 		}
 		if !s.closing {
 			gone := s.assignment.remove(e.Partitions, client.AssignmentLost())
-			s.fill, s.hand = s.fill.without(gone), s.hand.without(gone)
+			s.drop(gone)
 		}
 		if err := client.IncrementalUnassign(e.Partitions); err != nil && !s.closing {
 			s.fail(fmt.Errorf("unassign: %w", explain(err)))
@@ -491,12 +494,24 @@ func (s *session) rebalance(client *kafka.Consumer, event kafka.Event) error {
 	return nil
 }
 
+// drop takes partitions out of what is collected and of the batch in hand.
+func (s *session) drop(gone []Partition) {
+	s.fill, s.hand = s.fill.without(gone), s.hand.without(gone)
+	s.bytes = 0
+	for i := range s.fill.Records {
+		s.bytes += s.fill.Records[i].size()
+	}
+}
+
 // close gives all partitions back and leaves the group. Closing the client commits the hints, which
 // can take long when the coordinator is gone. So it may be left behind: nothing uses the client any
 // more.
 func (s *session) close() {
 	s.closing = true
 	s.await()
+	if s.end == nil && len(s.hand.Next) > 0 {
+		s.log.Warn("shutdown with a batch not applied: it is read again at the next start", "err", s.failed)
+	}
 	s.trouble.forget(slices.Collect(maps.Keys(s.assignment.positions))...)
 	s.assignment.end()
 	s.cfg.Stats.close(kindConsumer, s.client.String())

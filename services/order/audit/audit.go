@@ -157,7 +157,12 @@ func (a *Auditor) Audit(ctx context.Context, topic string, fresh bool) (*Result,
 		r.release(ix)
 		return nil, err
 	}
-	v := ix.catalog.view()
+	v, err := ix.catalog.view()
+	if err != nil {
+		<-a.slots
+		r.release(ix)
+		return nil, unreadable(ctx, topic, err)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return &Result{

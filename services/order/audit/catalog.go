@@ -39,6 +39,8 @@ type catalog struct {
 	orders, end int64
 	// views is how many are open.
 	views int
+	// broken is true during put, and after one that has failed.
+	broken bool
 }
 
 // order is what a catalog keeps of an order.
@@ -122,6 +124,7 @@ func (c *catalog) put(orders []order) (err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.broken = true
 	// appended is for the end of the log, added for the end of the list, and moved for elsewhere in the list.
 	var appended, added []byte
 	moved := make(map[int64]int64)
@@ -173,6 +176,7 @@ func (c *catalog) put(orders []order) (err error) {
 	}
 	c.orders += int64(len(added)) / placeBytes
 	c.end += int64(len(appended))
+	c.broken = false
 	return nil
 }
 
@@ -185,6 +189,9 @@ func (c *catalog) compare(at int64, id string) (r record, same bool, err error) 
 		return r, false, err
 	}
 	r = parseHead(c.buf, at)
+	if at+r.capacity > c.end || r.capacity < headBytes+r.idBytes+r.bodyBytes || r.number < 0 || r.number >= c.orders {
+		return r, false, fmt.Errorf("at %d: %w", at, errDamaged)
+	}
 	return r, r.idBytes == int64(len(id)) && string(c.buf[headBytes:]) == id, nil
 }
 
@@ -272,12 +279,18 @@ type view struct {
 	log         window
 }
 
-// view returns the catalog as it is now. The view must be closed.
-func (c *catalog) view() *view {
+// errHalfPut reports that a put has failed: it may have replaced some of its orders.
+var errHalfPut = errors.New("not all orders of a batch could be written")
+
+// view returns the catalog as it is now. The view must be closed. After a put that has failed there is none.
+func (c *catalog) view() (*view, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.broken {
+		return nil, errHalfPut
+	}
 	c.views++
-	return &view{c: c, orders: c.orders, end: c.end, log: window{file: c.log}}
+	return &view{c: c, orders: c.orders, end: c.end, log: window{file: c.log}}, nil
 }
 
 func (v *view) close() {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ordersystem.dev/services/internal/broker"
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 // reader keeps the index of one topic. One reading at a time brings it forward.
@@ -299,6 +300,9 @@ func (r *reader) indexFor(rd *reading) (*index, error) {
 		return current, nil
 	}
 	ix, err := newIndex(path, r.limit, topicID, rd.first)
+	if sqldb.IsFull(err) {
+		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make an index: %w", err)
 	}

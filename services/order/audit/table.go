@@ -19,7 +19,7 @@ const (
 
 // table is a hash table, with open addressing and linear probing (Knuth, The Art of Computer Programming, volume 3,
 // section 6.4). It is in a mapped file, so that the system can take its memory back. A disk that fails makes a
-// fault of an access: see [catalog.put].
+// fault of an access: see [catalog.put]. It has no checksum: an order that a changed bit hides is put twice.
 type table struct {
 	file   *os.File
 	mapped mmap.MMap
@@ -39,7 +39,8 @@ func slotsFor(orders int64, slots int) int {
 	return slots
 }
 
-// newTable makes an empty table. Its file has its whole length on the disk, so that no access needs room there.
+// newTable makes an empty table. Its file has its whole length on the disk, so that no access needs room there,
+// unless the file system copies what is written.
 // After an error there may be a file all the same.
 func newTable(path string, slots int) (t table, err error) {
 	if t.file, err = os.Create(fmt.Sprintf("%s.table-%d", path, slots)); err != nil {
