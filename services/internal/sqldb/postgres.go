@@ -421,16 +421,6 @@ func (db *postgres) QueryIn(
 	return db.Query(ctx, query, scan, array)
 }
 
-// Snapshot is part of engine.
-func (db *postgres) Snapshot(ctx context.Context) (*sql.Tx, error) {
-	tx, err := db.pool.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
-	if err != nil {
-		db.note(err)
-		return nil, err
-	}
-	return tx, nil
-}
-
 // Space is part of engine. Only the server knows what its disk has left, and refuses when it is full.
 func (db *postgres) Space(context.Context) (Space, error) {
 	return Space{Left: unlimited, once: unlimited}, nil

@@ -75,10 +75,6 @@ type engine interface {
 	// QueryIn is Tx.QueryIn outside of a transaction, like Query.
 	QueryIn(ctx context.Context, head string, keys []any, tail string, scan func(*sql.Rows) error) error
 
-	// Snapshot begins a transaction that only reads. What it reads is the database of one moment. It
-	// ends with ctx.
-	Snapshot(ctx context.Context) (*sql.Tx, error)
-
 	// Space looks up what the database uses and can still use. It does not wait for a transaction.
 	Space(ctx context.Context) (Space, error)
 

@@ -223,12 +223,6 @@ func (db *sqlite) QueryIn(ctx context.Context, head string, keys []any, tail str
 	})
 }
 
-// Snapshot is part of engine.
-func (db *sqlite) Snapshot(ctx context.Context) (*sql.Tx, error) {
-	tx, err := db.read.BeginTx(ctx, nil)
-	return tx, db.noted(err)
-}
-
 // Close is part of engine.
 func (db *sqlite) Close() error {
 	db.mu.Lock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"ordersystem.dev/services/internal/sqldb"
 )
 
 var (
@@ -22,6 +24,14 @@ var (
 // unreadable returns ErrUnreadable with its cause.
 func unreadable(ctx context.Context, topic string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrUnreadable, topic, causeOf(ctx, err))
+}
+
+// roomError returns ErrNoRoom with err as its cause if err says that the disk is full, and else err.
+func roomError(err error) error {
+	if sqldb.IsFull(err) {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return err
 }
 
 // causeOf returns the cause of ctx if ctx has ended, because err is then only a consequence.

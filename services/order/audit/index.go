@@ -97,12 +97,8 @@ func (ix *index) add(records []broker.Record) (unusable int, err error) {
 	if err := ix.checkRoom(ix.catalog.cost(orders)); err != nil {
 		return 0, err
 	}
-	err = ix.catalog.put(orders)
-	if sqldb.IsFull(err) {
-		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(orders), err)
+	if err := ix.catalog.put(orders); err != nil {
+		return 0, fmt.Errorf("add %d orders to the audit's index: %w", len(orders), roomError(err))
 	}
 	for _, rejected := range result.Rejected {
 		if rejected.Reason != contract.ReasonConflict {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"ordersystem.dev/services/internal/broker"
-	"ordersystem.dev/services/internal/sqldb"
 )
 
 // reader keeps the index of one topic. One reading at a time brings it forward.
@@ -300,11 +299,8 @@ func (r *reader) indexFor(rd *reading) (*index, error) {
 		return current, nil
 	}
 	ix, err := newIndex(path, r.limit, topicID, rd.first)
-	if sqldb.IsFull(err) {
-		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("make an index: %w", err)
+		return nil, fmt.Errorf("make an index: %w", roomError(err))
 	}
 	if !usable {
 		r.mu.Lock()

@@ -40,8 +40,7 @@ func slotsFor(orders int64, slots int) int {
 }
 
 // newTable makes an empty table. Its file has its whole length on the disk, so that no access needs room there,
-// unless the file system copies what is written.
-// After an error there may be a file all the same.
+// unless the file system copies what is written. After an error there may be a file all the same.
 func newTable(path string, slots int) (t table, err error) {
 	if t.file, err = os.Create(fmt.Sprintf("%s.table-%d", path, slots)); err != nil {
 		return t, err
