@@ -312,10 +312,10 @@ func TestConsumerReportsItsLag(t *testing.T) {
 		wait := make(chan struct{})
 		hang.Store(&wait)
 		testenv.Produce(t, addr, messages(topic, 1, 1)...)
-		poll(t, "a silent consumer shows no lag", func() bool { return len(c.Lag()) == 0 })
-		if silent := time.Since(c.LastPoll()); silent < time.Second {
-			t.Errorf("the last poll was %s ago", silent)
-		}
+		// Without a partition there is no lag either, which a slow machine may bring about.
+		poll(t, "a silent consumer shows no lag", func() bool {
+			return len(c.Lag()) == 0 && time.Since(c.LastPoll()) > time.Second
+		})
 		hang.Store(nil)
 		close(wait)
 		poll(t, "it knows again", func() bool { return only() == 0 })
@@ -326,9 +326,10 @@ func TestConsumerReportsItsLag(t *testing.T) {
 		testenv.Produce(t, addr, messages(topic, 1, 1)...)
 		poll(t, "the store fails", func() bool { return errors.Is(c.Err(), failure) })
 		testenv.Produce(t, addr, messages(topic, 50, 1)...)
-		requests := scrape(t, cfg.Stats)["consumer requests_total"]
+		requests, rebalances := scrape(t, cfg.Stats)["consumer requests_total"], c.Rebalances()
 		poll(t, "statistics while it is paused", func() bool {
-			if lag := only(); lag != math.MinInt64 {
+			// Who has lost the partition and has it again is paused when Apply has failed again.
+			if lag := only(); lag != math.MinInt64 && c.Rebalances() == rebalances {
 				t.Fatalf("paused, with a lag of %d", lag)
 			}
 			return scrape(t, cfg.Stats)["consumer requests_total"] > requests
@@ -355,9 +356,9 @@ func TestConsumersReportTheLagOfTheirOwnPartitions(t *testing.T) {
 	poll(t, "all four", func() bool { return len(first.Lag()) == 4 })
 	second, stop := startAs(t, everySecond(addr), cc, newMember(s))
 	poll(t, "two each", func() bool {
-		a, b := first.Lag(), second.Lag()
-		if first.Assigned() < 4 && len(a) > first.Assigned() {
-			t.Fatalf("%d partitions and the lag of %v", first.Assigned(), a)
+		has, a, b := first.Assigned(), first.Lag(), second.Lag()
+		if first.Assigned() == has && len(a) > has {
+			t.Fatalf("%d partitions and the lag of %v", has, a)
 		}
 		maps.Copy(a, b)
 		return len(b) == 2 && len(a) == 4 && first.Assigned() == 2
