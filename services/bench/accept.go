@@ -71,9 +71,9 @@ func (b *bench) accept(ctx context.Context) error {
 		}
 		// Both limits of a repeat are combined before the ratio is taken.
 		raw := stats.Sample{Value: stats.InSeries(echoed.Value, written.Value), CPU: echoed.CPU + written.CPU}
-		publishing.add(published, raw)
-		alone.add(accepted, raw)
-		if err := b.acceptPostgres(ctx, k.Addr, pg, echoed, prefix, &one, &away, &three); err != nil {
+		publishing.addCreated(published, raw)
+		alone.addCreated(accepted, raw)
+		if err := b.acceptPostgres(ctx, k.Addr, pg, echoed.Sample, prefix, &one, &away, &three); err != nil {
 			return fmt.Errorf("on PostgreSQL: %w", err)
 		}
 		scaled.add(stats.Sample{Value: three.ours[n]}, stats.Sample{Value: one.ours[n]})
@@ -97,7 +97,23 @@ connection. CPU: of the services, without PostgreSQL's; with "published" until e
 		b.connections, perSecond.format(e.Median), number(e.Low), number(e.High),
 		perSecond.format(r.Median), limit.RowsPerStatement, number(r.Low), number(r.High)),
 		publishing, alone, one, away, three, scaled)
+	printSpent(b.out, `Where the time of the processors went while these orders were accepted. What was published after
+the last response is not in it.`, publishing, alone, one, away, three)
 	return nil
+}
+
+// created is how fast orders were accepted.
+type created struct {
+	stats.Sample
+	// orders is how many that were, and spent what it took until the last response.
+	orders int
+	spent  spent
+}
+
+// addCreated adds one repeat of accepted orders.
+func (r *result) addCreated(ours created, raw stats.Sample) {
+	r.add(ours.Sample, raw)
+	r.created = append(r.created, ours)
 }
 
 // acceptPostgres adds one repeat of the results on PostgreSQL, each in a database of its own.
@@ -131,7 +147,7 @@ func (b *bench) acceptPostgres(
 		if err != nil {
 			return err
 		}
-		of.to.add(accepted, raw)
+		of.to.addCreated(accepted, raw)
 	}
 	if url, err = fresh("away"); err != nil {
 		return err
@@ -140,7 +156,7 @@ func (b *bench) acceptPostgres(
 	if err != nil {
 		return err
 	}
-	away.add(accepted, raw)
+	away.addCreated(accepted, raw)
 	return nil
 }
 
@@ -148,7 +164,7 @@ func (b *bench) acceptPostgres(
 // database at url, or the only one has a SQLite of its own if that is empty.
 func (b *bench) acceptPublishing(
 	ctx context.Context, kafka string, replicas int, url, prefix string,
-) (rate stats.Sample, err error) {
+) (accepted created, err error) {
 	err = b.inFreshDir(func(dir string) (err error) {
 		var carts []*service
 		defer func() {
@@ -170,25 +186,25 @@ func (b *bench) acceptPublishing(
 		if err != nil {
 			return err
 		}
-		rate, err = b.creations(ctx, carts, prefix, func(accepted int) error {
+		accepted, err = b.creations(ctx, carts, prefix, func(orders int) error {
 			// All replicas know how many rows their database has.
 			if err := carts[0].awaitPublished(ctx); err != nil {
 				return err
 			}
 			_, after, err := limit.Consume(ctx, kafka, contract.TopicCreated)
-			if err == nil && after-before != accepted {
-				err = fmt.Errorf("%d orders were accepted and %d published", accepted, after-before)
+			if err == nil && after-before != orders {
+				err = fmt.Errorf("%d orders were accepted and %d published", orders, after-before)
 			}
 			return err
 		})
 		return err
 	})
-	return rate, err
+	return accepted, err
 }
 
 // acceptAlone loads a Cart that cannot reach Kafka. Cart must have reached Kafka once, to know that
 // its store is complete: the database at url, or a SQLite of its own if that is empty.
-func (b *bench) acceptAlone(ctx context.Context, kafka, url, prefix string) (rate stats.Sample, err error) {
+func (b *bench) acceptAlone(ctx context.Context, kafka, url, prefix string) (accepted created, err error) {
 	// The store is made beforehand: its rebuild from the topics needs Kafka.
 	database := "DATABASE_URL=" + url
 	err = b.inFreshDir(func(dir string) error {
@@ -199,17 +215,17 @@ func (b *bench) acceptAlone(ctx context.Context, kafka, url, prefix string) (rat
 			if _, err := cart.ready(ctx); err != nil {
 				return err
 			}
-			rate, err = b.creations(ctx, []*service{cart}, prefix, func(accepted int) error {
+			accepted, err = b.creations(ctx, []*service{cart}, prefix, func(orders int) error {
 				rows, err := cart.metric(ctx, "cart_outbox_rows")
-				if err == nil && int(rows) != accepted {
-					err = fmt.Errorf("%d orders were accepted and %v are in the outbox", accepted, rows)
+				if err == nil && int(rows) != orders {
+					err = fmt.Errorf("%d orders were accepted and %v are in the outbox", orders, rows)
 				}
 				return err
 			})
 			return err
 		}, database)
 	})
-	return rate, err
+	return accepted, err
 }
 
 // creations creates orders on all connections, which are spread over the replicas of a service. finish
@@ -217,11 +233,8 @@ func (b *bench) acceptAlone(ctx context.Context, kafka, url, prefix string) (rat
 // counts too.
 func (b *bench) creations(
 	ctx context.Context, replicas []*service, prefix string, finish func(accepted int) error,
-) (rate stats.Sample, err error) {
-	var cpu time.Duration
-	for _, s := range replicas {
-		cpu -= s.cpu()
-	}
+) (done created, err error) {
+	before := b.spentSoFar(replicas)
 	accepted, took := make([]int, len(replicas)), make([]time.Duration, len(replicas))
 	var loads errgroup.Group
 	for n, s := range replicas {
@@ -232,17 +245,20 @@ func (b *bench) creations(
 		})
 	}
 	if err := loads.Wait(); err != nil {
-		return rate, err
+		return done, err
 	}
-	total, longest := 0, time.Duration(0)
+	done.spent = b.spentSoFar(replicas).since(before)
+	longest := time.Duration(0)
 	for n := range replicas {
-		total, longest = total+accepted[n], max(longest, took[n])
+		done.orders, longest = done.orders+accepted[n], max(longest, took[n])
 	}
-	if err := finish(total); err != nil {
-		return rate, err
+	if err := finish(done.orders); err != nil {
+		return done, err
 	}
+	cpu := -before.services
 	for _, s := range replicas {
 		cpu += s.cpu()
 	}
-	return stats.Rate(total, longest, cpu), nil
+	done.Sample = stats.Rate(done.orders, longest, cpu)
+	return done, nil
 }

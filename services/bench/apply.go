@@ -22,7 +22,8 @@ func (b *bench) apply(ctx context.Context) error {
 		return err
 	}
 	defer k.Stop()
-	messages := slices.Collect(load.Histories("apply-", b.records))
+	const prefix = "apply-"
+	messages := slices.Collect(load.Histories(prefix, b.records))
 	if _, err := limit.Produce(ctx, k.Addr, "", slices.Values(messages)); err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func (b *bench) apply(ctx context.Context) error {
 	scaled := result{what: "three replicas against one, on PostgreSQL", unit: perSecond, goal: goal{atLeast: 1}}
 	for n := range b.repeats {
 		quiet()
-		ours, err := b.applyOnce(ctx, k.Addr, 1, "", len(messages))
+		ours, err := b.catchUp(ctx, b.order, k.Addr, 1, prefix, len(messages))
 		if err != nil {
 			return err
 		}
@@ -56,13 +57,13 @@ func (b *bench) apply(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		sqlite.add(ours, raw)
-		if err := b.applyPostgres(ctx, k.Addr, pg, rows, &one, &three); err != nil {
+		sqlite.add(ours.rate, raw)
+		if err := b.applyPostgres(ctx, k.Addr, pg, prefix, rows, &one, &three); err != nil {
 			return err
 		}
 		scaled.add(stats.Sample{Value: three.ours[n]}, stats.Sample{Value: one.ours[n]})
 		progress("apply %d/%d: ours %s, raw %s; PostgreSQL %s, three replicas %s, raw %s", n+1, b.repeats,
-			perSecond.format(ours.Value), perSecond.format(raw.Value), perSecond.format(one.ours[n]),
+			perSecond.format(ours.rate.Value), perSecond.format(raw.Value), perSecond.format(one.ours[n]),
 			perSecond.format(three.ours[n]), perSecond.format(one.raw[n]))
 	}
 	printTable(b.out, "Apply", fmt.Sprintf(
@@ -78,7 +79,8 @@ does not count. CPU: of the services in that time, without PostgreSQL's.`,
 
 // applyPostgres adds one repeat of the results on PostgreSQL, each in a database of its own.
 func (b *bench) applyPostgres(
-	ctx context.Context, kafka string, pg *localpostgres.Server, rows []limit.OrderRow, one, three *result,
+	ctx context.Context, kafka string, pg *localpostgres.Server, prefix string, rows []limit.OrderRow,
+	one, three *result,
 ) error {
 	n := len(one.ours)
 	fresh := func(name string) (url string, err error) {
@@ -88,7 +90,7 @@ func (b *bench) applyPostgres(
 	if err != nil {
 		return err
 	}
-	ours, err := b.applyOnce(ctx, kafka, 1, url, len(rows))
+	ours, err := b.catchUp(ctx, b.order, kafka, 1, prefix, len(rows), "DATABASE_URL="+url)
 	if err != nil {
 		return err
 	}
@@ -102,45 +104,58 @@ func (b *bench) applyPostgres(
 	if url, err = fresh("three"); err != nil {
 		return err
 	}
-	ofThree, err := b.applyOnce(ctx, kafka, 3, url, len(rows))
+	ofThree, err := b.catchUp(ctx, b.order, kafka, 3, prefix, len(rows), "DATABASE_URL="+url)
 	if err != nil {
 		return err
 	}
-	one.add(ours, raw)
-	three.add(ofThree, raw)
+	one.add(ours.rate, raw)
+	three.add(ofThree.rate, raw)
 	return nil
 }
 
-// applyOnce starts Orders with an empty store and waits until they have applied all events. They share
-// the database at url, or the only one has a SQLite of its own if that is empty.
-func (b *bench) applyOnce(
-	ctx context.Context, kafka string, replicas int, url string, events int,
-) (rate stats.Sample, err error) {
+// caughtUp is what it took programs to apply all events.
+type caughtUp struct {
+	// rate is that from when each has its partitions.
+	rate stats.Sample
+	// kafka is the broker's processor time in that time, in µs per event.
+	kafka float64
+	// after is the time from the start of the first one.
+	after time.Duration
+	// peak is the most memory that the first one took, in MiB.
+	peak float64
+}
+
+// catchUp starts replicas of a program that have nothing yet, and waits until they have applied all events,
+// which are histories with a prefix. env is added to their environment.
+func (b *bench) catchUp(
+	ctx context.Context, p program, kafka string, replicas int, prefix string, events int, env ...string,
+) (took caughtUp, err error) {
 	err = b.inFreshDir(func(dir string) (err error) {
-		var orders []*service
+		var running []*service
 		defer func() {
-			for _, order := range orders {
-				err = errors.Join(err, order.stop())
+			for _, s := range running {
+				err = errors.Join(err, s.stop())
 			}
 		}()
 		for n := range replicas {
-			order, err := startService(ctx, b.order, filepath.Join(dir, fmt.Sprint(n)), kafka, "DATABASE_URL="+url)
+			s, err := startService(ctx, p, filepath.Join(dir, fmt.Sprint(n)), kafka, env...)
 			if err != nil {
 				return err
 			}
-			orders = append(orders, order)
+			running = append(running, s)
 		}
-		// The metrics cannot be read before the service listens. The rate is that of all of them: until the
+		first := running[0]
+		// The metrics cannot be read before the program listens. The rate is that of all of them: until the
 		// rebalance is over, the first one works alone.
-		if err := orders[0].await(ctx, 2*time.Millisecond, func() (bool, error) {
-			return !slices.ContainsFunc(orders, func(order *service) bool {
-				assigned, err := order.metric(ctx, "order_assigned_partitions")
+		if err := first.await(ctx, 2*time.Millisecond, func() (bool, error) {
+			return !slices.ContainsFunc(running, func(s *service) bool {
+				assigned, err := s.metric(ctx, "order_assigned_partitions")
 				return err != nil || assigned == 0
 			}), nil
 		}); err != nil {
 			return fmt.Errorf("await the assignment: %w", err)
 		}
-		before, err := sum(ctx, orders, appliedRecords)
+		before, err := sum(ctx, running, appliedRecords)
 		if err != nil {
 			return err
 		}
@@ -148,30 +163,39 @@ func (b *bench) applyOnce(
 			return fmt.Errorf("%v of %d events were applied before each replica had partitions: "+
 				"give more -records", before, events)
 		}
-		begin := time.Now()
-		var cpu time.Duration
-		for _, order := range orders {
-			cpu -= order.cpu()
-		}
-		// A service is ready once the store has what the topics had when it started.
-		for _, order := range orders {
-			if _, err := order.ready(ctx); err != nil {
+		begin, spent := time.Now(), b.spentSoFar(running)
+		// A program is ready once it has what the topics had when it started.
+		for _, s := range running {
+			if _, err := s.ready(ctx); err != nil {
 				return err
 			}
 		}
-		took := time.Since(begin)
-		for _, order := range orders {
-			cpu += order.cpu()
-		}
-		applied, err := sum(ctx, orders, appliedRecords)
+		elapsed, left := time.Since(begin), events-int(before)
+		spent = b.spentSoFar(running).since(spent)
+		took.rate, took.kafka = stats.Rate(left, elapsed, spent.services), stats.PerOrder(spent.kafka, left)
+		took.after = first.readyAfter
+		_, took.peak = first.memory()
+		applied, err := sum(ctx, running, appliedRecords)
 		if err != nil {
 			return err
 		}
 		if int(applied) != events {
 			return fmt.Errorf("%d events were to be applied and %v were", events, applied)
 		}
-		rate = stats.Rate(events-int(before), took, cpu)
-		return nil
+		return checkNewest(ctx, first, prefix, events)
 	})
-	return rate, err
+	return took, err
+}
+
+// checkNewest looks some orders up, and fails if one is not there in its last version.
+func checkNewest(ctx context.Context, s *service, prefix string, events int) error {
+	client := load.NewClient(1)
+	defer client.CloseIdleConnections()
+	orders := events / load.Versions
+	for n := 0; n < orders; n += max(1, orders/100) {
+		if err := load.AwaitVisible(ctx, client, s.api, load.OrderID(prefix, n), load.Versions); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -32,7 +32,8 @@ type bench struct {
 	connections int
 	// records is the size of a relay's backlog, and the number of events to apply.
 	records int
-	// audited is the number of records in the audited topic, and of orders that are reconciled.
+	// audited is the number of records in the audited topic, of orders that are reconciled, and of events that
+	// Kafka Streams applies too.
 	audited int
 
 	// root is the repository.
@@ -41,6 +42,8 @@ type bench struct {
 	dir string
 	// cart, order and orderctl are built by prepare.
 	cart, order, orderctl program
+	// kafka and postgres are the processes of the servers that were started last.
+	kafka, postgres int
 	// out gets the tables. Progress goes to stderr.
 	out io.Writer
 }
@@ -113,7 +116,12 @@ func (b *bench) startBroker(ctx context.Context, settings map[string]string) (*l
 		"-Xms1g", "-Xmx1g", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
 		"-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent",
 	}
-	return localkafka.Start(ctx, localkafka.Options{Dir: dir, JVM: flags, Settings: settings})
+	k, err := localkafka.Start(ctx, localkafka.Options{Dir: dir, JVM: flags, Settings: settings})
+	if err != nil {
+		return nil, err
+	}
+	b.kafka = k.PID()
+	return k, nil
 }
 
 // warmUp declares all topics, and writes and reads many records: with bare clients, and with an
@@ -159,9 +167,14 @@ func (b *bench) startPostgres(ctx context.Context) (*localpostgres.Server, error
 	if err != nil {
 		return nil, err
 	}
-	return localpostgres.Start(ctx, localpostgres.Options{
+	pg, err := localpostgres.Start(ctx, localpostgres.Options{
 		Dir: dir, Settings: map[string]string{"shared_buffers": "256MB"},
 	})
+	if err != nil {
+		return nil, err
+	}
+	b.postgres = pg.PID()
+	return pg, nil
 }
 
 // newDatabase makes an empty database for a measurement, which begins right after that.

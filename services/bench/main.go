@@ -3,7 +3,7 @@
 // repeat measures both, one right after the other. Their ratio is therefore meaningful even where
 // the numbers alone are not.
 //
-//	go run ./services/bench [-only accept,visible,relay,apply,audit,reconcile,crowd,start] [-repeats 5]
+//	go run ./services/bench [-only accept,visible,relay,apply,streams,audit,reconcile,crowd,start] [-repeats 5]
 //	go run ./services/bench first-event [-repeats 5]
 //
 // The services are the real programs in processes of their own, against a real Kafka. Progress goes
@@ -57,8 +57,10 @@ func run(ctx context.Context, args []string) (err error) {
 	flags.DurationVar(&b.duration, "for", 4*time.Second, "how long one measurement under load takes")
 	flags.IntVar(&b.connections, "connections", 64, "connections of the load")
 	flags.IntVar(&b.records, "records", 200_000, "records to relay, and to apply")
-	flags.IntVar(&b.audited, "audited", 1_000_000, "records to audit, and orders to reconcile")
-	only := flags.String("only", "accept,visible,relay,apply,audit,reconcile,crowd,start", "subjects, in this order")
+	flags.IntVar(&b.audited, "audited", 1_000_000,
+		"records to audit, orders to reconcile, and events that Kafka Streams applies too")
+	only := flags.String("only", "accept,visible,relay,apply,streams,audit,reconcile,crowd,start",
+		"subjects, in this order")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -67,8 +69,8 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	subjects := []subject{
 		{"accept", b.accept}, {"visible", b.visible}, {"relay", b.relay},
-		{"apply", b.apply}, {"audit", b.audit}, {"reconcile", b.reconcile}, {"crowd", b.crowd},
-		{"start", b.start},
+		{"apply", b.apply}, {"streams", b.streams}, {"audit", b.audit}, {"reconcile", b.reconcile},
+		{"crowd", b.crowd}, {"start", b.start},
 	}
 	chosen := strings.Split(*only, ",")
 	switch command {

@@ -47,6 +47,7 @@ func (b *bench) relay(ctx context.Context) error {
 		unit: perSecond, goal: goal{atLeast: 0.25},
 	}
 	postgres := result{what: "on PostgreSQL", unit: perSecond, goal: goal{atLeast: 0.25}}
+	binding := result{what: "raw by the Go binding, against raw from C", unit: perSecond}
 	// Each store has topics of its own: a Cart adopts what another one has published.
 	stores := []struct {
 		url, prefix string
@@ -66,6 +67,12 @@ func (b *bench) relay(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		quiet()
+		fromC, err := limit.ProduceFromC(k.Addr, rawTopic, slices.Values(backlog))
+		if err != nil {
+			return err
+		}
+		binding.add(raw, fromC)
 		for _, s := range stores {
 			if err := b.addBacklog(ctx, dir, s.url, backlog); err != nil {
 				return fmt.Errorf("make the backlog: %w", err)
@@ -77,14 +84,16 @@ func (b *bench) relay(ctx context.Context) error {
 			}
 			s.to.add(ours, raw)
 		}
-		progress("relay %d/%d: ours %s, on PostgreSQL %s, raw %s", n+1, b.repeats,
-			perSecond.format(sqlite.ours[n]), perSecond.format(postgres.ours[n]), perSecond.format(raw.Value))
+		progress("relay %d/%d: ours %s, on PostgreSQL %s, raw %s, from C %s", n+1, b.repeats,
+			perSecond.format(sqlite.ours[n]), perSecond.format(postgres.ours[n]), perSecond.format(raw.Value),
+			perSecond.format(fromC.Value))
 	}
 	printTable(b.out, "Relay of a backlog",
 		`From the first record in the topic until Kafka has acknowledged every order and the outbox is
 empty. Raw: librdkafka through its Go binding, the same bytes, keys, headers and settings (idempotent,
 acks=all, lz4, linger 1 ms, no transactions), from memory, over a connection that exists already. CPU: of the service
-since its start. Of several replicas one publishes, so there is no row for them.`, sqlite, postgres)
+since its start. Of several replicas one publishes, so there is no row for them. The last row has what the
+binding costs: a producer in C sends the same bytes.`, sqlite, postgres, binding)
 	return nil
 }
 

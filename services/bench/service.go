@@ -2,9 +2,7 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -20,13 +18,11 @@ import (
 	"time"
 )
 
-// Limits and units of the processes under test.
+// Limits of the processes under test.
 const (
 	// readyPatience is long enough for a million records to be applied.
 	readyPatience = 3 * time.Minute
 	stopPatience  = 20 * time.Second
-	// clockTick is the unit of times in /proc: USER_HZ is 100 on every Linux that Go supports.
-	clockTick = 10 * time.Millisecond
 )
 
 // appliedRecords is Order's metric of all records that it has applied.
@@ -208,22 +204,8 @@ func (s *service) metric(ctx context.Context, name string) (float64, error) {
 	return sum, nil
 }
 
-// cpu returns the processor time that the process has used, user and system. It returns 0 without
-// /proc.
-func (s *service) cpu() time.Duration {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
-	if err != nil {
-		return 0
-	}
-	// The name before the fields may contain blanks.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	user, errUser := strconv.Atoi(string(fields[11]))
-	system, errSystem := strconv.Atoi(string(fields[12]))
-	if errors.Join(errUser, errSystem) != nil {
-		return 0
-	}
-	return time.Duration(user+system) * clockTick
-}
+// cpu returns the processor time that the process has used.
+func (s *service) cpu() time.Duration { return cpuOf(s.cmd.Process.Pid) }
 
 // memory returns the process's resident memory in MiB, now and at its peak. It returns NaN without
 // /proc.

@@ -19,6 +19,7 @@ const (
 	perSecond    unit = "/s"
 	milliseconds unit = "ms"
 	seconds      unit = "s"
+	microseconds unit = "µs"
 	mebibytes    unit = "MiB"
 )
 
@@ -108,6 +109,8 @@ type result struct {
 	// cpu is processor time in µs per order, of the service alone. rawCPU is that of the bare
 	// limit.
 	cpu, rawCPU []float64
+	// created has what the processors did in each repeat, if that is known.
+	created []created
 	// sooner means that the values are times and that the ratio is raw / ours.
 	sooner bool
 	// goal is the target of the ratio.

@@ -19,9 +19,9 @@ const patience = 60 * time.Second
 // metadataPatience limits one request for metadata, in milliseconds.
 const metadataPatience = 10_000
 
-// newProducer has those settings of the services' producer on which its speed depends.
-func newProducer(addr string) (*kafka.Producer, error) {
-	return kafka.NewProducer(&kafka.ConfigMap{
+// producerSettings are those of the services' producer on which its speed depends.
+func producerSettings(addr string) kafka.ConfigMap {
+	return kafka.ConfigMap{
 		"bootstrap.servers":            addr,
 		"allow.auto.create.topics":     false,
 		"acks":                         "all",
@@ -38,13 +38,12 @@ func newProducer(addr string) (*kafka.Producer, error) {
 		"go.produce.channel.size":      0,
 		"go.delivery.report.fields":    "none",
 		"log_level":                    3,
-	})
+	}
 }
 
-// newConsumer reads a topic from its beginning, in no consumer group, with the settings of the
-// services' consumer.
-func newConsumer(addr string) (*kafka.Consumer, error) {
-	return kafka.NewConsumer(&kafka.ConfigMap{
+// consumerSettings are those of the services' consumer, for one in no consumer group.
+func consumerSettings(addr string) kafka.ConfigMap {
+	return kafka.ConfigMap{
 		"bootstrap.servers":          addr,
 		"group.id":                   "raw",
 		"enable.auto.commit":         false,
@@ -54,7 +53,17 @@ func newConsumer(addr string) (*kafka.Consumer, error) {
 		"queued.max.messages.kbytes": 32 << 10,
 		"fetch.queue.backoff.ms":     5,
 		"fetch.wait.max.ms":          100,
-	})
+	}
+}
+
+func newProducer(addr string) (*kafka.Producer, error) {
+	settings := producerSettings(addr)
+	return kafka.NewProducer(&settings)
+}
+
+func newConsumer(addr string) (*kafka.Consumer, error) {
+	settings := consumerSettings(addr)
+	return kafka.NewConsumer(&settings)
 }
 
 // toKafka converts a message to the client's type. The partitioner chooses the partition by the
@@ -178,15 +187,27 @@ func consumeAll(ctx context.Context, addr, topic string) (records int, err error
 
 // assignAll makes a consumer read all partitions of a topic.
 func assignAll(c *kafka.Consumer, topic string, from kafka.Offset) (partitions int, err error) {
+	partitions, err = countPartitions(c, topic)
+	if err != nil {
+		return 0, err
+	}
+	var all []kafka.TopicPartition
+	for p := range partitions {
+		all = append(all, kafka.TopicPartition{Topic: &topic, Partition: int32(p), Offset: from})
+	}
+	return partitions, c.Assign(all)
+}
+
+// countPartitions returns how many partitions a topic has. It must exist.
+func countPartitions(c *kafka.Consumer, topic string) (int, error) {
 	metadata, err := c.GetMetadata(&topic, false, metadataPatience)
+	if err == nil && metadata.Topics[topic].Error.Code() != kafka.ErrNoError {
+		err = metadata.Topics[topic].Error
+	}
 	if err != nil {
 		return 0, fmt.Errorf("look %s up: %w", topic, err)
 	}
-	var all []kafka.TopicPartition
-	for _, p := range metadata.Topics[topic].Partitions {
-		all = append(all, kafka.TopicPartition{Topic: &topic, Partition: p.ID, Offset: from})
-	}
-	return len(all), c.Assign(all)
+	return len(metadata.Topics[topic].Partitions), nil
 }
 
 // Counter counts the offsets that a topic was ever given. The markers of transactions have offsets too.
@@ -203,11 +224,11 @@ func NewCounter(addr, topic string) (*Counter, error) {
 	if err != nil {
 		return nil, err
 	}
-	metadata, err := client.GetMetadata(&topic, false, metadataPatience)
+	partitions, err := countPartitions(client, topic)
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	return &Counter{client, topic, int32(len(metadata.Topics[topic].Partitions))}, nil
+	return &Counter{client, topic, int32(partitions)}, nil
 }
 
 // Partitions returns the number of partitions when the counter was made.

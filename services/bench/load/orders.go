@@ -71,14 +71,17 @@ func Orders(prefix string, n int) iter.Seq[contract.Message] {
 	}
 }
 
+// Versions is how many events [Histories] yields for each order.
+const Versions = 4
+
 // Histories yields n events, creations to updates as 1 : 3. The updates of an order follow some
 // time after its creation, with events of other orders in between.
 func Histories(prefix string, n int) iter.Seq[contract.Message] {
-	const versions, apart = 4, 700
-	all := n / versions
+	const apart = 700
+	all := n / Versions
 	return func(yield func(contract.Message) bool) {
-		for i := range all + (versions-1)*apart {
-			for version := range versions {
+		for i := range all + (Versions-1)*apart {
+			for version := range Versions {
 				of := i - version*apart
 				if of >= 0 && of < all && !yield(Event(OrderID(prefix, of), int64(version+1))) {
 					return

@@ -459,9 +459,11 @@ func TestConsumerKeepsAPartitionUntilItsBatchIsApplied(t *testing.T) {
 		c2, stop2 := start(t, addr, cc, two)
 		testenv.Produce(t, addr, messages(topic, 10, 5)...)
 		<-began
+		// On a slow machine it may have given one up before.
+		had := c1.Assigned()
 		time.Sleep(longApply * 3 / 2)
-		if n := c1.Assigned() + c2.Assigned(); n != 2 {
-			t.Errorf("%d partitions are assigned meanwhile, want 2", n)
+		if has, other := c1.Assigned(), c2.Assigned(); has != had || has+other > 2 {
+			t.Errorf("it has %d partitions meanwhile, and had %d; the other one has %d", has, had, other)
 		}
 		close(release)
 		poll(t, "the partitions are shared", func() bool { return c1.Assigned() == 1 && c2.Assigned() == 1 })

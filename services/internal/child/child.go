@@ -59,6 +59,9 @@ func (p *Process) Running() bool {
 	}
 }
 
+// PID returns the ID of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // State returns how the process ended. It is nil while it runs.
 func (p *Process) State() *os.ProcessState {
 	if p.Running() {

@@ -98,6 +98,9 @@ func (b *Broker) Stop() { b.process.Stop(syscall.SIGTERM, stopPatience) }
 // Kill ends the broker as a crash does (SIGKILL) and waits for its end.
 func (b *Broker) Kill() { b.process.Kill() }
 
+// PID returns the ID of the broker's process.
+func (b *Broker) PID() int { return b.process.PID() }
+
 // Group returns the ID of the group as which the broker runs, if Options.Groups is set.
 func (b *Broker) Group() uint32 { return b.options.Groups + uint32(b.ID) }
 

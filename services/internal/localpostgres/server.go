@@ -47,6 +47,9 @@ func (s *Server) URL(database string) string {
 // Addr returns 127.0.0.1:port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", s.port) }
 
+// PID returns the ID of the server's process, of which its others are children.
+func (s *Server) PID() int { return s.process.PID() }
+
 // StartAgain starts a server that was stopped or killed, with the same data and port.
 func (s *Server) StartAgain(ctx context.Context) error {
 	if s.process.Running() {
