@@ -70,8 +70,9 @@ func TestConsumerReadsAllInOrder(t *testing.T) {
 		m.await(t, "what was there before", func() bool { return m.count() == 2500 })
 		testenv.Produce(t, addr, messages(updated, 500, 40)...)
 		m.await(t, "what came later", func() bool { return m.count() == 3000 })
-		if c.Assigned() != 8 || c.Rebalances() == 0 || c.Err() != nil {
-			t.Errorf("assigned %d, rebalances %d, error %v", c.Assigned(), c.Rebalances(), c.Err())
+		poll(t, "it has all partitions", func() bool { return c.Assigned() == 8 && c.Err() == nil })
+		if c.Rebalances() == 0 {
+			t.Error("no rebalance is counted")
 		}
 		stop()
 		m.sameAs(t, addr, created, updated)
@@ -136,7 +137,7 @@ func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
 				t.Errorf("%d records in a batch: the consumer went on reading", len(b.Records))
 			}
 			// That is longer than the session timeout of 6 s.
-			if tries > 0 && time.Since(began) > 7*time.Second {
+			if tries >= 4 && time.Since(began) > 7*time.Second {
 				if committed == nil {
 					committed = testenv.CommittedOffsets(t, addr, cc.Group)[topic]
 				}
@@ -157,9 +158,6 @@ func TestConsumerRepeatsABatchThatCannotBeStored(t *testing.T) {
 		m.await(t, "all records", func() bool { return m.count() == 500 })
 		if c.Rebalances() != 1 || c.Err() != nil {
 			t.Errorf("%d rebalances, want 1; error %v", c.Rebalances(), c.Err())
-		}
-		if tries < 4 {
-			t.Errorf("%d tries", tries)
 		}
 		stop()
 		if diff := cmp.Diff(map[int32]int64{0: 0, 1: 0, 2: 0, 3: 0}, committed); diff != "" {
@@ -387,30 +385,52 @@ func TestConsumerCollectsWhileItApplies(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 2)
 		m := newMember(newStore())
-		began, release := make(chan time.Time, 1), make(chan struct{})
+		began := make(chan time.Time)
+		var hold atomic.Pointer[chan struct{}]
+		// sizes are those of the batches behind the one that was held.
 		var sizes []int
 		m.apply = func(_ context.Context, b Batch) error {
 			if len(b.Records) == 0 {
 				return nil
 			}
-			if sizes = append(sizes, len(b.Records)); len(sizes) == 1 {
+			sizes = append(sizes, len(b.Records))
+			if release := hold.Swap(nil); release != nil {
+				sizes = nil
 				began <- time.Now()
-				<-release
+				<-*release
 			}
 			return nil
 		}
 		c, stop := start(t, addr, group(topic), m)
-		testenv.Produce(t, addr, messages(topic, 1, 1)...)
-		at := <-began
-		poll(t, "it polls while it applies", func() bool { return c.LastPoll().After(at) })
+		var release chan struct{}
+		sent := 0
+		for polled := false; !polled; {
+			held := make(chan struct{})
+			hold.Store(&held)
+			release = held
+			testenv.Produce(t, addr, messages(topic, 1, 1)...)
+			sent++
+			at := <-began
+			for time.Since(at) < 2*longApply && !polled {
+				time.Sleep(time.Millisecond)
+				polled = c.LastPoll().After(at)
+			}
+			// It polls for longApply at most. On a slow machine that may be over before it has begun.
+			if !polled {
+				close(release)
+			}
+			if !polled && sent == 10 {
+				t.Fatal("it does not poll while it applies")
+			}
+		}
 		for range 10 {
 			testenv.Produce(t, addr, messages(topic, 5, 5)...)
 		}
 		close(release)
-		m.await(t, "all records", func() bool { return m.count() == 51 })
+		m.await(t, "all records", func() bool { return m.count() == sent+50 })
 		stop()
-		if len(sizes) > 4 {
-			t.Errorf("what has come while the first batch was applied took batches of %v records", sizes[1:])
+		if len(sizes) > 3 {
+			t.Errorf("what has come while a batch was applied took batches of %v records", sizes)
 		}
 		m.sameAs(t, addr, topic)
 	})

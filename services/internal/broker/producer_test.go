@@ -51,6 +51,17 @@ func publish(t testing.TB, p *Producer, messages ...contract.Message) {
 	}
 }
 
+// readable reads a topic until it has so many records. They can be read when the markers of their transaction
+// are there, which is a moment after Publish.
+func readable(t testing.TB, addr, topic string, n int) []testenv.Record {
+	t.Helper()
+	for ctx := inTime(t); ; {
+		if records := testenv.ReadAll(t, addr, topic); len(records) >= n || ctx.Err() != nil {
+			return records
+		}
+	}
+}
+
 func TestProducerKeepsOrder(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		leaks(t)
@@ -63,7 +74,7 @@ func TestProducerKeepsOrder(t *testing.T) {
 
 		last := make(map[string]int)
 		where := make(map[string]int32)
-		records := testenv.ReadAll(t, addr, topic)
+		records := readable(t, addr, topic, 5000)
 		for _, record := range records {
 			key, version := string(record.Key), 0
 			fmt.Sscan(string(record.Value), &version)
@@ -96,7 +107,7 @@ func TestProducerWritesWhatItIsGivenWhereJavaWould(t *testing.T) {
 			// The default of franz-go is murmur2, as in Java.
 			testenv.Produce(t, addr, m)
 		}
-		got := testenv.ReadAll(t, addr, topic)
+		got := readable(t, addr, topic, 6)
 		if len(got) != 6 {
 			t.Fatalf("%d records, want 6", len(got))
 		}
@@ -126,12 +137,7 @@ func TestProducerWaitsWhileItsQueueIsFull(t *testing.T) {
 	each(t, func(t *testing.T, addr string) {
 		topic := testenv.NewTopic(t, addr, 3)
 		publish(t, producer(t, addr), messages(topic, 30_000, 10)...)
-		// Records can be read when the markers of their transaction are there, which is a moment later.
-		got := 0
-		for ctx := inTime(t); got != 30_000 && ctx.Err() == nil; {
-			got = len(testenv.ReadAll(t, addr, topic))
-		}
-		if got != 30_000 {
+		if got := len(readable(t, addr, topic, 30_000)); got != 30_000 {
 			t.Errorf("%d records in the topic, want 30000", got)
 		}
 	})
@@ -156,7 +162,7 @@ func TestProducerPublishesAllOrNone(t *testing.T) {
 		p.Close()
 		// The transaction ends when another producer takes the ID.
 		publish(t, producerAs(t, config(addr), p.id), message(topic, "key", "last"))
-		records := testenv.ReadAll(t, addr, topic)
+		records := readable(t, addr, topic, 11)
 		if len(records) != 11 || string(records[10].Value) != "last" {
 			t.Errorf("%d records in the topic, want 10 and the last", len(records))
 		}
@@ -188,7 +194,7 @@ func TestProducerIsFenced(t *testing.T) {
 		}
 		publish(t, second, message(topic, "key", "3"))
 		var got []string
-		for _, r := range testenv.ReadAll(t, addr, topic) {
+		for _, r := range readable(t, addr, topic, 3) {
 			got = append(got, string(r.Value))
 		}
 		if diff := cmp.Diff([]string{"1", "2", "3"}, got); diff != "" {
@@ -221,7 +227,7 @@ func TestProducerSurvivesAnOutage(t *testing.T) {
 		publish(t, p, all[1000:2000]...)
 	}
 	publish(t, p, all[2000:]...)
-	if got := len(testenv.ReadAll(t, k.Addr, topic)); got != len(all) {
+	if got := len(readable(t, k.Addr, topic, len(all))); got != len(all) {
 		t.Errorf("%d records in the topic, want %d, each once", got, len(all))
 	}
 }

@@ -388,7 +388,11 @@ func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
 
 	k.Revoke(t, "reader", "topic "+refused+" Read")
 	write(refused, 2)
-	poll(t, "the refusal is reported", func() bool { return Code(c.Err()) == "TOPIC_AUTHORIZATION_FAILED" })
+	reported := func() bool {
+		return Code(c.Err()) == "TOPIC_AUTHORIZATION_FAILED" && strings.Contains(c.Err().Error(), refused+"/0")
+	}
+	poll(t, "the refusal is reported", reported)
+	rebalances := c.Rebalances()
 	// Each of these shows that Kafka responds: a record, and a look-up of the topics.
 	for n := 2; n < 12; n++ {
 		write(open, n)
@@ -396,10 +400,13 @@ func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
 		if _, err := c.admin.Topics(t.Context(), open, refused); err != nil {
 			t.Fatal(err)
 		}
-		if Code(c.Err()) != "TOPIC_AUTHORIZATION_FAILED" || !strings.Contains(c.Err().Error(), refused+"/0") {
-			t.Fatalf("after %d other records the member reports %v", n, c.Err())
+		if err := c.Err(); !reported() && c.Rebalances() == rebalances {
+			t.Fatalf("after %d other records the member reports %v", n, err)
 		}
+		// A member that has lost its partitions, as on a slow machine, has to find out again.
+		poll(t, "the refusal is still reported", reported)
 	}
+	once := c.Rebalances() == rebalances
 
 	k.Allow(t, "reader", "topic "+refused+" Read")
 	m.await(t, "the refused record", read(refused, 2))
@@ -411,7 +418,7 @@ func TestARefusedPartitionIsReportedUntilItCanBeRead(t *testing.T) {
 		"a partition cannot be read": 1, "the partition can be read again": 1,
 		"trouble with Kafka": 0, "Kafka responds again": 0,
 	} {
-		if got := strings.Count(lines.String(), text); got != want {
+		if got := strings.Count(lines.String(), text); got != want && (once || want == 0 || got == 0) {
 			t.Errorf("%d lines have %q, want %d:\n%s", got, text, want, lines.String())
 		}
 	}

@@ -186,12 +186,13 @@ func (t *Transactions) AwaitReadable(ctx context.Context, next map[Partition]int
 	left := maps.Clone(next)
 	again := backoff.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
 	for begin := time.Now(); ; {
+		// What is decided at the end is decided by a look that began then: this process may have stood still.
+		late := time.Since(begin) >= readableWait
 		stable, err := t.stableOffsets(ctx, left)
 		if err != nil {
 			return err
 		}
 		maps.DeleteFunc(left, func(p Partition, offset int64) bool { return stable[p] >= offset })
-		late := time.Since(begin) >= readableWait
 		// In most cases a marker is only a moment late, and who holds a transaction open is not asked.
 		if len(left) > 0 && (late || t.foreign) {
 			foreign, err := t.heldByOthers(ctx, left)

@@ -67,9 +67,16 @@ func TestAForeignTransactionIsNotWaitedFor(t *testing.T) {
 		if err := transactions.AwaitReadable(inTime(t), next); err != nil {
 			t.Errorf("AwaitReadable behind a foreign transaction: %v", err)
 		}
-		begin := time.Now()
-		if err := transactions.AwaitReadable(inTime(t), next); err != nil || time.Since(begin) >= readableWait {
-			t.Errorf("AwaitReadable again: %v after %s, want nothing at once", err, time.Since(begin))
+		quickest := readableWait
+		for range 5 {
+			begin := time.Now()
+			if err := transactions.AwaitReadable(inTime(t), next); err != nil {
+				t.Errorf("AwaitReadable again: %v", err)
+			}
+			quickest = min(quickest, time.Since(begin))
+		}
+		if quickest >= readableWait {
+			t.Error("AwaitReadable waits for a foreign transaction that it has seen")
 		}
 	})
 }
@@ -207,9 +214,12 @@ func TestATransactionThatTookTooLongIsNotFenced(t *testing.T) {
 	}
 	defer cluster.Close()
 	addr := cluster.ListenAddrs()[0]
-	refuseFrom := time.Now().Add(transactionTimeout + time.Second)
+	var refuseFrom time.Time
 	cluster.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
+		if refuseFrom.IsZero() {
+			refuseFrom = time.Now().Add(transactionTimeout + time.Second)
+		}
 		if time.Now().Before(refuseFrom) {
 			return nil, errors.New("no response"), true
 		}
