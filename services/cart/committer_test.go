@@ -81,10 +81,27 @@ func lead(t *testing.T, s *store) {
 			t.Error(err)
 		}
 	})
+	awaitLease(t, s)
+}
+
+func awaitLease(t *testing.T, s *store) {
+	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !s.box.Leads(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no lease within 30 s")
 		}
+	}
+}
+
+// whileLeading runs a transaction of the lease's holder, and again whenever the lease was lost: it expires if the
+// machine stalls, and no other replica wants it.
+func whileLeading(t *testing.T, s *store, do func() error) error {
+	t.Helper()
+	for {
+		if err := do(); !errors.Is(err, outbox.ErrLeaseLost) {
+			return err
+		}
+		awaitLease(t, s)
 	}
 }
 

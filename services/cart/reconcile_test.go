@@ -2,7 +2,9 @@ package cart
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -56,12 +58,27 @@ func (r *compared) lostSoFar(when string, want float64) {
 	}
 }
 
-func (r *compared) end() map[broker.Partition]int64 {
+// untilReachable does what asks Kafka, and again while Kafka seems to be unreachable: on a machine that stalls it
+// may need longer than a look-up waits for it.
+func (r *compared) untilReachable(do func(context.Context) error) {
 	r.t.Helper()
-	_, end, err := r.admin.Bounds(r.t.Context(), contract.OrderTopics()...)
-	if err != nil {
-		r.t.Fatal(err)
+	for deadline := time.Now().Add(time.Minute); ; {
+		err := do(r.t.Context())
+		if err == nil {
+			return
+		}
+		if _, unreachable := errors.AsType[*broker.UnreachableError](err); !unreachable || time.Now().After(deadline) {
+			r.t.Fatal(err)
+		}
 	}
+}
+
+func (r *compared) end() (end map[broker.Partition]int64) {
+	r.t.Helper()
+	r.untilReachable(func(ctx context.Context) (err error) {
+		_, end, err = r.admin.Bounds(ctx, contract.OrderTopics()...)
+		return err
+	})
 	return end
 }
 
@@ -76,9 +93,7 @@ func TestALossIsCountedOnceHoweverOftenTheStoreIsCompared(t *testing.T) {
 	}
 	for loss := range 2 {
 		before := float64(5 * loss)
-		if err := r.run(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		r.untilReachable(r.run)
 		r.lostSoFar("the store agrees with the topics", before)
 		if err := r.store.setPublished(t.Context(), map[broker.Partition]int64{some: end[some] + 5}); err != nil {
 			t.Fatal(err)
@@ -104,14 +119,10 @@ func TestTopicsThatChangeWhileCartRunsAreNoticed(t *testing.T) {
 	r := newCompared(t)
 	look := func(when string, lost float64) {
 		t.Helper()
-		if err := r.look(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		r.untilReachable(r.look)
 		r.lostSoFar(when, lost)
 	}
-	if err := r.run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	r.untilReachable(r.run)
 	message := contract.Message{Topic: contract.TopicCreated, Key: []byte("a"), Value: []byte("{}")}
 	testenv.Produce(t, r.kafka, message, message, message)
 	look("three records came", 0)
@@ -232,9 +243,7 @@ func TestTheNewestVersionOfAnOrderIsTheLastOne(t *testing.T) {
 			for _, version := range tt.published {
 				testenv.Produce(t, r.kafka, event(version))
 			}
-			if err := r.run(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			r.untilReachable(r.run)
 			var got []int64
 			err := r.store.db.Query(t.Context(), "SELECT value FROM outbox ORDER BY id", func(rows *sql.Rows) error {
 				var value []byte

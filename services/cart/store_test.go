@@ -278,7 +278,11 @@ func TestOwnRecordsInAnyOrderAreNoConflict(t *testing.T) {
 				}
 				conflict := false
 				for _, batch := range batches {
-					_, conflicts, _, err := s.adopt(t.Context(), batch)
+					var conflicts []string
+					err := whileLeading(t, s, func() (err error) {
+						_, conflicts, _, err = s.adopt(t.Context(), batch)
+						return err
+					})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -299,7 +303,10 @@ func TestARestoredVersionNeverGoesBack(t *testing.T) {
 		c, _ := open(100)
 		lead(t, c.store)
 		for _, v := range []int64{2, 3, 3, 1} {
-			if err := c.store.restore(t.Context(), map[string]orderState{"a": {v, []byte(etag(v))}}); err != nil {
+			err := whileLeading(t, c.store, func() error {
+				return c.store.restore(t.Context(), map[string]orderState{"a": {v, []byte(etag(v))}})
+			})
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
