@@ -33,8 +33,18 @@ func watching(brokers ...string) Config {
 	return Config{Kafka: kafkaconfig.Client{Brokers: brokers}, Groups: regexp.MustCompile("")}
 }
 
-// connect returns a collector whose polls the test makes itself, so that it waits for none.
+// connect returns a collector whose polls the test makes itself, so that it waits for none. A request
+// may take a minute: a machine that stands still for some seconds must not leave errors in a snapshot.
 func connect(t *testing.T, cfg Config) *Collector {
+	t.Helper()
+	c := newTestCollector(t, cfg)
+	c.connectWithin(t, 6*time.Minute)
+	return c
+}
+
+// connectBriefly is connect with the configured time for a poll. It is for tests in which a poll fails:
+// the client repeats some requests until their time has passed.
+func connectBriefly(t *testing.T, cfg Config) *Collector {
 	t.Helper()
 	c := newTestCollector(t, cfg)
 	c.connect(t)
@@ -356,7 +366,7 @@ func TestDescribeRightsAndRenewal(t *testing.T) {
 	commit(t, k.Addr, "hidden", open, 0, 2)
 	k.Allow(t, "lag", "topic "+open+" Describe", "group seen Describe", "group away Describe")
 	user := k.NewUser(t, "lag")
-	c := connect(t, Config{Kafka: user.Client(), Groups: regexp.MustCompile("")})
+	c := connectBriefly(t, Config{Kafka: user.Client(), Groups: regexp.MustCompile("")})
 	c.Want(map[string][]Objective{"hidden": nil, "away": {{Topics: []string{secret}}}})
 	s := c.mustPoll(t)
 	wantSeen := "classic Empty 0 members, 1 of 2 committed, subscribed false, unassigned 0"
@@ -489,7 +499,7 @@ func TestKafkaAway(t *testing.T) {
 	commit(t, k.Addr, "g", topic, 0, 1)
 	cfg := watching(k.Addr)
 	cfg.Interval = 100 * time.Millisecond
-	c := connect(t, cfg)
+	c := connectBriefly(t, cfg)
 	var log bytes.Buffer
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	before := c.mustPoll(t)
@@ -1048,6 +1058,8 @@ func TestRun(t *testing.T) {
 	c := newTestCollector(t, Config{
 		Kafka: kafkaconfig.Client{Brokers: cluster.ListenAddrs()}, Interval: 20 * time.Millisecond,
 	})
+	// Run connects again, with the same limits: see connect.
+	c.connectWithin(t, 6*time.Minute)
 	c.Want(map[string][]Objective{"g00": nil})
 	for range 2 {
 		// Run may be called again after it has returned.
@@ -1169,7 +1181,7 @@ func TestPasswordRenewal(t *testing.T) {
 		}
 	}
 	write("first")
-	c := connect(t, Config{Kafka: kafkaconfig.Client{
+	c := connectBriefly(t, Config{Kafka: kafkaconfig.Client{
 		Brokers: cluster.ListenAddrs(), Protocol: "sasl_plaintext", Mechanism: "SCRAM-SHA-512",
 		UsernameFile: filepath.Join(dir, "user"), PasswordFile: filepath.Join(dir, "pass"),
 	}})

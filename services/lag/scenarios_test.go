@@ -25,6 +25,8 @@ func TestScenarios(t *testing.T) {
 		"log.cleaner.backoff.ms": "100",
 		// A busy machine must not fence the broker.
 		"broker.session.timeout.ms": "",
+		// Nor may it expel a member: all members leave by themselves. Kafka's default is 45 s.
+		"group.consumer.session.timeout.ms": "",
 	}
 	k, err := localkafka.Start(t.Context(), localkafka.Options{Dir: t.TempDir(), Settings: settings})
 	testenv.Require(t, err)

@@ -24,10 +24,11 @@ func TestOthersOfAGroup(t *testing.T) {
 	})
 	second, stopSecond := start(t, addr, cc, newMember(newStore()))
 	poll(t, "both have partitions", func() bool { return first.Assigned() == 3 && second.Assigned() == 3 })
+	other := []Member{{ClientID: "broker-test", Host: "/127.0.0.1", Partitions: 3}}
 	for _, c := range []*Consumer{first, second} {
 		poll(t, "the other member", func() bool {
 			got, err := c.Others(t.Context())
-			return err == nil && slices.Equal([]Member{{ClientID: "broker-test", Host: "/127.0.0.1", Partitions: 3}}, got)
+			return err == nil && slices.Equal(other, got)
 		})
 	}
 	stopSecond()

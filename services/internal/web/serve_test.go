@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -221,7 +222,7 @@ func gauges(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 // responds waits for a response, and returns whether the server keeps the connection.
 func responds(t *testing.T, conn net.Conn) (kept bool) {
 	t.Helper()
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(time.Minute))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -250,6 +251,15 @@ func TestARefusalDoesNotWaitForTheBody(t *testing.T) {
 }
 
 const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// The server closes a connection whose headers take longer than headerTimeout, and one that has waited for
+// its client longer than patience while another one waits. A test whose machine stood still for so long has
+// shown nothing, and is repeated. It has so many attempts.
+const (
+	headerTimeout = 5 * time.Second
+	patience      = time.Second
+	attempts      = 5
+)
 
 // Connections that wait for their clients give their places up to those that wait for a place. Those
 // with a request under way keep theirs.
@@ -292,7 +302,7 @@ func (secure overTLS) slowGiveUp(t *testing.T) {
 		responds(t, connect(t, addr, request))
 	}
 	for name, conn := range slow {
-		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the %s connection is still open", name)
 		}
@@ -306,8 +316,20 @@ func (secure overTLS) slowGiveUp(t *testing.T) {
 // While a connection waits, a client learns with its response that it loses its own.
 func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
 	t.Parallel()
+	for range attempts {
+		if busyIsGivenUp(t) {
+			return
+		}
+	}
+	t.Fatalf("in each of %d attempts, the request took longer than %s", attempts, patience)
+}
+
+// busyIsGivenUp reports whether the request was sent so fast that the server had to respond to it.
+func busyIsGivenUp(t *testing.T) (sent bool) {
+	t.Helper()
 	connect := overTLS(false).connect
 	addr, _ := serve(t, overTLS(false).server(t, 1))
+	begin := time.Now()
 	busy := connect(t, addr, "GET / HTTP/1.1\r\n")
 	waiting := connect(t, addr, request)
 	// It takes a moment until the second one waits.
@@ -315,12 +337,16 @@ func TestBusyConnectionIsGivenUpAfterItsResponse(t *testing.T) {
 		fmt.Fprint(busy, "X: x\r\n")
 	}
 	fmt.Fprint(busy, "Host: x\r\n\r\n")
+	if time.Since(begin) >= patience {
+		return false
+	}
 	if responds(t, busy) {
 		t.Error("the connection is kept while another one waits")
 	}
 	if !responds(t, waiting) {
 		t.Error("the connection is not kept although none waits")
 	}
+	return true
 }
 
 // A request may come in any pieces. One that can only be refused is refused before its end.
@@ -346,37 +372,80 @@ func TestRequestsArriveInPieces(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			conn := overTLS(false).connect(t, addr, "")
-			for n, piece := range test.pieces {
-				if n > 0 {
-					// Nothing shows that the server has read a piece: two of them may come at once.
-					time.Sleep(2 * time.Millisecond)
-				}
-				if _, err := io.WriteString(conn, piece); err != nil {
-					t.Fatal(err)
-				}
+			var got []int
+			var err error
+			var took time.Duration
+			const limit = 3 * time.Second
+			for n := 0; n == 0 || n < attempts && took > limit; n++ {
+				begin := time.Now()
+				got, err = sendPieces(t, addr, test.pieces, len(test.want))
+				took = time.Since(begin)
 			}
-			conn.SetReadDeadline(time.Now().Add(3 * time.Second))
-			responses := bufio.NewReader(conn)
-			for _, want := range test.want {
-				resp, err := http.ReadResponse(responses, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				// A server that refuses a request may reset the connection under the rest of its response.
-				_, _ = io.Copy(io.Discard, resp.Body)
-				if resp.StatusCode != want {
-					t.Errorf("responded with %d, want %d", resp.StatusCode, want)
-				}
+			if err != nil || took > limit {
+				t.Fatalf("after %s: %v", took, err)
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("responded with %d, want %d", got, test.want)
 			}
 		})
 	}
 }
 
+// sendPieces sends pieces over a new connection, and returns the status of each of n responses.
+func sendPieces(t *testing.T, addr string, pieces []string, n int) (status []int, err error) {
+	t.Helper()
+	conn := overTLS(false).connect(t, addr, "")
+	for i, piece := range pieces {
+		if i > 0 {
+			// Nothing shows that the server has read a piece: two of them may come at once.
+			time.Sleep(2 * time.Millisecond)
+		}
+		if _, err := io.WriteString(conn, piece); err != nil {
+			return nil, err
+		}
+	}
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	responses := bufio.NewReader(conn)
+	for range n {
+		resp, err := http.ReadResponse(responses, nil)
+		if err != nil {
+			return nil, err
+		}
+		// A server that refuses a request may reset the connection under the rest of its response.
+		_, _ = io.Copy(io.Discard, resp.Body)
+		status = append(status, resp.StatusCode)
+	}
+	return status, nil
+}
+
 // Clients that never end a request take little memory. The test runs alone, as it measures all of it.
 func TestHalfARequestTakesLittleMemory(t *testing.T) {
+	for n, done := 1, false; !done; n++ {
+		// A subtest closes the connections of its attempt.
+		t.Run(fmt.Sprintf("attempt %d", n), func(t *testing.T) {
+			var half, whole float64
+			if half, whole, done = memoryOfRequests(t); !done {
+				if done = n == attempts; done {
+					t.Fatalf("in each of %d attempts, connections were not accepted within %s", n, headerTimeout)
+				}
+				return
+			}
+			t.Logf("half a request: %.1f KiB, kept after a request: %.1f KiB", half/1024, whole/1024)
+			if half > whole/2 {
+				t.Errorf("a connection with half a request takes %.1f KiB: want half of %.1f KiB at most, which one "+
+					"takes after a request", half/1024, whole/1024)
+			}
+		})
+	}
+}
+
+// memoryOfRequests returns how much memory a connection with half a request takes, and one that is kept
+// after a request. It reports whether all connections were open for as long as it measured.
+func memoryOfRequests(t *testing.T) (half, whole float64, open bool) {
+	t.Helper()
 	const connections = 200
 	addr, metrics := serve(t, overTLS(false).server(t, 2*connections))
+	begin := time.Now()
 	// growth returns how much memory each of many connections takes after they have sent text.
 	growth := func(text string, then func(net.Conn)) float64 {
 		t.Helper()
@@ -385,22 +454,16 @@ func TestHalfARequestTakesLittleMemory(t *testing.T) {
 		for range connections {
 			then(overTLS(false).connect(t, addr, text))
 		}
-		for start := time.Now(); gauges(t, metrics)["http_connections"] < open+connections; {
-			if time.Sleep(time.Millisecond); time.Since(start) > 10*time.Second {
-				t.Fatal("not all connections are accepted")
-			}
+		for gauges(t, metrics)["http_connections"] < open+connections && time.Since(begin) < headerTimeout {
+			time.Sleep(time.Millisecond)
 		}
 		// Nothing shows that the server has read what was sent.
 		time.Sleep(100 * time.Millisecond)
 		return (memory() - before) / connections
 	}
-	half := growth(request[:len(request)-2], func(net.Conn) {})
-	whole := growth(request, func(conn net.Conn) { responds(t, conn) })
-	t.Logf("half a request: %.1f KiB, kept after a request: %.1f KiB", half/1024, whole/1024)
-	if half > whole/2 {
-		t.Errorf("a connection with half a request takes %.1f KiB: want half of %.1f KiB at most, which one takes "+
-			"after a request", half/1024, whole/1024)
-	}
+	half = growth(request[:len(request)-2], func(net.Conn) {})
+	whole = growth(request, func(conn net.Conn) { responds(t, conn) })
+	return half, whole, time.Since(begin) < headerTimeout
 }
 
 // memory returns how many bytes the heap and the stacks take.
@@ -414,6 +477,20 @@ func memory() float64 {
 // A stop waits neither for a connection that sends nothing nor for one that never ends its request.
 func TestAStopClosesWhatHasNotArrived(t *testing.T) {
 	t.Parallel()
+	shortest := stopBeforeArrival(t)
+	// net/http alone waits for five seconds.
+	const limit = 3 * time.Second
+	for n := 1; n < attempts && shortest > limit; n++ {
+		shortest = min(shortest, stopBeforeArrival(t))
+	}
+	if shortest > limit {
+		t.Errorf("the shortest of %d stops took %s", attempts, shortest)
+	}
+}
+
+// stopBeforeArrival returns how long a server takes to stop that has such connections.
+func stopBeforeArrival(t *testing.T) (took time.Duration) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -431,16 +508,14 @@ func TestAStopClosesWhatHasNotArrived(t *testing.T) {
 	if err := served.Wait(); err != nil {
 		t.Error(err)
 	}
-	// net/http alone waits for five seconds.
-	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("the stop took %s", took)
-	}
+	took = time.Since(begin)
 	for name, conn := range map[string]net.Conn{"silent": silent, "half": half} {
-		conn.SetReadDeadline(time.Now().Add(time.Second))
+		conn.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) || err == nil {
 			t.Errorf("the %s connection is open after the stop: %v", name, err)
 		}
 	}
+	return took
 }
 
 func errorText(err error) string {
